@@ -1,0 +1,25 @@
+"""Symmetrical flow matching as a scikit-learn estimator.
+
+Names are imported when first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sklearn_msf.classifier import MedSymmFlowClassifier
+
+__all__ = ["MedSymmFlowClassifier"]
+__version__ = "0.1.0"
+
+_HOMES = {"MedSymmFlowClassifier": "sklearn_msf.classifier"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

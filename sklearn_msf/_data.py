@@ -1,0 +1,228 @@
+"""Checks of X, y and weights on the way into an estimator."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+
+from sklearn_msf.images import flatten_images, learn_format, row_shape
+
+__all__ = [
+    "TrainingRows",
+    "check_n_classes",
+    "check_prediction_rows",
+    "check_training_rows",
+    "hold_out",
+]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Checked training data, without rows of zero weight, in an order of its own.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images as rows.
+    labels : ndarray of shape (n,)
+        Indices into `classes_`.
+    weights : ndarray of shape (n,)
+        Positive weights, class weights included.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "TrainingRows":
+        """Keep some of the rows."""
+        return TrainingRows(self.rows[indices], self.labels[indices], self.weights[indices])
+
+
+def check_training_rows(
+    estimator: BaseEstimator,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    reset: bool,
+    learn_classes: bool,
+) -> TrainingRows:
+    """Check everything fit takes; learn classes, shape and range, or compare with them.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets `classes_`, `image_shape_`, `n_features_in_` and its image format.
+    X, y, sample_weight : array-like
+        As in fit.
+    reset : bool
+        Whether to learn shape and range of the images.
+    learn_classes : bool
+        Whether the labels of y are all classes there are.
+
+    Returns
+    -------
+    TrainingRows
+    """
+    rows, shape = flatten_images(X)
+    if not reset:
+        # Named before scikit-learn counts the features of images that have another shape.
+        _check_shape(estimator, shape)
+    rows, y = validate_data(estimator, rows, _column(y), reset=reset, dtype="numeric")
+    rows = _numbers(rows)
+    check_classification_targets(y)
+    if sample_weight is not None and not np.asarray(sample_weight).any():
+        raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
+    weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+    kept = weights > 0
+    if not kept.all():
+        rows, y, weights = rows[kept], y[kept], weights[kept]
+    _check_classes(estimator, np.unique(y), learn=learn_classes)
+    if reset:
+        _learn_images(estimator, rows, shape)
+    else:
+        _check_images(estimator, rows, shape)
+    weights = weights * _class_weights(estimator.class_weight, y, weights)
+    data = TrainingRows(rows, np.searchsorted(estimator.classes_, y), weights)
+    return data.take(_own_order(data))
+
+
+def check_prediction_rows(estimator: BaseEstimator, X: Any) -> np.ndarray:
+    """Check X against the images of fit: rows of shape (n, n_features)."""
+    rows, shape = flatten_images(X)
+    # Named before scikit-learn counts the features of images that have another shape.
+    _check_shape(estimator, shape)
+    rows = _numbers(validate_data(estimator, rows, reset=False, dtype="numeric"))
+    _check_images(estimator, rows, shape)
+    return rows
+
+
+def check_n_classes(classes: np.ndarray) -> None:
+    """Refuse to learn a single class."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"y must have at least 2 classes; got {len(classes)} class: {classes.tolist()}."
+        )
+
+
+def hold_out(
+    data: TrainingRows, share: float, random_state: np.random.RandomState
+) -> tuple[TrainingRows, TrainingRows]:
+    """Split off a stratified validation part.
+
+    Raises
+    ------
+    ValueError
+        Where some class would be missing from one of the parts.
+    """
+    try:
+        train, valid = train_test_split(
+            np.arange(len(data.rows)),
+            test_size=share,
+            stratify=data.labels,
+            random_state=random_state,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"early_stopping=True cannot hold out validation_fraction={share} of "
+            f"{len(data.rows)} samples with every class in both parts: {error}"
+        ) from error
+    return data.take(train), data.take(valid)
+
+
+def _column(y: Any) -> Any:
+    """Labels as one dimension; refuses several label columns."""
+    if y is None:
+        return None
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] > 1:
+        raise ValueError(
+            f"y must be of shape (n,) or (n, 1), got {shape}: several label columns "
+            "(multi-label) are not supported."
+        )
+    return column_or_1d(y, warn=True) if len(shape) == 2 else y
+
+
+def _numbers(rows: np.ndarray) -> np.ndarray:
+    """Booleans as 8-bit numbers 0 and 1, anything else as it is."""
+    return rows.astype(np.int8) if rows.dtype == bool else rows
+
+
+def _check_classes(estimator: BaseEstimator, present: np.ndarray, *, learn: bool) -> None:
+    if learn:
+        check_n_classes(present)
+        estimator.classes_ = present
+    unknown = np.setdiff1d(present, estimator.classes_)
+    if len(unknown):
+        raise ValueError(
+            f"y has labels {unknown.tolist()} that are not among the classes "
+            f"{estimator.classes_.tolist()}."
+        )
+
+
+def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray | float:
+    """Weight of each row's class."""
+    if class_weight is None:
+        return 1.0
+    present = np.unique(y)
+    per_class = compute_class_weight(class_weight, classes=present, y=y, sample_weight=weights)
+    return per_class[np.searchsorted(present, y)]
+
+
+def _learn_images(
+    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None
+) -> None:
+    """Fix shape, layout and range of the images."""
+    wanted = estimator.image_shape
+    wanted = None if wanted is None else tuple(int(n) for n in wanted)
+    if shape is not None and wanted is not None and _squeezed(shape) != _squeezed(wanted):
+        raise ValueError(
+            f"X has images of shape {shape}, but image_shape={wanted}; "
+            "leave image_shape out for images that have their shape."
+        )
+    flat = shape is None
+    shape = shape or wanted or row_shape(rows.shape[1])
+    if math.prod(shape) != rows.shape[1]:
+        raise ValueError(
+            f"image_shape={wanted} has {math.prod(shape)} values, but X has "
+            f"{rows.shape[1]} features."
+        )
+    estimator.image_shape_ = tuple(int(n) for n in shape)
+    estimator._image_format = learn_format(rows, estimator.image_shape_, flat=flat)
+
+
+def _check_images(
+    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None
+) -> None:
+    """Refuse images unlike those of fit."""
+    _check_shape(estimator, shape)
+    estimator._image_format.check(rows)
+
+
+def _check_shape(estimator: BaseEstimator, shape: tuple[int, ...] | None) -> None:
+    fitted = estimator.image_shape_
+    if shape is not None and _squeezed(shape) != _squeezed(fitted):
+        raise ValueError(
+            f"X has images of shape {shape}, but {type(estimator).__name__} was fitted on "
+            f"images of shape {fitted}."
+        )
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) for (H, W, 1)."""
+    return tuple(shape[:2]) if len(shape) == 3 and shape[2] == 1 else tuple(shape)
+
+
+def _own_order(data: TrainingRows) -> np.ndarray:
+    """Order by content, so that training does not depend on the order of the rows."""
+    rows = np.ascontiguousarray(data.rows)
+    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    order = np.argsort(as_bytes, kind="stable")
+    return order[np.argsort(data.labels[order], kind="stable")]

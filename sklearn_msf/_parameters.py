@@ -1,0 +1,125 @@
+"""Checks of constructor parameters, made when fit is called."""
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from sklearn_msf.augmentation import AUGMENTATIONS
+from sklearn_msf.device import PRECISIONS
+from sklearn_msf.fields import LABEL_PREDICTIONS
+from sklearn_msf.label_codes import LABEL_ENCODINGS
+from sklearn_msf.solver import ODE_SOLVERS
+
+__all__ = ["check_coverage", "check_parameters", "check_positive_integer"]
+
+
+def _fail(name: str, value: Any, expected: str) -> None:
+    raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+
+
+def check_positive_integer(name: str, value: Any) -> None:
+    """Refuse what is not an integer of at least 1."""
+    if not _is_integer(value) or value < 1:
+        _fail(name, value, "an integer >= 1")
+
+
+def check_coverage(value: Any) -> None:
+    """Refuse what is not a share in (0, 1]."""
+    if not _is_number(value) or not 0 < value <= 1:
+        _fail("coverage", value, "a number in (0, 1]")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        _fail(name, value, "True or False")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        _fail(name, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def _check_real(name: str, value: Any, low: float, high: float, ends: str = "[]") -> None:
+    """Refuse numbers outside an interval, whose ends are open or closed as `ends` writes them."""
+    inside = _is_number(value) and np.isfinite(value)
+    inside = inside and (value > low if ends[0] == "(" else value >= low)
+    inside = inside and (value < high if ends[1] == ")" else value <= high)
+    if not inside:
+        _fail(name, value, f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}")
+
+
+def _check_integers(name: str, value: Any, low: int, *, empty: bool = False) -> None:
+    """Refuse what is not a sequence of integers of at least `low`."""
+    valid = isinstance(value, (tuple, list, np.ndarray)) and (empty or len(value) > 0)
+    if not valid or not all(_is_integer(item) and item >= low for item in value):
+        _fail(name, value, f"a {'' if empty else 'non-empty '}sequence of integers >= {low}")
+
+
+def _check_image_shape(value: Any) -> None:
+    if value is None:
+        return
+    _check_integers("image_shape", value, 1)
+    if len(value) not in (2, 3):
+        _fail("image_shape", value, "(height, width), (height, width, channels) or None")
+
+
+def _check_class_weight(value: Any) -> None:
+    if not (value is None or isinstance(value, Mapping) or value == "balanced"):
+        _fail("class_weight", value, "a dict, 'balanced' or None")
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Check every constructor parameter of a MedSymmFlow estimator.
+
+    Parameters
+    ----------
+    parameters : mapping
+        Names and values, as `get_params` returns them.
+
+    Raises
+    ------
+    ValueError
+        For the first parameter of a wrong type or range, with its name and its value.
+    """
+    p = parameters
+    _check_image_shape(p["image_shape"])
+    _check_choice("label_encoding", p["label_encoding"], LABEL_ENCODINGS)
+    _check_choice("label_prediction", p["label_prediction"], LABEL_PREDICTIONS)
+    _check_real("beta", p["beta"], 0, 255)
+    _check_real("t1_share", p["t1_share"], 0, 1)
+    _check_real("image_weight", p["image_weight"], 0, 1, "[)")
+    for name in ("channels", "n_blocks", "patch_size", "batch_size", "n_iter_no_change"):
+        check_positive_integer(name, p[name])
+    for name in ("n_draws", "n_steps"):
+        check_positive_integer(name, p[name])
+    if p["channels"] % 2:
+        _fail("channels", p["channels"], "an even integer")
+    _check_integers("channel_mult", p["channel_mult"], 1)
+    _check_integers("attention_levels", p["attention_levels"], 0, empty=True)
+    _check_real("dropout", p["dropout"], 0, 1, "[)")
+    if p["max_epochs"] != "auto":
+        check_positive_integer("max_epochs", p["max_epochs"])
+    if p["time_budget"] is not None:
+        _check_real("time_budget", p["time_budget"], 0, np.inf, "()")
+    _check_real("learning_rate", p["learning_rate"], 0, np.inf, "()")
+    _check_real("weight_decay", p["weight_decay"], 0, np.inf, "[)")
+    _check_real("ema_decay", p["ema_decay"], 0, 1, "[)")
+    _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
+    _check_class_weight(p["class_weight"])
+    _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
+    _check_bool("early_stopping", p["early_stopping"])
+    _check_bool("warm_start", p["warm_start"])
+    _check_choice("ode_solver", p["ode_solver"], ODE_SOLVERS)
+    _check_choice("precision", p["precision"], PRECISIONS)
+    if not _is_integer(p["verbose"]) and not isinstance(p["verbose"], bool):
+        _fail("verbose", p["verbose"], "an integer")

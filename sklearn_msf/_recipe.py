@@ -1,0 +1,85 @@
+"""From constructor parameters to the settings of network and training."""
+
+import math
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator
+
+from sklearn_msf.device import resolve_precision
+from sklearn_msf.fields import VelocityField, make_field
+from sklearn_msf.images import ImageFormat
+from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.training import TrainingSettings
+
+__all__ = ["build_field", "network_layout", "training_settings"]
+
+# "auto" epochs: as many as show this many images, within these bounds.
+_AUTO_IMAGES = 100_000
+_AUTO_EPOCHS = (10, 300)
+_NO_LIMIT = 10**9
+# Smallest side at which moving an image by a few percent is a variation of it.
+_MIN_SIDE_TO_AUGMENT = 8
+
+
+def network_layout(estimator: BaseEstimator, image_format: ImageFormat) -> dict[str, Any]:
+    """Everything that the shapes of the weights depend on, as plain data."""
+    return {
+        "label_encoding": estimator.label_encoding,
+        "beta": float(estimator.beta),
+        "n_classes": len(estimator.classes_),
+        "form": estimator.label_prediction,
+        "image_channels": image_format.n_channels,
+        "channels": int(estimator.channels),
+        "channel_mult": tuple(int(n) for n in estimator.channel_mult),
+        "n_blocks": int(estimator.n_blocks),
+        "attention_levels": tuple(int(n) for n in estimator.attention_levels),
+        "patch_size": int(estimator.patch_size),
+        "dropout": float(estimator.dropout),
+    }
+
+
+def build_field(layout: dict[str, Any], seed: int) -> VelocityField:
+    """Make the field of a layout with weights drawn from a seed; torch's own state is kept."""
+    layout = dict(layout)
+    codes = make_label_codes(
+        layout.pop("label_encoding"), layout.pop("n_classes"), layout.pop("beta")
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_field(layout.pop("form"), codes, layout.pop("image_channels"), **layout)
+
+
+def training_settings(
+    estimator: BaseEstimator, image_format: ImageFormat, n_images: int, device: torch.device
+) -> TrainingSettings:
+    """Resolve every "auto" into the settings of the training engine."""
+    return TrainingSettings(
+        max_epochs=_max_epochs(estimator, n_images),
+        time_budget=estimator.time_budget,
+        batch_size=int(estimator.batch_size),
+        learning_rate=float(estimator.learning_rate),
+        weight_decay=float(estimator.weight_decay),
+        ema_decay=float(estimator.ema_decay),
+        image_weight=float(estimator.image_weight),
+        t1_share=float(estimator.t1_share),
+        augment=_augmentation(estimator, image_format),
+        precision=resolve_precision(estimator.precision, device),
+        early_stopping=bool(estimator.early_stopping),
+        n_iter_no_change=int(estimator.n_iter_no_change),
+    )
+
+
+def _max_epochs(estimator: BaseEstimator, n_images: int) -> int:
+    if estimator.max_epochs != "auto":
+        return int(estimator.max_epochs)
+    if estimator.time_budget is not None:
+        return _NO_LIMIT
+    low, high = _AUTO_EPOCHS
+    return min(high, max(low, math.ceil(_AUTO_IMAGES / n_images)))
+
+
+def _augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:
+    if estimator.augment != "auto":
+        return estimator.augment
+    return "hflip+affine" if min(image_format.size) >= _MIN_SIDE_TO_AUGMENT else None

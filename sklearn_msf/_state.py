@@ -1,0 +1,97 @@
+"""What a fitted estimator is made of: moved, put back after a failure, pickled.
+
+Pickles hold weights as arrays: a model from a GPU opens on a machine without.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from sklearn_msf._recipe import build_field
+from sklearn_msf.device import resolve_device
+from sklearn_msf.fields import VelocityField
+
+__all__ = ["PortableEstimator", "all_or_nothing", "move_field"]
+
+
+class PortableEstimator(BaseEstimator):
+    """Turns the network of an estimator into arrays when it is pickled, and back."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State with every tensor as an array."""
+        # A copy: what comes is the estimator's own dictionary.
+        state = dict(super().__getstate__())
+        if "field_" in state:
+            state["_weights"] = _tensors_to_arrays(state.pop("field_").state_dict())
+        state["_training_state"] = _tensors_to_arrays(state.get("_training_state"))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Rebuild the network around the weights."""
+        state = dict(state)
+        weights = state.pop("_weights", None)
+        state["_training_state"] = _arrays_to_tensors(state.get("_training_state"))
+        super().__setstate__(state)
+        if weights is not None:
+            field = build_field(self._field_layout, seed=0)
+            field.load_state_dict(_arrays_to_tensors(weights))
+            field.requires_grad_(False).eval()
+            self.field_ = move_field(field, _device_at_hand(self.device))
+
+
+@contextmanager
+def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
+    """Put the estimator back as it was where fitting it fails."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+def move_field(field: VelocityField, device: torch.device) -> VelocityField:
+    """Move a field and its codes, convolutions in the layout that is fast for them."""
+    field.codes = field.codes.to(device)
+    # torch's annotations leave memory_format out.
+    return field.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _device_at_hand(device: Any) -> torch.device:
+    """Device asked for, or the CPU where this machine lacks it."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        warnings.warn(
+            f"device={device!r} is not available here; the model was opened on the CPU.",
+            stacklevel=3,
+        )
+        return torch.device("cpu")
+
+
+def _tensors_to_arrays(value: Any) -> Any:
+    """Nested state with every tensor as an array."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy()
+    if isinstance(value, dict):
+        return {key: _tensors_to_arrays(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_tensors_to_arrays(item) for item in value]
+    return value
+
+
+def _arrays_to_tensors(value: Any) -> Any:
+    """Nested state with every array as a tensor."""
+    if isinstance(value, np.ndarray):
+        return torch.tensor(value)
+    if isinstance(value, dict):
+        return {key: _arrays_to_tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_arrays_to_tensors(item) for item in value]
+    return value

@@ -1,0 +1,78 @@
+"""Random variations of training images, made on the device they live on."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["AUGMENTATIONS", "augment_images"]
+
+_MAX_ROTATION = math.radians(15.0)
+_MAX_SCALING = 0.1
+_MAX_SHIFT = 0.1
+
+
+def _mirror(x: Tensor, generator: torch.Generator, axis: int) -> Tensor:
+    """Flip an axis of each image with probability 1/2."""
+    chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
+    return torch.where(chosen, x.flip(axis), x)
+
+
+def _horizontal_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    return _mirror(x, generator, 3)
+
+
+def _flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip both axes (paper: Blood, Derma, Retina)."""
+    return _mirror(_mirror(x, generator, 3), generator, 2)
+
+
+def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate by up to 15 degrees, scale by up to 10 %, shift by up to 5 % of the size."""
+    n, _, height, width = x.shape
+    uniform = 2 * torch.rand(5, n, generator=generator, device=x.device) - 1
+    angle = _MAX_ROTATION * uniform[0]
+    rows = torch.exp(_MAX_SCALING * uniform[1])
+    columns = torch.exp(_MAX_SCALING * uniform[2])
+    # grid_sample counts both axes from -1 to 1: rotation in pixels needs the aspect ratio.
+    aspect = height / width
+    theta = torch.stack(
+        [
+            torch.stack([angle.cos() * columns, -angle.sin() * aspect * rows]),
+            torch.stack([angle.sin() / aspect * columns, angle.cos() * rows]),
+        ]
+    ).permute(2, 0, 1)
+    theta = torch.cat([theta, _MAX_SHIFT * uniform[3:].T[:, :, None]], dim=2)
+    grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+_VARIATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "hflip": _horizontal_flip,
+    "flip": _flip,
+    "affine": _affine,
+}
+AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
+
+
+def augment_images(x: Tensor, kind: str | None, generator: torch.Generator) -> Tensor:
+    """Vary every image at random.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, C, H, W)
+        Images in [-1, 1].
+    kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
+        Variations, applied one after the other; None returns `x`.
+    generator : torch.Generator
+        On the device of `x`.
+
+    Returns
+    -------
+    Tensor of shape (n, C, H, W)
+    """
+    for variation in kind.split("+") if kind else ():
+        x = _VARIATIONS[variation](x, generator)
+    return x

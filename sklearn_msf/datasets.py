@@ -1,0 +1,196 @@
+"""Medical images in the manner of `sklearn.datasets`: MedMNIST, fetched once and checked."""
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+from sklearn.utils import Bunch
+
+__all__ = ["fetch_medmnist"]
+
+_SPLITS = ("train", "val", "test")
+_CITATION = (
+    "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical "
+    "image classification. Scientific Data 10, 41 (2023)."
+)
+# Seconds without a byte after which a download has stalled, and how often it is tried.
+_TIMEOUT = 30
+_N_RETRIES = 2
+
+
+def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
+    """Import the table of data sets that the medmnist package carries."""
+    try:
+        # The package prints a complaint where torchvision is missing; its table is complete.
+        with contextlib.redirect_stdout(io.StringIO()):
+            from medmnist.info import INFO
+    except ImportError as error:
+        raise ImportError(
+            "fetch_medmnist needs the table of data sets of the medmnist package: "
+            'pip install "sklearn-msf[medmnist]", or pip install --no-deps medmnist.'
+        ) from error
+    return INFO
+
+
+def _data_home(data_home: str | os.PathLike[str] | None) -> Path:
+    """Folder of the files: the argument, MEDMNIST_ROOT, or medmnist's own cache."""
+    return Path(data_home or os.environ.get("MEDMNIST_ROOT") or "~/.medmnist").expanduser()
+
+
+def fetch_medmnist(
+    name: str,
+    *,
+    size: int = 28,
+    split: str | None = None,
+    data_home: str | os.PathLike[str] | None = None,
+    download_if_missing: bool = True,
+    return_X_y: bool = False,
+) -> Any:
+    """Load a MedMNIST data set, downloading it where it is not at hand.
+
+    A file is used only if its MD5 checksum is the published one, and a download appears in
+    the folder only when it is complete.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set in lower case, such as "retinamnist".
+    size : {28, 64, 128, 224}, default=28
+        Side of the images in pixels; 3-D sets have 28 and 64.
+    split : {"train", "val", "test"}, default=None
+        Part to load; None loads all three, in this order.
+    data_home : path-like, default=None
+        Folder of the files. Default: the environment variable MEDMNIST_ROOT, or the cache
+        of the medmnist package, ``~/.medmnist``.
+    download_if_missing : bool, default=True
+        If False, a file that is not there raises an OSError.
+    return_X_y : bool, default=False
+        Whether to return ``(data, target)`` only.
+
+    Returns
+    -------
+    Bunch or (data, target)
+        data : ndarray of shape (n, H, W), (n, H, W, 3) or (n, D, H, W), uint8
+            Images in [0, 255].
+        target : ndarray of shape (n,) or (n, n_labels), integer
+            Class indices; several columns for multi-label sets.
+        target_names : list of str
+            Name of each class.
+        DESCR : str
+            Description with licence and citation.
+        filename : str
+            Where the file lies.
+
+    Raises
+    ------
+    ValueError
+        For a name, size or split that MedMNIST does not have.
+    OSError
+        Where the file is missing and may not or cannot be downloaded, or has a wrong
+        checksum.
+    """
+    info = _medmnist_info()
+    if name not in info:
+        raise ValueError(f"name must be one of {sorted(info)}, got {name!r}.")
+    suffix = "" if size == 28 else f"_{size}"
+    if f"url{suffix}" not in info[name]:
+        sizes = [28, *(s for s in (64, 128, 224) if f"url_{s}" in info[name])]
+        raise ValueError(f"size must be one of {sizes} for {name}, got {size!r}.")
+    if split not in (None, *_SPLITS):
+        raise ValueError(f"split must be one of {_SPLITS} or None, got {split!r}.")
+
+    entry = info[name]
+    path = _obtain(
+        _data_home(data_home) / f"{name}{suffix}.npz",
+        url=entry[f"url{suffix}"],
+        md5=entry[f"MD5{suffix}"],
+        download=download_if_missing,
+    )
+    data, target = _read(path, _SPLITS if split is None else (split,))
+    if return_X_y:
+        return data, target
+    return Bunch(
+        data=data,
+        target=target,
+        target_names=list(entry["label"].values()),
+        DESCR=_describe(name, size, entry),
+        filename=str(path),
+    )
+
+
+def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
+    """Return the path of a file with the right checksum, downloading it where needed."""
+    if path.exists():
+        found = pooch.file_hash(str(path), alg="md5")
+        if found != md5:
+            raise OSError(
+                f"{path} has MD5 {found}, expected {md5}: it is damaged or another version. "
+                "Delete it to download it again."
+            )
+        return path
+    if not download:
+        raise OSError(
+            f"{path} is missing and download_if_missing=False. Download {url} there, or set "
+            "data_home or MEDMNIST_ROOT to the folder that has it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # pooch writes to a temporary file beside the target and moves it once the checksum
+        # is right.
+        pooch.retrieve(
+            url,
+            known_hash=f"md5:{md5}",
+            fname=path.name,
+            path=path.parent,
+            downloader=_Downloader(),
+        )
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"Could not download {url}: {error}. Nothing was left in {path.parent}. Try again, "
+            "or download the file by other means and set data_home or MEDMNIST_ROOT to its "
+            "folder."
+        ) from error
+    return path
+
+
+class _Downloader:
+    """HTTP download with a time limit on silence and a few tries."""
+
+    def __call__(self, url: str, output_file: str, pooch_: Any) -> None:
+        for attempt in range(1 + _N_RETRIES):
+            try:
+                download = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=False)
+                download(url, output_file, pooch_)
+            except OSError:
+                if attempt == _N_RETRIES:
+                    raise
+            else:
+                return
+
+
+def _read(path: Path, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Read images and labels of the splits, one after the other."""
+    with np.load(path, allow_pickle=False) as arrays:
+        data = np.concatenate([arrays[f"{split}_images"] for split in splits])
+        target = np.concatenate([arrays[f"{split}_labels"] for split in splits])
+    return data, target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+
+
+def _describe(name: str, size: int, entry: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{split} {n}" for split, n in entry["n_samples"].items())
+    return "\n".join(
+        [
+            f"{entry['python_class']} ({name}), {size} px",
+            "",
+            entry["description"],
+            "",
+            f"Task: {entry['task']}. Images: {counts}.",
+            f"Licence: {entry['license']}.",
+            f"Citation: {_CITATION}",
+        ]
+    )

@@ -1,0 +1,72 @@
+"""Where and in which precision the network runs."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision"]
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "auto" into the best device at hand and check any other.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        Where torch does not know the device or this machine does not have it.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a device that torch can use here, got {device!r}."
+        ) from error
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Turn "auto" into the training precision that suits the hardware.
+
+    bfloat16 where convolutions have matrix units for it (CUDA cards that support it, CPUs
+    with AMX), float32 elsewhere. The rule looks at the hardware and not at a stopwatch, so
+    that the same seed gives the same model.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        The wish.
+    device : torch.device
+        Where the network runs.
+
+    Returns
+    -------
+    {"float32", "bfloat16"}
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    # Absent from older versions of torch, which then train in float32.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_matrix_units = device.type == "cpu" and capabilities.get("amx_tile", False)
+    return "bfloat16" if has_matrix_units else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Context in which convolutions and products run in `precision`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,0 +1,222 @@
+"""The velocity field over image and mask, with its label half in two forms.
+
+Both fields map (x_t, y_t, t) to the two velocities. They differ in what the network learns:
+
+- :class:`VelocityForm` (the paper): the U-Net returns v_x and v_y pixel by pixel.
+- :class:`PosteriorForm`: the best label field is known up to the class posterior,
+  ``u_y = (y_t - y) / t`` for every point of the path, hence
+  ``v_y = (y_t - sum_c p(c | x_t, y_t) code_c) / t``. The pooled features of the U-Net's
+  middle block give p; only v_x needs the way up.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
+from sklearn_msf.label_codes import LabelCodes
+from sklearn_msf.network import Encoding, UNet
+from sklearn_msf.solver import integrate
+
+__all__ = ["LABEL_PREDICTIONS", "PosteriorForm", "VelocityField", "VelocityForm", "make_field"]
+
+# Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not resolved.
+_MIN_TIME = 1e-3
+
+
+class VelocityField(nn.Module):
+    """What both forms share: a U-Net, label codes and the ODE in both directions.
+
+    Parameters
+    ----------
+    unet : UNet
+        Network over [x_t, y_t].
+    codes : LabelCodes
+        Codes of the classes.
+    """
+
+    def __init__(self, unet: UNet, codes: LabelCodes):
+        super().__init__()
+        self.unet = unet
+        self.codes = codes
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
+        raise NotImplementedError
+
+    def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x_t, y_t = state
+        v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
+        return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
+
+    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+        """Losses of the image half and of the label half on points of the path.
+
+        Parameters
+        ----------
+        sample : PathSample
+            Points of the path; the first `n_at_one` at t = 1, which carry no image loss.
+        labels : Tensor of shape (n,), int64
+            Class indices.
+        n_at_one : int
+            Number of rows at t = 1.
+
+        Returns
+        -------
+        image_loss, label_loss : Tensor
+            Scalars.
+        """
+        raise NotImplementedError
+
+    def classify(self, x: Tensor, e_y: Tensor, *, n_steps: int, method: str) -> Tensor:
+        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the mask y_0."""
+        end = integrate(
+            self._velocity, (x, e_y), start=1.0, end=0.0, n_steps=n_steps, method=method
+        )
+        return end.state[1]
+
+    def generate(
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
+    ) -> Tensor:
+        """Carry [e_x, masks] from t = 0 to t = 1 and return the images x_1.
+
+        Parameters
+        ----------
+        e_x : Tensor of shape (n, C_x, H, W)
+            Image noise.
+        masks : Tensor of shape (n, C_y, H, W)
+            Code masks of the classes asked for.
+        e_y : Tensor of shape (n, C_y, H, W)
+            Mask noise at the other end of the mask's path.
+        n_steps : int
+            Equal steps of the fixed-step methods.
+        method : str
+            ODE solver.
+
+        Returns
+        -------
+        Tensor of shape (n, C_x, H, W)
+        """
+        raise NotImplementedError
+
+
+class VelocityForm(VelocityField):
+    """Label half as a regression of u_y per pixel (paper, section 3)."""
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
+        velocity = self.unet(torch.cat([x_t, y_t], dim=1), t)
+        return velocity[:, : x_t.shape[1]], velocity[:, x_t.shape[1] :]
+
+    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+        """Mean squared errors of both velocities (paper, section 3)."""
+        v_x, v_y = self(sample.x_t, sample.y_t, sample.t)
+        return velocity_loss(v_x[n_at_one:], sample.u_x[n_at_one:]), velocity_loss(v_y, sample.u_y)
+
+    def generate(
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
+    ) -> Tensor:
+        """Integrate image and mask together; the field draws its own end of the mask."""
+        end = integrate(
+            self._velocity, (e_x, masks), start=0.0, end=1.0, n_steps=n_steps, method=method
+        )
+        return end.state[0]
+
+
+class PosteriorForm(VelocityField):
+    """Label half as a class posterior, from which v_y follows in closed form."""
+
+    def __init__(self, unet: UNet, codes: LabelCodes):
+        super().__init__(unet, codes)
+        self.head = nn.Linear(unet.feature_channels, codes.n_classes)
+
+    def encode(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Encoding:
+        """Run the U-Net up to its middle block.
+
+        The network sees the mask without its noise, which is all that the mask says: at
+        t = 1 the noise only hides the image.
+        """
+        mask = denoise_masks(y_t, t, self.codes)[:, :, None, None]
+        mask = mask.expand(-1, -1, y_t.shape[2], y_t.shape[3])
+        return self.unet.encode(torch.cat([x_t, mask], dim=1), t)
+
+    def class_logits(self, encoding: Encoding) -> Tensor:
+        """Unnormalised log p(c | x_t, y_t), float32, (n, K)."""
+        return self.head(encoding.features.float().mean(dim=(2, 3))).float()
+
+    def posterior(self, x: Tensor, e_y: Tensor) -> Tensor:
+        """p(c | x, e_y) at t = 1, (n, K): one Euler step of the label half."""
+        t = torch.ones(len(x), device=x.device)
+        return torch.softmax(self.class_logits(self.encode(x, e_y, t)), dim=1)
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
+        encoding = self.encode(x_t, y_t, t)
+        p = torch.softmax(self.class_logits(encoding), dim=1)
+        y_0 = self.codes.mean_codes(p)[:, :, None, None]
+        v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
+        return self.unet.decode(encoding), v_y
+
+    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+        """Mean squared error of v_x and the cross-entropy of p, which has the same best field.
+
+        Rows at t = 1 end at the middle block: classifying needs no way up.
+        """
+        encoding = self.encode(sample.x_t, sample.y_t, sample.t)
+        label_loss = F.cross_entropy(self.class_logits(encoding), labels)
+        v_x = self.unet.decode(encoding.rows(n_at_one, len(labels)))
+        return velocity_loss(v_x, sample.u_x[n_at_one:]), label_loss
+
+    def generate(
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
+    ) -> Tensor:
+        """Integrate the image while the mask runs along its own straight path.
+
+        With the class known the mask's path is known: y_t = (1 - t) mask + t e_y. Using it
+        avoids the quotient of :meth:`forward`, which is 0 / 0 at t = 0.
+        """
+
+        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (x_t,) = state
+            encoding = self.encode(x_t, torch.lerp(masks, e_y, t), t.expand(len(x_t)))
+            return (self.unet.decode(encoding).to(x_t.dtype),)
+
+        end = integrate(velocity, (e_x,), start=0.0, end=1.0, n_steps=n_steps, method=method)
+        return end.state[0]
+
+
+def _velocity_form(codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
+    n_channels = image_channels + codes.n_channels
+    return VelocityForm(UNet(n_channels, n_channels, **unet), codes)
+
+
+def _posterior_form(codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
+    n_channels = image_channels + codes.n_channels
+    return PosteriorForm(UNet(n_channels, image_channels, **unet), codes)
+
+
+_FORMS = {"velocity": _velocity_form, "posterior": _posterior_form}
+LABEL_PREDICTIONS = tuple(_FORMS)
+
+
+def make_field(form: str, codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
+    """Make an untrained velocity field.
+
+    Parameters
+    ----------
+    form : {"velocity", "posterior"}
+        What the label half of the network returns.
+    codes : LabelCodes
+        Codes of the classes.
+    image_channels : int
+        Channels of the images.
+    **unet : dict
+        Layout of the network, see :class:`~sklearn_msf.network.UNet`.
+
+    Returns
+    -------
+    VelocityField
+    """
+    return _FORMS[form](codes, image_channels, **unet)

@@ -1,0 +1,221 @@
+"""Label codes: one constant colour a class, and the way back from masks to classes.
+
+A mask y is an image of one colour. Encoding paints the code of a class and jitters every
+pixel; decoding measures the distance of a mask to each code. See paper, section 3.1 and
+equation 2 (RGB), and the SymmFlow rows of Table 2 (grayscale).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["LABEL_ENCODINGS", "LabelCodes", "make_label_codes"]
+
+# The four levels of a channel; 4 ** 3 colours, in lexicographic order.
+_RGB_LEVELS = (0, 75, 150, 225)
+_N_RGB_CODES = len(_RGB_LEVELS) ** 3
+# How closely mixture weights follow the barycentric coordinates inside the simplex.
+_WEIGHT_SHARPNESS = 10.0
+
+
+def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
+    """Spread the classes over the palette: value / 127.5 - 1, jitter beta / 127.5."""
+    if n_classes > _N_RGB_CODES:
+        raise ValueError(
+            f"label_encoding='rgb' has {_N_RGB_CODES} codes, got {n_classes} classes; "
+            "use label_encoding='simplex'."
+        )
+    palette = np.stack(np.meshgrid(*[_RGB_LEVELS] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    chosen = np.floor(np.linspace(0, _N_RGB_CODES - 1, n_classes)).astype(int)
+    return palette[chosen] / 127.5 - 1.0, beta / 127.5
+
+
+def _grayscale_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
+    """Even steps from -beta/2 to beta/2, jitter of half a step."""
+    if beta <= 0:
+        raise ValueError(f"label_encoding='grayscale' needs beta > 0, got {beta!r}.")
+    steps = 2.0 * np.arange(n_classes) / (n_classes - 1) - 1.0
+    return (beta / 2 * steps)[:, None], beta / 2 / (n_classes - 1)
+
+
+def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
+    """Vertices of a regular simplex in K - 1 channels, of unit mean square, jitter as RGB.
+
+    The rows of the Helmert matrix are an orthonormal basis of the vectors that sum to zero;
+    the unit vectors seen in this basis are the vertices.
+    """
+    size = n_classes - 1
+    helmert = np.tril(np.ones((size, n_classes)))
+    helmert[np.arange(size), np.arange(1, n_classes)] = -np.arange(1, n_classes)
+    helmert /= np.linalg.norm(helmert, axis=1, keepdims=True)
+    vertices = helmert.T
+    return vertices * math.sqrt(size) / np.linalg.norm(vertices[0]), beta / 127.5
+
+
+def _pixelwise_distances(masks: Tensor, codes: Tensor) -> Tensor:
+    """Mean over pixels of the L2 norm over channels (paper, eq. 2): (n, K)."""
+    # One class at a time: (n, K, C, H, W) would not fit for many classes.
+    return torch.stack(
+        [(masks - code[:, None, None]).norm(dim=1).mean(dim=(1, 2)) for code in codes], dim=1
+    )
+
+
+def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
+    """Distance of the mask's mean to each code: the nearest is the rescaled, rounded mean."""
+    return torch.cdist(masks.mean(dim=(2, 3)), codes)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    codes: Callable[[int, float], tuple[np.ndarray, float]]
+    distances: Callable[[Tensor, Tensor], Tensor]
+
+
+_ENCODINGS = {
+    "rgb": _Encoding(_rgb_codes, _pixelwise_distances),
+    "grayscale": _Encoding(_grayscale_codes, _mean_distances),
+    "simplex": _Encoding(_simplex_codes, _pixelwise_distances),
+}
+LABEL_ENCODINGS = tuple(_ENCODINGS)
+
+
+@dataclass(frozen=True)
+class LabelCodes:
+    """The codes of K classes.
+
+    Attributes
+    ----------
+    encoding : {"rgb", "grayscale", "simplex"}
+        Family of the codes.
+    codes : Tensor of shape (K, C)
+        Code of each class, float32.
+    jitter : float
+        Width of the uniform noise on every pixel and channel of a mask.
+    """
+
+    encoding: str
+    codes: Tensor
+    jitter: float
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return self.codes.shape[0]
+
+    @property
+    def n_channels(self) -> int:
+        """Number of mask channels C."""
+        return self.codes.shape[1]
+
+    def to(self, device: torch.device | str) -> "LabelCodes":
+        """Move the codes to a device."""
+        return replace(self, codes=self.codes.to(device))
+
+    def masks(
+        self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Paint masks.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n,), int64
+            Class indices in [0, K).
+        size : tuple of int
+            Height H and width W.
+        generator : torch.Generator, optional
+            Source of the jitter; without it the masks are the exact codes.
+
+        Returns
+        -------
+        Tensor of shape (n, C, H, W)
+        """
+        masks = self.codes[labels][:, :, None, None].expand(-1, -1, *size)
+        if generator is None:
+            return masks
+        noise = torch.rand(masks.shape, generator=generator, device=masks.device)
+        return masks + self.jitter * (noise - 0.5)
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Distance of masks to every code (paper, eq. 2).
+
+        RGB and simplex: mean over pixels of the L2 norm over channels. Grayscale: distance
+        of the mask's mean.
+
+        Parameters
+        ----------
+        masks : Tensor of shape (n, C, H, W)
+            Masks as the field returns them at t = 0.
+
+        Returns
+        -------
+        Tensor of shape (n, K)
+        """
+        return _ENCODINGS[self.encoding].distances(masks, self.codes.to(masks.dtype))
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Class probabilities read off masks that estimate E[code | x].
+
+        Where all codes are equally far apart (simplex codes, and any two classes) the mean
+        of the mask has unique mixture weights, p = its barycentric coordinates, bent
+        softly so that they stay positive. Elsewhere a mean of codes does not determine the
+        weights, and p = softmax(-distance / s) with s half the smallest gap between codes.
+        The most probable class is always the nearest one.
+
+        Parameters
+        ----------
+        masks : Tensor of shape (n, C, H, W)
+            Masks as the field returns them at t = 0.
+
+        Returns
+        -------
+        Tensor of shape (n, K)
+            Rows sum to 1.
+        """
+        codes = self.codes.to(masks.dtype)
+        gaps = torch.pdist(codes)
+        if self.is_regular:
+            # For a regular simplex with edge a the weights are affine in the squared
+            # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
+            squared = (masks.mean(dim=(2, 3))[:, None] - codes).square().sum(dim=2)
+            weights = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
+            weights = F.softplus(_WEIGHT_SHARPNESS * (weights + 1 / self.n_classes))
+            return weights / weights.sum(dim=1, keepdim=True)
+        return torch.softmax(-self.distances(masks) / (gaps.min() / 2), dim=1)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether all codes are equally far apart."""
+        gaps = torch.pdist(self.codes.double())
+        return bool(torch.allclose(gaps, gaps[:1]))
+
+    def mean_codes(self, probabilities: Tensor) -> Tensor:
+        """E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
+        return probabilities @ self.codes.to(probabilities.dtype)
+
+
+def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
+    """Make the codes of a number of classes.
+
+    Parameters
+    ----------
+    encoding : {"rgb", "grayscale", "simplex"}
+        "rgb": colours of the palette {0, 75, 150, 225}^3 (paper, section 3.1), up to 64
+        classes. "grayscale": even steps in one channel (SymmFlow). "simplex": vertices of
+        a regular simplex in K - 1 channels.
+    n_classes : int
+        Number of classes K, at least 2.
+    beta : float
+        Width of the jitter (RGB and simplex, in units of 1 / 127.5) or of the whole code
+        range (grayscale).
+
+    Returns
+    -------
+    LabelCodes
+    """
+    codes, jitter = _ENCODINGS[encoding].codes(n_classes, beta)
+    return LabelCodes(encoding, torch.as_tensor(codes, dtype=torch.float32), float(jitter))

@@ -1,0 +1,50 @@
+"""A progress bar over one training run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+__all__ = ["Report", "training_progress"]
+
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+
+
+class Report(Protocol):
+    """Takes the share of the training done and the record of the last epoch."""
+
+    def __call__(self, done: float, record: dict[str, Any]) -> None:
+        """Show the record."""
+
+
+@contextmanager
+def training_progress(description: str, *, verbose: int) -> Iterator[Report | None]:
+    """Show share done, time left, loss and images a second while training.
+
+    Parameters
+    ----------
+    description : str
+        What trains.
+    verbose : int
+        0 shows nothing.
+
+    Yields
+    ------
+    callable or None
+        Reporter for :meth:`sklearn_msf.training.Trainer.fit`.
+    """
+    if not verbose:
+        yield None
+        return
+    with tqdm(total=1.0, desc=description, bar_format=_FORMAT) as bar:
+
+        def report(done: float, record: dict[str, Any]) -> None:
+            shown = {"epoch": record["epoch"], "loss": f"{record['loss']:.3f}"}
+            if "validation_score" in record:
+                shown["validation"] = f"{record['validation_score']:.3f}"
+            shown["images/s"] = f"{record['n_images'] / max(record['seconds'], 1e-9):.0f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update(done - bar.n)
+
+        yield report

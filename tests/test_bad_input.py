@@ -1,0 +1,271 @@
+"""Every mistake has an error that names the argument, what came and what is expected."""
+
+import numpy as np
+import pytest
+from conftest import tiny_classifier
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
+
+X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+Y = np.array([0, 1] * 3)
+
+
+@pytest.fixture(scope="module")
+def on_bytes():
+    return tiny_classifier(max_epochs=1).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def on_floats():
+    return tiny_classifier(max_epochs=1).fit(X / 255, Y)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("image_shape", 64),
+        ("image_shape", (8,)),
+        ("image_shape", (8, 0)),
+        ("image_shape", (8, 8, 1, 1)),
+        ("image_shape", (8.0, 8.0)),
+        ("label_encoding", "RGB"),
+        ("label_encoding", None),
+        ("label_prediction", "score"),
+        ("beta", -1),
+        ("beta", "4"),
+        ("beta", np.nan),
+        ("t1_share", 1.5),
+        ("t1_share", True),
+        ("image_weight", 1.0),
+        ("image_weight", None),
+        ("channels", 0),
+        ("channels", 7),
+        ("channels", 8.0),
+        ("channel_mult", ()),
+        ("channel_mult", 2),
+        ("channel_mult", (1, 0)),
+        ("n_blocks", 0),
+        ("attention_levels", (-1,)),
+        ("attention_levels", "1"),
+        ("patch_size", 0),
+        ("dropout", 1.0),
+        ("max_epochs", 0),
+        ("max_epochs", "many"),
+        ("max_epochs", None),
+        ("time_budget", 0),
+        ("time_budget", np.inf),
+        ("batch_size", 0),
+        ("learning_rate", 0),
+        ("weight_decay", -1),
+        ("ema_decay", 1),
+        ("augment", "rotate"),
+        ("class_weight", "even"),
+        ("early_stopping", 1),
+        ("validation_fraction", 0),
+        ("validation_fraction", 1),
+        ("n_iter_no_change", 0),
+        ("n_draws", 0),
+        ("n_steps", 0.5),
+        ("ode_solver", "heun"),
+        ("warm_start", "yes"),
+        ("device", "gpu"),
+        ("precision", "float16"),
+        ("verbose", "loud"),
+    ],
+)
+def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value):
+    with pytest.raises(ValueError, match=f"{parameter} must be .*got"):
+        tiny_classifier(**{parameter: value}).fit(X, Y)
+
+
+@given(
+    st.sampled_from(["beta", "t1_share", "dropout", "learning_rate"]), st.floats(max_value=-1e-9)
+)
+def test_negative_numbers_are_refused_where_they_mean_nothing(parameter, value):
+    with pytest.raises(ValueError, match=f"{parameter} must be"):
+        tiny_classifier(**{parameter: value}).fit(X, Y)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused_in_fit_and_predict(on_floats, value):
+    bad = X / 255
+    bad[2, 3, 4] = value
+    with pytest.raises(ValueError, match="X contains (NaN|infinity)"):
+        tiny_classifier().fit(bad, Y)
+    with pytest.raises(ValueError, match="X contains (NaN|infinity)"):
+        on_floats.predict(bad)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8), (0, 64), (6, 0, 8)])
+def test_empty_images_are_refused(shape):
+    with pytest.raises(ValueError, match="0 (sample|feature)"):
+        tiny_classifier().fit(np.empty(shape), Y[: shape[0]])
+
+
+def test_predicting_nothing_is_refused(on_bytes):
+    with pytest.raises(ValueError, match="0 sample"):
+        on_bytes.predict(X[:0])
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 2, 2, 2, 2)])
+def test_other_dimensions_are_refused(shape):
+    with pytest.raises(ValueError, match=r"(1D|dim)"):
+        tiny_classifier().fit(np.zeros(shape), Y)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="at least 2 classes; got 1 class"):
+        tiny_classifier().fit(X, np.zeros(6))
+
+
+def test_one_class_left_by_zero_weights_is_refused():
+    with pytest.raises(ValueError, match="at least 2 classes; got 1 class"):
+        tiny_classifier().fit(X, Y, sample_weight=1 - Y)
+
+
+def test_several_label_columns_are_not_supported_and_said_so():
+    with pytest.raises(ValueError, match=r"y must be of shape .*got \(6, 3\).*multi-label"):
+        tiny_classifier().fit(X, np.zeros((6, 3)))
+
+
+def test_continuous_labels_are_refused():
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        tiny_classifier().fit(X, Y + 0.5 * np.arange(6) / 7)
+
+
+def test_labels_and_images_must_be_as_many():
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        tiny_classifier().fit(X, Y[:5])
+
+
+def test_rows_that_do_not_match_image_shape_are_named():
+    with pytest.raises(ValueError, match=r"image_shape=\(7, 9\) has 63 values, but X has 64"):
+        tiny_classifier(image_shape=(7, 9)).fit(X.reshape(6, 64), Y)
+
+
+def test_images_that_contradict_image_shape_are_named():
+    with pytest.raises(ValueError, match=r"shape \(8, 8\), but image_shape=\(4, 16\)"):
+        tiny_classifier(image_shape=(4, 16)).fit(X, Y)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (4, 16), (8, 8, 3)])
+def test_images_of_another_size_or_other_channels_are_named(on_bytes, shape):
+    with pytest.raises(ValueError, match=r"X has images of shape .*fitted on images of shape"):
+        on_bytes.predict(np.zeros((2, *shape), dtype=np.uint8))
+
+
+def test_rows_of_another_length_are_named(on_bytes):
+    with pytest.raises(ValueError, match="63 features, but MedSymmFlowClassifier is expecting 64"):
+        on_bytes.predict(np.zeros((2, 63), dtype=np.uint8))
+
+
+def test_floats_for_a_model_of_bytes_name_the_remedy(on_bytes):
+    with pytest.raises(ValueError, match="fitted on uint8.*np.rint"):
+        on_bytes.predict(X / 255)
+
+
+def test_binary_floats_for_a_model_of_bytes_are_refused(on_bytes):
+    with pytest.raises(ValueError, match="fitted on uint8"):
+        on_bytes.predict((X > 100).astype(float))
+
+
+def test_whole_floats_in_the_byte_range_are_the_same_images(on_bytes):
+    np.testing.assert_array_equal(
+        on_bytes.predict_proba(X.astype(float)), on_bytes.predict_proba(X)
+    )
+
+
+def test_bytes_for_a_model_of_floats_are_refused(on_floats):
+    with pytest.raises(
+        ValueError, match=r"X is uint8, but the model was fitted on float64 in \[0, 1\]"
+    ):
+        on_floats.predict(X)
+
+
+@pytest.mark.parametrize("weight", [[-1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1], [np.nan] * 6])
+def test_unusable_sample_weights_are_named(weight):
+    with pytest.raises(ValueError, match="(?i)sample_weight"):
+        tiny_classifier().fit(X, Y, sample_weight=weight)
+
+
+@pytest.mark.parametrize("class_id", [2, "0", [0, 5], [[0, 1]], []])
+def test_an_unknown_class_is_named(on_bytes, class_id):
+    with pytest.raises(ValueError, match=r"class_id must be one or more of the classes \[0, 1\]"):
+        on_bytes.sample(class_id)
+
+
+@pytest.mark.parametrize("argument", ["n_samples", "n_steps"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
+def test_counts_of_sample_are_positive_integers(on_bytes, argument, value):
+    with pytest.raises(ValueError, match=f"{argument} must be an integer >= 1"):
+        on_bytes.sample(0, **{argument: value})
+
+
+@pytest.mark.parametrize("coverage", [0, -0.1, 1.1, np.nan, "0.9", None, True])
+def test_coverage_is_a_share(on_bytes, coverage):
+    with pytest.raises(ValueError, match=r"coverage must be a number in \(0, 1\], got"):
+        on_bytes.predict_with_reject(X, coverage=coverage)
+
+
+def test_an_unknown_kind_of_uncertainty_is_named(on_bytes):
+    with pytest.raises(ValueError, match="kind must be one of .*got 'doubt'"):
+        on_bytes.predict_uncertainty(X, kind="doubt")
+
+
+def test_more_classes_than_colours_name_the_other_code():
+    many = np.zeros((195, 8, 8))
+    with pytest.raises(ValueError, match="64 codes, got 65 classes.*simplex"):
+        tiny_classifier().fit(many, np.arange(195) % 65)
+
+
+def test_early_stopping_on_too_little_data_is_named():
+    with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
+        tiny_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
+
+
+def test_the_first_partial_fit_needs_all_classes():
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        tiny_classifier().partial_fit(X, Y)
+
+
+def test_later_partial_fits_keep_classes_and_images():
+    classifier = tiny_classifier().partial_fit(X, Y, classes=[0, 1])
+    with pytest.raises(ValueError, match="not the same as on the first call"):
+        classifier.partial_fit(X, Y, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"labels \[2\] that are not among the classes"):
+        classifier.partial_fit(X, Y + 1)
+    with pytest.raises(ValueError, match="images of shape"):
+        classifier.partial_fit(np.zeros((6, 9, 8), dtype=np.uint8), Y)
+    assert classifier.partial_fit(X, Y).score(X, Y) >= 0
+
+
+def test_a_failed_first_partial_fit_leaves_nothing_behind():
+    classifier = tiny_classifier()
+    with pytest.raises(ValueError, match="sample_weight"):
+        classifier.partial_fit(X, Y, classes=[0, 1], sample_weight=np.zeros(6))
+    with pytest.raises(NotFittedError):
+        classifier.predict(X)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.predict(X),
+        lambda c: c.predict_proba(X),
+        lambda c: c.sample(0),
+        lambda c: c.predict_uncertainty(X),
+        lambda c: c.predict_with_reject(X),
+    ],
+)
+def test_an_unfitted_model_says_so(call):
+    with pytest.raises(NotFittedError):
+        call(tiny_classifier())
+
+
+def test_a_failed_fit_keeps_the_model_that_was_there():
+    classifier = tiny_classifier().fit(X, Y)
+    before = classifier.predict_proba(X)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        classifier.fit(X, np.zeros(6))
+    np.testing.assert_array_equal(classifier.predict_proba(X), before)

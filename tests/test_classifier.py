@@ -1,0 +1,277 @@
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, tiny_classifier
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.label_codes import make_label_codes
+
+
+def test_it_learns(fitted, digits):
+    X, y = digits
+    assert fitted.score(X, y) > 0.95
+    assert fitted.loss_curve_[-1] < fitted.loss_curve_[0]
+    assert fitted.n_iter_ == len(fitted.history_) == 30
+
+
+@pytest.mark.parametrize("label_encoding", ["rgb", "grayscale", "simplex"])
+def test_the_velocity_form_learns_with_every_code(digits, label_encoding):
+    X, y = digits[0][:120], digits[1][:120]
+    classifier = tiny_classifier(
+        label_prediction="velocity",
+        label_encoding=label_encoding,
+        channels=16,
+        max_epochs=80,
+        batch_size=32,
+        learning_rate=5e-3,
+        image_weight=0.1,
+        n_draws=8,
+    ).fit(X, y)
+    assert classifier.score(X, y) > 0.9
+
+
+def test_predictions_agree_with_each_other(fitted, digits):
+    X = digits[0][:30]
+    p = fitted.predict_proba(X)
+    assert p.shape == (30, 3)
+    assert_array_equal(fitted.classes_[p.argmax(axis=1)], fitted.predict(X))
+    np.testing.assert_allclose(fitted.predict_log_proba(X), np.log(p))
+    assert_array_equal(fitted.decision_function(X), fitted.predict_log_proba(X))
+
+
+def test_two_classes_have_one_decision_column(digits):
+    X, y = digits
+    two = y != "two"
+    classifier = tiny_classifier().fit(X[two], y[two])
+    p, d = classifier.predict_proba(X), classifier.decision_function(X)
+    assert d.shape == (len(X),)
+    np.testing.assert_allclose(d, np.log(p[:, 1] / p[:, 0]), rtol=1e-6)
+
+
+def test_a_prediction_never_depends_on_the_other_rows(fitted, digits):
+    X = digits[0]
+    together = fitted.predict_proba(X)
+    for rows in ([3], [5, 3, 70, 3], slice(0, 65), slice(None, None, -1)):
+        assert_array_equal(fitted.predict_proba(X[rows]), together[rows])
+
+
+def test_uncertainty_is_the_distance_to_the_code_of_the_predicted_class(fitted, digits):
+    X = digits[0][:20]
+    p = fitted.predict_proba(X)
+    codes = make_label_codes("rgb", 3, 4.0).codes.double().numpy()
+    expected = np.linalg.norm(p @ codes - codes[p.argmax(axis=1)], axis=1)
+    np.testing.assert_allclose(fitted.predict_uncertainty(X), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("coverage", [0.05, 0.5, 0.9, 1.0])
+def test_rejection_answers_the_most_certain_share(fitted, digits, coverage):
+    X = digits[0]
+    answered = fitted.predict_with_reject(X, coverage=coverage)
+    accepted = ~np.ma.getmaskarray(answered)
+    assert accepted.sum() == int(coverage * len(X))
+    assert_array_equal(answered.data, fitted.predict(X))
+    u = fitted.predict_uncertainty(X)
+    if coverage < 1:
+        assert u[accepted].max() <= u[~accepted].min()
+
+
+# Layouts
+
+
+def test_images_and_their_rows_give_the_same_model(fitted, digits):
+    X, y = digits
+    flat = clone(fitted).set_params(image_shape=(8, 8)).fit(X.reshape(len(X), -1), y)
+    assert_array_equal(flat.predict_proba(X), fitted.predict_proba(X))
+    assert_array_equal(fitted.predict_proba(X.reshape(len(X), -1)), fitted.predict_proba(X))
+    assert flat.sample("one").shape == (1, 64)
+    assert fitted.sample("one").shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (9, 11, 3), (8, 8, 1), (8, 9, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int32])
+def test_samples_have_dtype_layout_and_range_of_the_training_images(shape, dtype):
+    rng = np.random.default_rng(0)
+    X = rng.integers(10, 200, (8, *shape)).astype(dtype)
+    classifier = tiny_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4)
+    drawn = classifier.sample(1, n_samples=3, n_steps=2, random_state=0)
+    assert drawn.shape == (3, *shape)
+    assert drawn.dtype == X.dtype
+    low, high = (0, 255) if dtype == np.uint8 else (X.min(), X.max())
+    assert low <= drawn.min() <= drawn.max() <= high
+    assert classifier.image_shape_ == shape
+    assert classifier.n_features_in_ == np.prod(shape)
+
+
+def test_samples_of_one_class_or_several_come_in_the_order_asked_for(fitted):
+    images = fitted.sample(["two", "zero"], n_samples=6, random_state=0)
+    assert images.shape == (12, 8, 8)
+    predicted = fitted.predict(images)
+    assert (predicted[:6] == "two").mean() >= 0.5
+    assert (predicted[6:] == "zero").mean() >= 0.5
+
+
+def test_samples_repeat_with_their_seed_and_only_then(fitted):
+    first, again = (fitted.sample("one", 2, n_steps=2, random_state=5) for _ in range(2))
+    other = fitted.sample("one", 2, n_steps=2, random_state=6)
+    assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(
+    "labels", [[3, 9, 3, 9], ["b", "a", "b", "a"], [True, False] * 2, [1.0, 2.0] * 2]
+)
+def test_labels_of_any_sortable_kind_come_back(labels):
+    X = np.random.default_rng(0).random((4, 8, 8))
+    classifier = tiny_classifier(max_epochs=1).fit(X, labels)
+    assert_array_equal(classifier.classes_, np.unique(labels))
+    assert set(classifier.predict(X)) <= set(labels)
+
+
+def test_medmnist_labels_of_one_column_are_taken(digits):
+    X, y = digits
+    with pytest.warns(match="column-vector"):
+        column = tiny_classifier(max_epochs=1).fit(X, y[:, None])
+    assert_array_equal(column.predict(X), tiny_classifier(max_epochs=1).fit(X, y).predict(X))
+
+
+def test_lists_and_data_frames_are_taken(digits):
+    X, y = digits
+    frame = pd.DataFrame(X.reshape(len(X), -1), columns=[f"pixel{i}" for i in range(64)])
+    classifier = tiny_classifier(max_epochs=1, image_shape=(8, 8)).fit(frame, pd.Series(y))
+    assert_array_equal(classifier.feature_names_in_, frame.columns)
+    from_lists = tiny_classifier(max_epochs=1).fit(X.tolist(), y.tolist())
+    assert_array_equal(classifier.predict_proba(frame), from_lists.predict_proba(X.tolist()))
+
+
+# Training
+
+
+def test_integer_weights_equal_repetitions(digits):
+    X, y = digits[0][:30], digits[1][:30]
+    weights = np.arange(30) % 3
+    weighted = tiny_classifier().fit(X, y, sample_weight=weights)
+    repeated = tiny_classifier().fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
+    assert_array_equal(weighted.predict_proba(X), repeated.predict_proba(X))
+
+
+def test_balanced_class_weight_equals_those_sample_weights(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    counts = {label: 40 / (3 * np.sum(y == label)) for label in np.unique(y)}
+    balanced = tiny_classifier(class_weight="balanced").fit(X, y)
+    weighted = tiny_classifier().fit(X, y, sample_weight=[counts[label] for label in y])
+    assert_array_equal(balanced.predict_proba(X), weighted.predict_proba(X))
+
+
+def test_the_order_of_the_training_rows_does_not_matter(digits):
+    X, y = digits
+    order = np.random.default_rng(0).permutation(len(X))
+    first, second = tiny_classifier().fit(X, y), tiny_classifier().fit(X[order], y[order])
+    assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+
+
+def test_partial_fit_learns_batch_by_batch(digits):
+    X, y = digits
+    classifier = tiny_classifier(channels=16)
+    for _ in range(8):
+        for part in np.array_split(np.arange(len(X)), 2):
+            classifier.partial_fit(X[part], y[part], classes=np.unique(y))
+    assert classifier.score(X, y) > 0.9
+
+
+def test_warm_start_goes_on_where_it_was(digits):
+    X, y = digits
+    classifier = tiny_classifier(warm_start=True, channels=16, max_epochs=6).fit(X, y)
+    before = classifier.loss_curve_[0]
+    assert classifier.fit(X, y).loss_curve_[0] < before
+
+
+def test_early_stopping_ends_before_the_last_epoch(digits):
+    X, y = digits
+    classifier = tiny_classifier(
+        channels=16, max_epochs=60, early_stopping=True, n_iter_no_change=3
+    ).fit(X, y)
+    assert classifier.n_iter_ < 60
+    assert all(0 <= record["validation_score"] <= 1 for record in classifier.history_)
+
+
+def test_time_budget_limits_fit(digits, monkeypatch):
+    X, y = digits
+    clock = iter(np.arange(0, 1e6, 0.25))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    classifier = tiny_classifier(max_epochs="auto", time_budget=30.0).fit(X, y)
+    assert next(clock) <= 31
+    assert classifier.n_iter_ >= 1
+
+
+def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch):
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 700)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (2, 4))
+    X, y = digits
+    assert tiny_classifier(max_epochs="auto").fit(X, y).n_iter_ == 3
+    assert tiny_classifier(max_epochs="auto").fit(X[:30], y[:30]).n_iter_ == 4
+
+
+def test_verbose_shows_share_loss_and_speed(digits, capsys):
+    X, y = digits
+    tiny_classifier(verbose=1).fit(X, y)
+    shown = capsys.readouterr().err
+    assert "100%" in shown
+    assert "loss=" in shown
+    assert "images/s=" in shown
+
+
+# The paper
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "max_epochs", "learning_rate", "beta_gray", "augment"),
+    [
+        ("pneumoniamnist", 128, 1000, 5e-4, 1, None),
+        ("bloodmnist", 256, 1000, 5e-4, 4, "flip"),
+        ("dermamnist", 256, 1000, 3e-4, 4, "flip"),
+        ("retinamnist", 256, 2000, 5e-4, 3, "flip"),
+    ],
+)
+def test_from_paper_has_the_settings_of_tables_3_and_4(
+    name, batch_size, max_epochs, learning_rate, beta_gray, augment
+):
+    parameters = MedSymmFlowClassifier.from_paper(name).get_params()
+    expected = {
+        "channels": 64,
+        "n_blocks": 2,
+        "channel_mult": (1, 2, 2, 2),
+        "attention_levels": (1,),
+        "dropout": 0.0,
+        "batch_size": batch_size,
+        "max_epochs": max_epochs,
+        "learning_rate": learning_rate,
+        "beta": 4,
+        "label_encoding": "rgb",
+        "label_prediction": "velocity",
+        "t1_share": 0.0,
+        "image_weight": 0.7,
+        "patch_size": 1,
+        "ema_decay": 0.7,
+        "n_steps": 1,
+        "augment": augment,
+    }
+    assert {key: parameters[key] for key in expected} == expected
+    gray = MedSymmFlowClassifier.from_paper(name, label_encoding="grayscale")
+    assert gray.beta == beta_gray
+
+
+def test_from_paper_takes_overrides_and_names_unknown_data_sets():
+    assert MedSymmFlowClassifier.from_paper("bloodmnist", max_epochs=3).max_epochs == 3
+    with pytest.raises(ValueError, match="name must be one of.*got 'mnist'"):
+        MedSymmFlowClassifier.from_paper("mnist")
+
+
+def test_the_papers_settings_train_and_predict():
+    X = np.random.default_rng(0).integers(0, 256, (4, 9, 9), dtype=np.uint8)
+    small = {key: TINY[key] for key in ("channels", "channel_mult", "max_epochs", "device")}
+    classifier = MedSymmFlowClassifier.from_paper("retinamnist", **small, random_state=0)
+    assert classifier.fit(X, [0, 1, 0, 1]).predict(X).shape == (4,)
+    assert classifier.sample(0, n_steps=2).shape == (1, 9, 9)

@@ -1,0 +1,173 @@
+"""fetch_medmnist against a local server that also stalls, truncates and lies."""
+
+import hashlib
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from sklearn_msf import datasets
+from sklearn_msf.datasets import fetch_medmnist
+
+
+def make_file(n_labels=1):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 5), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (n, n_labels), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue(), arrays
+
+
+CONTENT, ARRAYS = make_file()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT well or badly and counts the requests."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.behaviours = []
+        self.n_requests = 0
+        self.released = threading.Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        behaviour = server.behaviours[min(server.n_requests, len(server.behaviours) - 1)]
+        server.n_requests += 1
+        if behaviour == "missing":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        if behaviour == "good":
+            self.wfile.write(CONTENT)
+        elif behaviour == "wrong bytes":
+            self.wfile.write(bytes(len(CONTENT)))
+        else:
+            self.wfile.write(CONTENT[: len(CONTENT) // 2])
+            self.wfile.flush()
+            if behaviour == "stall":
+                server.released.wait(20)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/toymnist.npz"
+    entry = {
+        "python_class": "ToyMNIST",
+        "description": "Random pixels.",
+        "url": url,
+        "MD5": hashlib.md5(CONTENT).hexdigest(),
+        "task": "binary-class",
+        "label": {"0": "healthy", "1": "ill"},
+        "n_samples": {"train": 5, "val": 2, "test": 3},
+        "license": "CC BY 4.0",
+    }
+    monkeypatch.setattr(datasets, "_medmnist_info", lambda: {"toymnist": entry})
+    monkeypatch.setattr(datasets, "_TIMEOUT", 0.2)
+    yield server
+    server.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_file_is_downloaded_once_and_described(server, tmp_path):
+    server.behaviours = ["good"]
+    for _ in range(2):
+        bunch = fetch_medmnist("toymnist", data_home=tmp_path)
+    assert server.n_requests == 1
+    assert bunch.data.shape == (10, 28, 28)
+    assert bunch.data.dtype == np.uint8
+    assert bunch.target.shape == (10,)
+    assert bunch.target_names == ["healthy", "ill"]
+    assert "CC BY 4.0" in bunch.DESCR
+    assert "Scientific Data 10, 41" in bunch.DESCR
+    assert [path.name for path in tmp_path.iterdir()] == ["toymnist.npz"]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_splits_are_the_published_ones(server, tmp_path, split):
+    server.behaviours = ["good"]
+    X, y = fetch_medmnist("toymnist", split=split, data_home=tmp_path, return_X_y=True)
+    np.testing.assert_array_equal(X, ARRAYS[f"{split}_images"])
+    np.testing.assert_array_equal(y, ARRAYS[f"{split}_labels"][:, 0])
+
+
+@pytest.mark.parametrize("failure", ["stall", "truncate", "wrong bytes", "missing"])
+def test_a_failed_download_is_named_and_leaves_nothing_behind(server, tmp_path, failure):
+    server.behaviours = [failure]
+    with pytest.raises(OSError, match="Could not download http.*Nothing was left"):
+        fetch_medmnist("toymnist", data_home=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", ["stall", "truncate", "missing"])
+def test_a_passing_failure_is_tried_again(server, tmp_path, failure):
+    server.behaviours = [failure, "good"]
+    X, _ = fetch_medmnist("toymnist", data_home=tmp_path, return_X_y=True)
+    assert len(X) == 10
+    assert server.n_requests == 2
+
+
+def test_a_damaged_file_is_never_used(server, tmp_path):
+    (tmp_path / "toymnist.npz").write_bytes(CONTENT[:-1])
+    with pytest.raises(OSError, match="has MD5 .*expected"):
+        fetch_medmnist("toymnist", data_home=tmp_path)
+    assert server.n_requests == 0
+
+
+def test_a_missing_file_is_not_downloaded_when_that_is_forbidden(server, tmp_path):
+    with pytest.raises(OSError, match="is missing and download_if_missing=False"):
+        fetch_medmnist("toymnist", data_home=tmp_path, download_if_missing=False)
+    assert server.n_requests == 0
+
+
+def test_the_folder_comes_from_the_environment(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "here"))
+    server.behaviours = ["good"]
+    assert fetch_medmnist("toymnist").filename == str(tmp_path / "here" / "toymnist.npz")
+
+
+def test_unknown_names_sizes_and_splits_are_named(server):
+    with pytest.raises(ValueError, match=r"name must be one of \['toymnist'\], got 'mnist'"):
+        fetch_medmnist("mnist")
+    with pytest.raises(ValueError, match=r"size must be one of \[28\] for toymnist, got 64"):
+        fetch_medmnist("toymnist", size=64)
+    with pytest.raises(ValueError, match="split must be one of .*got 'valid'"):
+        fetch_medmnist("toymnist", split="valid")
+
+
+def test_several_labels_stay_columns(tmp_path):
+    content, arrays = make_file(n_labels=4)
+    (tmp_path / "multi.npz").write_bytes(content)
+    _, target = datasets._read(tmp_path / "multi.npz", ("train",))
+    np.testing.assert_array_equal(target, arrays["train_labels"])
+
+
+def test_the_table_of_the_medmnist_package_is_used_without_torchvision(capsys):
+    info = datasets._medmnist_info()
+    assert info["retinamnist"]["MD5"] == "bd4c0672f1bba3e3a89f0e4e876791e4"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_missing_medmnist_package_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "medmnist.info", None)
+    with pytest.raises(ImportError, match=r"pip install .*sklearn-msf\[medmnist\]"):
+        fetch_medmnist("retinamnist")

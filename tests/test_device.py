@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from sklearn_msf.device import autocast, resolve_device, resolve_precision
+
+
+def test_auto_is_a_device_of_this_machine():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5, "meta!"])
+def test_unknown_devices_are_named(device):
+    with pytest.raises(ValueError, match="device must be"):
+        resolve_device(device)
+
+
+def test_a_chosen_precision_stands():
+    assert resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+    assert resolve_precision("float32", torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_precision_follows_the_matrix_units(monkeypatch, amx, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx}, raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+def test_autocast_is_off_in_float32():
+    with autocast(torch.device("cpu"), "float32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with autocast(torch.device("cpu"), "bfloat16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16

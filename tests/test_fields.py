@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+from sklearn_msf.fields import LABEL_PREDICTIONS, PosteriorForm, VelocityField, VelocityForm
+from sklearn_msf.flow import sample_path
+from sklearn_msf.label_codes import make_label_codes
+
+SIZE = (6, 5)
+CODES = make_label_codes("rgb", 3, 4.0)
+
+
+class TrueField(VelocityField):
+    """The field of one known pair of image and mask with their noises."""
+
+    def __init__(self, path):
+        super().__init__(nn.Identity(), CODES)
+        self.path = path
+
+    def forward(self, x_t, y_t, t):
+        return self.path.u_x, self.path.u_y
+
+
+class SureUNet(nn.Module):
+    """Stands in for a U-Net whose middle block has one feature map a class."""
+
+    feature_channels = 3
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def encode(self, z, t):
+        return type("Features", (), {"features": self.logits[:, :, None, None]})()
+
+    def decode(self, encoding):
+        return torch.zeros(len(self.logits), 1, *SIZE)
+
+
+@pytest.fixture
+def ends():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 2])
+    x = torch.randn(2, 1, *SIZE, generator=generator)
+    e_x = torch.randn(2, 1, *SIZE, generator=generator)
+    e_y = torch.randn(2, 3, *SIZE, generator=generator)
+    return x, CODES.masks(labels, SIZE), e_x, e_y, labels
+
+
+def test_one_euler_step_recovers_the_code_when_the_field_is_exact(ends):
+    x, y, e_x, e_y, labels = ends
+    end = sample_path(x, y, e_x, e_y, torch.ones(2))
+    mask = TrueField(end).classify(end.x_t, end.y_t, n_steps=1, method="euler")
+    torch.testing.assert_close(mask, y, atol=1e-5, rtol=0)
+    assert torch.equal(CODES.distances(mask).argmin(dim=1), labels)
+
+
+def test_one_euler_step_recovers_the_image_when_the_field_is_exact(ends):
+    x, y, e_x, e_y, _ = ends
+    start = sample_path(x, y, e_x, e_y, torch.zeros(2))
+    field = TrueField(start)
+    image = VelocityForm.generate(field, start.x_t, start.y_t, e_y, n_steps=1, method="euler")
+    torch.testing.assert_close(image, x, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 1.0])
+def test_both_forms_give_the_same_label_velocity_where_p_is_exact(ends, t):
+    x, y, e_x, e_y, labels = ends
+    sample = sample_path(x, y, e_x, e_y, torch.full((2,), t))
+    logits = torch.full((2, 3), -50.0).scatter(1, labels[:, None], 50.0)
+    field = PosteriorForm(SureUNet(logits), CODES)
+    nn.init.eye_(field.head.weight)
+    nn.init.zeros_(field.head.bias)
+    _, v_y = field(sample.x_t, sample.y_t, sample.t)
+    torch.testing.assert_close(v_y, sample.u_y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_velocities_have_the_shapes_of_image_and_mask(make_tiny_field, form):
+    field = make_tiny_field(form)
+    x, y = torch.randn(2, 1, 9, 8), torch.randn(2, 3, 9, 8)
+    v_x, v_y = field(x, y, torch.tensor([0.0, 1.0]))
+    assert v_x.shape == x.shape
+    assert v_y.shape == y.shape
+    assert torch.isfinite(v_y).all()
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_losses_reach_every_parameter(make_tiny_field, form):
+    field = make_tiny_field(form).requires_grad_(True)
+    labels = torch.tensor([0, 1, 2, 1])
+    x, e_x = torch.randn(2, 4, 1, 8, 8)
+    y, e_y = CODES.masks(labels, (8, 8)), torch.randn(4, 3, 8, 8)
+    sample = sample_path(x, y, e_x, e_y, torch.tensor([1.0, 1.0, 0.3, 0.6]))
+    sum(field.losses(sample, labels, n_at_one=2)).backward()
+    without = [name for name, p in field.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
+    for form in LABEL_PREDICTIONS:
+        field = make_tiny_field(form)
+        labels = torch.tensor([0, 1])
+        x, e_x = torch.randn(2, 2, 1, 8, 8)
+        y, e_y = CODES.masks(labels, (8, 8)), torch.randn(2, 3, 8, 8)
+        sample = sample_path(x, y, e_x, e_y, torch.ones(2))
+        image_loss, label_loss = field.losses(sample, labels, n_at_one=2)
+        assert image_loss.item() == 0.0
+        assert label_loss.item() > 0.0
+
+
+def test_the_velocity_loss_equals_the_papers_over_both_halves(make_tiny_field):
+    field = make_tiny_field("velocity")
+    labels = torch.tensor([0, 1])
+    x, e_x = torch.randn(2, 2, 1, 8, 8)
+    y, e_y = CODES.masks(labels, (8, 8)), torch.randn(2, 3, 8, 8)
+    sample = sample_path(x, y, e_x, e_y, torch.tensor([0.2, 0.7]))
+    v_x, v_y = field(sample.x_t, sample.y_t, sample.t)
+    image_loss, label_loss = field.losses(sample, labels, n_at_one=0)
+    assert image_loss.item() == pytest.approx(((v_x - sample.u_x) ** 2).mean().item())
+    assert label_loss.item() == pytest.approx(((v_y - sample.u_y) ** 2).mean().item())
+
+
+def test_the_posterior_hardly_depends_on_the_mask_noise(make_tiny_field):
+    field = make_tiny_field("posterior")
+    x = torch.randn(3, 1, 8, 8)
+    first, second = (field.posterior(x, torch.randn(3, 3, 8, 8)) for _ in range(2))
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
+
+
+def test_one_euler_step_of_the_posterior_form_is_the_mean_code(make_tiny_field):
+    field = make_tiny_field("posterior")
+    x, e_y = torch.randn(3, 1, 8, 8), torch.randn(3, 3, 8, 8)
+    mask = field.classify(x, e_y, n_steps=1, method="euler")
+    expected = field.codes.mean_codes(field.posterior(x, e_y))
+    torch.testing.assert_close(mask, expected[:, :, None, None].expand_as(mask))
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+def test_both_forms_generate_finite_images_with_every_solver(make_tiny_field, form, method):
+    field = make_tiny_field(form)
+    masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
+    e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        images = field.generate(e_x, masks, e_y, n_steps=3, method=method)
+    assert images.shape == e_x.shape
+    assert torch.isfinite(images).all()

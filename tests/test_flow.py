@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_msf.flow import (
+    SIGMA_MIN,
+    PathSample,
+    denoise_masks,
+    sample_path,
+    sample_times,
+    velocity_loss,
+)
+from sklearn_msf.label_codes import make_label_codes
+
+
+def random_path(t, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x, y, e_x, e_y = torch.randn(4, 2, 3, 4, 5, generator=generator, dtype=dtype)
+    return x, y, e_x, e_y, torch.full((2,), t, dtype=dtype)
+
+
+def test_the_path_is_the_papers_at_a_point_worked_by_hand():
+    x, y, e_x, e_y = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (2, 3, 5, 7))
+    sample = sample_path(x, y, e_x, e_y, torch.tensor([0.25], dtype=torch.float64))
+    # 1 - 0.9999 * 0.25 = 0.750025
+    assert sample.x_t.item() == pytest.approx(0.750025 * 5 + 0.25 * 2)
+    assert sample.y_t.item() == pytest.approx(0.750025 * 3 + 0.25 * 7)
+    assert sample.u_x.item() == pytest.approx(2 - 0.9999 * 5)
+    assert sample.u_y.item() == pytest.approx(7 - 0.9999 * 3)
+
+
+@given(st.floats(0, 1))
+def test_the_velocity_is_the_finite_difference_of_the_path(t):
+    *ends, _ = random_path(t)
+    h = 1e-4
+    times = torch.tensor([t, t], dtype=torch.float64)
+    before, after = sample_path(*ends, times - h), sample_path(*ends, times + h)
+    here = sample_path(*ends, times)
+    torch.testing.assert_close((after.x_t - before.x_t) / (2 * h), here.u_x)
+    torch.testing.assert_close((after.y_t - before.y_t) / (2 * h), here.u_y)
+
+
+@given(st.floats(0.01, 1))
+def test_the_label_velocity_is_the_way_from_the_mask_over_the_time(t):
+    # u_y = (y_t - y) / t: what the posterior form rests on.
+    x, y, e_x, e_y, times = random_path(t)
+    sample = sample_path(x, y, e_x, e_y, times)
+    torch.testing.assert_close((sample.y_t - y) / t, sample.u_y)
+
+
+def test_the_ends_of_the_path():
+    x, y, e_x, e_y, times = random_path(0.0)
+    start = sample_path(x, y, e_x, e_y, times)
+    end = sample_path(x, y, e_x, e_y, torch.ones_like(times))
+    assert torch.equal(start.x_t, e_x)
+    assert torch.equal(start.y_t, y)
+    torch.testing.assert_close(end.x_t, x + SIGMA_MIN * e_x)
+    torch.testing.assert_close(end.y_t, e_y + SIGMA_MIN * y)
+
+
+@given(st.integers(1, 50), st.floats(0, 1))
+def test_the_first_times_are_one_and_the_others_uniform(n, share):
+    n_at_one = round(share * n)
+    t = sample_times(n, n_at_one, torch.Generator().manual_seed(0))
+    assert (t[:n_at_one] == 1).all()
+    assert ((t[n_at_one:] >= 0) & (t[n_at_one:] < 1)).all()
+
+
+def test_velocity_loss_is_the_mean_squared_error_and_zero_without_rows():
+    v, u = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
+    assert velocity_loss(v, u).item() == 2.5
+    assert velocity_loss(v[:0], u[:0]).item() == 0.0
+
+
+@pytest.mark.parametrize("t", [0.3, 0.9, 0.97, 1.0])
+def test_denoised_masks_are_the_gaussian_posterior_mean(t):
+    codes = make_label_codes("rgb", 4, 4.0)
+    labels = torch.tensor([0, 3])
+    generator = torch.Generator().manual_seed(1)
+    y = codes.masks(labels, (4, 5), generator)
+    noise = torch.randn(y.shape, generator=generator)
+    times = torch.full((2,), t)
+    y_t = sample_path(y, y, noise, noise, times).y_t
+    # Independent float64 numpy, pixel by pixel.
+    a, c = 1 - (1 - SIGMA_MIN) * t, codes.codes.double().numpy()
+    variance = t**2 + (a * codes.jitter) ** 2 / 12
+    for i in range(2):
+        offsets = y_t[i].double().numpy()[None] - a * c[:, :, None, None]
+        log_p = -(offsets**2).sum(axis=(1, 2, 3)) / (2 * variance)
+        p = np.exp(log_p - log_p.max())
+        expected = p / p.sum() @ c
+        np.testing.assert_allclose(denoise_masks(y_t, times, codes)[i], expected, atol=1e-4)
+
+
+def test_a_path_sample_is_frozen():
+    sample = PathSample(*[torch.zeros(1)] * 5)
+    with pytest.raises(AttributeError):
+        sample.t = torch.ones(1)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sklearn_msf.images import flatten_images, learn_format
+
+IMAGES = arrays(np.uint8, (3, 2, 4, 3))
+
+
+def as_tensor(fmt, rows):
+    return fmt.normalise(torch.from_numpy(fmt.to_numpy_images(rows)))
+
+
+@given(IMAGES)
+def test_bytes_survive_the_way_there_and_back(X):
+    rows, shape = flatten_images(X)
+    fmt = learn_format(rows, shape, flat=False)
+    tensor = as_tensor(fmt, rows)
+    assert tensor.shape == (3, 3, 2, 4)
+    assert -1 <= tensor.min() <= tensor.max() <= 1
+    np.testing.assert_array_equal(fmt.from_tensor(tensor), X)
+
+
+@given(
+    arrays(np.float64, (3, 8), elements=st.floats(-1e6, 1e6)),
+    st.sampled_from([np.float32, np.float64, np.int16]),
+)
+def test_other_numbers_survive_to_float32_precision(values, dtype):
+    rows = np.clip(values, -3e4, 3e4).astype(dtype)
+    fmt = learn_format(rows, (2, 4), flat=True)
+    back = fmt.from_tensor(as_tensor(fmt, rows))
+    assert back.dtype == rows.dtype
+    assert back.shape == rows.shape
+    tolerance = 1e-6 * max(1.0, fmt.high - fmt.low, abs(fmt.high), abs(fmt.low))
+    np.testing.assert_allclose(back, rows, atol=tolerance + (dtype == np.int16), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "low", "high"),
+    [
+        (np.array([[3, 7]], dtype=np.uint8), 0, 255),
+        (np.array([[0.2, 0.7]]), 0, 1),
+        (np.array([[-0.2, 0.7]]), -0.2, 0.7),
+        (np.array([[0, 16]]), 0, 16),
+    ],
+)
+def test_the_range_follows_the_documented_rule(rows, low, high):
+    fmt = learn_format(rows, (1, 2), flat=True)
+    assert (fmt.low, fmt.high) == (low, high)
+
+
+def test_layouts_are_told_by_their_dimensions():
+    assert flatten_images(np.zeros((5, 4, 3)))[1] == (4, 3)
+    assert flatten_images(np.zeros((5, 4, 3, 2)))[1] == (4, 3, 2)
+    assert flatten_images(np.zeros((5, 4)))[1] is None
+    assert flatten_images([[[1, 2], [3, 4]]])[1] == (2, 2)
+
+
+def test_generated_values_stay_in_the_training_range():
+    fmt = learn_format(np.array([[0, 255]], dtype=np.uint8), (1, 2), flat=False)
+    drawn = fmt.from_tensor(torch.tensor([[[[-1.7, 1.4]]]]))
+    np.testing.assert_array_equal(drawn, [[[0, 255]]])
+
+
+def test_huge_values_do_not_overflow():
+    fmt = learn_format(np.array([[0.0, 10.0]]), (1, 2), flat=True)
+    assert torch.isfinite(as_tensor(fmt, np.array([[1e300, -1e300]]))).all()

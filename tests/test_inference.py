@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sklearn_msf.fields import LABEL_PREDICTIONS
+from sklearn_msf.inference import InferenceSettings, classify, generate
+
+N = 21
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)
+NOISE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def inference(**overrides):
+    standard = {"n_steps": 1, "ode_solver": "euler", "batch_size": 16, "precision": "float32"}
+    return InferenceSettings(**{**standard, **overrides})
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_a_prediction_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
+    make_tiny_field, form
+):
+    field = make_tiny_field(form)
+    together = classify(field, IMAGES, NOISE, inference())
+
+    @settings(deadline=None, max_examples=20)
+    @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=40))
+    def check(rows):
+        chosen = classify(field, IMAGES[rows], NOISE, inference())
+        np.testing.assert_array_equal(chosen.probabilities, together.probabilities[rows])
+        np.testing.assert_array_equal(chosen.distances, together.distances[rows])
+
+    check()
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_probabilities_are_float64_and_sum_to_one(make_tiny_field, form):
+    p = classify(make_tiny_field(form), IMAGES, NOISE, inference()).probabilities
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_draws_are_averaged(make_tiny_field):
+    field = make_tiny_field("velocity")
+    single = [classify(field, IMAGES, NOISE[i : i + 1], inference()) for i in range(2)]
+    both = classify(field, IMAGES, NOISE, inference())
+    assert np.abs(single[0].distances - single[1].distances).max() > 1e-4
+    assert (both.distances <= (single[0].distances + single[1].distances) / 2 + 1e-6).all()
+
+
+def test_the_posterior_shortcut_equals_the_euler_step_it_stands_for(make_tiny_field):
+    field = make_tiny_field("posterior", encoding="simplex")
+    shortcut = classify(field, IMAGES, NOISE[:, :2], inference())
+    x = torch.from_numpy(IMAGES) / 127.5 - 1
+    e_y = NOISE[:1, :2].expand(N, -1, -1, -1)
+    mask = field.classify(x, e_y, n_steps=1, method="euler")
+    distances = field.codes.distances(mask).detach().numpy()
+    np.testing.assert_allclose(shortcut.distances, distances, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_image_i_of_a_seed_does_not_depend_on_how_many_are_drawn(make_tiny_field, form):
+    field = make_tiny_field(form)
+    labels = torch.zeros(10, dtype=torch.int64)
+    many = generate(field, labels, (1, 8, 8), 7, inference(n_steps=2, batch_size=4))
+    few = generate(field, labels[:3], (1, 8, 8), 7, inference(n_steps=2, batch_size=16))
+    torch.testing.assert_close(many[:3], few, atol=1e-4, rtol=1e-4)
+    assert (many[0] - many[1]).abs().max() > 0.1
+
+
+def test_bfloat16_agrees_with_float32(make_tiny_field):
+    field = make_tiny_field("posterior")
+    exact, rough = (
+        classify(field, IMAGES, NOISE, inference(precision=p)).probabilities
+        for p in ("float32", "bfloat16")
+    )
+    np.testing.assert_allclose(exact, rough, atol=0.02)

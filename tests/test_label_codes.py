@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_msf.label_codes import LABEL_ENCODINGS, make_label_codes
+
+SIZE = (5, 7)
+
+
+def test_rgb_codes_of_five_classes_are_the_papers():
+    # linspace(0, 63, 5) floors to 0, 15, 31, 47, 63; base 4 digits times 75, over 127.5, - 1.
+    expected = np.array([[0, 0, 0], [0, 225, 225], [75, 225, 225], [150, 225, 225], [225] * 3])
+    codes = make_label_codes("rgb", 5, 4.0)
+    np.testing.assert_allclose(codes.codes.numpy(), expected / 127.5 - 1, atol=1e-6)
+    assert codes.jitter == pytest.approx(4 / 127.5)
+
+
+def test_grayscale_codes_are_even_steps_over_beta():
+    codes = make_label_codes("grayscale", 5, 3.0)
+    np.testing.assert_allclose(codes.codes.numpy().ravel(), [-1.5, -0.75, 0, 0.75, 1.5])
+    assert codes.jitter == pytest.approx(1.5 / 4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 8, 65])
+def test_simplex_codes_are_centred_and_equally_far_apart(n_classes):
+    codes = make_label_codes("simplex", n_classes, 4.0)
+    assert codes.n_channels == n_classes - 1
+    np.testing.assert_allclose(codes.codes.mean(dim=0), 0, atol=1e-6)
+    # Vertices of radius r have edges of length r * sqrt(2 K / (K - 1)).
+    edge = np.sqrt(n_classes - 1) * np.sqrt(2 * n_classes / (n_classes - 1))
+    np.testing.assert_allclose(torch.pdist(codes.codes), edge, rtol=1e-5)
+    assert codes.is_regular
+
+
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+@pytest.mark.parametrize("n_classes", range(2, 65))
+def test_decoding_an_encoded_class_returns_it(encoding, n_classes):
+    codes = make_label_codes(encoding, n_classes, 4.0)
+    labels = torch.arange(n_classes)
+    masks = codes.masks(labels, SIZE, torch.Generator().manual_seed(n_classes))
+    assert torch.equal(codes.distances(masks).argmin(dim=1), labels)
+    assert torch.equal(codes.probabilities(masks).argmax(dim=1), labels)
+
+
+@given(st.integers(2, 64), st.sampled_from(LABEL_ENCODINGS), st.integers(0, 2**31))
+def test_jitter_stays_within_its_width(n_classes, encoding, seed):
+    codes = make_label_codes(encoding, n_classes, 4.0)
+    labels = torch.tensor([0, n_classes - 1])
+    generator = torch.Generator().manual_seed(seed)
+    offsets = codes.masks(labels, SIZE, generator) - codes.masks(labels, SIZE)
+    assert offsets.abs().max() <= codes.jitter / 2 + 1e-6
+
+
+def test_rgb_distance_is_the_mean_over_pixels_of_the_norm_over_channels():
+    codes = make_label_codes("rgb", 3, 4.0)
+    mask = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    difference = mask.numpy()[0] - codes.codes.numpy()[:, :, None, None]
+    expected = np.sqrt((difference**2).sum(axis=1)).mean(axis=(1, 2))
+    np.testing.assert_allclose(codes.distances(mask)[0], expected, rtol=1e-5)
+
+
+@given(st.floats(-2.5, 2.5), st.integers(2, 64))
+def test_grayscale_decodes_to_the_rescaled_rounded_mean(value, n_classes):
+    codes = make_label_codes("grayscale", n_classes, 4.0)
+    decoded = int(codes.distances(torch.full((1, 1, *SIZE), value)).argmin())
+    position = (value / 2 + 1) / 2 * (n_classes - 1)
+    rounded = int(np.clip(np.rint(position), 0, n_classes - 1))
+    assert decoded == rounded or abs(position % 1 - 0.5) < 1e-3
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
+def test_mixture_weights_of_a_regular_simplex_are_recovered(raw):
+    p = torch.tensor(raw, dtype=torch.float64)
+    p = p / p.sum()
+    codes = make_label_codes("simplex", len(raw), 4.0)
+    masks = codes.mean_codes(p[None])[:, :, None, None].expand(-1, -1, *SIZE)
+    # The soft bend moves a weight w by log(1 + exp(-10 w)) / 10 before they are rescaled.
+    np.testing.assert_allclose(codes.probabilities(masks)[0], p, atol=0.15)
+
+
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+@given(seed=st.integers(0, 2**31), n_classes=st.integers(2, 9))
+def test_probabilities_are_positive_sum_to_one_and_agree_with_the_nearest_code(
+    encoding, seed, n_classes
+):
+    codes = make_label_codes(encoding, n_classes, 4.0)
+    colour = torch.randn(4, codes.n_channels, generator=torch.Generator().manual_seed(seed))
+    masks = colour.double()[:, :, None, None].expand(-1, -1, *SIZE)
+    p, d = codes.probabilities(masks), codes.distances(masks)
+    assert (p > 0).all()
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(4, dtype=torch.float64))
+    chosen = d.gather(1, p.argmax(dim=1, keepdim=True))[:, 0]
+    torch.testing.assert_close(chosen, d.min(dim=1).values)
+
+
+def test_too_many_classes_for_the_palette_name_the_remedy():
+    with pytest.raises(ValueError, match="64 codes, got 65 classes.*simplex"):
+        make_label_codes("rgb", 65, 4.0)
+
+
+def test_grayscale_needs_a_range():
+    with pytest.raises(ValueError, match="beta > 0, got 0"):
+        make_label_codes("grayscale", 3, 0)

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sklearn_msf.group_norm import modulated_group_norm
+from sklearn_msf.network import Downsample, UNet
+
+
+def tiny_unet(**overrides):
+    torch.manual_seed(0)
+    layout = {"channels": 8, "channel_mult": (1, 2), "n_blocks": 1, **overrides}
+    net = UNet(3, 2, **layout)
+    for parameter in net.parameters():
+        if not parameter.abs().sum():
+            nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(8, 33), st.integers(8, 33), st.integers(1, 3), st.integers(1, 3))
+def test_any_size_comes_back_uncropped(height, width, patch_size, n_levels):
+    net = tiny_unet(patch_size=patch_size, channel_mult=(1,) * n_levels)
+    v = net(torch.randn(2, 3, height, width), torch.rand(2))
+    assert v.shape == (2, 2, height, width)
+
+
+@pytest.mark.parametrize("size", [(1, 2), (1, 64), (3, 3)])
+def test_lines_and_very_small_images_work_too(size):
+    assert tiny_unet(patch_size=2)(torch.randn(2, 3, *size), torch.rand(2)).shape[2:] == size
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_every_border_pixel_matters_at_odd_sizes(patch_size):
+    net = tiny_unet(patch_size=patch_size)
+    z = torch.randn(1, 3, 9, 11, requires_grad=True)
+    net(z, torch.tensor([0.5])).square().sum().backward()
+    assert (z.grad.abs().amax(dim=(0, 1)) > 0).all()
+
+
+def test_the_papers_network_has_the_size_of_the_papers_network():
+    # ADM U-Net of appendix A.1: 64 channels, multipliers 1, 2, 2, 2, two blocks a level.
+    n_parameters = sum(p.numel() for p in UNet(6, 6).parameters())
+    assert 8.5e6 < n_parameters < 10e6
+
+
+def test_an_untrained_network_returns_zero():
+    net = UNet(3, 2, channels=8, channel_mult=(1,), n_blocks=1)
+    assert not net(torch.randn(1, 3, 8, 8), torch.rand(1)).any()
+
+
+def test_rows_are_independent_of_each_other():
+    net = tiny_unet()
+    z, t = torch.randn(4, 3, 8, 8), torch.rand(4)
+    torch.testing.assert_close(net(z, t)[1:2], net(z[1:2], t[1:2]), atol=1e-5, rtol=1e-4)
+
+
+def test_decoding_some_rows_equals_decoding_all():
+    net = tiny_unet(patch_size=2)
+    encoding = net.encode(torch.randn(4, 3, 9, 8), torch.rand(4))
+    torch.testing.assert_close(
+        net.decode(encoding.rows(1, 3)), net.decode(encoding)[1:3], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_the_time_matters():
+    net = tiny_unet()
+    z = torch.randn(1, 3, 8, 8)
+    assert (net(z, torch.tensor([0.1])) - net(z, torch.tensor([0.9]))).abs().max() > 1e-3
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(2, 5), st.integers(1, 5))
+def test_modulated_group_norm_equals_torchs(n, n_groups, height, width):
+    x = 3 + 2 * torch.randn(n, 8, height, width, dtype=torch.float64)
+    scale, shift = torch.randn(2, n, 8, dtype=torch.float64)
+    expected = nn.functional.group_norm(x, n_groups) * scale[..., None, None]
+    expected = expected + shift[..., None, None]
+    torch.testing.assert_close(modulated_group_norm(x, scale, shift, n_groups), expected)
+
+
+def test_modulated_group_norm_has_the_gradient_of_its_function():
+    x = torch.randn(2, 8, 3, 2, dtype=torch.float64, requires_grad=True)
+    scale, shift = torch.randn(2, 2, 8, dtype=torch.float64).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda *a: modulated_group_norm(*a, 4), (x, scale, shift))
+
+
+def test_bfloat16_norm_keeps_its_statistics_in_float32():
+    x = (100 + torch.randn(2, 8, 14, 14)).bfloat16()
+    normalised = modulated_group_norm(x, torch.ones(2, 8), torch.zeros(2, 8), 4)
+    assert normalised.dtype == torch.bfloat16
+    expected = nn.functional.group_norm(x.float(), 4)
+    torch.testing.assert_close(normalised.float(), expected, atol=0.02, rtol=0.02)
+
+
+def test_flat_features_have_small_gradients_in_bfloat16():
+    # One value a group: the output does not depend on the input at all.
+    x = (5 + torch.randn(2, 8, 1, 1)).bfloat16().requires_grad_(True)
+    normalised = modulated_group_norm(x, torch.ones(2, 8), torch.zeros(2, 8), 8)
+    normalised.backward(torch.randn(2, 8, 1, 1).bfloat16())
+    assert x.grad.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (5, 1), (1, 5), (4, 6)])
+def test_downsampling_is_the_strided_convolution_at_every_size(size):
+    down = Downsample(4)
+    h = torch.randn(2, 4, *size)
+    expected = nn.functional.conv2d(h, down.weight, down.bias, stride=2, padding=1)
+    torch.testing.assert_close(down(h), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1)])
+def test_bfloat16_gradients_of_downsampling_one_column_are_right(size):
+    torch.manual_seed(0)
+    gradients = []
+    h = torch.randn(26, 64, *size)
+    down = Downsample(64)
+    for enabled in (False, True):
+        # Freed memory full of large numbers is what an unwritten gradient would show.
+        garbage = torch.full((64 * 64 * 9,), 1e30)
+        del garbage
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = down(h).float().sum()
+        gradients.append(torch.autograd.grad(loss, down.weight)[0])
+    torch.testing.assert_close(*gradients, atol=0.5, rtol=0.05)

@@ -1,0 +1,132 @@
+"""scikit-learn's own checks, and the tools of scikit-learn that users put a classifier into."""
+
+import pickle
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+import sklearn
+from conftest import tiny_classifier
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import BaggingClassifier, StackingClassifier, VotingClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+
+@parametrize_with_checks(
+    [tiny_classifier(max_epochs=20, learning_rate=1e-2, batch_size=32, patch_size=1)]
+)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_a_pipeline_scales_and_classifies(digits):
+    X, y = digits
+    flat = X.reshape(len(X), -1)
+    pipeline = make_pipeline(MinMaxScaler(), tiny_classifier(image_shape=(8, 8)))
+    assert pipeline.fit(flat, y).predict(flat).shape == y.shape
+
+
+def test_grid_search_runs_in_two_processes_over_a_nested_parameter(digits):
+    X, y = digits
+    pipeline = make_pipeline(MinMaxScaler(), tiny_classifier(image_shape=(8, 8), max_epochs=1))
+    grid = {"medsymmflowclassifier__learning_rate": [1e-3, 1e-2]}
+    search = GridSearchCV(pipeline, grid, cv=2, n_jobs=2).fit(X.reshape(len(X), -1), y)
+    assert set(search.best_params_) == set(grid)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_cross_validation_takes_images(digits):
+    X, y = digits
+    assert len(cross_val_score(tiny_classifier(), X, y, cv=2)) == 2
+    p = cross_val_predict(tiny_classifier(), X, y, cv=2, method="predict_proba")
+    assert p.shape == (len(X), 3)
+
+
+def test_a_clone_has_the_parameters_and_nothing_learned(fitted):
+    copy = clone(fitted)
+    assert copy.get_params() == fitted.get_params()
+    assert not hasattr(copy, "classes_")
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_pickle_is_bit_equal(digits, form):
+    X, y = digits
+    classifier = tiny_classifier(label_prediction=form).fit(X, y)
+    opened = pickle.loads(pickle.dumps(classifier))
+    assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    drawn = (model.sample("one", random_state=0, n_steps=2) for model in (opened, classifier))
+    assert_array_equal(*drawn)
+
+
+def test_partial_fit_goes_on_after_a_pickle(digits):
+    X, y = digits
+    classifier = tiny_classifier().partial_fit(X, y, classes=np.unique(y))
+    opened = pickle.loads(pickle.dumps(classifier))
+    for model in (classifier, opened):
+        model.partial_fit(X, y)
+    assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_a_model_opens_in_another_process(fitted, digits, tmp_path):
+    X = digits[0][:10]
+    joblib.dump(fitted, tmp_path / "model.joblib")
+    np.save(tmp_path / "X.npy", X)
+    code = (
+        "import joblib, numpy as np\n"
+        "p = joblib.load('model.joblib').predict_proba(np.load('X.npy'))\n"
+        "np.save('p.npy', p)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), fitted.predict_proba(X), rtol=1e-6)
+
+
+def test_a_model_for_an_absent_device_opens_on_the_cpu_with_a_warning(fitted, digits):
+    state = pickle.dumps(
+        clone(fitted).set_params(device="cpu").fit(*digits).set_params(device="cuda:99")
+    )
+    with pytest.warns(UserWarning, match="device='cuda:99' is not available here"):
+        opened = pickle.loads(state)
+    assert opened.predict(digits[0][:3]).shape == (3,)
+
+
+def test_probabilities_are_calibrated_by_scikit_learn(digits, fitted):
+    X, y = digits
+    calibrated = CalibratedClassifierCV(FrozenEstimator(fitted), method="sigmoid").fit(X, y)
+    assert calibrated.predict_proba(X).shape == (len(X), 3)
+    nested = CalibratedClassifierCV(tiny_classifier(), cv=2).fit(X, y)
+    assert nested.predict(X).shape == y.shape
+
+
+@pytest.mark.parametrize("make", [StackingClassifier, VotingClassifier])
+def test_it_is_a_member_of_ensembles(digits, make):
+    X, y = digits
+    members = [("flow", tiny_classifier(image_shape=(8, 8))), ("linear", LogisticRegression())]
+    flat = X.reshape(len(X), -1) / 16
+    assert make(members).fit(flat, y).predict(flat).shape == y.shape
+
+
+def test_bagging_takes_rows(digits):
+    X, y = digits
+    flat = X.reshape(len(X), -1)
+    bag = BaggingClassifier(tiny_classifier(image_shape=(8, 8)), n_estimators=2, random_state=0)
+    assert bag.fit(flat, y).predict(flat).shape == y.shape
+
+
+def test_sample_weight_is_routed_through_a_search(digits):
+    X, y = digits
+    weights = np.random.default_rng(0).integers(1, 3, len(X))
+    with sklearn.config_context(enable_metadata_routing=True):
+        classifier = tiny_classifier(max_epochs=1)
+        classifier.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(classifier, {"beta": [2.0, 4.0]}, cv=2)
+        search.fit(X, y, sample_weight=weights)
+        assert np.isfinite(search.best_score_)
