@@ -181,6 +181,8 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
             field = copy.deepcopy(self.field_).requires_grad_(True).train()
         generator = torch.Generator(device).manual_seed(seed)
         settings = training_settings(self, self._image_format, len(data.rows), device)
+        # A model that learned from mirror images may look at them.
+        self._mirror_draws = "flip" in (settings.augment or "")
         trainer = Trainer(move_field(field, device), settings, generator, started)
         state = getattr(self, "_training_state", None) if warm else None
         if state is not None:
@@ -228,6 +230,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
             ode_solver=self.ode_solver,
             batch_size=_BATCH_SIZE,
             precision="float32",
+            mirror_draws=self._mirror_draws,
         )
 
     def _predict(self, X: Any) -> Prediction:

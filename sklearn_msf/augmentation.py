@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 __all__ = ["AUGMENTATIONS", "augment_images"]
 
-_MAX_ROTATION = math.radians(15.0)
-_MAX_SCALING = 0.1
-_MAX_SHIFT = 0.1
+# Shifts count in half sizes, as grid_sample does.
+_MAX_ROTATION = math.radians(30.0)
+_MAX_SCALING = 0.2
+_MAX_SHIFT = 0.15
 
 
 def _mirror(x: Tensor, generator: torch.Generator, axis: int) -> Tensor:
@@ -30,7 +31,7 @@ def _flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 15 degrees, scale by up to 10 %, shift by up to 5 % of the size."""
+    """Rotate by up to 30 degrees, scale each axis by up to 20 %, shift by up to 7.5 %."""
     n, _, height, width = x.shape
     uniform = 2 * torch.rand(5, n, generator=generator, device=x.device) - 1
     angle = _MAX_ROTATION * uniform[0]

@@ -110,7 +110,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     learning_rate : float, default=3e-3
         Peak learning rate of AdamW, after a warm-up of a tenth of the training and before a
         cosine to zero.
-    weight_decay : float, default=0.01
+    weight_decay : float, default=0.1
         Weight decay of AdamW.
     ema_decay : float, default=0.99
         Share of the moving average of the weights that each step keeps, in [0, 1).
@@ -130,9 +130,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Share held out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10
         Epochs without better validation accuracy before early stopping.
-    n_draws : int, default=1
-        Noise draws averaged for a prediction. The posterior form hardly depends on the
-        draw; the velocity form gains from several.
+    n_draws : int, default=2
+        Draws averaged for a prediction, each with its own mask noise. Where training
+        included mirror images every second draw sees the mirror image. The posterior form
+        hardly depends on the noise; the velocity form gains from several draws.
     n_steps : int, default=1
         Solver steps for classification; the paper publishes one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
@@ -212,14 +213,14 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         time_budget: float | None = None,
         batch_size: int = 128,
         learning_rate: float = 3e-3,
-        weight_decay: float = 0.01,
+        weight_decay: float = 0.1,
         ema_decay: float = 0.99,
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        n_draws: int = 1,
+        n_draws: int = 2,
         n_steps: int = 1,
         ode_solver: str = "euler",
         warm_start: bool = False,

@@ -33,12 +33,15 @@ class InferenceSettings:
         Rows of a batch.
     precision : {"float32", "bfloat16"}
         Precision of convolutions and products.
+    mirror_draws : bool
+        Whether every second draw of a classification sees the mirror image.
     """
 
     n_steps: int
     ode_solver: str
     batch_size: int
     precision: str
+    mirror_draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _read_posterior(
 ) -> Tensor:
     """Class probabilities averaged over draws, (n, K)."""
     assert isinstance(field, PosteriorForm)
-    draws = [field.posterior(x, e_y.expand(len(x), -1, -1, -1)) for e_y in noise]
+    draws = [field.posterior(image, e_y) for image, e_y in _draws(x, noise, settings)]
     return torch.stack(draws).mean(dim=0)
 
 
@@ -123,10 +126,18 @@ def _read_mask(
 ) -> Tensor:
     """Masks at t = 0 averaged over draws, (n, C_y, H, W)."""
     total = torch.zeros(len(x), *noise.shape[1:], device=x.device)
-    for e_y in noise:
-        e_y = e_y.expand(len(x), -1, -1, -1)
-        total += field.classify(x, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
+    for image, e_y in _draws(x, noise, settings):
+        total += field.classify(image, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
     return total / len(noise)
+
+
+def _draws(
+    x: Tensor, noise: Tensor, settings: InferenceSettings
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and mask noise of each draw; a mask of one colour has no sides to mirror."""
+    for draw, e_y in enumerate(noise):
+        mirrored = settings.mirror_draws and draw % 2 == 1
+        yield x.flip(3) if mirrored else x, e_y.expand(len(x), -1, -1, -1)
 
 
 def _decode(estimate: Tensor, codes: LabelCodes) -> tuple[Tensor, Tensor]:

@@ -35,5 +35,5 @@ def test_flips_are_the_four_combinations():
 def test_affine_changes_keep_a_smooth_image_close():
     ramp = torch.linspace(-1, 1, 28).expand(32, 1, 28, 28)
     varied = augment_images(ramp, "affine", torch.Generator().manual_seed(0))
-    # Ten percent of shift, ten of scale and 15 degrees move a ramp of height 2 by at most 0.6.
-    assert 0.01 < (varied - ramp).abs().mean() < 0.3
+    # 0.15 of shift, a fifth of scale and half of sin(30 degrees) times the other axis.
+    assert 0.01 < (varied - ramp).abs().mean() < 0.4

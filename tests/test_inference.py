@@ -49,6 +49,19 @@ def test_draws_are_averaged(make_tiny_field):
     assert (both.distances <= (single[0].distances + single[1].distances) / 2 + 1e-6).all()
 
 
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_every_second_draw_may_see_the_mirror_image(make_tiny_field, form):
+    field = make_tiny_field(form)
+    mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
+    first = classify(field, IMAGES, NOISE[:1], inference()).probabilities
+    second = classify(field, mirrored, NOISE[1:], inference()).probabilities
+    both = classify(field, IMAGES, NOISE, inference(mirror_draws=True)).probabilities
+    if form == "posterior":
+        np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+    swapped = classify(field, mirrored, NOISE.flip(0), inference(mirror_draws=True)).probabilities
+    np.testing.assert_allclose(both, swapped, atol=1e-6)
+
+
 def test_the_posterior_shortcut_equals_the_euler_step_it_stands_for(make_tiny_field):
     field = make_tiny_field("posterior", encoding="simplex")
     shortcut = classify(field, IMAGES, NOISE[:, :2], inference())

@@ -1,0 +1,62 @@
+"""The benchmark scripts: scores equal to medmnist's own, runs that fit their budget."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    spec = importlib.util.spec_from_file_location("accuracy", BENCHMARKS / "accuracy.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("task", "n_classes"), [("binary-class", 2), ("multi-class", 5)])
+def test_scores_equal_those_of_the_medmnist_evaluator(accuracy, capsys, task, n_classes):
+    from medmnist.evaluator import getACC, getAUC
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, 200)
+    p = rng.dirichlet(np.ones(n_classes), 200)
+    p[np.arange(200), y] += 0.2
+    p /= p.sum(axis=1, keepdims=True)
+    assert accuracy.auc_score(y, p) == pytest.approx(getAUC(y[:, None], p, task))
+    assert accuracy.accuracy(y, p) == pytest.approx(getACC(y[:, None], p, task))
+
+
+@pytest.mark.parametrize("system", ["defaults", "resnet18", "boosting"])
+def test_every_system_trains_and_returns_probabilities(accuracy, system):
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), np.arange(12) % 2
+    data = dict.fromkeys(("train", "val", "test"), (X, y))
+    record = accuracy.run(system, "toy", data, reference_seconds=0.5, seed=0)
+    assert 0 <= record["test_auc"] <= 100
+    assert record["seed"] == 0
+
+
+def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
+    record = {"dataset": "toy", "system": "defaults", "reference_seconds": 10, "gemm_gflops": 150}
+    records = [
+        {**record, "seed": seed, "test_auc": auc, "test_acc": 50.0}
+        for seed, auc in enumerate([70.0, 72.0, 74.0])
+    ]
+    assert "| toy | 10 | MedSymmFlowClassifier() | 3 | 72.0 ± 2.0 | 50.0 ± 0.0 |" in (
+        accuracy.table(records)
+    )
+
+
+def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("ablation", BENCHMARKS / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules.pop("accuracy", None)
+    for parameters in module.VARIANTS.values():
+        module.MedSymmFlowClassifier(**parameters)
