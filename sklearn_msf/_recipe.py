@@ -15,9 +15,8 @@ from sklearn_msf.training import TrainingSettings
 __all__ = ["build_field", "network_layout", "training_settings"]
 
 # "auto" epochs: as many as show this many images, within these bounds.
-_AUTO_IMAGES = 100_000
-_AUTO_EPOCHS = (10, 300)
-_NO_LIMIT = 10**9
+_AUTO_IMAGES = 45_000
+_AUTO_EPOCHS = (25, 300)
 # Smallest side at which moving an image by a few percent is a variation of it.
 _MIN_SIDE_TO_AUGMENT = 8
 
@@ -73,8 +72,6 @@ def training_settings(
 def _max_epochs(estimator: BaseEstimator, n_images: int) -> int:
     if estimator.max_epochs != "auto":
         return int(estimator.max_epochs)
-    if estimator.time_budget is not None:
-        return _NO_LIMIT
     low, high = _AUTO_EPOCHS
     return min(high, max(low, math.ceil(_AUTO_IMAGES / n_images)))
 

@@ -100,27 +100,29 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     dropout : float, default=0.1
         Dropout in the residual blocks, in [0, 1).
     max_epochs : int or "auto", default="auto"
-        Passes over the training data at most. "auto": as many as show 100,000 images, at
-        least 10 and at most 300; no limit where `time_budget` sets one.
+        Passes over the training data at most. "auto": as many as show 45,000 images, at
+        least 25 and at most 300; small data learned for longer is learned by heart.
     time_budget : float, default=None
-        Seconds within which fit ends, learning rate schedule included. What is learned in
-        a time depends on the machine, so results then do not repeat exactly.
+        Seconds within which fit ends, learning rate schedule included, with fewer epochs
+        where need be. What is learned in a time depends on the machine, so results then do
+        not repeat exactly.
     batch_size : int, default=128
         Images a training step; epochs are split evenly into steps of about this size.
     learning_rate : float, default=3e-3
         Peak learning rate of AdamW, after a warm-up of a tenth of the training and before a
         cosine to zero.
-    weight_decay : float, default=0.1
+    weight_decay : float, default=0.01
         Weight decay of AdamW.
     ema_decay : float, default=0.99
         Share of the moving average of the weights that each step keeps, in [0, 1).
         Predictions and images come from the average.
     augment : {"auto", "hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None, \
             default="auto"
-        Random variation of the training images: mirror images ("hflip"), flips of both axes
-        ("flip"), small rotations, shifts and scalings ("affine"), or two of them. "auto":
-        "hflip+affine" for images of 8 pixels a side or more. Choose "affine" where a mirror
-        image means something else, as with digits or the side of the body.
+        Random variation of the training images: mirror images ("hflip") or flips of both axes
+        ("flip"), and small rotations, shifts and scalings ("affine"; only of images at t = 1,
+        so that drawn images do not show them). "auto": "hflip+affine" for images of 8 pixels
+        a side or more. Choose "affine" where a mirror image means something else, as with
+        digits or the side of the body.
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in other scikit-learn classifiers.
     early_stopping : bool, default=False
@@ -213,7 +215,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         time_budget: float | None = None,
         batch_size: int = 128,
         learning_rate: float = 3e-3,
-        weight_decay: float = 0.1,
+        weight_decay: float = 0.01,
         ema_decay: float = 0.99,
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,

@@ -302,11 +302,12 @@ class Trainer:
     def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """Weighted image and label losses of one batch."""
         settings, generator = self.settings, self._generator
-        x = augment_images(ImageFormat.normalise(images), settings.augment, generator)
+        n_at_one = round(settings.t1_share * len(images))
+        x = ImageFormat.normalise(images)
+        x = augment_images(x, settings.augment, n_at_one, generator)
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        n_at_one = round(settings.t1_share * len(x))
         t = sample_times(len(x), n_at_one, generator)
         sample = sample_path(x, y, e_x, e_y, t)
         with autocast(self._device, settings.precision):
