@@ -146,6 +146,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
         random_state = check_random_state(self.random_state)
         trainer = self._make_trainer(data, random_state, started, warm=not first)
+        trainer.history = [] if first else list(self.history_)
         trainer.fit_epoch(self._training_tensors(data))
         self._finish(trainer, keep_state=True)
         return self

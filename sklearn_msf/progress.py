@@ -48,3 +48,5 @@ def training_progress(description: str, *, verbose: int) -> Iterator[Report | No
             bar.update(done - bar.n)
 
         yield report
+        # Early stopping and the last step of a time budget end before the bar does.
+        bar.update(1.0 - bar.n)

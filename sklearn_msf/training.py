@@ -219,6 +219,8 @@ class Trainer:
         best_score, best_state, n_worse = -math.inf, None, 0
         for epoch in range(settings.max_epochs):
             record = self._epoch(data, epoch=epoch)
+            if not record["n_images"]:
+                break
             if validate is not None:
                 record["validation_score"] = self._validate(validate)
             self.history.append(record)

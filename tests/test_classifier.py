@@ -178,6 +178,7 @@ def test_partial_fit_learns_batch_by_batch(digits):
     for _ in range(8):
         for part in np.array_split(np.arange(len(X)), 2):
             classifier.partial_fit(X[part], y[part], classes=np.unique(y))
+    assert classifier.n_iter_ == len(classifier.loss_curve_) == 16
     assert classifier.score(X, y) > 0.9
 
 
