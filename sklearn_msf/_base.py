@@ -12,20 +12,27 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._data import (
     TrainingRows,
-    check_n_classes,
+    check_partial_classes,
     check_prediction_rows,
     check_training_rows,
     hold_out,
 )
 from sklearn_msf._parameters import check_coverage, check_parameters, check_positive_integer
-from sklearn_msf._recipe import build_field, network_layout, training_settings
+from sklearn_msf._recipe import (
+    build_field,
+    check_layout,
+    network_layout,
+    training_settings,
+)
 from sklearn_msf._state import PortableEstimator, all_or_nothing, move_field
 from sklearn_msf.device import resolve_device
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.inference import InferenceSettings, Prediction, classify, generate
 from sklearn_msf.progress import training_progress
 from sklearn_msf.selective import accept_most_certain
+from sklearn_msf.solver import ADAPTIVE_SOLVERS
 from sklearn_msf.training import Trainer, TrainingData
+from sklearn_msf.uncertainty import UNCERTAINTIES
 
 _MAX_SEED = np.iinfo(np.int32).max
 # Rows of an inference batch: large enough to be fast, the same for one row as for many.
@@ -94,11 +101,12 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         held_out = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
-        trainer = self._make_trainer(data, random_state, started, warm=warm)
+        tensors = self._training_tensors(data)
+        trainer = self._make_trainer(tensors, random_state, started, warm=warm)
         label = type(self).__name__
         with training_progress(label, verbose=int(self.verbose)) as report:
             trainer.fit(
-                self._training_tensors(data),
+                tensors,
                 validate=None
                 if held_out is None
                 else lambda field: self._accuracy(held_out, field),
@@ -142,30 +150,19 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         started = time.perf_counter()
         first = not hasattr(self, "field_")
         check_parameters(self.get_params(deep=False))
-        self._check_partial_classes(classes, first=first)
+        check_partial_classes(self, classes, first=first)
         data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
         random_state = check_random_state(self.random_state)
-        trainer = self._make_trainer(data, random_state, started, warm=not first)
+        tensors = self._training_tensors(data)
+        trainer = self._make_trainer(tensors, random_state, started, warm=not first)
         trainer.history = [] if first else list(self.history_)
-        trainer.fit_epoch(self._training_tensors(data))
+        trainer.fit_epoch(tensors)
         self._finish(trainer, keep_state=True)
         return self
 
-    def _check_partial_classes(self, classes: Any, *, first: bool) -> None:
-        if first:
-            if classes is None:
-                raise ValueError("classes must be passed on the first call to partial_fit.")
-            self.classes_ = np.unique(classes)
-            check_n_classes(self.classes_)
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(
-                f"classes={classes!r} is not the same as on the first call to partial_fit: "
-                f"{self.classes_.tolist()}."
-            )
-
     def _make_trainer(
         self,
-        data: TrainingRows,
+        data: TrainingData,
         random_state: np.random.RandomState,
         started: float,
         *,
@@ -179,9 +176,12 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
             self._noise_seed = int(random_state.randint(_MAX_SEED))
             field = build_field(self._field_layout, seed)
         else:
+            check_layout(self._field_layout, network_layout(self, self._image_format))
             field = copy.deepcopy(self.field_).requires_grad_(True).train()
+            # An integer random_state starts anew at each call; the noise must not.
+            seed = int(np.random.SeedSequence([seed, self.n_iter_]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
-        settings = training_settings(self, self._image_format, len(data.rows), device)
+        settings = training_settings(self, self._image_format, data.epoch_size, device)
         # A model that learned from mirror images may look at them.
         self._mirror_draws = "flip" in (settings.augment or "")
         trainer = Trainer(move_field(field, device), settings, generator, started)
@@ -229,7 +229,8 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         return InferenceSettings(
             n_steps=n_steps,
             ode_solver=self.ode_solver,
-            batch_size=_BATCH_SIZE,
+            # An adaptive solver looks at its whole batch to choose its steps.
+            batch_size=1 if self.ode_solver in ADAPTIVE_SOLVERS else _BATCH_SIZE,
             precision="float32",
             mirror_draws=self._mirror_draws,
         )
@@ -237,6 +238,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
     def _predict(self, X: Any) -> Prediction:
         """Check X against fit and classify it."""
         check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
         return self._classify_rows(check_prediction_rows(self, X), self.field_)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -321,9 +323,9 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         ndarray of shape (n,), float64
             Higher is less certain.
         """
-        if kind not in _UNCERTAINTIES:
-            raise ValueError(f"kind must be one of {sorted(_UNCERTAINTIES)}, got {kind!r}.")
-        return _UNCERTAINTIES[kind](self._predict(X))
+        if kind not in UNCERTAINTIES:
+            raise ValueError(f"kind must be one of {sorted(UNCERTAINTIES)}, got {kind!r}.")
+        return UNCERTAINTIES[kind](self._predict(X))
 
     def predict_with_reject(self, X: Any, coverage: float = 0.9) -> np.ma.MaskedArray:
         """Answer the most certain share of X and abstain on the rest.
@@ -344,7 +346,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         check_coverage(coverage)
         prediction = self._predict(X)
         labels = self.classes_[prediction.probabilities.argmax(axis=1)]
-        accepted = accept_most_certain(_UNCERTAINTIES["distance"](prediction), coverage)
+        accepted = accept_most_certain(UNCERTAINTIES["distance"](prediction), coverage)
         return np.ma.MaskedArray(labels, mask=~accepted)
 
     def sample(
@@ -389,12 +391,3 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
             self._inference_settings(n_steps),
         )
         return self._image_format.from_tensor(images)
-
-
-def _distance(prediction: Prediction) -> np.ndarray:
-    return prediction.distances[
-        np.arange(len(prediction.distances)), prediction.probabilities.argmax(axis=1)
-    ]
-
-
-_UNCERTAINTIES = {"distance": _distance}

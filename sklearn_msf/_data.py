@@ -1,6 +1,7 @@
 """Checks of X, y and weights on the way into an estimator."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from sklearn_msf.images import flatten_images, learn_format, row_shape
 
 __all__ = [
     "TrainingRows",
-    "check_n_classes",
+    "check_partial_classes",
     "check_prediction_rows",
     "check_training_rows",
     "hold_out",
@@ -76,7 +77,7 @@ def check_training_rows(
         # Named before scikit-learn counts the features of images that have another shape.
         _check_shape(estimator, shape)
     rows, y = validate_data(estimator, rows, _column(y), reset=reset, dtype="numeric")
-    rows = _numbers(rows)
+    dtype, rows = rows.dtype, _numbers(rows)
     check_classification_targets(y)
     if sample_weight is not None and not np.asarray(sample_weight).any():
         raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
@@ -86,12 +87,13 @@ def check_training_rows(
         rows, y, weights = rows[kept], y[kept], weights[kept]
     _check_classes(estimator, np.unique(y), learn=learn_classes)
     if reset:
-        _learn_images(estimator, rows, shape)
+        _learn_images(estimator, rows, shape, dtype)
     else:
         _check_images(estimator, rows, shape)
-    weights = weights * _class_weights(estimator.class_weight, y, weights)
+    weights = weights * _class_weights(estimator, y, weights)
     data = TrainingRows(rows, np.searchsorted(estimator.classes_, y), weights)
-    return data.take(_own_order(data))
+    order = _own_order(data)
+    return data.take(order[weights[order] > 0])
 
 
 def check_prediction_rows(estimator: BaseEstimator, X: Any) -> np.ndarray:
@@ -104,7 +106,26 @@ def check_prediction_rows(estimator: BaseEstimator, X: Any) -> np.ndarray:
     return rows
 
 
-def check_n_classes(classes: np.ndarray) -> None:
+def check_partial_classes(estimator: BaseEstimator, classes: Any, *, first: bool) -> None:
+    """Fix the classes at the first call of partial_fit, compare with them later."""
+    if estimator.class_weight == "balanced":
+        raise ValueError(
+            "class_weight='balanced' is not supported by partial_fit, which does not see all "
+            "labels: pass a dict of weights or sample_weight."
+        )
+    if first:
+        if classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        estimator.classes_ = np.unique(classes)
+        _check_n_classes(estimator.classes_)
+    elif classes is not None and not np.array_equal(np.unique(classes), estimator.classes_):
+        raise ValueError(
+            f"classes={classes!r} is not the same as on the first call to partial_fit: "
+            f"{estimator.classes_.tolist()}."
+        )
+
+
+def _check_n_classes(classes: np.ndarray) -> None:
     """Refuse to learn a single class."""
     if len(classes) < 2:
         raise ValueError(
@@ -157,7 +178,7 @@ def _numbers(rows: np.ndarray) -> np.ndarray:
 
 def _check_classes(estimator: BaseEstimator, present: np.ndarray, *, learn: bool) -> None:
     if learn:
-        check_n_classes(present)
+        _check_n_classes(present)
         estimator.classes_ = present
     unknown = np.setdiff1d(present, estimator.classes_)
     if len(unknown):
@@ -167,17 +188,33 @@ def _check_classes(estimator: BaseEstimator, present: np.ndarray, *, learn: bool
         )
 
 
-def _class_weights(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray | float:
+def _class_weights(estimator: BaseEstimator, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weight of each row's class."""
-    if class_weight is None:
-        return 1.0
+    if isinstance(estimator.class_weight, Mapping):
+        per_class = _weights_of_classes(estimator.class_weight, estimator.classes_)
+        return per_class[np.searchsorted(estimator.classes_, y)]
     present = np.unique(y)
-    per_class = compute_class_weight(class_weight, classes=present, y=y, sample_weight=weights)
+    per_class = compute_class_weight(
+        estimator.class_weight, classes=present, y=y, sample_weight=weights
+    )
     return per_class[np.searchsorted(present, y)]
 
 
+def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
+    """Weights in the order of the classes, 1 for those not named."""
+    labels = classes.tolist()
+    unknown = [label for label in class_weight if label not in labels]
+    values = np.array([class_weight.get(label, 1.0) for label in labels], dtype=float)
+    if unknown or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        raise ValueError(
+            f"class_weight must map classes out of {labels} to weights >= 0, not all zero, "
+            f"got {class_weight!r}."
+        )
+    return values
+
+
 def _learn_images(
-    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None
+    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype
 ) -> None:
     """Fix shape, layout and range of the images."""
     wanted = estimator.image_shape
@@ -195,7 +232,7 @@ def _learn_images(
             f"{rows.shape[1]} features."
         )
     estimator.image_shape_ = tuple(int(n) for n in shape)
-    estimator._image_format = learn_format(rows, estimator.image_shape_, flat=flat)
+    estimator._image_format = learn_format(rows, estimator.image_shape_, flat=flat, dtype=dtype)
 
 
 def _check_images(

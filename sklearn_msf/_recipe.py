@@ -12,7 +12,7 @@ from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import make_label_codes
 from sklearn_msf.training import TrainingSettings
 
-__all__ = ["build_field", "network_layout", "training_settings"]
+__all__ = ["build_field", "check_layout", "network_layout", "training_settings"]
 
 # "auto" epochs: as many as show this many images, within these bounds.
 _AUTO_IMAGES = 45_000
@@ -36,6 +36,16 @@ def network_layout(estimator: BaseEstimator, image_format: ImageFormat) -> dict[
         "patch_size": int(estimator.patch_size),
         "dropout": float(estimator.dropout),
     }
+
+
+def check_layout(fitted: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to go on with a network of another layout than the parameters ask for."""
+    changed = [name for name in fitted if fitted[name] != wanted[name]]
+    if changed:
+        raise ValueError(
+            f"Training cannot go on with another {', '.join(changed)} than the model was fitted "
+            "with; set them back, or fit anew with warm_start=False."
+        )
 
 
 def build_field(layout: dict[str, Any], seed: int) -> VelocityField:

@@ -25,13 +25,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        Where torch does not know the device or this machine does not have it.
+        Where torch does not know the device, this machine does not have it, or it has no
+        float64.
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, device=resolved).item()
+        torch.zeros(1, dtype=torch.float64, device=resolved).item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device must be 'auto' or a device that torch can use here, got {device!r}."

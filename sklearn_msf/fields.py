@@ -22,8 +22,9 @@ from sklearn_msf.solver import integrate
 
 __all__ = ["LABEL_PREDICTIONS", "PosteriorForm", "VelocityField", "VelocityForm", "make_field"]
 
-# Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not resolved.
-_MIN_TIME = 1e-3
+# Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not resolved:
+# its reciprocal is what an error of the posterior is multiplied by.
+_MIN_TIME = 0.05
 
 
 class VelocityField(nn.Module):

@@ -29,6 +29,8 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
         (H, W) or (H, W, C) of images, None for rows.
     """
     if isinstance(X, (list, tuple)) and len(X) and np.ndim(X[0]) > 1:
+        if len({np.shape(image) for image in X}) > 1:
+            raise ValueError("X must hold images of one size, got a list of several sizes.")
         X = np.asarray(X)
     shape = tuple(getattr(X, "shape", ()))
     if len(shape) not in (3, 4):
@@ -157,7 +159,9 @@ class ImageFormat:
         return values.astype(self.dtype).reshape(shape)
 
 
-def learn_format(rows: np.ndarray, shape: tuple[int, ...], *, flat: bool) -> ImageFormat:
+def learn_format(
+    rows: np.ndarray, shape: tuple[int, ...], *, flat: bool, dtype: np.dtype | None = None
+) -> ImageFormat:
     """Learn layout and range from the training X.
 
     uint8 has the range [0, 255]. Other numbers inside [0, 1] have the range [0, 1], and
@@ -171,6 +175,8 @@ def learn_format(rows: np.ndarray, shape: tuple[int, ...], *, flat: bool) -> Ima
         (H, W) or (H, W, C).
     flat : bool
         Whether X came as rows.
+    dtype : numpy.dtype, optional
+        dtype of X where `rows` has another.
 
     Returns
     -------
@@ -182,4 +188,4 @@ def learn_format(rows: np.ndarray, shape: tuple[int, ...], *, flat: bool) -> Ima
         low, high = float(rows.min()), float(rows.max())
         if low >= 0.0 and high <= 1.0:
             low, high = 0.0, 1.0
-    return ImageFormat(tuple(int(n) for n in shape), flat, rows.dtype, low, high)
+    return ImageFormat(tuple(int(n) for n in shape), flat, dtype or rows.dtype, low, high)

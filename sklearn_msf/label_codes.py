@@ -181,7 +181,7 @@ class LabelCodes:
         if self.is_regular:
             # For a regular simplex with edge a the weights are affine in the squared
             # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
-            squared = (masks.mean(dim=(2, 3))[:, None] - codes).square().sum(dim=2)
+            squared = self.distances(masks).square()
             weights = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
             weights = F.softplus(_WEIGHT_SHARPNESS * (weights + 1 / self.n_classes))
             return weights / weights.sum(dim=1, keepdim=True)

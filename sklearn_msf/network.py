@@ -118,7 +118,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
-        self.n_heads = max(1, channels // head_channels)
+        wanted = max(1, channels // head_channels)
+        self.n_heads = max(n for n in range(1, wanted + 1) if channels % n == 0)
         self.norm = GroupNorm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zeroed(nn.Conv2d(channels, channels, 1))

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ODE_SOLVERS", "Solution", "integrate"]
+__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "Solution", "integrate"]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
-ODE_SOLVERS = ("euler", "midpoint", "rk4", *_ADAPTIVE)
+ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
+ODE_SOLVERS = ("euler", "midpoint", "rk4", *ADAPTIVE_SOLVERS)
 
 
 @dataclass(frozen=True)

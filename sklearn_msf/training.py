@@ -276,6 +276,11 @@ class Trainer:
             n_images += len(rows)
         seconds = time.perf_counter() - start
         image_loss, label_loss = (losses / max(n_steps, 1)).tolist()
+        if not math.isfinite(image_loss + label_loss):
+            raise ValueError(
+                f"The loss is not finite in epoch {len(self.history) + 1}: learning_rate="
+                f"{self.settings.learning_rate} is too high for these data; lower it."
+            )
         return {
             "epoch": len(self.history) + 1,
             "loss": image_loss + label_loss,
@@ -304,7 +309,7 @@ class Trainer:
     def _losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """Weighted image and label losses of one batch."""
         settings, generator = self.settings, self._generator
-        n_at_one = round(settings.t1_share * len(images))
+        n_at_one = self._n_at_one(len(images))
         x = ImageFormat.normalise(images)
         x = augment_images(x, settings.augment, n_at_one, generator)
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
@@ -316,6 +321,11 @@ class Trainer:
             image_loss, label_loss = self.field.losses(sample, labels, n_at_one)
         w = settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
+
+    def _n_at_one(self, n: int) -> int:
+        """Rows of this step at t = 1, such that the share holds over the steps."""
+        share = self.settings.t1_share * n
+        return math.floor((self._n_steps + 1) * share) - math.floor(self._n_steps * share)
 
     def _progress(self, share_of_epochs: float) -> float:
         """Share of the training done: of the epochs or of the time, whichever is further."""

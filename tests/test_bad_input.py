@@ -5,6 +5,7 @@ import pytest
 from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
@@ -269,3 +270,39 @@ def test_a_failed_fit_keeps_the_model_that_was_there():
     with pytest.raises(ValueError, match="at least 2 classes"):
         classifier.fit(X, np.zeros(6))
     np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+
+def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept():
+    classifier = tiny_classifier().fit(X, Y)
+    before = classifier.predict_proba(X)
+    with pytest.raises(ValueError, match="loss is not finite in epoch .*learning_rate=1e"):
+        classifier.set_params(learning_rate=1e30, max_epochs=20).fit(X, Y)
+    np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+
+def test_going_on_with_another_network_is_refused():
+    classifier = tiny_classifier(warm_start=True).fit(X, Y).set_params(channels=16)
+    with pytest.raises(ValueError, match="cannot go on with another channels"):
+        classifier.fit(X, Y)
+
+
+def test_parameters_spoiled_after_fit_are_named(on_bytes):
+    spoiled = clone(on_bytes).fit(X, Y).set_params(n_draws=0)
+    with pytest.raises(ValueError, match="n_draws must be"):
+        spoiled.predict(X)
+
+
+@pytest.mark.parametrize("weight", [{0: -1}, {0: 0, 1: 0}, {5: 1}, {0: np.nan}])
+def test_unusable_class_weights_are_named(weight):
+    with pytest.raises(ValueError, match=r"class_weight must map classes out of \[0, 1\]"):
+        tiny_classifier(class_weight=weight).fit(X, Y)
+
+
+def test_balanced_weights_in_parts_are_refused():
+    with pytest.raises(ValueError, match="not supported by partial_fit"):
+        tiny_classifier(class_weight="balanced").partial_fit(X, Y, classes=[0, 1])
+
+
+def test_a_list_of_images_of_several_sizes_is_refused():
+    with pytest.raises(ValueError, match="images of one size"):
+        tiny_classifier().fit([np.zeros((8, 8)), np.zeros((9, 8))], [0, 1])

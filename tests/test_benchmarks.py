@@ -1,6 +1,7 @@
 """The benchmark scripts: scores equal to medmnist's own, runs that fit their budget."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
     assert "| toy | 10 | MedSymmFlowClassifier() | 3 | 72.0 ± 2.0 | 50.0 ± 0.0 |" in (
         accuracy.table(records)
     )
+
+
+def test_the_figures_in_the_readme_are_the_measured_ones(accuracy):
+    root = BENCHMARKS.parent.parent
+    records = json.loads((root / "docs/benchmarks/accuracy.json").read_text())
+    measured = [line for line in accuracy.table(records).splitlines() if "Classifier()" in line]
+    readme = (root / "README.md").read_text().splitlines()
+    assert len(measured) == 4
+    assert [line for line in readme if "Classifier() |" in line] == measured
 
 
 def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -276,3 +278,57 @@ def test_the_papers_settings_train_and_predict():
     classifier = MedSymmFlowClassifier.from_paper("retinamnist", **small, random_state=0)
     assert classifier.fit(X, [0, 1, 0, 1]).predict(X).shape == (4,)
     assert classifier.sample(0, n_steps=2).shape == (1, 9, 9)
+
+
+def test_every_epoch_of_partial_fit_sees_other_noise(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = tiny_classifier(learning_rate=1e-12)
+    for _ in range(3):
+        classifier.partial_fit(X, y, classes=np.unique(digits[1]))
+    # The weights hardly move, so only the noise can change the loss.
+    assert len(set(classifier.loss_curve_)) == 3
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+@pytest.mark.parametrize("ode_solver", ["euler", "midpoint", "rk4", "dopri5"])
+def test_no_solver_makes_predictions_depend_on_other_rows(digits, form, ode_solver):
+    X, y = digits[0][:20], digits[1][:20]
+    classifier = tiny_classifier(label_prediction=form, ode_solver=ode_solver, n_steps=2)
+    together = classifier.fit(X, y).predict_proba(X[:4])
+    assert_array_equal(classifier.predict_proba(X[2:3]), together[2:3])
+    assert np.isfinite(classifier.predict_uncertainty(X[:4])).all()
+
+
+def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
+    X = digits[0]
+    many = pickle.loads(pickle.dumps(fitted))
+    for ode_solver in ("euler", "midpoint", "rk4"):
+        many.set_params(n_steps=4, ode_solver=ode_solver)
+        assert np.mean(many.predict(X[:40]) == fitted.predict(X[:40])) > 0.9
+
+
+def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch):
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 240)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (1, 9))
+    X, y = digits[0][:40], digits[1][:40]
+    weighted = tiny_classifier(max_epochs="auto").fit(X, y, sample_weight=np.full(40, 2))
+    assert weighted.n_iter_ == 3
+
+
+def test_classes_of_zero_weight_are_left_out_of_training_only(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = tiny_classifier(class_weight={"two": 0}).fit(X, y)
+    assert list(classifier.classes_) == ["one", "two", "zero"]
+
+
+def test_boolean_images_come_back_boolean():
+    X = np.random.default_rng(0).random((6, 8, 8)) < 0.5
+    drawn = tiny_classifier().fit(X, [0, 1] * 3).sample(0, n_steps=2)
+    assert drawn.dtype == bool
+
+
+@pytest.mark.parametrize("channels", [98, 100])
+def test_widths_that_heads_do_not_divide_work(channels):
+    X = np.random.default_rng(0).random((4, 8, 8))
+    classifier = tiny_classifier(channels=channels, channel_mult=(1, 2), max_epochs=1)
+    assert classifier.fit(X, [0, 1] * 2).predict(X).shape == (4,)

@@ -21,6 +21,7 @@ LAYERS = [
     "_recipe",
     "progress",
     "training",
+    "uncertainty",
     "inference",
     "fields",
     "flow",

@@ -136,6 +136,18 @@ def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark)
     assert [done for done, _ in seen] == pytest.approx([1 / 3, 2 / 3, 1])
 
 
+@given(st.integers(1, 9), st.floats(0, 1))
+def test_the_share_at_time_one_holds_over_the_steps_of_any_batch_size(n, share):
+    trainer = object.__new__(Trainer)
+    trainer.settings = TrainingSettings(**{**SETTINGS, "t1_share": share})
+    total = 0
+    for trainer._n_steps in range(50):
+        n_at_one = trainer._n_at_one(n)
+        assert 0 <= n_at_one <= n
+        total += n_at_one
+    assert abs(total - 50 * n * share) <= 1
+
+
 def test_a_loaded_state_goes_on_as_if_never_interrupted(make_tiny_field, bright_and_dark):
     whole = make_trainer(make_tiny_field(n_classes=2))
     whole.fit_epoch(bright_and_dark)
