@@ -17,6 +17,9 @@ extensions = [
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks"]
+# Methods inherited from scikit-learn refer to its own glossary and user guide.
+suppress_warnings = ["ref.ref", "ref.term"]
 html_theme = "alabaster"
 html_theme_options = {"description": "Classify, abstain, generate"}
+napoleon_use_ivar = True

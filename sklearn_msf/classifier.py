@@ -158,7 +158,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Class labels.
     n_features_in_ : int
         Number of values of an image.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the columns, where X had any.
     image_shape_ : tuple of int
         (height, width) or (height, width, channels).
