@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
 	# medmnist brings torchvision, which has no build for every torch; only its table of
 	# data sets is needed here, and that works without.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps medmnist

@@ -23,6 +23,7 @@ N_COLUMNS = 8
 
 def load():
     """Name, augmentation, training part, test part and class names."""
+    print("Looking for RetinaMNIST ...", flush=True)
     try:
         train = fetch_medmnist("retinamnist", split="train")
         test = fetch_medmnist("retinamnist", split="test")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._data import (
@@ -17,12 +16,18 @@ from sklearn_msf._data import (
     check_training_rows,
     hold_out,
 )
-from sklearn_msf._parameters import check_coverage, check_parameters, check_positive_integer
+from sklearn_msf._parameters import (
+    check_coverage,
+    check_parameters,
+    check_positive_integer,
+    make_random_state,
+)
 from sklearn_msf._recipe import (
     build_field,
     check_layout,
     network_layout,
     training_settings,
+    training_tensors,
 )
 from sklearn_msf._state import PortableEstimator, all_or_nothing, move_field
 from sklearn_msf.device import resolve_device
@@ -97,11 +102,11 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         data = check_training_rows(
             self, X, y, sample_weight, reset=not warm, learn_classes=not warm
         )
-        random_state = check_random_state(self.random_state)
+        random_state = make_random_state(self.random_state)
         held_out = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
-        tensors = self._training_tensors(data)
+        tensors = training_tensors(data, self._image_format, resolve_device(self.device))
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
         label = type(self).__name__
         with training_progress(label, verbose=int(self.verbose)) as report:
@@ -152,8 +157,8 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         check_parameters(self.get_params(deep=False))
         check_partial_classes(self, classes, first=first)
         data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
-        random_state = check_random_state(self.random_state)
-        tensors = self._training_tensors(data)
+        random_state = make_random_state(self.random_state)
+        tensors = training_tensors(data, self._image_format, resolve_device(self.device))
         trainer = self._make_trainer(tensors, random_state, started, warm=not first)
         trainer.history = [] if first else list(self.history_)
         trainer.fit_epoch(tensors)
@@ -174,12 +179,14 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         if not warm:
             self._field_layout = network_layout(self, self._image_format)
             self._noise_seed = int(random_state.randint(_MAX_SEED))
+            self._n_continued = 0
             field = build_field(self._field_layout, seed)
         else:
             check_layout(self._field_layout, network_layout(self, self._image_format))
             field = copy.deepcopy(self.field_).requires_grad_(True).train()
             # An integer random_state starts anew at each call; the noise must not.
-            seed = int(np.random.SeedSequence([seed, self.n_iter_]).generate_state(1)[0])
+            self._n_continued += 1
+            seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
         settings = training_settings(self, self._image_format, data.epoch_size, device)
         # A model that learned from mirror images may look at them.
@@ -189,14 +196,6 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         if state is not None:
             trainer.load_state_dict(state)
         return trainer
-
-    def _training_tensors(self, data: TrainingRows) -> TrainingData:
-        device = resolve_device(self.device)
-        return TrainingData(
-            torch.from_numpy(self._image_format.to_numpy_images(data.rows)).to(device),
-            torch.from_numpy(data.labels.astype(np.int64)).to(device),
-            torch.from_numpy(data.weights).to(device),
-        )
 
     def _finish(self, trainer: Trainer, *, keep_state: bool) -> None:
         """Take over what training made."""
@@ -242,7 +241,10 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
         return self._classify_rows(check_prediction_rows(self, X), self.field_)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Predict the class of each image: the nearest label code, the most probable class.
+        """Predict the most probable class of each image.
+
+        With ``label_prediction="velocity"`` that is the class of the nearest label code
+        (paper, eq. 2).
 
         Parameters
         ----------
@@ -371,6 +373,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
             Images in the dtype, layout and range of the training X, in the order asked for.
         """
         check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
         check_positive_integer("n_samples", n_samples)
         check_positive_integer("n_steps", n_steps)
         asked = np.atleast_1d(np.asarray(class_id))
@@ -381,7 +384,7 @@ class BaseMedSymmFlowClassifier(ClassifierMixin, PortableEstimator):
                 f"got {class_id!r}."
             )
         labels = np.repeat(np.searchsorted(self.classes_, asked), n_samples)
-        seed = int(check_random_state(random_state).randint(_MAX_SEED))
+        seed = int(make_random_state(random_state).randint(_MAX_SEED))
         size = self._image_format.size
         images = generate(
             self.field_,

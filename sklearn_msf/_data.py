@@ -35,15 +35,21 @@ class TrainingRows:
         Indices into `classes_`.
     weights : ndarray of shape (n,)
         Positive weights, class weights included.
+    n_images : int
+        Images of an epoch: the sum of integer sample weights, else the number of rows.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
+    n_images: int
 
     def take(self, indices: np.ndarray) -> "TrainingRows":
         """Keep some of the rows."""
-        return TrainingRows(self.rows[indices], self.labels[indices], self.weights[indices])
+        n_images = max(1, round(self.n_images * len(indices) / len(self.rows)))
+        return TrainingRows(
+            self.rows[indices], self.labels[indices], self.weights[indices], n_images
+        )
 
 
 def check_training_rows(
@@ -90,10 +96,19 @@ def check_training_rows(
         _learn_images(estimator, rows, shape, dtype)
     else:
         _check_images(estimator, rows, shape)
-    weights = weights * _class_weights(estimator, y, weights)
-    data = TrainingRows(rows, np.searchsorted(estimator.classes_, y), weights)
-    order = _own_order(data)
-    return data.take(order[weights[order] > 0])
+    per_row = _class_weights(estimator, y, weights)
+    used = per_row > 0
+    if not used.any():
+        raise ValueError(
+            f"class_weight={estimator.class_weight!r} gives weight zero to every sample of y."
+        )
+    # Class weights change the shares of the classes, not the length of an epoch.
+    sample_weights = weights[used]
+    whole = bool((sample_weights == np.rint(sample_weights)).all())
+    n_images = round(sample_weights.sum()) if whole else len(sample_weights)
+    labels = np.searchsorted(estimator.classes_, y)[used]
+    data = TrainingRows(rows[used], labels, sample_weights * per_row[used], n_images)
+    return data.take(_own_order(data))
 
 
 def check_prediction_rows(estimator: BaseEstimator, X: Any) -> np.ndarray:
@@ -141,7 +156,7 @@ def hold_out(
     Raises
     ------
     ValueError
-        Where some class would be missing from one of the parts.
+        Where a class has too few samples to be split.
     """
     try:
         train, valid = train_test_split(
@@ -153,7 +168,7 @@ def hold_out(
     except ValueError as error:
         raise ValueError(
             f"early_stopping=True cannot hold out validation_fraction={share} of "
-            f"{len(data.rows)} samples with every class in both parts: {error}"
+            f"{len(data.rows)} samples by class: {error}"
         ) from error
     return data.take(train), data.take(valid)
 
@@ -201,11 +216,17 @@ def _class_weights(estimator: BaseEstimator, y: np.ndarray, weights: np.ndarray)
 
 
 def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
-    """Weights in the order of the classes, 1 for those not named."""
+    """Weights in the order of the classes, 1 for those not named.
+
+    Classes that are not there are passed over: a fold may lack one.
+    """
     labels = classes.tolist()
-    unknown = [label for label in class_weight if label not in labels]
-    values = np.array([class_weight.get(label, 1.0) for label in labels], dtype=float)
-    if unknown or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+    known = any(label in labels for label in class_weight) or not class_weight
+    try:
+        values = np.array([class_weight.get(label, 1.0) for label in labels], dtype=float)
+    except (TypeError, ValueError):
+        known, values = False, np.ones(len(labels))
+    if not known or not np.isfinite(values).all() or (values < 0).any() or not values.any():
         raise ValueError(
             f"class_weight must map classes out of {labels} to weights >= 0, not all zero, "
             f"got {class_weight!r}."

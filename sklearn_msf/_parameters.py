@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_random_state
 
 from sklearn_msf.augmentation import AUGMENTATIONS
 from sklearn_msf.device import PRECISIONS
@@ -12,7 +13,7 @@ from sklearn_msf.fields import LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 from sklearn_msf.solver import ODE_SOLVERS
 
-__all__ = ["check_coverage", "check_parameters", "check_positive_integer"]
+__all__ = ["check_coverage", "check_parameters", "check_positive_integer", "make_random_state"]
 
 
 def _fail(name: str, value: Any, expected: str) -> None:
@@ -37,6 +38,11 @@ def check_coverage(value: Any) -> None:
     """Refuse what is not a share in (0, 1]."""
     if not _is_number(value) or not 0 < value <= 1:
         _fail("coverage", value, "a number in (0, 1]")
+
+
+def _is_text(value: Any, text: str) -> bool:
+    """Compare with a string; an array compared with one would be an array."""
+    return isinstance(value, str) and value == text
 
 
 def _check_bool(name: str, value: Any) -> None:
@@ -73,8 +79,19 @@ def _check_image_shape(value: Any) -> None:
         _fail("image_shape", value, "(height, width), (height, width, channels) or None")
 
 
+def make_random_state(value: Any) -> np.random.RandomState:
+    """Make a source of random numbers, or name what cannot be one."""
+    try:
+        return check_random_state(value)
+    except ValueError as error:
+        raise ValueError(
+            "random_state must be an integer in [0, 2**32 - 1], a numpy RandomState or None, "
+            f"got {value!r}."
+        ) from error
+
+
 def _check_class_weight(value: Any) -> None:
-    if not (value is None or isinstance(value, Mapping) or value == "balanced"):
+    if not (value is None or isinstance(value, Mapping) or _is_text(value, "balanced")):
         _fail("class_weight", value, "a dict, 'balanced' or None")
 
 
@@ -107,12 +124,14 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_integers("channel_mult", p["channel_mult"], 1)
     _check_integers("attention_levels", p["attention_levels"], 0, empty=True)
     _check_real("dropout", p["dropout"], 0, 1, "[)")
-    if p["max_epochs"] != "auto":
+    if not _is_text(p["max_epochs"], "auto"):
         check_positive_integer("max_epochs", p["max_epochs"])
     if p["time_budget"] is not None:
         _check_real("time_budget", p["time_budget"], 0, np.inf, "()")
     _check_real("learning_rate", p["learning_rate"], 0, np.inf, "()")
     _check_real("weight_decay", p["weight_decay"], 0, np.inf, "[)")
+    if p["max_grad_norm"] is not None:
+        _check_real("max_grad_norm", p["max_grad_norm"], 0, np.inf, "()")
     _check_real("ema_decay", p["ema_decay"], 0, 1, "[)")
     _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
     _check_class_weight(p["class_weight"])

@@ -3,16 +3,18 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from sklearn_msf._data import TrainingRows
 from sklearn_msf.device import resolve_precision
 from sklearn_msf.fields import VelocityField, make_field
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import make_label_codes
-from sklearn_msf.training import TrainingSettings
+from sklearn_msf.training import TrainingData, TrainingSettings
 
-__all__ = ["build_field", "check_layout", "network_layout", "training_settings"]
+__all__ = ["build_field", "check_layout", "network_layout", "training_settings", "training_tensors"]
 
 # "auto" epochs: as many as show this many images, within these bounds.
 _AUTO_IMAGES = 45_000
@@ -55,7 +57,8 @@ def build_field(layout: dict[str, Any], seed: int) -> VelocityField:
         layout.pop("label_encoding"), layout.pop("n_classes"), layout.pop("beta")
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed every GPU too.
+        torch.default_generator.manual_seed(seed)
         return make_field(layout.pop("form"), codes, layout.pop("image_channels"), **layout)
 
 
@@ -69,6 +72,7 @@ def training_settings(
         batch_size=int(estimator.batch_size),
         learning_rate=float(estimator.learning_rate),
         weight_decay=float(estimator.weight_decay),
+        max_grad_norm=estimator.max_grad_norm,
         ema_decay=float(estimator.ema_decay),
         image_weight=float(estimator.image_weight),
         t1_share=float(estimator.t1_share),
@@ -90,3 +94,15 @@ def _augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | 
     if estimator.augment != "auto":
         return estimator.augment
     return "hflip+affine" if min(image_format.size) >= _MIN_SIDE_TO_AUGMENT else None
+
+
+def training_tensors(
+    data: TrainingRows, image_format: ImageFormat, device: torch.device
+) -> TrainingData:
+    """Training data as tensors on the device."""
+    return TrainingData(
+        torch.from_numpy(image_format.to_numpy_images(data.rows)).to(device),
+        torch.from_numpy(data.labels.astype(np.int64)).to(device),
+        torch.from_numpy(data.weights).to(device),
+        data.n_images,
+    )

@@ -54,7 +54,7 @@ AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
 
 
 def augment_images(
-    x: Tensor, kind: str | None, n_at_one: int, generator: torch.Generator
+    x: Tensor, kind: str | None, n_varied: int, generator: torch.Generator
 ) -> Tensor:
     """Vary images at random: flips for all, affine changes for those that only classify.
 
@@ -67,8 +67,8 @@ def augment_images(
         Images in [-1, 1].
     kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
         Variations; None returns `x`.
-    n_at_one : int
-        Number of rows at t = 1, which come first.
+    n_varied : int
+        Number of rows, from the first on, that affine changes are made to: those at t = 1.
     generator : torch.Generator
         On the device of `x`.
 
@@ -80,6 +80,6 @@ def augment_images(
     for name in names:
         if name in _FLIPS:
             x = _FLIPS[name](x, generator)
-    if "affine" in names and n_at_one:
-        x = torch.cat([_affine(x[:n_at_one], generator), x[n_at_one:]])
+    if "affine" in names and n_varied:
+        x = torch.cat([_affine(x[:n_varied], generator), x[n_varied:]])
     return x

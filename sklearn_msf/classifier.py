@@ -19,6 +19,7 @@ _PAPER: dict[str, Any] = {
     "patch_size": 1,
     "dropout": 0.0,
     "weight_decay": 0.01,
+    "max_grad_norm": None,
     "ema_decay": 0.7,
     "n_draws": 1,
     "n_steps": 1,
@@ -113,16 +114,18 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         cosine to zero.
     weight_decay : float, default=0.01
         Weight decay of AdamW.
+    max_grad_norm : float, default=1.0
+        Norm to which longer gradients are cut; None cuts none.
     ema_decay : float, default=0.99
         Share of the moving average of the weights that each step keeps, in [0, 1).
         Predictions and images come from the average.
     augment : {"auto", "hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None, \
             default="auto"
         Random variation of the training images: mirror images ("hflip") or flips of both axes
-        ("flip"), and small rotations, shifts and scalings ("affine"; only of images at t = 1,
-        so that drawn images do not show them). "auto": "hflip+affine" for images of 8 pixels
-        a side or more. Choose "affine" where a mirror image means something else, as with
-        digits or the side of the body.
+        ("flip"), and small rotations, shifts and scalings ("affine"; where there is a share at
+        t = 1 only of its images, so that drawn images do not show them). "auto":
+        "hflip+affine" for images of 8 pixels a side or more. Choose "affine" where a mirror
+        image means something else, as with digits or the side of the body.
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in other scikit-learn classifiers.
     early_stopping : bool, default=False
@@ -216,6 +219,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         batch_size: int = 128,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
+        max_grad_norm: float | None = 1.0,
         ema_decay: float = 0.99,
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
@@ -248,6 +252,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
         self.augment = augment
         self.class_weight = class_weight

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pooch
+from requests.exceptions import ConnectTimeout
 from sklearn.utils import Bunch
 
 __all__ = ["fetch_medmnist"]
@@ -18,8 +19,9 @@ _CITATION = (
     "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical "
     "image classification. Scientific Data 10, 41 (2023)."
 )
-# Seconds without a byte after which a download has stalled, and how often it is tried.
-_TIMEOUT = 30
+# Seconds to wait for a connection and for a byte, and how often a broken download is tried
+# again.
+_TIMEOUT = (5, 30)
 _N_RETRIES = 2
 
 
@@ -37,9 +39,19 @@ def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
     return INFO
 
 
-def _data_home(data_home: str | os.PathLike[str] | None) -> Path:
-    """Folder of the files: the argument, MEDMNIST_ROOT, or medmnist's own cache."""
-    return Path(data_home or os.environ.get("MEDMNIST_ROOT") or "~/.medmnist").expanduser()
+def _data_homes(data_home: str | os.PathLike[str] | None) -> list[Path]:
+    """Folders to look in: the argument alone, or MEDMNIST_ROOT and then medmnist's own cache.
+
+    A download goes to the first of them.
+    """
+    folders = [data_home] if data_home else [os.environ.get("MEDMNIST_ROOT"), "~/.medmnist"]
+    return [Path(folder).expanduser() for folder in folders if folder]
+
+
+def _find(folders: list[Path], filename: str) -> Path:
+    """First place that has the file, else the place to download it to."""
+    places = [folder / filename for folder in folders]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def fetch_medmnist(
@@ -65,8 +77,8 @@ def fetch_medmnist(
     split : {"train", "val", "test"}, default=None
         Part to load; None loads all three, in this order.
     data_home : path-like, default=None
-        Folder of the files. Default: the environment variable MEDMNIST_ROOT, or the cache
-        of the medmnist package, ``~/.medmnist``.
+        Folder of the files. Default: the folder in the environment variable MEDMNIST_ROOT,
+        then the cache of the medmnist package, ``~/.medmnist``; downloads go to the first.
     download_if_missing : bool, default=True
         If False, a file that is not there raises an OSError.
     return_X_y : bool, default=False
@@ -106,7 +118,7 @@ def fetch_medmnist(
 
     entry = info[name]
     path = _obtain(
-        _data_home(data_home) / f"{name}{suffix}.npz",
+        _find(_data_homes(data_home), f"{name}{suffix}.npz"),
         url=entry[f"url{suffix}"],
         md5=entry[f"MD5{suffix}"],
         download=download_if_missing,
@@ -164,10 +176,11 @@ class _Downloader:
     def __call__(self, url: str, output_file: str, pooch_: Any) -> None:
         for attempt in range(1 + _N_RETRIES):
             try:
-                download = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=False)
+                download = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=True)
                 download(url, output_file, pooch_)
-            except OSError:
-                if attempt == _N_RETRIES:
+            except OSError as error:
+                # Where nothing answers there is no network: trying again would only wait.
+                if attempt == _N_RETRIES or isinstance(error, ConnectTimeout):
                     raise
             else:
                 return

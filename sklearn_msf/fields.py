@@ -18,12 +18,11 @@ from torch.nn import functional as F
 from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
 from sklearn_msf.label_codes import LabelCodes
 from sklearn_msf.network import Encoding, UNet
-from sklearn_msf.solver import integrate
+from sklearn_msf.solver import END_EVALUATING_SOLVERS, integrate
 
 __all__ = ["LABEL_PREDICTIONS", "PosteriorForm", "VelocityField", "VelocityForm", "make_field"]
 
-# Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not resolved:
-# its reciprocal is what an error of the posterior is multiplied by.
+# Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not asked for.
 _MIN_TIME = 0.05
 
 
@@ -136,8 +135,7 @@ class PosteriorForm(VelocityField):
     def encode(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Encoding:
         """Run the U-Net up to its middle block.
 
-        The network sees the mask without its noise, which is all that the mask says: at
-        t = 1 the noise only hides the image.
+        The network sees the mask without its noise: at t = 1 the noise only hides the image.
         """
         mask = denoise_masks(y_t, t, self.codes)[:, :, None, None]
         mask = mask.expand(-1, -1, y_t.shape[2], y_t.shape[3])
@@ -151,6 +149,21 @@ class PosteriorForm(VelocityField):
         """p(c | x, e_y) at t = 1, (n, K): one Euler step of the label half."""
         t = torch.ones(len(x), device=x.device)
         return torch.softmax(self.class_logits(self.encode(x, e_y, t)), dim=1)
+
+    def classify(self, x: Tensor, e_y: Tensor, *, n_steps: int, method: str) -> Tensor:
+        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the mask y_0.
+
+        Solvers that evaluate the end, where the velocity is 0 / 0, stop a little before it.
+        From there the mask is a straight line to the mean code.
+        """
+        if method not in END_EVALUATING_SOLVERS:
+            return super().classify(x, e_y, n_steps=n_steps, method=method)
+        end = integrate(
+            self._velocity, (x, e_y), start=1.0, end=_MIN_TIME, n_steps=n_steps, method=method
+        )
+        x_t, y_t = end.state
+        t = torch.full((len(x),), _MIN_TIME, device=x.device)
+        return y_t - _MIN_TIME * self(x_t, y_t, t)[1]
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""

@@ -97,6 +97,17 @@ class ImageFormat:
                 f"X is uint8, but the model was fitted on {self.dtype} in "
                 f"[{self.low:g}, {self.high:g}]: convert X as the training images were."
             )
+        if not fitted_on_bytes and (self.low, self.high) == (0.0, 1.0):
+            self._check_near_unit_range(rows)
+
+    @staticmethod
+    def _check_near_unit_range(rows: np.ndarray) -> None:
+        low, high = float(rows.min()), float(rows.max())
+        if low < -_CLIP or high > _CLIP:
+            raise ValueError(
+                f"X is {rows.dtype} in [{low:g}, {high:g}], but the model was fitted on values "
+                "in [0, 1]: scale X as the training images were, for example X / 255."
+            )
 
     def _check_whole_pixels(self, rows: np.ndarray) -> None:
         low, high = float(rows.min()), float(rows.max())

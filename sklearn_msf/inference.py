@@ -98,9 +98,9 @@ def classify(
         x = ImageFormat.normalise(torch.from_numpy(batch).to(noise.device))
         with autocast(noise.device, settings.precision):
             estimate = read(field, x, noise, settings)
-        p, d = _decode(estimate[:n_real].cpu(), field.codes.to("cpu"))
-        probabilities.append(p.numpy())
-        distances.append(d.numpy())
+        p, d = _decode(estimate.cpu(), field.codes.to("cpu"))
+        probabilities.append(p[:n_real].numpy())
+        distances.append(d[:n_real].numpy())
     return Prediction(np.concatenate(probabilities), np.concatenate(distances))
 
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["LABEL_ENCODINGS", "LabelCodes", "make_label_codes"]
 
 # The four levels of a channel; 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
 _N_RGB_CODES = len(_RGB_LEVELS) ** 3
-# How closely mixture weights follow the barycentric coordinates inside the simplex.
-_WEIGHT_SHARPNESS = 10.0
+# What an absent class keeps of a mixture weight, in units of 1 / K.
+_WEIGHT_FLOOR = 0.005
 
 
 def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
@@ -67,7 +66,15 @@ def _pixelwise_distances(masks: Tensor, codes: Tensor) -> Tensor:
 
 def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
     """Distance of the mask's mean to each code: the nearest is the rescaled, rounded mean."""
-    return torch.cdist(masks.mean(dim=(2, 3)), codes)
+    # Not cdist: it rounds differently for many rows than for few.
+    return (masks.mean(dim=(2, 3))[:, None] - codes).norm(dim=2)
+
+
+def _soften(weights: Tensor, floor: float) -> Tensor:
+    """max(weights, 0), bent into an increasing and positive function that is `floor` at 0."""
+    root = torch.sqrt(weights.square() + 4 * floor**2)
+    # The same number twice; either side loses its digits where the other one is used.
+    return torch.where(weights > 0, (weights + root) / 2, 2 * floor**2 / (root - weights))
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ class LabelCodes:
             # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
             squared = self.distances(masks).square()
             weights = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
-            weights = F.softplus(_WEIGHT_SHARPNESS * (weights + 1 / self.n_classes))
+            weights = _soften(weights + 1 / self.n_classes, _WEIGHT_FLOOR / self.n_classes)
             return weights / weights.sum(dim=1, keepdim=True)
         return torch.softmax(-self.distances(masks) / (gaps.min() / 2), dim=1)
 

@@ -12,9 +12,9 @@ _FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
 
 
 class Report(Protocol):
-    """Takes the share of the training done and the record of the last epoch."""
+    """Takes the share of the training done and, after an epoch, its record."""
 
-    def __call__(self, done: float, record: dict[str, Any]) -> None:
+    def __call__(self, done: float, record: dict[str, Any] | None) -> None:
         """Show the record."""
 
 
@@ -39,13 +39,15 @@ def training_progress(description: str, *, verbose: int) -> Iterator[Report | No
         return
     with tqdm(total=1.0, desc=description, bar_format=_FORMAT) as bar:
 
-        def report(done: float, record: dict[str, Any]) -> None:
+        def report(done: float, record: dict[str, Any] | None) -> None:
+            bar.update(done - bar.n)
+            if record is None:
+                return
             shown = {"epoch": record["epoch"], "loss": f"{record['loss']:.3f}"}
             if "validation_score" in record:
                 shown["validation"] = f"{record['validation_score']:.3f}"
             shown["images/s"] = f"{record['n_images'] / max(record['seconds'], 1e-9):.0f}"
             bar.set_postfix(shown, refresh=False)
-            bar.update(done - bar.n)
 
         yield report
         # Early stopping and the last step of a time budget end before the bar does.

@@ -21,7 +21,6 @@ __all__ = ["Trainer", "TrainingData", "TrainingSettings", "learning_rate_factor"
 
 # Tables 3 to 5: 100 warm-up epochs of 1000, 200 of 2000.
 _WARMUP_SHARE = 0.1
-_MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class TrainingSettings:
         Images a step; an epoch is split evenly into steps of about this size.
     learning_rate, weight_decay : float
         Of AdamW.
+    max_grad_norm : float or None
+        Norm to which longer gradients are cut.
     ema_decay : float
         Share of the weights' moving average kept at each step.
     image_weight : float
@@ -59,6 +60,7 @@ class TrainingSettings:
     batch_size: int
     learning_rate: float
     weight_decay: float
+    max_grad_norm: float | None
     ema_decay: float
     image_weight: float
     t1_share: float
@@ -78,17 +80,17 @@ class TrainingData:
     labels : Tensor of shape (n,), int64
         Class indices.
     weights : Tensor of shape (n,), float64
-        Positive weights. A row of integer weight k is seen k times an epoch, as k copies of
-        it would be; of other weights the share of the epoch counts.
+        Positive weights: the share of each row in an epoch.
+    epoch_size : int
+        Images of an epoch. With the sum of integer weights a row of weight k is seen k times
+        an epoch, as k copies of it would be.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, weights: Tensor):
+    def __init__(self, images: Tensor, labels: Tensor, weights: Tensor, epoch_size: int):
         self.images = images
         self.labels = labels
-        total = float(weights.sum())
-        whole = bool((weights == weights.round()).all())
-        self.epoch_size = round(total) if whole else len(weights)
-        self._cumulative = weights.cumsum(0) / total
+        self.epoch_size = epoch_size
+        self._cumulative = weights.cumsum(0) / weights.sum()
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the row indices of each batch of one epoch, in random order.
@@ -115,6 +117,32 @@ def learning_rate_factor(progress: float) -> float:
     if progress < _WARMUP_SHARE:
         return progress / _WARMUP_SHARE
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+
+
+class _BestWeights:
+    """The weights of the epoch with the best validation score."""
+
+    def __init__(self, n_iter_no_change: int):
+        self._patience = n_iter_no_change
+        self._score = -math.inf
+        self._weights: dict[str, Tensor] | None = None
+        self._n_worse = 0
+
+    def ends_with(self, record: dict[str, Any], average: VelocityField) -> bool:
+        """Take note of an epoch; tell whether it was the last worth waiting for."""
+        score = record.get("validation_score")
+        if score is None:
+            return False
+        self._n_worse += 1
+        if score > self._score:
+            self._score, self._n_worse = score, 0
+            self._weights = copy.deepcopy(average.state_dict())
+        return self._n_worse >= self._patience
+
+    def restore(self, average: VelocityField) -> None:
+        """Load the best weights, where there were any."""
+        if self._weights is not None:
+            average.load_state_dict(self._weights)
 
 
 class Trainer:
@@ -154,6 +182,7 @@ class Trainer:
         self._device = generator.device
         self._started = time.perf_counter() if started is None else started
         self._n_steps = 0
+        self._report: Callable[[float, dict[str, Any] | None], None] | None = None
         # Running estimates of what must still fit into the time budget.
         self._checked = self._started
         self._step_seconds = self._validation_seconds = 0.0
@@ -186,6 +215,8 @@ class Trainer:
                 if value.shape == parameter.shape:
                     # The fused kernel walks through memory: the layouts must be the same.
                     moments[name] = torch.empty_like(parameter).copy_(value)
+        # Loading brings the old settings back with the old moments.
+        self._optimizer.param_groups[0]["weight_decay"] = self.settings.weight_decay
         self._n_steps = state["n_steps"]
 
     def fit(
@@ -193,7 +224,7 @@ class Trainer:
         data: TrainingData,
         *,
         validate: Callable[[VelocityField], float] | None = None,
-        report: Callable[[float, dict[str, float]], None] | None = None,
+        report: Callable[[float, dict[str, Any] | None], None] | None = None,
     ) -> None:
         """Train to the end of the schedule.
 
@@ -204,7 +235,8 @@ class Trainer:
         validate : callable, optional
             Score of a field, higher is better; called after each epoch.
         report : callable, optional
-            Called after each epoch with the share of the training done and its record.
+            Called with the share of the training done: after each step with None, after each
+            epoch with its record.
         """
         with self._seeded_dropout():
             self._fit(data, validate, report)
@@ -213,10 +245,15 @@ class Trainer:
         self,
         data: TrainingData,
         validate: Callable[[VelocityField], float] | None,
-        report: Callable[[float, dict[str, float]], None] | None,
+        report: Callable[[float, dict[str, Any] | None], None] | None,
     ) -> None:
         settings = self.settings
-        best_score, best_state, n_worse = -math.inf, None, 0
+        best = _BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
+        if validate is not None and settings.time_budget is not None:
+            # How long it takes must be known before the time is up.
+            self._validate(validate)
+        self._checked = time.perf_counter()
+        self._report = report
         for epoch in range(settings.max_epochs):
             record = self._epoch(data, epoch=epoch)
             if not record["n_images"]:
@@ -224,23 +261,18 @@ class Trainer:
             if validate is not None:
                 record["validation_score"] = self._validate(validate)
             self.history.append(record)
-            done = self._progress((epoch + 1) / settings.max_epochs)
             if report is not None:
-                report(done, record)
-            if validate is not None and settings.early_stopping:
-                n_worse += 1
-                if record["validation_score"] > best_score:
-                    best_score, n_worse = record["validation_score"], 0
-                    best_state = copy.deepcopy(self.average.state_dict())
-                if n_worse >= settings.n_iter_no_change:
-                    break
+                report(self._progress((epoch + 1) / settings.max_epochs), record)
+            if best is not None and best.ends_with(record, self.average):
+                break
             if self._time_is_up():
                 break
-        if best_state is not None:
-            self.average.load_state_dict(best_state)
+        if best is not None:
+            best.restore(self.average)
 
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
+        self._checked = time.perf_counter()
         with self._seeded_dropout():
             self.history.append(self._epoch(data, epoch=None))
 
@@ -250,7 +282,10 @@ class Trainer:
         seed = torch.randint(2**62, (1,), generator=self._generator, device=self._device)
         cuda = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(int(seed))
+            torch.default_generator.manual_seed(int(seed))
+            for device in cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(int(seed))
             yield
 
     def _epoch(self, data: TrainingData, *, epoch: int | None) -> dict[str, Any]:
@@ -265,7 +300,8 @@ class Trainer:
         n_steps = n_images = 0
         rate = self.settings.learning_rate
         for step, rows in enumerate(batches):
-            if self._n_steps and self._time_is_up():
+            # Every call trains, if only for one step.
+            if (step or epoch) and self._time_is_up():
                 break
             if epoch is not None:
                 # The middle of the step: neither the first nor the last one is lost at zero.
@@ -274,6 +310,8 @@ class Trainer:
             losses += self._step(data.images[rows], data.labels[rows], rate)
             n_steps += 1
             n_images += len(rows)
+            if self._report is not None and epoch is not None:
+                self._report(self._progress(share), None)
         seconds = time.perf_counter() - start
         image_loss, label_loss = (losses / max(n_steps, 1)).tolist()
         if not math.isfinite(image_loss + label_loss):
@@ -296,7 +334,8 @@ class Trainer:
         self._optimizer.param_groups[0]["lr"] = rate
         losses = self._losses(images, labels)
         losses.sum().backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+        if self.settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._n_steps += 1
@@ -311,7 +350,9 @@ class Trainer:
         settings, generator = self.settings, self._generator
         n_at_one = self._n_at_one(len(images))
         x = ImageFormat.normalise(images)
-        x = augment_images(x, settings.augment, n_at_one, generator)
+        # Without rows at t = 1 all rows classify and draw alike.
+        n_varied = n_at_one if settings.t1_share > 0 else len(x)
+        x = augment_images(x, settings.augment, n_varied, generator)
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)

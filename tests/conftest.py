@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.fields import make_field
 from sklearn_msf.label_codes import make_label_codes
+
+# The first call of a torch kernel can take longer than hypothesis allows an example.
+settings.register_profile("package", deadline=None, derandomize=True)
+settings.load_profile("package")
 
 TINY = {
     "channels": 8,

@@ -73,6 +73,10 @@ def on_floats():
         ("device", "gpu"),
         ("precision", "float16"),
         ("verbose", "loud"),
+        ("max_grad_norm", 0),
+        ("random_state", "abc"),
+        ("random_state", -1),
+        ("class_weight", np.array([1.0, 2.0])),
     ],
 )
 def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value):
@@ -292,7 +296,7 @@ def test_parameters_spoiled_after_fit_are_named(on_bytes):
         spoiled.predict(X)
 
 
-@pytest.mark.parametrize("weight", [{0: -1}, {0: 0, 1: 0}, {5: 1}, {0: np.nan}])
+@pytest.mark.parametrize("weight", [{0: -1}, {0: 0, 1: 0}, {5: 1}, {0: np.nan}, {0: "a"}])
 def test_unusable_class_weights_are_named(weight):
     with pytest.raises(ValueError, match=r"class_weight must map classes out of \[0, 1\]"):
         tiny_classifier(class_weight=weight).fit(X, Y)
@@ -306,3 +310,26 @@ def test_balanced_weights_in_parts_are_refused():
 def test_a_list_of_images_of_several_sizes_is_refused():
     with pytest.raises(ValueError, match="images of one size"):
         tiny_classifier().fit([np.zeros((8, 8)), np.zeros((9, 8))], [0, 1])
+
+
+def test_a_part_whose_classes_all_weigh_nothing_is_named():
+    classifier = tiny_classifier(class_weight={0: 0})
+    with pytest.raises(ValueError, match="class_weight=.*gives weight zero to every sample"):
+        classifier.partial_fit(X[:2], [0, 0], classes=[0, 1])
+
+
+@pytest.mark.parametrize("values", [X.astype(float), X.astype(np.int64)])
+def test_a_byte_range_for_a_model_of_unit_floats_names_the_remedy(on_floats, values):
+    with pytest.raises(ValueError, match=r"fitted on values in \[0, 1\].*X / 255"):
+        on_floats.predict(values)
+
+
+def test_sample_names_an_unknown_solver(on_bytes):
+    spoiled = clone(on_bytes).fit(X, Y).set_params(ode_solver="heun2")
+    with pytest.raises(ValueError, match="ode_solver must be one of"):
+        spoiled.sample(0)
+
+
+def test_sample_names_an_unusable_seed(on_bytes):
+    with pytest.raises(ValueError, match="random_state must be"):
+        on_bytes.sample(0, random_state="abc")

@@ -1,4 +1,4 @@
-"""The benchmark scripts: scores equal to medmnist's own, runs that fit their budget."""
+"""The benchmark scripts: scores equal to medmnist's own, figures that are the measured ones."""
 
 import importlib.util
 import json
@@ -32,12 +32,12 @@ def test_scores_equal_those_of_the_medmnist_evaluator(accuracy, capsys, task, n_
     assert accuracy.accuracy(y, p) == pytest.approx(getACC(y[:, None], p, task))
 
 
-@pytest.mark.parametrize("system", ["defaults", "resnet18", "boosting"])
+@pytest.mark.parametrize("system", ["defaults", "paper", "resnet18", "boosting"])
 def test_every_system_trains_and_returns_probabilities(accuracy, system):
     rng = np.random.default_rng(0)
     X, y = rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), np.arange(12) % 2
     data = dict.fromkeys(("train", "val", "test"), (X, y))
-    record = accuracy.run(system, "toy", data, reference_seconds=0.5, seed=0)
+    record = accuracy.run(system, "toy", data, reference_seconds=2.0, seed=0)
     assert 0 <= record["test_auc"] <= 100
     assert record["seed"] == 0
 

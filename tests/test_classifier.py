@@ -332,3 +332,31 @@ def test_widths_that_heads_do_not_divide_work(channels):
     X = np.random.default_rng(0).random((4, 8, 8))
     classifier = tiny_classifier(channels=channels, channel_mult=(1, 2), max_epochs=1)
     assert classifier.fit(X, [0, 1] * 2).predict(X).shape == (4,)
+
+
+def test_every_warm_fit_sees_other_noise(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = tiny_classifier(warm_start=True, learning_rate=1e-12, max_epochs=1)
+    losses = [classifier.fit(X, y).loss_curve_[0] for _ in range(4)]
+    assert len(set(losses)) == 4
+
+
+def test_class_weights_do_not_lengthen_an_epoch(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = tiny_classifier(class_weight={"one": 100}).fit(X, y)
+    assert [record["n_images"] for record in classifier.history_] == [40, 40]
+
+
+def test_balanced_classes_keep_weights_and_repetitions_equal(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    weights = 1 + np.arange(40) % 3
+    weighted = tiny_classifier(class_weight="balanced").fit(X, y, sample_weight=weights)
+    repeated = tiny_classifier(class_weight="balanced")
+    repeated.fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-7)
+
+
+def test_a_class_weight_for_a_class_that_a_fold_lacks_is_passed_over(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    two = y != "two"
+    assert tiny_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two]).n_iter_ == 2

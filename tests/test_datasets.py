@@ -80,7 +80,7 @@ def server(monkeypatch):
         "license": "CC BY 4.0",
     }
     monkeypatch.setattr(datasets, "_medmnist_info", lambda: {"toymnist": entry})
-    monkeypatch.setattr(datasets, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(datasets, "_TIMEOUT", (5, 0.2))
     yield server
     server.released.set()
     server.shutdown()
@@ -143,6 +143,18 @@ def test_the_folder_comes_from_the_environment(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "here"))
     server.behaviours = ["good"]
     assert fetch_medmnist("toymnist").filename == str(tmp_path / "here" / "toymnist.npz")
+
+
+def test_the_cache_of_medmnist_is_looked_into_where_the_folder_lacks_a_file(
+    server, tmp_path, monkeypatch
+):
+    cache = tmp_path / "home" / ".medmnist"
+    cache.mkdir(parents=True)
+    (cache / "toymnist.npz").write_bytes(CONTENT)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "empty"))
+    assert fetch_medmnist("toymnist").filename == str(cache / "toymnist.npz")
+    assert server.n_requests == 0
 
 
 def test_unknown_names_sizes_and_splits_are_named(server):

@@ -34,7 +34,7 @@ def test_the_demo_runs_on_digits_where_there_is_no_network(offline, tmp_path):
         text=True,
         check=True,
     )
-    assert "so this is on scikit-learn's digits" in shown.stdout.splitlines()[0]
+    assert "so this is on scikit-learn's digits" in shown.stdout.splitlines()[1]
     assert "accuracy" in shown.stdout
     assert "coverage  accuracy" in shown.stdout
     assert "100%" in shown.stderr

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -73,6 +74,32 @@ def test_both_forms_give_the_same_label_velocity_where_p_is_exact(ends, t):
     nn.init.zeros_(field.head.bias)
     _, v_y = field(sample.x_t, sample.y_t, sample.t)
     torch.testing.assert_close(v_y, sample.u_y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 1.0])
+def test_the_label_velocity_follows_a_soft_posterior(ends, t):
+    _, _, _, e_y, _ = ends
+    p = np.array([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
+    field = PosteriorForm(SureUNet(torch.tensor(np.log(p), dtype=torch.float32)), CODES)
+    nn.init.eye_(field.head.weight)
+    nn.init.zeros_(field.head.bias)
+    _, v_y = field(torch.zeros(2, 1, *SIZE), e_y, torch.full((2,), t))
+    mean_code = p @ CODES.codes.numpy()
+    expected = (e_y.numpy() - mean_code[:, :, None, None]) / t
+    np.testing.assert_allclose(v_y.detach().numpy(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_every_solver_carries_a_constant_posterior_to_its_mean_code(ends, method, n_steps):
+    x, _, _, e_y, _ = ends
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
+    field = PosteriorForm(SureUNet(p.log()), CODES)
+    nn.init.eye_(field.head.weight)
+    nn.init.zeros_(field.head.bias)
+    mask = field.classify(x, e_y, n_steps=n_steps, method=method)
+    expected = CODES.mean_codes(p)[:, :, None, None].expand_as(mask)
+    torch.testing.assert_close(mask, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)

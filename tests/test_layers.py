@@ -16,9 +16,9 @@ LAYERS = [
     "classifier",
     "_base",
     "_state",
-    "_data",
     "_parameters",
     "_recipe",
+    "_data",
     "progress",
     "training",
     "uncertainty",
@@ -39,7 +39,11 @@ LAYERS = [
 
 def imported_modules(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_msf."):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{path.name} has a relative import")
+        elif isinstance(node, ast.ImportFrom) and node.module == "sklearn_msf":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sklearn_msf."):
             yield node.module.split(".")[1]
         elif isinstance(node, ast.Import):
             for alias in node.names:

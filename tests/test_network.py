@@ -18,7 +18,7 @@ def tiny_unet(**overrides):
     return net.eval()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(8, 33), st.integers(8, 33), st.integers(1, 3), st.integers(1, 3))
 def test_any_size_comes_back_uncropped(height, width, patch_size, n_levels):
     net = tiny_unet(patch_size=patch_size, channel_mult=(1,) * n_levels)

@@ -123,10 +123,13 @@ def test_bagging_takes_rows(digits):
 
 def test_sample_weight_is_routed_through_a_search(digits):
     X, y = digits
-    weights = np.random.default_rng(0).integers(1, 3, len(X))
+    # All the weight on one class in training: the search must then know only that class best.
+    weights = np.where(y == "one", 50.0, 0.02)
     with sklearn.config_context(enable_metadata_routing=True):
         classifier = tiny_classifier(max_epochs=1)
         classifier.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         search = GridSearchCV(classifier, {"beta": [2.0, 4.0]}, cv=2)
-        search.fit(X, y, sample_weight=weights)
-        assert np.isfinite(search.best_score_)
+        routed = search.fit(X, y, sample_weight=weights).predict(X)
+        plain = clone(search).fit(X, y).predict(X)
+    assert np.mean(routed == "one") > 0.9
+    assert np.mean(plain == "one") < 0.9

@@ -14,6 +14,7 @@ SETTINGS = {
     "batch_size": 8,
     "learning_rate": 1e-2,
     "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
     "ema_decay": 0.5,
     "image_weight": 0.5,
     "t1_share": 0.5,
@@ -35,33 +36,34 @@ def bright_and_dark():
     labels = torch.arange(24) % 2
     noise = 0.1 * torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     images = (labels[:, None, None, None] - 0.5) + noise
-    return TrainingData(images, labels, torch.ones(24, dtype=torch.float64))
+    return TrainingData(images, labels, torch.ones(24, dtype=torch.float64), 24)
 
 
-def rows_seen(weights, batch_size=4, seed=0):
+def rows_seen(weights, epoch_size, batch_size=4, seed=0):
     weights = torch.tensor(weights, dtype=torch.float64)
     n = len(weights)
-    data = TrainingData(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), weights)
+    images, labels = torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
+    data = TrainingData(images, labels, weights, epoch_size)
     batches = list(data.epoch(batch_size, torch.Generator().manual_seed(seed)))
     return torch.cat(batches), [len(batch) for batch in batches]
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 2**31))
 def test_integer_weights_count_as_repetitions(weights, seed):
-    rows, _ = rows_seen([float(w) for w in weights], seed=seed)
+    rows, _ = rows_seen([float(w) for w in weights], sum(weights), seed=seed)
     np.testing.assert_array_equal(np.bincount(rows, minlength=len(weights)), weights)
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(0, 2**31))
 def test_an_epoch_gives_each_row_its_share_to_within_one(weights, seed):
-    rows, _ = rows_seen(weights, seed=seed)
+    rows, _ = rows_seen(weights, len(weights), seed=seed)
     share = len(rows) * np.array(weights) / sum(weights)
     assert (np.abs(np.bincount(rows, minlength=len(weights)) - share) < 1 + 1e-6).all()
 
 
 @given(st.integers(1, 200), st.integers(1, 64))
 def test_batches_of_an_epoch_are_of_even_size(n, batch_size):
-    _, sizes = rows_seen([1.0] * n, batch_size)
+    _, sizes = rows_seen([1.0] * n, n, batch_size)
     assert sum(sizes) == n
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= max(batch_size * 1.5, 1)
@@ -131,9 +133,13 @@ def test_early_stopping_keeps_the_best_weights(make_tiny_field, bright_and_dark)
 def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark):
     seen = []
     trainer = make_trainer(make_tiny_field(n_classes=2))
-    trainer.fit(bright_and_dark, report=lambda done, record: seen.append((done, record["epoch"])))
-    assert [epoch for _, epoch in seen] == [1, 2, 3]
-    assert [done for done, _ in seen] == pytest.approx([1 / 3, 2 / 3, 1])
+    trainer.fit(bright_and_dark, report=lambda done, record: seen.append((done, record)))
+    epochs = [(done, record["epoch"]) for done, record in seen if record is not None]
+    assert [epoch for _, epoch in epochs] == [1, 2, 3]
+    assert [done for done, _ in epochs] == pytest.approx([1 / 3, 2 / 3, 1])
+    # Three steps an epoch.
+    assert len(seen) == 3 * 3 + 3
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 @given(st.integers(1, 9), st.floats(0, 1))
@@ -166,6 +172,21 @@ def test_training_leaves_the_global_state_of_torch_alone(make_tiny_field, bright
     after = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
+
+
+def test_every_partial_epoch_trains_at_least_one_step(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), time_budget=1e-9)
+    for _ in range(2):
+        trainer.fit_epoch(bright_and_dark)
+    assert all(record["n_images"] == 8 for record in trainer.history)
+
+
+def test_a_new_weight_decay_counts_after_loading(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2))
+    trainer.fit_epoch(bright_and_dark)
+    other = make_trainer(make_tiny_field(n_classes=2), weight_decay=0.3)
+    other.load_state_dict(trainer.state_dict())
+    assert other._optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
 def test_losses_stay_finite_in_bfloat16(make_tiny_field, bright_and_dark):

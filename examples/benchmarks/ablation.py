@@ -57,7 +57,15 @@ def run(name: str, variant: str, data: dict, reference_seconds: float, seed: int
 
 
 def table(records: list[dict]) -> str:
-    """Markdown table, a row a variant: AUC / ACC / log loss, means over seeds."""
+    """Markdown tables, one a budget, a row a variant: AUC / ACC / log loss, means over seeds."""
+    budgets = sorted({r["reference_seconds"] for r in records})
+    return "\n".join(
+        budget_table([r for r in records if r["reference_seconds"] == budget]) for budget in budgets
+    )
+
+
+def budget_table(records: list[dict]) -> str:
+    """Markdown table of the runs of one budget."""
     datasets = list(dict.fromkeys(r["dataset"] for r in records))
     lines = [
         f"| variant | {' | '.join(datasets)} | images seen |",
@@ -77,11 +85,11 @@ def table(records: list[dict]) -> str:
         seen = [r["images_seen"] for r in records if r["variant"] == variant]
         if seen:
             lines.append(f"| {variant} | {' | '.join(cells)} | {np.mean(seen):,.0f} |")
-    seconds = sorted({r["reference_seconds"] for r in records})
+    seconds = records[0]["reference_seconds"]
     seeds = sorted({r["seed"] for r in records})
     lines += [
         "",
-        f"Validation splits, AUC / ACC / log loss; {seconds} reference seconds, seeds {seeds}.",
+        f"Validation splits, AUC / ACC / log loss; {seconds:g} reference seconds, seeds {seeds}.",
     ]
     return "\n".join(lines) + "\n"
 
