@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_real("image_weight", p["image_weight"], 0, 1, "[)")
     for name in ("channels", "n_blocks", "patch_size", "batch_size", "n_iter_no_change"):
         check_positive_integer(name, p[name])
-    for name in ("n_draws", "n_steps"):
+    for name in ("n_draws", "n_steps", "checkpoint_every"):
         check_positive_integer(name, p[name])
     if p["channels"] % 2:
         _fail("channels", p["channels"], "an even integer")
@@ -135,6 +136,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_real("ema_decay", p["ema_decay"], 0, 1, "[)")
     _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
     _check_class_weight(p["class_weight"])
+    if p["checkpoint_dir"] is not None and not isinstance(p["checkpoint_dir"], (str, PathLike)):
+        _fail("checkpoint_dir", p["checkpoint_dir"], "a path or None")
     _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
     _check_bool("early_stopping", p["early_stopping"])
     _check_bool("warm_start", p["warm_start"])

@@ -8,13 +8,20 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklearn_msf._data import TrainingRows
+from sklearn_msf.batches import TrainingData
 from sklearn_msf.device import resolve_precision
 from sklearn_msf.fields import VelocityField, make_field
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import make_label_codes
-from sklearn_msf.training import TrainingData, TrainingSettings
+from sklearn_msf.settings import TrainingSettings
 
-__all__ = ["build_field", "check_layout", "network_layout", "training_settings", "training_tensors"]
+__all__ = [
+    "build_field",
+    "check_layout",
+    "network_layout",
+    "training_settings",
+    "training_tensors",
+]
 
 # "auto" epochs: as many as show this many images, within these bounds.
 _AUTO_IMAGES = 45_000
@@ -101,8 +108,9 @@ def training_tensors(
 ) -> TrainingData:
     """Training data as tensors on the device."""
     return TrainingData(
-        torch.from_numpy(image_format.to_numpy_images(data.rows)).to(device),
-        torch.from_numpy(data.labels.astype(np.int64)).to(device),
-        torch.from_numpy(data.weights).to(device),
+        torch.from_numpy(image_format.to_numpy_images(data.rows)),
+        torch.from_numpy(data.labels.astype(np.int64)),
+        torch.from_numpy(data.weights),
         data.n_images,
+        device,
     )

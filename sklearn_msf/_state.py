@@ -15,8 +15,13 @@ from sklearn.base import BaseEstimator
 from sklearn_msf._recipe import build_field
 from sklearn_msf.device import resolve_device
 from sklearn_msf.fields import VelocityField
+from sklearn_msf.images import ImageFormat
+from sklearn_msf.states import TrainingState
 
 __all__ = ["PortableEstimator", "all_or_nothing", "move_field"]
+
+# Where scikit-learn keeps the callbacks of a fit; it removes them itself.
+_OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 
 
 class PortableEstimator(BaseEstimator):
@@ -29,13 +34,20 @@ class PortableEstimator(BaseEstimator):
         if "field_" in state:
             state["_weights"] = _tensors_to_arrays(state.pop("field_").state_dict())
         state["_training_state"] = _tensors_to_arrays(state.get("_training_state"))
+        if "_image_format" in state:
+            state["_image_format"] = self._image_format.to_plain()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Rebuild the network around the weights."""
         state = dict(state)
         weights = state.pop("_weights", None)
-        state["_training_state"] = _arrays_to_tensors(state.get("_training_state"))
+        training_state = _arrays_to_tensors(state.get("_training_state"))
+        if training_state is not None:
+            training_state = TrainingState(*training_state)
+        state["_training_state"] = training_state
+        if "_image_format" in state:
+            state["_image_format"] = ImageFormat.from_plain(state["_image_format"])
         super().__setstate__(state)
         if weights is not None:
             field = build_field(self._field_layout, seed=0)
@@ -51,8 +63,10 @@ def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # Callbacks have still to be told that fit has ended.
+        kept = {key: value for key, value in vars(estimator).items() if key in _OF_CALLBACKS}
         vars(estimator).clear()
-        vars(estimator).update(before)
+        vars(estimator).update(before | kept)
         raise
 
 
@@ -81,7 +95,7 @@ def _tensors_to_arrays(value: Any) -> Any:
         return value.cpu().numpy()
     if isinstance(value, dict):
         return {key: _tensors_to_arrays(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_tensors_to_arrays(item) for item in value]
     return value
 

@@ -75,7 +75,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         that has the shape of images.
     label_encoding : {"rgb", "grayscale", "simplex"}, default="rgb"
         Label codes: colours of a palette (paper, section 3.1; up to 64 classes), steps of
-        gray (SymmFlow), or the vertices of a regular simplex (any number of classes).
+        gray (SymmFlow), or the vertices of a regular simplex (up to 1,024 classes).
     label_prediction : {"posterior", "velocity"}, default="posterior"
         What the label half of the network learns: the class posterior, from which the
         mask's velocity follows in closed form, or that velocity itself, pixel by pixel (the
@@ -145,11 +145,18 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         ODE solver for classification and generation.
     warm_start : bool, default=False
         Whether fit goes on from the weights of the call before.
+    checkpoint_dir : str or Path, default=None
+        Folder for checkpoints of this one run. A fit that was cut off, at whatever moment,
+        and is called again with the same data and parameters goes on from the last one and
+        ends with the same model; a run that had ended is returned as it ended. With a
+        `time_budget` the seconds before count.
+    checkpoint_every : int, default=5
+        Epochs between two checkpoints; the two newest are kept.
     device : str or torch.device, default="auto"
         Device of the network; "auto" takes CUDA where there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of convolutions and products in training; "auto" takes bfloat16 on
-        hardware that has matrix units for it.
+        Precision of convolutions and products; "auto" takes bfloat16 on hardware that has
+        matrix units for it.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, order, noise and augmentation.
     verbose : int, default=0
@@ -230,6 +237,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         n_steps: int = 1,
         ode_solver: str = "euler",
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 5,
         device: Any = "auto",
         precision: str = "auto",
         random_state: Any = None,
@@ -263,6 +272,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.n_steps = n_steps
         self.ode_solver = ode_solver
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
         self.device = device
         self.precision = precision
         self.random_state = random_state

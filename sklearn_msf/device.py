@@ -1,11 +1,13 @@
 """Where and in which precision the network runs."""
 
 import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision"]
+__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision", "worker_threads"]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -41,7 +43,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into the training precision that suits the hardware.
+    """Turn "auto" into the precision that suits the hardware.
 
     bfloat16 where convolutions have matrix units for it (CUDA cards that support it, CPUs
     with AMX), float32 elsewhere. The rule looks at the hardware and not at a stopwatch, so
@@ -71,3 +73,29 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Context in which convolutions and products run in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def worker_threads(n_workers: int) -> Iterator[Executor]:
+    """Threads to run the batches of a CPU side by side, each on one core.
+
+    Small images keep two cores busier as two batches on a core each than as one batch whose
+    every operation is split in two.
+
+    Parameters
+    ----------
+    n_workers : int
+        Number of threads.
+
+    Yields
+    ------
+    concurrent.futures.Executor
+    """
+    before = torch.get_num_threads()
+    try:
+        # The number of torch's threads belongs to the thread that sets it.
+        with ThreadPoolExecutor(n_workers, "sklearn_msf", torch.set_num_threads, (1,)) as executor:
+            yield executor
+    finally:
+        # It is also what threads made later start with.
+        torch.set_num_threads(before)

@@ -16,17 +16,18 @@ from torch import Tensor
 __all__ = ["modulated_group_norm"]
 
 
-def _channel_sums(x: Tensor) -> Tensor:
-    """Sum (n, C, H, W) over the positions: (n, C)."""
-    return x.sum(dim=(2, 3))
+def _sums(x: Tensor, factor: Tensor) -> Tensor:
+    """Sum x and x * factor, (n, C, H, W) each, over the positions: (2, n, C)."""
+    return torch.stack([x.sum(dim=(2, 3)), (x * factor).sum(dim=(2, 3))])
 
 
-def _group_means(per_channel: Tensor, n_groups: int, n_positions: int) -> Tensor:
-    """Mean over each group of channels, written back to each of its channels: (n, C)."""
-    n, channels = per_channel.shape
-    grouped = per_channel.view(n, n_groups, channels // n_groups)
-    means = grouped.mean(dim=2, keepdim=True) / n_positions
-    return means.expand_as(grouped).reshape(n, channels)
+def _group_means(sums: Tensor, n_groups: int, n_positions: int) -> Tensor:
+    """Mean over each group of channels, written back to each of its channels: (2, n, C)."""
+    two, n, channels = sums.shape
+    if n_groups < channels:
+        grouped = sums.view(two, n, n_groups, channels // n_groups)
+        sums = grouped.mean(dim=3, keepdim=True).expand_as(grouped).reshape(two, n, channels)
+    return sums / n_positions
 
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
@@ -49,14 +50,14 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, n_groups: int, eps: float
     ) -> Tensor:
         wide = _widened(x)
-        n_positions = x.shape[2] * x.shape[3]
-        mean = _group_means(_channel_sums(wide), n_groups, n_positions)
-        second = _group_means(_channel_sums(wide * wide), n_groups, n_positions)
-        inverse_deviation = ((second - mean * mean).clamp_min(0) + eps).rsqrt()
+        means = _group_means(_sums(wide, wide), n_groups, x.shape[2] * x.shape[3])
+        mean, second = means.unbind()
+        variance = torch.addcmul(second, mean, mean, value=-1).clamp_min_(0)
+        inverse_deviation = variance.add_(eps).rsqrt_()
         factor = scale * inverse_deviation
         ctx.save_for_backward(x, scale, mean, inverse_deviation)
         ctx.n_groups = n_groups
-        summand = (shift - mean * factor)[:, :, None, None]
+        summand = torch.addcmul(shift, mean, factor, value=-1)[:, :, None, None]
         return _multiply_add(wide, factor, summand).to(x.dtype)
 
     @staticmethod
@@ -64,15 +65,15 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         x, scale, mean, inverse_deviation = ctx.saved_tensors
         wide, grad = _widened(x), _widened(grad)
         n_positions = x.shape[2] * x.shape[3]
-        grad_shift = _channel_sums(grad)
-        grad_scale = (_channel_sums(grad * wide) - mean * grad_shift) * inverse_deviation
+        grad_shift, grad_dot = _sums(grad, wide).unbind()
+        grad_scale = torch.addcmul(grad_dot, mean, grad_shift, value=-1).mul_(inverse_deviation)
         # d loss / d x = r * (g - mean(g) - x_hat * mean(g * x_hat)) with g = scale * grad
         # and the means over each group; gathered by powers of x.
-        mean_g = _group_means(scale * grad_shift, ctx.n_groups, n_positions)
-        mean_gx = _group_means(scale * grad_scale, ctx.n_groups, n_positions)
-        x_factor = -mean_gx * inverse_deviation.square()
-        constant = (-mean_g * inverse_deviation - mean * x_factor)[:, :, None, None]
-        partial = _multiply_add(wide, x_factor, constant)
+        sums = scale * torch.stack([grad_shift, grad_scale])
+        mean_g, mean_gx = _group_means(sums, ctx.n_groups, n_positions).unbind()
+        x_factor = mean_gx.mul(inverse_deviation.square()).neg_()
+        constant = torch.addcmul(mean_g * inverse_deviation, mean, x_factor).neg_()
+        partial = _multiply_add(wide, x_factor, constant[:, :, None, None])
         grad_x = _multiply_add(grad, scale * inverse_deviation, partial)
         return grad_x.to(x.dtype), grad_scale, grad_shift, None, None
 

@@ -1,11 +1,15 @@
 """Images as users have them, to tensors of shape (n, C, H, W) in [-1, 1], and back."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sklearn_msf._plain_data import number_dtype
 
 __all__ = ["ImageFormat", "flatten_images", "learn_format", "row_shape"]
 
@@ -79,6 +83,34 @@ class ImageFormat:
     def n_channels(self) -> int:
         """Number of channels."""
         return self.shape[2] if len(self.shape) == 3 else 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """Turn the format into data that JSON holds."""
+        return {
+            "shape": list(self.shape),
+            "flat": self.flat,
+            "dtype": self.dtype.str,
+            "low": self.low,
+            "high": self.high,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "ImageFormat":
+        """Make the format that :meth:`to_plain` described.
+
+        Raises
+        ------
+        ValueError
+            For anything else.
+        """
+        shape, flat = tuple(plain["shape"]), plain["flat"]
+        low, high = float(plain["low"]), float(plain["high"])
+        sizes = all(type(n) is int and n > 0 for n in shape)
+        if not sizes or len(shape) not in (2, 3) or not isinstance(flat, bool):
+            raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is no image format")
+        if not math.isfinite(high - low):
+            raise ValueError(f"images from {low} to {high} are no image format")
+        return cls(shape, flat, number_dtype(plain["dtype"]), low, high)
 
     def check(self, rows: np.ndarray) -> None:
         """Refuse rows in another number format than the training X.

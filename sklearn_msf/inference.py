@@ -1,22 +1,29 @@
 """Classification and generation in batches of one constant size.
 
-Kernels round differently for other batch sizes, so every batch is padded to the same size:
-a row's result is the same, to the last bit, whatever rows are beside it.
+Kernels round differently for other batch sizes and numbers of threads, so every batch is
+padded to the same size and, on a CPU, run by one thread, several batches side by side: a
+row's result is the same, to the last bit, whatever rows are beside it.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.device import autocast
+from sklearn_msf.device import autocast, worker_threads
 from sklearn_msf.fields import PosteriorForm, VelocityField
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import LabelCodes
 
 __all__ = ["InferenceSettings", "Prediction", "classify", "generate"]
+
+_LOG = logging.getLogger("sklearn_msf")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -60,18 +67,51 @@ class Prediction:
     distances: np.ndarray
 
 
-def _padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield batches of exactly `batch_size` rows and how many of them are real."""
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        n_real = len(batch)
-        if n_real < batch_size:
-            padding = np.repeat(batch[:1], batch_size - n_real, axis=0)
-            batch = np.concatenate([batch, padding])
-        yield batch, n_real
+def _padded(images: np.ndarray, size: int) -> np.ndarray:
+    """Fill a batch up to exactly `size` rows."""
+    if len(images) == size:
+        return images
+    return np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])
 
 
-@torch.inference_mode()
+def _in_batches(
+    run: Callable[[int, int], Result], n_rows: int, batch_size: int, device: torch.device
+) -> list[Result]:
+    """Call run(start, batch_size) for each batch, with smaller ones where memory runs out."""
+    while True:
+        try:
+            return _side_by_side(run, range(0, n_rows, batch_size), batch_size, device)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if batch_size == 1 or not _is_out_of_memory(error):
+                raise
+            batch_size //= 2
+            _LOG.warning("Out of memory: going on with batches of %d.", batch_size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU torch has no class of its own for it.
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)
+
+
+def _side_by_side(
+    run: Callable[[int, int], Result], starts: range, batch_size: int, device: torch.device
+) -> list[Result]:
+    """Run the batches, on a CPU on as many threads as torch has."""
+
+    # Both modes belong to the thread that sets them.
+    @torch.inference_mode()
+    def one(start: int) -> Result:
+        return run(start, batch_size)
+
+    if device.type != "cpu":
+        return [one(start) for start in starts]
+    with worker_threads(max(1, min(torch.get_num_threads(), len(starts)))) as executor:
+        return list(executor.map(one, starts))
+
+
 def classify(
     field: VelocityField, images: np.ndarray, noise: Tensor, settings: InferenceSettings
 ) -> Prediction:
@@ -93,15 +133,21 @@ def classify(
     Prediction
     """
     read = _read_posterior if _has_posterior(field, settings) else _read_mask
-    probabilities, distances = [], []
-    for batch, n_real in _padded_batches(images, settings.batch_size):
-        x = ImageFormat.normalise(torch.from_numpy(batch).to(noise.device))
+    codes = field.codes.to("cpu")
+
+    def run(start: int, size: int) -> tuple[Tensor, Tensor]:
+        batch = images[start : start + size]
+        x = ImageFormat.normalise(torch.from_numpy(_padded(batch, size)).to(noise.device))
         with autocast(noise.device, settings.precision):
-            estimate = read(field, x, noise, settings)
-        p, d = _decode(estimate.cpu(), field.codes.to("cpu"))
-        probabilities.append(p[:n_real].numpy())
-        distances.append(d[:n_real].numpy())
-    return Prediction(np.concatenate(probabilities), np.concatenate(distances))
+            estimate = read(field, *_draws(x, noise, settings), settings)
+        # Draws are averaged in a fixed order; the batch leaves the device here.
+        mean = estimate.float().unflatten(0, (len(noise), size)).mean(dim=0)
+        p, distances = _decode(mean.cpu(), codes)
+        return p[: len(batch)], distances[: len(batch)]
+
+    parts = _in_batches(run, len(images), settings.batch_size, noise.device)
+    p, distances = (torch.cat(halves).numpy() for halves in zip(*parts, strict=True))
+    return Prediction(p, distances)
 
 
 def _has_posterior(field: VelocityField, settings: InferenceSettings) -> bool:
@@ -113,31 +159,26 @@ def _has_posterior(field: VelocityField, settings: InferenceSettings) -> bool:
 
 
 def _read_posterior(
-    field: VelocityField, x: Tensor, noise: Tensor, settings: InferenceSettings
+    field: VelocityField, x: Tensor, e_y: Tensor, settings: InferenceSettings
 ) -> Tensor:
-    """Class probabilities averaged over draws, (n, K)."""
+    """Class probabilities, (n, K)."""
     assert isinstance(field, PosteriorForm)
-    draws = [field.posterior(image, e_y) for image, e_y in _draws(x, noise, settings)]
-    return torch.stack(draws).mean(dim=0)
+    return field.posterior(x, e_y)
 
 
-def _read_mask(
-    field: VelocityField, x: Tensor, noise: Tensor, settings: InferenceSettings
-) -> Tensor:
-    """Masks at t = 0 averaged over draws, (n, C_y, H, W)."""
-    total = torch.zeros(len(x), *noise.shape[1:], device=x.device)
-    for image, e_y in _draws(x, noise, settings):
-        total += field.classify(image, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
-    return total / len(noise)
+def _read_mask(field: VelocityField, x: Tensor, e_y: Tensor, settings: InferenceSettings) -> Tensor:
+    """Masks at t = 0, (n, C_y, H, W)."""
+    return field.classify(x, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
 
 
-def _draws(
-    x: Tensor, noise: Tensor, settings: InferenceSettings
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and mask noise of each draw; a mask of one colour has no sides to mirror."""
-    for draw, e_y in enumerate(noise):
-        mirrored = settings.mirror_draws and draw % 2 == 1
-        yield x.flip(3) if mirrored else x, e_y.expand(len(x), -1, -1, -1)
+def _draws(x: Tensor, noise: Tensor, settings: InferenceSettings) -> tuple[Tensor, Tensor]:
+    """Images and mask noise of all draws, draw after draw.
+
+    A mask of one colour has no sides to mirror.
+    """
+    mirrored = x.flip(3) if settings.mirror_draws and len(noise) > 1 else x
+    images = [mirrored if draw % 2 else x for draw in range(len(noise))]
+    return torch.cat(images), noise.repeat_interleave(len(x), dim=0)
 
 
 def _decode(estimate: Tensor, codes: LabelCodes) -> tuple[Tensor, Tensor]:
@@ -151,7 +192,6 @@ def _decode(estimate: Tensor, codes: LabelCodes) -> tuple[Tensor, Tensor]:
     return p, codes.distances(masks)
 
 
-@torch.inference_mode()
 def generate(
     field: VelocityField,
     labels: Tensor,
@@ -181,9 +221,9 @@ def generate(
     """
     device = next(field.parameters()).device
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
-    images = []
-    for start in range(0, len(labels), settings.batch_size):
-        part = labels[start : start + settings.batch_size]
+
+    def run(start: int, size: int) -> Tensor:
+        part = labels[start : start + size]
         noise = _image_noise(seed, start, len(part), shape).to(device)
         masks = field.codes.masks(part.to(device), image_shape[1:])
         with autocast(device, settings.precision):
@@ -194,8 +234,9 @@ def generate(
                 n_steps=settings.n_steps,
                 method=settings.ode_solver,
             )
-        images.append(drawn.float().cpu())
-    return torch.cat(images)
+        return drawn.float().cpu()
+
+    return torch.cat(_in_batches(run, len(labels), settings.batch_size, device))
 
 
 def _image_noise(seed: int, start: int, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LABEL_ENCODINGS", "LabelCodes", "make_label_codes"]
+__all__ = ["LABEL_ENCODINGS", "LabelCodes", "count_code_channels", "make_label_codes"]
 
 # The four levels of a channel; 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
 _N_RGB_CODES = len(_RGB_LEVELS) ** 3
+# K classes need K * (K - 1) numbers, and masks of K - 1 channels.
+_MAX_SIMPLEX_CODES = 1024
 # What an absent class keeps of a mixture weight, in units of 1 / K.
 _WEIGHT_FLOOR = 0.005
 
@@ -48,6 +50,11 @@ def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
     The rows of the Helmert matrix are an orthonormal basis of the vectors that sum to zero;
     the unit vectors seen in this basis are the vertices.
     """
+    if n_classes > _MAX_SIMPLEX_CODES:
+        raise ValueError(
+            f"label_encoding='simplex' has codes for up to {_MAX_SIMPLEX_CODES} classes, got "
+            f"{n_classes}."
+        )
     size = n_classes - 1
     helmert = np.tril(np.ones((size, n_classes)))
     helmert[np.arange(size), np.arange(1, n_classes)] = -np.arange(1, n_classes)
@@ -79,14 +86,15 @@ def _soften(weights: Tensor, floor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Encoding:
+    n_channels: Callable[[int], int]
     codes: Callable[[int, float], tuple[np.ndarray, float]]
     distances: Callable[[Tensor, Tensor], Tensor]
 
 
 _ENCODINGS = {
-    "rgb": _Encoding(_rgb_codes, _pixelwise_distances),
-    "grayscale": _Encoding(_grayscale_codes, _mean_distances),
-    "simplex": _Encoding(_simplex_codes, _pixelwise_distances),
+    "rgb": _Encoding(lambda n_classes: 3, _rgb_codes, _pixelwise_distances),
+    "grayscale": _Encoding(lambda n_classes: 1, _grayscale_codes, _mean_distances),
+    "simplex": _Encoding(lambda n_classes: n_classes - 1, _simplex_codes, _pixelwise_distances),
 }
 LABEL_ENCODINGS = tuple(_ENCODINGS)
 
@@ -205,6 +213,11 @@ class LabelCodes:
         return probabilities @ self.codes.to(probabilities.dtype)
 
 
+def count_code_channels(encoding: str, n_classes: int) -> int:
+    """Count the channels of a family's masks without making its codes."""
+    return _ENCODINGS[encoding].n_channels(n_classes)
+
+
 def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
     """Make the codes of a number of classes.
 
@@ -213,7 +226,7 @@ def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
     encoding : {"rgb", "grayscale", "simplex"}
         "rgb": colours of the palette {0, 75, 150, 225}^3 (paper, section 3.1), up to 64
         classes. "grayscale": even steps in one channel (SymmFlow). "simplex": vertices of
-        a regular simplex in K - 1 channels.
+        a regular simplex in K - 1 channels, up to 1,024 classes.
     n_classes : int
         Number of classes K, at least 2.
     beta : float

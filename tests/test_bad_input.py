@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from sklearn_msf.training import DivergenceError
+
 X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
 Y = np.array([0, 1] * 3)
 
@@ -279,7 +281,10 @@ def test_a_failed_fit_keeps_the_model_that_was_there():
 def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept():
     classifier = tiny_classifier().fit(X, Y)
     before = classifier.predict_proba(X)
-    with pytest.raises(ValueError, match="loss is not finite in epoch .*learning_rate=1e"):
+    with (
+        pytest.warns(UserWarning, match="Training goes on from epoch 1 at 0.25 of the rate"),
+        pytest.raises(DivergenceError, match="loss is not finite in epoch .*learning_rate=1e"),
+    ):
         classifier.set_params(learning_rate=1e30, max_epochs=20).fit(X, Y)
     np.testing.assert_array_equal(classifier.predict_proba(X), before)
 

@@ -63,10 +63,38 @@ def test_the_figures_in_the_readme_are_the_measured_ones(accuracy):
 
 
 def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
+    module = load_benchmark("ablation", monkeypatch)
+    for parameters in module.VARIANTS.values():
+        module.MedSymmFlowClassifier(**parameters)
+
+
+def load_benchmark(name, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("ablation", BENCHMARKS / "ablation.py")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules.pop("accuracy", None)
-    for parameters in module.VARIANTS.values():
-        module.MedSymmFlowClassifier(**parameters)
+    return module
+
+
+def test_the_plain_network_is_the_papers(monkeypatch):
+    import torch
+
+    from sklearn_msf.network import UNet
+
+    plain = load_benchmark("speed", monkeypatch).PlainUNet(6)
+    ours = UNet(6, 6)
+    n_plain, n_ours = (sum(p.numel() for p in net.parameters()) for net in (plain, ours))
+    assert n_plain == n_ours
+    assert plain(torch.zeros(1, 6, 28, 28), torch.ones(1)).shape == (1, 6, 28, 28)
+
+
+def test_folds_never_share_an_image(monkeypatch):
+    module = load_benchmark("ablation", monkeypatch)
+    X, y = np.arange(30)[:, None, None], np.arange(30) % 3
+    data = {"train": (X[:20], y[:20]), "val": (X[20:], y[20:])}
+    seen = []
+    for (X_train, _), (X_valid, _) in module.parts(data, 3, 0):
+        assert not set(X_train.ravel()) & set(X_valid.ravel())
+        seen.extend(X_valid.ravel())
+    assert sorted(seen) == list(range(30))

@@ -1,7 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from sklearn_msf.device import autocast, resolve_device, resolve_precision
+from sklearn_msf.device import autocast, resolve_device, resolve_precision, worker_threads
 
 
 def test_auto_is_a_device_of_this_machine():
@@ -30,3 +32,20 @@ def test_autocast_is_off_in_float32():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with autocast(torch.device("cpu"), "bfloat16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_worker_threads_run_on_one_core_each_and_give_torch_its_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with worker_threads(2) as executor:
+            inside = list(executor.map(lambda _: torch.get_num_threads(), range(4)))
+        assert inside == [1, 1, 1, 1]
+        assert torch.get_num_threads() == 3
+        with worker_threads(1) as executor:
+            pass
+        # A thread made later starts with torch's threads, not with one.
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

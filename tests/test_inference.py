@@ -20,17 +20,19 @@ def inference(**overrides):
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
 @pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_prediction_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
-    make_tiny_field, form, encoding
+    make_tiny_field, form, encoding, precision
 ):
     field = make_tiny_field(form, encoding=encoding)
     noise = NOISE[:, : field.codes.n_channels]
-    together = classify(field, IMAGES, noise, inference())
+    how = inference(precision=precision)
+    together = classify(field, IMAGES, noise, how)
 
     @settings(max_examples=20)
     @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=40))
     def check(rows):
-        chosen = classify(field, IMAGES[rows], noise, inference())
+        chosen = classify(field, IMAGES[rows], noise, how)
         np.testing.assert_array_equal(chosen.probabilities, together.probabilities[rows])
         np.testing.assert_array_equal(chosen.distances, together.distances[rows])
 
@@ -92,3 +94,70 @@ def test_bfloat16_agrees_with_float32(make_tiny_field):
         for p in ("float32", "bfloat16")
     )
     np.testing.assert_allclose(exact, rough, atol=0.02)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads):
+    field, before = make_tiny_field(), torch.get_num_threads()
+    expected = classify(field, IMAGES, NOISE, inference()).probabilities
+    torch.set_num_threads(n_threads)
+    try:
+        found = classify(field, IMAGES, NOISE, inference()).probabilities
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found, expected)
+
+
+class TooLarge:
+    """Lets the network run out of memory on more than so many rows."""
+
+    def __init__(self, field, limit, error):
+        self.encode, self.limit, self.error = field.encode, limit, error
+        field.encode = self
+
+    def __call__(self, x_t, y_t, t):
+        if len(x_t) > self.limit:
+            raise self.error
+        return self.encode(x_t, y_t, t)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_where_memory_runs_out_smaller_batches_go_on(make_tiny_field, caplog, error):
+    field = make_tiny_field()
+    expected = classify(field, IMAGES, NOISE, inference(batch_size=4)).probabilities
+    TooLarge(field, 8, error)
+    found = classify(field, IMAGES, NOISE, inference(batch_size=16)).probabilities
+    np.testing.assert_array_equal(found, expected)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"Out of memory: going on with batches of {n}." for n in (8, 4)]
+
+
+def test_drawing_goes_on_with_smaller_batches_too(make_tiny_field, caplog):
+    field = make_tiny_field()
+    labels = torch.arange(6) % 3
+    TooLarge(field, 2, OUT_OF_MEMORY[0])
+    images = generate(field, labels, (1, 8, 8), 0, inference(n_steps=1, batch_size=4))
+    assert images.shape == (6, 1, 8, 8)
+    assert "batches of 2" in caplog.text
+
+
+def test_other_errors_are_not_taken_for_it(make_tiny_field):
+    field = make_tiny_field()
+    TooLarge(field, 0, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        classify(field, IMAGES, NOISE, inference())
+
+
+def test_one_image_that_does_not_fit_is_an_error(make_tiny_field):
+    field = make_tiny_field()
+    TooLarge(field, 0, OUT_OF_MEMORY[0])
+    with pytest.raises(torch.OutOfMemoryError):
+        classify(field, IMAGES, NOISE, inference())

@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn
+import skops.io
 from conftest import tiny_classifier
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
@@ -126,10 +127,21 @@ def test_sample_weight_is_routed_through_a_search(digits):
     # All the weight on one class in training: the search must then know only that class best.
     weights = np.where(y == "one", 50.0, 0.02)
     with sklearn.config_context(enable_metadata_routing=True):
-        classifier = tiny_classifier(max_epochs=1)
+        classifier = tiny_classifier(max_epochs=8)
         classifier.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
         search = GridSearchCV(classifier, {"beta": [2.0, 4.0]}, cv=2)
         routed = search.fit(X, y, sample_weight=weights).predict(X)
         plain = clone(search).fit(X, y).predict(X)
     assert np.mean(routed == "one") > 0.9
     assert np.mean(plain == "one") < 0.9
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_skops_needs_to_trust_only_the_class_and_gives_the_same_bits(digits, warm_start):
+    X, y = digits
+    classifier = tiny_classifier(warm_start=warm_start).fit(X, y)
+    dumped = skops.io.dumps(classifier)
+    untrusted = skops.io.get_untrusted_types(data=dumped)
+    assert untrusted == ["sklearn_msf.classifier.MedSymmFlowClassifier"]
+    opened = skops.io.loads(dumped, trusted=untrusted)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))

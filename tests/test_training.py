@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.training import Trainer, TrainingData, TrainingSettings, learning_rate_factor
+from sklearn_msf.batches import TrainingData
+from sklearn_msf.settings import TrainingSettings
+from sklearn_msf.states import TrainingState
+from sklearn_msf.training import DivergenceError, Trainer
 
 SETTINGS = {
     "max_epochs": 3,
@@ -39,44 +43,6 @@ def bright_and_dark():
     return TrainingData(images, labels, torch.ones(24, dtype=torch.float64), 24)
 
 
-def rows_seen(weights, epoch_size, batch_size=4, seed=0):
-    weights = torch.tensor(weights, dtype=torch.float64)
-    n = len(weights)
-    images, labels = torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
-    data = TrainingData(images, labels, weights, epoch_size)
-    batches = list(data.epoch(batch_size, torch.Generator().manual_seed(seed)))
-    return torch.cat(batches), [len(batch) for batch in batches]
-
-
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 2**31))
-def test_integer_weights_count_as_repetitions(weights, seed):
-    rows, _ = rows_seen([float(w) for w in weights], sum(weights), seed=seed)
-    np.testing.assert_array_equal(np.bincount(rows, minlength=len(weights)), weights)
-
-
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(0, 2**31))
-def test_an_epoch_gives_each_row_its_share_to_within_one(weights, seed):
-    rows, _ = rows_seen(weights, len(weights), seed=seed)
-    share = len(rows) * np.array(weights) / sum(weights)
-    assert (np.abs(np.bincount(rows, minlength=len(weights)) - share) < 1 + 1e-6).all()
-
-
-@given(st.integers(1, 200), st.integers(1, 64))
-def test_batches_of_an_epoch_are_of_even_size(n, batch_size):
-    _, sizes = rows_seen([1.0] * n, n, batch_size)
-    assert sum(sizes) == n
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(batch_size * 1.5, 1)
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    assert learning_rate_factor(0.0) == 0.0
-    assert learning_rate_factor(0.05) == pytest.approx(0.5)
-    assert learning_rate_factor(0.1) == pytest.approx(1.0)
-    assert learning_rate_factor(0.55) == pytest.approx(0.5)
-    assert learning_rate_factor(1.0) == pytest.approx(0.0)
-
-
 def test_training_lowers_the_loss_and_writes_its_history(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=6)
     trainer.fit(bright_and_dark)
@@ -96,18 +62,9 @@ def test_the_same_seed_trains_the_same_weights_dropout_included(make_tiny_field,
     assert torch.equal(*weights)
 
 
-def test_the_average_is_the_moving_average_of_the_weights(make_tiny_field, bright_and_dark):
-    trainer = make_trainer(make_tiny_field(n_classes=2), ema_decay=0.05, batch_size=24)
-    start = trainer.field.head.bias.detach().clone()
-    trainer.fit_epoch(bright_and_dark)
-    now = trainer.field.head.bias.detach()
-    # One step: decay = min(0.05, 1 / 10).
-    torch.testing.assert_close(trainer.average.head.bias, 0.05 * start + 0.95 * now)
-
-
 def test_time_budget_ends_training_with_its_schedule(make_tiny_field, bright_and_dark, monkeypatch):
     clock = iter(np.arange(0, 1e6, 0.5))
-    monkeypatch.setattr("sklearn_msf.training.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("sklearn_msf.schedule.time.perf_counter", lambda: float(next(clock)))
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=10**9, time_budget=60.0)
     trainer.fit(bright_and_dark)
     assert next(clock) <= 61
@@ -146,23 +103,138 @@ def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark)
 def test_the_share_at_time_one_holds_over_the_steps_of_any_batch_size(n, share):
     trainer = object.__new__(Trainer)
     trainer.settings = TrainingSettings(**{**SETTINGS, "t1_share": share})
+    trainer._optimizer = SimpleNamespace()
     total = 0
-    for trainer._n_steps in range(50):
+    for trainer._optimizer.n_steps in range(50):
         n_at_one = trainer._n_at_one(n)
         assert 0 <= n_at_one <= n
         total += n_at_one
     assert abs(total - 50 * n * share) <= 1
 
 
-def test_a_loaded_state_goes_on_as_if_never_interrupted(make_tiny_field, bright_and_dark):
-    whole = make_trainer(make_tiny_field(n_classes=2))
+def all_weights(field):
+    return torch.cat([p.ravel() for p in field.parameters()])
+
+
+def test_a_run_goes_on_from_its_state_as_if_never_interrupted(make_tiny_field, bright_and_dark):
+    whole = make_trainer(make_tiny_field(n_classes=2, dropout=0.5).train())
     whole.fit_epoch(bright_and_dark)
-    resumed = make_trainer(make_tiny_field(n_classes=2))
-    resumed.load_state_dict(whole.state_dict())
-    for trainer in (whole, resumed):
-        trainer._generator.manual_seed(5)
-        trainer.fit_epoch(bright_and_dark)
-    assert torch.equal(whole.average.head.bias, resumed.average.head.bias)
+    state = whole.state()
+    whole.fit_epoch(bright_and_dark)
+    resumed = make_trainer(make_tiny_field(n_classes=2, dropout=0.5).train())
+    resumed._generator.manual_seed(99)
+    resumed.resume(state)
+    resumed.fit_epoch(bright_and_dark)
+    assert torch.equal(all_weights(whole.field), all_weights(resumed.field))
+    assert torch.equal(all_weights(whole.average), all_weights(resumed.average))
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in resumed.history]
+
+
+def test_a_state_is_a_copy(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2))
+    state = trainer.state()
+    before = {name: value.clone() for name, value in state.tensors.items()}
+    trainer.fit_epoch(bright_and_dark)
+    assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
+    assert state.document["history"] == []
+
+
+class MemoryStore:
+    """Keeps the last state in memory."""
+
+    def __init__(self, state=None):
+        self.states = [] if state is None else [state]
+
+    def latest(self):
+        return self.states[-1] if self.states else None
+
+    def save(self, state, *, n_epochs, finished):
+        tensors, document = state()
+        self.states.append(TrainingState(tensors, {**document, "finished": finished}))
+
+
+def test_every_checkpoint_of_a_run_leads_to_the_same_end(make_tiny_field, bright_and_dark):
+    def trained(store):
+        trainer = make_trainer(
+            make_tiny_field(n_classes=2, dropout=0.5).train(), max_epochs=4, early_stopping=True
+        )
+        scores = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7}
+        trainer.fit(
+            bright_and_dark,
+            validate=lambda field: scores[len(trainer.history) + 1],
+            store=store,
+        )
+        return trainer
+
+    store = MemoryStore()
+    whole = trained(store)
+    assert [state.document["finished"] for state in store.states] == [False] * 3 + [True]
+    for state in store.states:
+        resumed = trained(MemoryStore(state))
+        assert torch.equal(all_weights(whole.average), all_weights(resumed.average))
+        assert len(resumed.history) == 4
+
+
+class OneBadStep:
+    """Makes the loss of chosen steps NaN."""
+
+    def __init__(self, trainer, bad):
+        self.losses, self.bad, self.n = trainer._losses, bad, 0
+        trainer._losses = self
+
+    def __call__(self, *arguments):
+        self.n += 1
+        return self.losses(*arguments) * (math.nan if self.n in self.bad else 1.0)
+
+
+def test_after_a_bad_loss_training_goes_on_at_a_lower_rate(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=3)
+    OneBadStep(trainer, {5})
+    with pytest.warns(UserWarning, match=r"not finite in epoch 2, step 2, .* 0.25 of the rate"):
+        trainer.fit(bright_and_dark)
+    assert len(trainer.history) == 3
+    assert torch.isfinite(all_weights(trainer.average)).all()
+    assert trainer.history[-1]["learning_rate"] < 0.25 * 1e-2
+
+
+def test_after_two_restarts_the_last_good_weights_are_kept(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9)
+    OneBadStep(trainer, set(range(5, 1000)))
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(DivergenceError, match=r"after 2 restarts .*learning_rate=0\.01"),
+    ):
+        trainer.fit(bright_and_dark)
+    assert torch.isfinite(all_weights(trainer.average)).all()
+
+
+def test_an_interrupt_ends_training_with_a_usable_model(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=1000)
+
+    def interrupt(done, record):
+        if record is not None and record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after 2 whole epochs"):
+        trainer.fit(bright_and_dark, report=interrupt)
+    assert len(trainer.history) == 2
+    assert torch.isfinite(all_weights(trainer.average)).all()
+
+
+def test_an_interrupt_before_the_first_step_is_one(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), time_budget=10.0)
+
+    def interrupt(field):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(bright_and_dark, validate=interrupt)
+
+
+def test_epochs_end_where_the_caller_says_so(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9)
+    trainer.fit(bright_and_dark, end_epoch=lambda n_epochs: n_epochs == 2)
+    assert len(trainer.history) == 2
 
 
 def test_training_leaves_the_global_state_of_torch_alone(make_tiny_field, bright_and_dark):
@@ -185,8 +257,8 @@ def test_a_new_weight_decay_counts_after_loading(make_tiny_field, bright_and_dar
     trainer = make_trainer(make_tiny_field(n_classes=2))
     trainer.fit_epoch(bright_and_dark)
     other = make_trainer(make_tiny_field(n_classes=2), weight_decay=0.3)
-    other.load_state_dict(trainer.state_dict())
-    assert other._optimizer.param_groups[0]["weight_decay"] == 0.3
+    other.load_weights(trainer.state())
+    assert other._optimizer._adamw.param_groups[0]["weight_decay"] == 0.3
 
 
 def test_losses_stay_finite_in_bfloat16(make_tiny_field, bright_and_dark):

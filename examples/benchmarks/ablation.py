@@ -1,17 +1,23 @@
 """What each default is worth: one parameter changed at a time, equal time, validation splits.
 
     python examples/benchmarks/ablation.py --datasets retinamnist breastmnist --seconds 60
+    python examples/benchmarks/ablation.py --datasets breastmnist --folds 3 --seconds 200
 
-Budgets are reference seconds, data and output as in accuracy.py. No test split is touched.
+Budgets are reference seconds, data and output as in accuracy.py. With folds the training and
+the validation split are pooled and cross-validated: on some hundred images one split says
+little. No test split is touched.
 """
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from accuracy import REFERENCE_GFLOPS, accuracy, auc_score, gemm_gflops, load
+from sklearn.model_selection import StratifiedKFold
 
 from sklearn_msf import MedSymmFlowClassifier
 
@@ -31,36 +37,71 @@ VARIANTS: dict[str, dict] = {
     "1 draw": {"n_draws": 1},
     "no augmentation": {"augment": None},
     "no dropout": {"dropout": 0.0},
+    "mirror images only": {"augment": "hflip"},
+    "22,500 images": {"max_epochs": 22_500},
+    "90,000 images": {"max_epochs": 90_000},
+    "three levels": {"channel_mult": (1, 2, 2)},
+    "two blocks a level": {"n_blocks": 2},
+    "dropout 0.3": {"dropout": 0.3},
+    "weight decay 0.1": {"weight_decay": 0.1},
 }
 
 
-def run(name: str, variant: str, data: dict, reference_seconds: float, seed: int) -> dict:
-    """Train one variant for its share of seconds and score it on the validation split."""
-    seconds = reference_seconds * REFERENCE_GFLOPS / gemm_gflops()
-    classifier = MedSymmFlowClassifier(
-        time_budget=seconds, random_state=seed, **VARIANTS[variant]
-    ).fit(*data["train"])
-    X, y = data["val"]
-    start = time.perf_counter()
-    p = classifier.predict_proba(X)
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Arrays, Arrays]]:
+    """Training and validation part: the official ones, or those of each fold of both."""
+    if not n_folds:
+        yield data["train"], data["val"]
+        return
+    X, y = (np.concatenate(arrays) for arrays in zip(data["train"], data["val"], strict=True))
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    for train, valid in folds.split(X.reshape(len(X), -1), y):
+        yield (X[train], y[train]), (X[valid], y[valid])
+
+
+def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed: int) -> dict:
+    """Train one variant for its share of seconds and score it on what it did not see.
+
+    Scores of folds are averaged: probabilities of several models do not rank together.
+    """
+    budget = seconds * REFERENCE_GFLOPS / gemm_gflops()
+    scores, images_seen, rate = [], [], []
+    for (X_train, y_train), (X, y) in parts(data, n_folds, seed):
+        parameters = dict(VARIANTS[variant])
+        if "max_epochs" in parameters:
+            # Given as images seen, so that it means the same for every data set.
+            parameters["max_epochs"] = math.ceil(parameters["max_epochs"] / len(X_train))
+        classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **parameters)
+        classifier.fit(X_train, y_train)
+        start = time.perf_counter()
+        p = classifier.predict_proba(X)
+        rate.append(len(X) / (time.perf_counter() - start))
+        images_seen.append(sum(record["n_images"] for record in classifier.history_))
+        log_loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
+        scores.append((100 * auc_score(y, p), 100 * accuracy(y, p), log_loss))
+    auc, acc, log_loss = np.mean(scores, axis=0)
     return {
         "dataset": name,
         "variant": variant,
         "seed": seed,
-        "reference_seconds": reference_seconds,
-        "images_seen": sum(record["n_images"] for record in classifier.history_),
-        "classified_per_second": round(len(X) / (time.perf_counter() - start)),
-        "auc": round(100 * auc_score(y, p), 2),
-        "acc": round(100 * accuracy(y, p), 2),
-        "log_loss": round(float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()), 4),
+        "reference_seconds": seconds,
+        "n_folds": n_folds,
+        "images_seen": round(np.mean(images_seen)),
+        "classified_per_second": round(np.mean(rate)),
+        "auc": round(auc, 2),
+        "acc": round(acc, 2),
+        "log_loss": round(log_loss, 4),
     }
 
 
 def table(records: list[dict]) -> str:
     """Markdown tables, one a budget, a row a variant: AUC / ACC / log loss, means over seeds."""
-    budgets = sorted({r["reference_seconds"] for r in records})
+    budgets = sorted({(r["n_folds"], r["reference_seconds"]) for r in records})
     return "\n".join(
-        budget_table([r for r in records if r["reference_seconds"] == budget]) for budget in budgets
+        budget_table([r for r in records if (r["n_folds"], r["reference_seconds"]) == budget])
+        for budget in budgets
     )
 
 
@@ -87,33 +128,37 @@ def budget_table(records: list[dict]) -> str:
             lines.append(f"| {variant} | {' | '.join(cells)} | {np.mean(seen):,.0f} |")
     seconds = records[0]["reference_seconds"]
     seeds = sorted({r["seed"] for r in records})
+    n_folds = records[0]["n_folds"]
+    where = f"{n_folds}-fold cross-validation" if n_folds else "Validation splits"
     lines += [
         "",
-        f"Validation splits, AUC / ACC / log loss; {seconds:g} reference seconds, seeds {seeds}.",
+        f"{where}, AUC / ACC / log loss; {seconds:g} reference seconds, seeds {seeds}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="+", default=["retinamnist", "breastmnist"])
+    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
     parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=60.0, help="reference seconds")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--folds", type=int, default=0, help="0: the official validation split")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/ablation.json"))
     arguments = parser.parse_args()
 
     files = dict(item.split("=", 1) for item in arguments.npz)
     records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
-    done = {(r["dataset"], r["variant"], r["seed"], r["reference_seconds"]) for r in records}
+    identity = ("dataset", "variant", "seed", "reference_seconds", "n_folds")
+    done = {tuple(r[key] for key in identity) for r in records}
     for seed in arguments.seeds:
         for variant in arguments.variants:
             for name in [*arguments.datasets, *files]:
-                if (name, variant, seed, arguments.seconds) in done:
+                if (name, variant, seed, arguments.seconds, arguments.folds) in done:
                     continue
                 data = load(name, files)
-                records.append(run(name, variant, data, arguments.seconds, seed))
+                records.append(run(name, variant, data, arguments.folds, arguments.seconds, seed))
                 print(records[-1], flush=True)
                 arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps(records, indent=1) + "\n")

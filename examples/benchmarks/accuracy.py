@@ -262,7 +262,7 @@ def table(records: list[dict]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="+", default=["retinamnist", "breastmnist"])
+    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
     parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--seconds", type=float, help="reference seconds of every data set")

@@ -1,0 +1,528 @@
+"""Images a second: our engine beside plain loops, in one run on one machine.
+
+    python examples/benchmarks/speed.py             # the table, docs/benchmarks/speed.json and .md
+    python examples/benchmarks/speed.py --sweep     # cost against number and size of images
+
+Every measurement has a process of its own, so that its peak memory is its own too. The plain
+loop is written here from the paper's description, with torch's own modules; the ResNet-18 is
+that of accuracy.py.
+"""
+
+import argparse
+import copy
+import json
+import math
+import multiprocessing
+import platform
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accuracy import gemm_gflops, make_resnet18
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.device import resolve_device, resolve_precision, worker_threads
+from sklearn_msf.flow import sample_path
+
+N_CLASSES = 8
+
+
+# A plain loop, from the paper's description
+
+
+class PlainBlock(nn.Module):
+    """ADM's residual block."""
+
+    def __init__(self, n_in, n_out, n_time):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(32, n_in), nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.time = nn.Linear(n_time, 2 * n_out)
+        self.norm2, self.conv2 = nn.GroupNorm(32, n_out), nn.Conv2d(n_out, n_out, 3, padding=1)
+        self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+
+    def forward(self, h, t):
+        r = self.conv1(F.silu(self.norm1(h)))
+        scale, shift = self.time(F.silu(t))[:, :, None, None].chunk(2, dim=1)
+        r = self.norm2(r) * (1 + scale) + shift
+        return self.skip(h) + self.conv2(F.silu(r))
+
+
+class PlainAttention(nn.Module):
+    """Self-attention with 64 channels a head."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.norm, self.qkv, self.out = (
+            nn.GroupNorm(32, n),
+            nn.Conv2d(n, 3 * n, 1),
+            nn.Conv2d(n, n, 1),
+        )
+        self.n_heads = n // 64
+
+    def forward(self, h):
+        n, c, height, width = h.shape
+        qkv = self.qkv(self.norm(h)).reshape(n, 3, self.n_heads, c // self.n_heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return h + self.out(attended.transpose(-1, -2).reshape(n, c, height, width))
+
+
+class PlainUNet(nn.Module):
+    """The paper's network: 64 channels, multipliers 1, 2, 2, 2, two blocks a level."""
+
+    def __init__(self, n_channels, width=64, multipliers=(1, 2, 2, 2), n_blocks=2):
+        super().__init__()
+        n_time = 4 * width
+        self.width = width
+        self.time = nn.Sequential(nn.Linear(width, n_time), nn.SiLU(), nn.Linear(n_time, n_time))
+        self.first = nn.Conv2d(n_channels, width, 3, padding=1)
+        self.down, self.up, n, skips = nn.ModuleList(), nn.ModuleList(), width, [width]
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(n_blocks):
+                block = [PlainBlock(n, width * multiplier, n_time)]
+                n = width * multiplier
+                self.down.append(nn.ModuleList(block + [PlainAttention(n)] * (level == 1)))
+                skips.append(n)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.ModuleList([nn.Conv2d(n, n, 3, stride=2, padding=1)]))
+                skips.append(n)
+        self.middle = nn.ModuleList(
+            [PlainBlock(n, n, n_time), PlainAttention(n), PlainBlock(n, n, n_time)]
+        )
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(n_blocks + 1):
+                block = [PlainBlock(n + skips.pop(), width * multiplier, n_time)]
+                n = width * multiplier
+                self.up.append(nn.ModuleList(block + [PlainAttention(n)] * (level == 1)))
+            if level:
+                self.up.append(nn.ModuleList([nn.Conv2d(n, n, 3, padding=1)]))
+        self.last = nn.Sequential(
+            nn.GroupNorm(32, n), nn.SiLU(), nn.Conv2d(n, n_channels, 3, padding=1)
+        )
+
+    @staticmethod
+    def run(modules, h, t):
+        for module in modules:
+            h = module(h, t) if isinstance(module, PlainBlock) else module(h)
+        return h
+
+    def forward(self, z, t):
+        angles = (
+            1000
+            * t[:, None]
+            * torch.exp(-math.log(10_000) * torch.arange(self.width // 2) / (self.width // 2)).to(
+                t.device
+            )
+        )
+        t = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
+        h = self.first(z)
+        skips = [h]
+        for modules in self.down:
+            h = self.run(modules, h, t)
+            skips.append(h)
+        h = self.run(self.middle, h, t)
+        for modules in self.up:
+            if isinstance(modules[0], PlainBlock):
+                h = self.run(modules, torch.cat([h, skips.pop()], dim=1), t)
+            else:
+                h = modules[0](F.interpolate(h, size=skips[-1].shape[-2:]))
+        return self.last(h)
+
+
+def palette():
+    """The paper's colours of K classes."""
+    levels = torch.tensor([0.0, 75.0, 150.0, 225.0])
+    colours = torch.cartesian_prod(levels, levels, levels) / 127.5 - 1
+    return colours[torch.linspace(0, 63, N_CLASSES).long()]
+
+
+def plain_loop(X, y, device, batch_size, seconds):
+    """Train as a research script does: DataLoader, float32, one loss.item() a step."""
+    net = PlainUNet(X.shape[-1] + 3).to(device)
+    average = copy.deepcopy(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
+    images = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    loader = DataLoader(
+        TensorDataset(images, torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
+    )
+    colours = palette().to(device)
+
+    def step(x, labels):
+        x, labels = x.to(device), labels.to(device)
+        mask = colours[labels][:, :, None, None].expand(-1, -1, *x.shape[2:])
+        mask = mask + 4 * (torch.rand_like(mask) - 0.5) / 127.5
+        e_x, e_y = torch.randn_like(x), torch.randn_like(mask)
+        t = torch.rand(len(x), device=device)
+        time_ = t[:, None, None, None]
+        x_t = (1 - (1 - 1e-4) * time_) * e_x + time_ * x
+        y_t = (1 - (1 - 1e-4) * time_) * mask + time_ * e_y
+        v = net(torch.cat([x_t, y_t], dim=1), t)
+        u_x, u_y = x - (1 - 1e-4) * e_x, e_y - (1 - 1e-4) * mask
+        n = x.shape[1]
+        loss = 0.7 * F.mse_loss(v[:, :n], u_x) + 0.3 * F.mse_loss(v[:, n:], u_y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mean, parameter in zip(average.parameters(), net.parameters(), strict=True):
+                mean.mul_(0.7).add_(parameter, alpha=0.3)
+        return loss.item()
+
+    return steady_rate(step, loader, batch_size, seconds)
+
+
+def resnet_loop(X, y, device, batch_size, seconds):
+    """A classifier's step: ResNet-18 over ready batches."""
+    net = make_resnet18(X.shape[-1], N_CLASSES).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters())
+    images = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    loader = DataLoader(
+        TensorDataset(images, torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
+    )
+
+    def step(x, labels):
+        loss = F.cross_entropy(net(x.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return steady_rate(step, loader, batch_size, seconds)
+
+
+def steady_rate(step, loader, batch_size, seconds):
+    """Images a second after the first two steps."""
+    n_steps, start = 0, None
+    while True:
+        for batch in loader:
+            step(*batch)
+            n_steps += 1
+            if n_steps == 2:
+                start = time.perf_counter()
+            elif n_steps > 4 and time.perf_counter() - start > seconds:
+                return (n_steps - 2) * batch_size / (time.perf_counter() - start)
+
+
+# Our engine
+
+
+def images(n, size, seed=0):
+    """Random images and labels: speed does not depend on what they show."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, size, size, 3), np.uint8), np.arange(n) % N_CLASSES
+
+
+def fitted(X, y, epochs, **parameters):
+    """A classifier after a number of epochs."""
+    return MedSymmFlowClassifier(max_epochs=epochs, random_state=0, **parameters).fit(X, y)
+
+
+def training_rate(history):
+    """Images a second after the first epoch."""
+    rest = history[1:]
+    return sum(r["n_images"] for r in rest) / sum(r["seconds"] for r in rest)
+
+
+def step_flops(classifier, X, y):
+    """FLOP of one training step per image."""
+    field = copy.deepcopy(classifier.field_).requires_grad_(True).cpu()
+    field.codes = field.codes.to("cpu")
+    n = len(X)
+    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    labels = torch.from_numpy(y)
+    masks = field.codes.masks(labels, x.shape[2:])
+    n_at_one = int(classifier.t1_share * n)
+    t = torch.rand(n)
+    sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
+    with FlopCounterMode(display=False) as counter:
+        sum(field.losses(sample, labels, n_at_one)).backward()
+    return counter.get_total_flops() / n
+
+
+def classify_flops(field, X):
+    """FLOP of the one pass that classifies an image."""
+    field = copy.deepcopy(field).cpu()
+    field.codes = field.codes.to("cpu")
+    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        field.posterior(x, e_y)
+    return counter.get_total_flops() / len(x)
+
+
+def bare_rate(field, X, seconds, precision):
+    """Classify ready tensors with the same blocks and nothing else around them."""
+    device = next(field.parameters()).device
+    x = torch.from_numpy(X[:64]).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:], device=device)
+
+    @torch.inference_mode()
+    def run(_):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return field.posterior(x, e_y).cpu()
+
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    with worker_threads(n_threads) as executor:
+        list(executor.map(run, range(2 * n_threads)))
+        start, n_batches = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            n_batches += len(list(executor.map(run, range(8 * n_threads))))
+    return n_batches * len(x) / (time.perf_counter() - start)
+
+
+def classification_rate(classifier, X, seconds):
+    """Images a second of predict_proba."""
+    classifier.predict_proba(X[:128])
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        n += len(classifier.predict_proba(X))
+    return n / (time.perf_counter() - start)
+
+
+# Measurements, each in a process of its own
+
+
+def measure_plain(seconds, device):
+    X, y = images(1024, 28)
+    return {"images_per_second": plain_loop(X, y, device, 128, seconds)}
+
+
+def measure_resnet(seconds, device):
+    X, y = images(1024, 28)
+    return {"images_per_second": resnet_loop(X, y, device, 128, seconds)}
+
+
+def measure_paper(seconds, device):
+    """Our engine with the paper's network and the plain loop's batch."""
+    X, y = images(1024, 28)
+    parameters = {"batch_size": 128, "device": device}
+    rate = None
+    for epochs in (2, 4, 8, 16, 32, 64):
+        classifier = (
+            MedSymmFlowClassifier.from_paper(
+                "bloodmnist", max_epochs=epochs, random_state=0, **parameters
+            )
+            .set_params(precision="auto")
+            .fit(X, y)
+        )
+        rate = training_rate(classifier.history_)
+        if epochs * len(X) / rate > seconds:
+            break
+    return {
+        "images_per_second": rate,
+        "flop_per_image": step_flops(classifier, X[:8], y[:8]),
+        "precision": resolve_precision("auto", resolve_device(device)),
+    }
+
+
+def measure_defaults(seconds, device):
+    X, y = images(2048, 28)
+    epochs = 3
+    while True:
+        classifier = fitted(X, y, epochs, device=device)
+        rate = training_rate(classifier.history_)
+        if epochs * len(X) / rate > seconds:
+            break
+        epochs = max(2 * epochs, math.ceil(1.2 * seconds * rate / len(X)))
+    result = {"images_per_second": rate, "flop_per_image": step_flops(classifier, X[:40], y[:40])}
+    precision = resolve_precision("auto", resolve_device(device))
+    classifier.set_params(n_draws=1)
+    result["classified_per_second"] = classification_rate(classifier, X, seconds)
+    result["classify_flop_per_image"] = classify_flops(classifier.field_, X[:8])
+    result["bare_per_second"] = bare_rate(classifier.field_, X, seconds, precision)
+    start = time.perf_counter()
+    for i in range(20):
+        classifier.predict_proba(X[i : i + 1])
+    result["milliseconds_for_one"] = (time.perf_counter() - start) / 20 * 1000
+    for n in (1, 64):
+        start = time.perf_counter()
+        classifier.sample(0, n, n_steps=25, random_state=0)
+        result[f"seconds_to_draw_{n}"] = time.perf_counter() - start
+    result["precision"] = precision
+    return result
+
+
+MEASUREMENTS = {
+    "plain loop, the paper's network, float32": measure_plain,
+    "ResNet-18, float32": measure_resnet,
+    "our engine, the paper's network": measure_paper,
+    "our engine, defaults": measure_defaults,
+}
+
+
+def measure_size(n, size, device):
+    """One epoch's cost for a number of images of a size."""
+    X, y = images(n, size)
+    batch_size = max(8, min(128, 128 * 28**2 // size**2))
+    start = time.perf_counter()
+    classifier = fitted(X, y, 1, batch_size=batch_size, device=device, augment=None)
+    fit_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    classifier.set_params(n_draws=1).predict_proba(X[: min(n, 2048)])
+    return {
+        "n_images": n,
+        "size": size,
+        "fit_seconds": fit_seconds,
+        "classify_seconds_per_image": (time.perf_counter() - start) / min(n, 2048),
+    }
+
+
+def _child(measure, arguments, connection):
+    result = measure(*arguments)
+    # KiB on Linux.
+    result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    connection.send(result)
+
+
+def in_own_process(measure, *arguments):
+    """Run a measurement in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(measure, arguments, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def bf16_gflops(size=2048, n_repeats=12):
+    a, b = torch.randn(2, size, size).bfloat16()
+    best = math.inf
+    for _ in range(n_repeats):
+        start = time.perf_counter()
+        _ = a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def machine():
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} CPU threads, matrix product float32 "
+        f"{gemm_gflops():.0f}, bfloat16 {bf16_gflops():.0f} GFLOP/s, torch {torch.__version__}"
+    )
+
+
+def table(results):
+    """Markdown of one run."""
+    plain = results["plain loop, the paper's network, float32"]["images_per_second"]
+    lines = ["| training | images/s | of the plain loop | peak memory (MiB) |", "|---|---|---|---|"]
+    for name in MEASUREMENTS:
+        r = results[name]
+        lines.append(
+            f"| {name} | {r['images_per_second']:.0f} | {r['images_per_second'] / plain:.2f}x | "
+            f"{r['peak_memory_mib']:.0f} |"
+        )
+    d = results["our engine, defaults"]
+    lines += ["", "| defaults, 28 px | |", "|---|---|"]
+    lines += [
+        f"| classified, 1 draw | {d['classified_per_second']:.0f} images/s, "
+        f"{d['classified_per_second'] / d['images_per_second']:.1f}x of training |",
+        f"| the same blocks over ready tensors | {d['bare_per_second']:.0f} images/s; "
+        f"predict_proba reaches {d['classified_per_second'] / d['bare_per_second']:.0%} of it |",
+        f"| one image classified | {d['milliseconds_for_one']:.1f} ms |",
+        f"| one image drawn, 25 steps | {d['seconds_to_draw_1']:.2f} s |",
+        f"| 64 images drawn, 25 steps | {d['seconds_to_draw_64']:.2f} s |",
+    ]
+    lines += [
+        "",
+        "| share of the matrix product's peak | GFLOP/image | GFLOP/s | share |",
+        "|---|---|---|---|",
+    ]
+    for name in ("our engine, the paper's network", "our engine, defaults"):
+        r = results[name]
+        peak = results["peaks"][r["precision"]]
+        rate = r["flop_per_image"] * r["images_per_second"] / 1e9
+        lines.append(
+            f"| {name}, training, {r['precision']} | {r['flop_per_image'] / 1e9:.2f} | "
+            f"{rate:.0f} | {rate / peak:.0%} |"
+        )
+    rate = d["classify_flop_per_image"] * d["classified_per_second"] / 1e9
+    lines.append(
+        f"| our engine, defaults, classification | {d['classify_flop_per_image'] / 1e9:.3f} | "
+        f"{rate:.0f} | {rate / results['peaks'][d['precision']]:.0%} |"
+    )
+    lines += ["", f"{results['machine']}; batch 128, {results['seconds']:g} s a measurement."]
+    return "\n".join(lines) + "\n"
+
+
+def sweep_table(records):
+    lines = [
+        "| images | size | ms an image and epoch | ms to classify one | peak memory (MiB) |",
+        "|---|---|---|---|---|",
+    ]
+    for r in records:
+        lines.append(
+            f"| {r['n_images']} | {r['size']} | {1000 * r['fit_seconds'] / r['n_images']:.2f} | "
+            f"{1000 * r['classify_seconds_per_image']:.2f} | {r['peak_memory_mib']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot_sweep(records, path):
+    """Seconds an epoch and memory against the number and the size of the images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    by_n = [r for r in records if r["size"] == 28]
+    by_size = [r for r in records if r["size"] != 28 or r["n_images"] == 500]
+    axes[0].loglog([r["n_images"] for r in by_n], [r["fit_seconds"] for r in by_n], "o-")
+    axes[0].set(xlabel="images of 28 px", ylabel="seconds for one epoch")
+    pixels = [r["size"] ** 2 for r in by_size]
+    cost = [1000 * r["fit_seconds"] / r["n_images"] for r in by_size]
+    axes[1].loglog(pixels, cost, "o-")
+    axes[1].set(xlabel="pixels of an image", ylabel="ms an image and epoch")
+    for chosen, label in ((by_n, "28 px, 500 to 50,000"), (by_size, "28 to 224 px")):
+        pixels = [r["n_images"] * r["size"] ** 2 for r in chosen]
+        axes[2].semilogx(pixels, [r["peak_memory_mib"] for r in chosen], "o-", label=label)
+    axes[2].set(xlabel="pixels in all", ylabel="peak memory (MiB)", ylim=0)
+    axes[2].legend()
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    device = str(resolve_device(arguments.device))
+    name = "speed" if device == "cpu" else f"speed_{device.split(':')[0]}"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.sweep:
+        cells = [(n, 28) for n in (500, 2000, 10_000, 50_000)]
+        cells += [(128, 64), (64, 128), (32, 224)]
+        records = []
+        for n, size in cells:
+            records.append(in_own_process(measure_size, n, size, device))
+            print(records[-1], flush=True)
+        (arguments.output / f"{name}_sweep.json").write_text(json.dumps(records, indent=1) + "\n")
+        (arguments.output / f"{name}_sweep.md").write_text(sweep_table(records))
+        plot_sweep(records, arguments.output / f"{name}_sweep.png")
+        print(sweep_table(records))
+        return
+    results = {
+        "machine": machine(),
+        "seconds": arguments.seconds,
+        "peaks": {"float32": gemm_gflops(), "bfloat16": bf16_gflops()},
+    }
+    for title, measure in MEASUREMENTS.items():
+        results[title] = in_own_process(measure, arguments.seconds, device)
+        print(title, results[title], flush=True)
+    (arguments.output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.output / f"{name}.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

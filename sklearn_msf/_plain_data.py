@@ -1,0 +1,101 @@
+"""Parameters and labels as plain data for JSON, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["from_plain", "labels_from_plain", "labels_to_plain", "number_dtype", "to_plain"]
+
+# Kinds of numpy arrays whose values JSON holds exactly.
+_NUMBER_KINDS = "biuf"
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a parameter into data that JSON holds.
+
+    Sequences become lists, mappings lists of pairs, devices their names. Sources of random
+    numbers, which have no exact description, become None.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (torch.device, np.random.RandomState)):
+        return str(value) if isinstance(value, torch.device) else None
+    if isinstance(value, Mapping):
+        return {"pairs": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [to_plain(item) for item in value]
+    if hasattr(value, "__fspath__"):
+        return value.__fspath__()
+    raise TypeError(f"{value!r} cannot be saved as plain data.")
+
+
+def from_plain(value: Any) -> Any:
+    """Turn what :func:`to_plain` made into a parameter; lists become tuples."""
+    if isinstance(value, list):
+        return tuple(from_plain(item) for item in value)
+    if isinstance(value, dict):
+        return {key: from_plain(item) for key, item in value["pairs"]}
+    return value
+
+
+def labels_to_plain(classes: np.ndarray) -> dict[str, Any]:
+    """Class labels with their dtype.
+
+    Raises
+    ------
+    TypeError
+        For labels that JSON does not hold, such as dates.
+    """
+    if classes.dtype.kind in _NUMBER_KINDS:
+        return {"dtype": classes.dtype.str, "values": classes.tolist()}
+    if all(isinstance(label, str) for label in classes.tolist()):
+        kind = "str" if classes.dtype.kind == "U" else "object"
+        return {"dtype": kind, "values": classes.tolist()}
+    raise TypeError(
+        f"classes of dtype {classes.dtype} cannot be saved as plain data; use labels that are "
+        "numbers or strings, or pickle the estimator."
+    )
+
+
+def labels_from_plain(plain: Mapping[str, Any]) -> np.ndarray:
+    """Class labels from what :func:`labels_to_plain` made.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    values, dtype = plain["values"], plain["dtype"]
+    if not isinstance(values, list):
+        raise ValueError("the classes are not a list")
+    if dtype in ("str", "object"):
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError("the classes are not all strings")
+        return np.array(values, dtype=object if dtype == "object" else None)
+    return np.array(values, dtype=number_dtype(dtype))
+
+
+def number_dtype(name: Any) -> np.dtype:
+    """Check and make a dtype of booleans, integers or floats.
+
+    Raises
+    ------
+    ValueError
+        For any other.
+    """
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) else None
+    except (TypeError, SyntaxError, ValueError):
+        dtype = None
+    if dtype is None or dtype.kind not in _NUMBER_KINDS or dtype.shape or dtype.fields:
+        raise ValueError(f"{name!r} is not a dtype of numbers")
+    return dtype

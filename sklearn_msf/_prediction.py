@@ -1,0 +1,219 @@
+"""What a fitted MedSymmFlow estimator does: predict, tell its doubts, abstain, draw."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_msf._data import check_prediction_rows
+from sklearn_msf._parameters import (
+    check_coverage,
+    check_parameters,
+    check_positive_integer,
+    make_random_state,
+)
+from sklearn_msf._pretrained import PretrainedEstimator
+from sklearn_msf.device import resolve_precision
+from sklearn_msf.fields import VelocityField
+from sklearn_msf.inference import InferenceSettings, Prediction, classify, generate
+from sklearn_msf.selective import accept_most_certain
+from sklearn_msf.solver import ADAPTIVE_SOLVERS
+from sklearn_msf.uncertainty import UNCERTAINTIES
+
+__all__ = ["MAX_SEED", "PredictingEstimator"]
+
+MAX_SEED = np.iinfo(np.int32).max
+# Rows of an inference batch: large enough to be fast, the same for one row as for many.
+_BATCH_SIZE = 128
+_TINY = np.finfo(np.float64).tiny
+
+
+class PredictingEstimator(PretrainedEstimator):
+    """Predictions of a fitted velocity field."""
+
+    def _check_fitted(self) -> None:
+        check_is_fitted(self)
+
+    def _classify_rows(self, rows: np.ndarray, field: VelocityField) -> Prediction:
+        device = next(field.parameters()).device
+        generator = torch.Generator().manual_seed(self._noise_seed)
+        shape = (int(self.n_draws), field.codes.n_channels, *self._image_format.size)
+        noise = torch.randn(shape, generator=generator).to(device)
+        images = self._image_format.to_numpy_images(rows)
+        # A solver that controls its steps would take rounding for curvature.
+        adaptive = self.ode_solver in ADAPTIVE_SOLVERS
+        precision = "float32" if adaptive else resolve_precision(self.precision, device)
+        settings = self._inference_settings(int(self.n_steps), precision)
+        return classify(field, images, noise, settings)
+
+    def _inference_settings(self, n_steps: int, precision: str) -> InferenceSettings:
+        return InferenceSettings(
+            n_steps=n_steps,
+            ode_solver=self.ode_solver,
+            # An adaptive solver looks at its whole batch to choose its steps.
+            batch_size=1 if self.ode_solver in ADAPTIVE_SOLVERS else _BATCH_SIZE,
+            precision=precision,
+            mirror_draws=self._mirror_draws,
+        )
+
+    def _predict(self, X: Any) -> Prediction:
+        """Check X against fit and classify it."""
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        return self._classify_rows(check_prediction_rows(self, X), self.field_)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the most probable class of each image.
+
+        With ``label_prediction="velocity"`` that is the class of the nearest label code
+        (paper, eq. 2).
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels out of `classes_`.
+        """
+        prediction = self._predict(X)
+        return self.classes_[prediction.probabilities.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict class probabilities.
+
+        With ``label_prediction="posterior"`` the network's own posterior; with "velocity"
+        read off the predicted mask (see :meth:`LabelCodes.probabilities
+        <sklearn_msf.label_codes.LabelCodes.probabilities>`). A row's result does not depend
+        on the other rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Columns in the order of `classes_`; rows sum to 1.
+        """
+        return self._predict(X).probabilities
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Predict the logarithms of the class probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Finite: probabilities are cut off at the smallest normal number.
+        """
+        return np.log(np.maximum(self.predict_proba(X), _TINY))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Confidence scores: log-odds of the second of two classes, else log-probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,) for two classes, (n, K) for more
+        """
+        scores = self.predict_log_proba(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_uncertainty(self, X: Any, kind: str = "distance") -> np.ndarray:
+        """Tell how unsure each prediction is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        kind : {"distance"}, default="distance"
+            "distance": distance between the predicted mask and the code of the predicted
+            class (paper, eq. 2 and section 4.4); 0 or more, in units of the codes.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            Higher is less certain.
+        """
+        if kind not in UNCERTAINTIES:
+            raise ValueError(f"kind must be one of {sorted(UNCERTAINTIES)}, got {kind!r}.")
+        return UNCERTAINTIES[kind](self._predict(X))
+
+    def predict_with_reject(self, X: Any, coverage: float = 0.9) -> np.ma.MaskedArray:
+        """Answer the most certain share of X and abstain on the rest.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        coverage : float, default=0.9
+            Share to answer, in (0, 1]: exactly floor(coverage * n) rows, at least one, those
+            of the smallest :meth:`predict_uncertainty`.
+
+        Returns
+        -------
+        numpy.ma.MaskedArray of shape (n,)
+            Labels; the rows not answered are masked.
+        """
+        check_coverage(coverage)
+        prediction = self._predict(X)
+        labels = self.classes_[prediction.probabilities.argmax(axis=1)]
+        accepted = accept_most_certain(UNCERTAINTIES["distance"](prediction), coverage)
+        return np.ma.MaskedArray(labels, mask=~accepted)
+
+    def sample(
+        self, class_id: Any, n_samples: int = 1, *, n_steps: int = 25, random_state: Any = None
+    ) -> np.ndarray:
+        """Draw new images.
+
+        Parameters
+        ----------
+        class_id : label or sequence of labels
+            Class or classes to draw, out of `classes_`.
+        n_samples : int, default=1
+            Images of each class asked for.
+        n_steps : int, default=25
+            Steps of the ODE solver; the paper's figures have 25 Euler steps.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the noise.
+
+        Returns
+        -------
+        ndarray of shape (n_classes_asked * n_samples, ...)
+            Images in the dtype, layout and range of the training X, in the order asked for.
+        """
+        check_is_fitted(self)
+        check_parameters(self.get_params(deep=False))
+        check_positive_integer("n_samples", n_samples)
+        check_positive_integer("n_steps", n_steps)
+        asked = np.atleast_1d(np.asarray(class_id))
+        unknown = [label for label in asked.tolist() if label not in self.classes_.tolist()]
+        if unknown or asked.ndim != 1 or not len(asked):
+            raise ValueError(
+                f"class_id must be one or more of the classes {self.classes_.tolist()}, "
+                f"got {class_id!r}."
+            )
+        labels = np.repeat(np.searchsorted(self.classes_, asked), n_samples)
+        seed = int(make_random_state(random_state).randint(MAX_SEED))
+        size = self._image_format.size
+        images = generate(
+            self.field_,
+            torch.from_numpy(labels.astype(np.int64)),
+            (self._image_format.n_channels, *size),
+            seed,
+            self._inference_settings(n_steps, "float32"),
+        )
+        return self._image_format.from_tensor(images)

@@ -1,0 +1,238 @@
+"""Fitted estimators as folders of safetensors and JSON."""
+
+import math
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from sklearn_msf._model_card import model_card
+from sklearn_msf._parameters import check_parameters
+from sklearn_msf._plain_data import (
+    from_plain,
+    labels_from_plain,
+    labels_to_plain,
+    to_plain,
+)
+from sklearn_msf._recipe import build_field
+from sklearn_msf._state import PortableEstimator
+from sklearn_msf.images import ImageFormat
+from sklearn_msf.label_codes import count_code_channels
+from sklearn_msf.persistence import (
+    RecordError,
+    check_tensors,
+    read_record,
+    write_file,
+    write_record,
+)
+
+__all__ = ["PretrainedEstimator"]
+
+_NAME = "model"
+_CARD = "README.md"
+_MAX_SEED = 2**32
+# torch refuses sizes beyond its own limits with a RuntimeError.
+_NOT_A_MODEL = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+Estimator = TypeVar("Estimator", bound="PretrainedEstimator")
+
+
+class PretrainedEstimator(PortableEstimator):
+    """Saves a fitted estimator to a folder, and makes one from such a folder."""
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Save the fitted model as safetensors and JSON, with a model card beside them.
+
+        The files hold no code. A model that was in the folder before is replaced at once, as
+        a whole. Not saved are the optimiser's moments: `warm_start` and `partial_fit` go on
+        from the weights with new ones.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where to save; made where it is missing.
+
+        Raises
+        ------
+        NotFittedError
+            Before fit.
+        TypeError
+            For parameters or labels that plain data cannot hold.
+        OSError
+            Where the files cannot be written; a model that was there before still is.
+        """
+        self._check_fitted()
+        path = Path(folder)
+        write_record(path, _NAME, self.field_.state_dict(), self._to_document())
+        write_file(path / _CARD, model_card(self).encode())
+
+    @classmethod
+    def from_pretrained(cls: type[Estimator], folder: Any) -> Estimator:
+        """Open a model that :meth:`save_pretrained` saved.
+
+        Nothing in the files is executed. A model that was fitted on a device that this
+        machine lacks is opened on the CPU, with a warning.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Folder of the model.
+
+        Returns
+        -------
+        MedSymmFlowClassifier
+            Fitted; predicts what the saved one did, to the last bit on the same machine.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where the folder holds no model.
+        ValueError
+            For files that were cut off, changed or exchanged, and for models of another class.
+        """
+        path = Path(folder)
+        if not (path / f"{_NAME}.json").is_file():
+            raise FileNotFoundError(
+                f"folder={str(folder)!r} holds no model: {_NAME}.json is missing. "
+                "save_pretrained writes it."
+            )
+        tensors, document = read_record(path, _NAME)
+        try:
+            estimator = cls._from_document(document, tensors)
+        except RecordError:
+            raise
+        # Whatever a changed file has instead of what belongs there.
+        except _NOT_A_MODEL as error:
+            raise RecordError(f"{path / _NAME}.json is not a usable model: {error}.") from error
+        return estimator
+
+    def _check_fitted(self) -> None:
+        raise NotImplementedError
+
+    def _to_document(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data."""
+        return {
+            "class": type(self).__name__,
+            "library_version": _library_version(),
+            "parameters": {
+                name: to_plain(value) for name, value in self.get_params(deep=False).items()
+            },
+            "layout": {name: to_plain(value) for name, value in self._field_layout.items()},
+            "classes": labels_to_plain(self.classes_),
+            "feature_names": (
+                self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None
+            ),
+            "image_format": self._image_format.to_plain(),
+            "noise_seed": self._noise_seed,
+            "n_continued": self._n_continued,
+            "mirror_draws": self._mirror_draws,
+            "history": self.history_,
+        }
+
+    @classmethod
+    def _from_document(
+        cls: type[Estimator], document: dict[str, Any], tensors: dict[str, torch.Tensor]
+    ) -> Estimator:
+        if document["class"] != cls.__name__:
+            raise RecordError(
+                f"The folder holds a {document['class']!r}, not a {cls.__name__}: open it with "
+                "that class."
+            )
+        estimator = cls()
+        parameters = {name: from_plain(value) for name, value in document["parameters"].items()}
+        estimator.set_params(**parameters)
+        check_parameters(estimator.get_params(deep=False))
+        classes = labels_from_plain(document["classes"])
+        if classes.ndim != 1 or len(classes) < 2 or not (classes[:-1] < classes[1:]).all():
+            raise RecordError("The classes of the model are not two or more in order.")
+        image_format = ImageFormat.from_plain(document["image_format"])
+        layout = {name: from_plain(value) for name, value in document["layout"].items()}
+        _check_layout(estimator, layout, len(classes), image_format, tensors)
+        state = {
+            **vars(estimator),
+            "classes_": classes,
+            "n_features_in_": math.prod(image_format.shape),
+            "image_shape_": image_format.shape,
+            "history_": _history(document["history"]),
+            "n_iter_": len(document["history"]),
+            "_image_format": image_format.to_plain(),
+            "_field_layout": layout,
+            "_noise_seed": _integer("noise_seed", document["noise_seed"]),
+            "_n_continued": _integer("n_continued", document["n_continued"]),
+            "_mirror_draws": bool(document["mirror_draws"]),
+            "_training_state": None,
+            "_weights": {name: value.numpy() for name, value in tensors.items()},
+        }
+        if document["feature_names"] is not None:
+            names = np.array([str(name) for name in document["feature_names"]], dtype=object)
+            if len(names) != state["n_features_in_"]:
+                raise RecordError(f"The model has {len(names)} names for its features.")
+            state["feature_names_in_"] = names
+        estimator.__setstate__(state)
+        return estimator
+
+
+def _check_layout(
+    estimator: PretrainedEstimator,
+    layout: dict[str, Any],
+    n_classes: int,
+    image_format: ImageFormat,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Refuse a layout that is none, or that the weights do not have.
+
+    Everything that would take time or memory in proportion to a number in the file is
+    compared first with what the file really holds.
+    """
+    wanted = {"label_encoding", "beta", "n_classes", "form", "image_channels", "channels"}
+    wanted |= {"channel_mult", "n_blocks", "attention_levels", "patch_size", "dropout"}
+    if layout.keys() != wanted:
+        raise RecordError(f"The layout must have the entries {sorted(wanted)}.")
+    named = {**layout, "label_prediction": layout["form"]}
+    parameters = estimator.get_params(deep=False)
+    check_parameters({name: named.get(name, value) for name, value in parameters.items()})
+    counts = layout["n_classes"], layout["image_channels"]
+    if counts != (n_classes, image_format.n_channels):
+        raise RecordError(
+            f"The layout is for {counts[0]!r} classes and {counts[1]!r} channels; the model "
+            f"has {n_classes} and {image_format.n_channels}."
+        )
+    if layout["n_blocks"] * len(layout["channel_mult"]) > len(tensors):
+        raise RecordError("The layout has more blocks than there are weights.")
+    n_inputs = image_format.n_channels + count_code_channels(layout["label_encoding"], n_classes)
+    first = tensors.get("unet.conv_in.weight")
+    shape = () if first is None else tuple(first.shape)
+    if len(shape) != 4 or shape[1] != n_inputs * layout["patch_size"] ** 2:
+        raise RecordError(f"The layout does not fit a first convolution of shape {shape}.")
+    # Without memory, and as slow as the number of weights.
+    with torch.device("meta"):
+        field = build_field(layout, seed=0)
+    check_tensors(tensors, field.state_dict(), "The model")
+
+
+def _history(plain: Any) -> list[dict[str, Any]]:
+    if not isinstance(plain, list) or not all(isinstance(record, dict) for record in plain):
+        raise RecordError("The history of the model is not a list of records.")
+    return plain
+
+
+def _integer(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SEED:
+        raise RecordError(f"The model has {name}={value!r}; expected an integer >= 0.")
+    return value
+
+
+def _library_version() -> str:
+    try:
+        return version("sklearn-msf")
+    except PackageNotFoundError:
+        return "unknown"

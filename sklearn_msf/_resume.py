@@ -1,0 +1,76 @@
+"""Which run a folder of checkpoints belongs to."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from sklearn_msf._data import TrainingRows
+from sklearn_msf._plain_data import to_plain
+from sklearn_msf.checkpoints import Checkpoints
+
+__all__ = ["open_checkpoints"]
+
+# What may differ between a run and the one that goes on with it: nothing of it trains.
+_FREE = {
+    "checkpoint_dir",
+    "checkpoint_every",
+    "device",
+    "n_draws",
+    "n_steps",
+    "ode_solver",
+    "verbose",
+}
+
+
+def open_checkpoints(
+    estimator: BaseEstimator, data: TrainingRows, seed: int, *, warm: bool
+) -> Checkpoints | None:
+    """Open the checkpoints of a fit, where the estimator has a folder for them.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        The estimator with its parameters, and where `warm` its weights.
+    data : TrainingRows
+        What it is fitted on.
+    seed : int
+        Seed of a run that starts anew.
+    warm : bool
+        Whether fit starts from the estimator's weights.
+
+    Returns
+    -------
+    Checkpoints or None
+
+    Raises
+    ------
+    CheckpointMismatchError
+        Where the folder holds checkpoints of other data or parameters.
+    """
+    if estimator.checkpoint_dir is None:
+        return None
+    fingerprint: dict[str, Any] = {
+        name: to_plain(value)
+        for name, value in estimator.get_params(deep=False).items()
+        if name not in _FREE
+    }
+    fingerprint["images of X"] = _digest(data.rows)
+    fingerprint["labels of y"] = _digest(data.labels, np.asarray(estimator.classes_).astype(str))
+    fingerprint["sample weights"] = _digest(data.weights)
+    if warm:
+        weights = [value.cpu().numpy() for value in estimator.field_.state_dict().values()]
+        fingerprint["weights to start from"] = _digest(*weights)
+    every = int(estimator.checkpoint_every)
+    return Checkpoints(Path(estimator.checkpoint_dir), every, fingerprint, seed)
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """Digest of the shapes, dtypes and values of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""Training data beside the network, and the order in which an epoch sees it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["TrainingData"]
+
+# Share of a GPU's free memory that images may take before they are streamed instead.
+_RESIDENT_SHARE = 0.5
+
+
+class TrainingData:
+    """Images and labels, with weights that act as repetitions.
+
+    Everything lives on the device, and a batch is a selection of rows. Images that a GPU has
+    no room for stay in pinned memory and are copied batch by batch.
+
+    Parameters
+    ----------
+    images : Tensor of shape (n, C, H, W)
+        uint8 in [0, 255] or float32 in [-1, 1].
+    labels : Tensor of shape (n,), int64
+        Class indices.
+    weights : Tensor of shape (n,), float64
+        Positive weights: the share of each row in an epoch.
+    epoch_size : int
+        Images of an epoch. With the sum of integer weights a row of weight k is seen k times
+        an epoch, as k copies of it would be.
+    device : torch.device, optional
+        Where to train; where the images are by default.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        epoch_size: int,
+        device: torch.device | None = None,
+    ):
+        device = device or images.device
+        self.images = images.to(device) if _fits(images, device) else images.pin_memory()
+        self.labels = labels.to(device)
+        self.epoch_size = epoch_size
+        self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the row indices of each batch of one epoch, in random order.
+
+        Systematic resampling: evenly spaced points on the cumulated weights, so that unit
+        weights visit every row exactly once.
+        """
+        n, device = self.epoch_size, self.labels.device
+        offset = torch.rand(1, generator=generator, device=device, dtype=torch.float64)
+        points = (torch.arange(n, device=device, dtype=torch.float64) + offset) / n
+        rows = torch.searchsorted(self._cumulative, points).clamp_max(len(self.labels) - 1)
+        order = torch.randperm(n, generator=generator, device=device)
+        yield from rows[order].tensor_split(max(1, round(n / batch_size)))
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of some rows, on the device."""
+        images = self.images[rows.to(self.images.device)]
+        return images.to(self.labels.device, non_blocking=True), self.labels[rows]
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the device has room for all images beside the network."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < _RESIDENT_SHARE * free

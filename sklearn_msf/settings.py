@@ -1,0 +1,52 @@
+"""How to train, with every choice made."""
+
+from dataclasses import dataclass
+
+__all__ = ["TrainingSettings"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train.
+
+    Attributes
+    ----------
+    max_epochs : int
+        Passes over the data at most.
+    time_budget : float or None
+        Seconds after which training has ended, schedule included.
+    batch_size : int
+        Images a step; an epoch is split evenly into steps of about this size.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    max_grad_norm : float or None
+        Norm to which longer gradients are cut.
+    ema_decay : float
+        Share of the weights' moving average kept at each step.
+    image_weight : float
+        w, weight of the image half in the loss; the label half has 1 - w.
+    t1_share : float
+        Share of each batch at t = 1.
+    augment : str or None
+        Random variation of the images.
+    precision : {"float32", "bfloat16"}
+        Precision of convolutions and products.
+    early_stopping : bool
+        Whether to keep the best validated weights and to stop when they stay the best.
+    n_iter_no_change : int
+        Epochs without a better validation score after which training stops.
+    """
+
+    max_epochs: int
+    time_budget: float | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float | None
+    ema_decay: float
+    image_weight: float
+    t1_share: float
+    augment: str | None
+    precision: str
+    early_stopping: bool
+    n_iter_no_change: int

@@ -1,0 +1,277 @@
+"""Saved models with something wrong in them, made at random.
+
+As a script: opens many of them and reports what happened.
+
+    python tests/mutations.py 10000
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.persistence import write_record
+
+HOSTILE = [
+    None, True, False, 0, 1, 2, -1, 2**31, 2**63, 10**30, 0.5, -1e308, 1e400, "", "rgb", "a" * 5000,
+    "../../etc/passwd", [], [[]], [1] * 5000, [10**9], {}, {"pairs": [[1, 2]]}, {"pairs": 3},
+    "<U1000000000", "O", "V8", "float64", "cuda:7", "simplex", [2**40, 2**40], [0, 0],
+]  # fmt: skip
+
+
+def save_victim(folder):
+    """A model worth attacking."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((24, 8, 8)), np.array(["benign", "malignant", "normal"] * 8)
+    classifier = MedSymmFlowClassifier(
+        channels=8, channel_mult=(1, 2), attention_levels=(), max_epochs=1, random_state=0
+    )
+    classifier.fit(X, y).save_pretrained(folder)
+
+
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def rewrite(folder, tensors=None, document=None):
+    """Write other content as a record that is whole: digests and sizes fit."""
+    content = json.loads((folder / "model.json").read_text())
+    if tensors is None:
+        tensors = safetensors.torch.load_file(next(folder.glob("*.safetensors")))
+    write_record(folder, "model", tensors, content["document"] if document is None else document)
+
+
+def rewrite_bytes(folder, data):
+    """Other bytes for the weights, with a digest that fits them."""
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    next(folder.glob("*.safetensors")).unlink()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"model-{digest[:16]}.safetensors"
+    (folder / name).write_bytes(data)
+    content["weights"] = {"file": name, "sha256": digest, "n_bytes": len(data)}
+    path.write_text(json.dumps(content))
+
+
+def places(value, path=()):
+    """Every place in nested plain data."""
+    yield path
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*path, key))
+    elif isinstance(value, list):
+        for i in range(len(value)):
+            yield from places(value[i], (*path, i))
+
+
+def put(value, path, new):
+    for key in path[:-1]:
+        value = value[key]
+    value[path[-1]] = new
+
+
+def change_value(folder, rng):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    place = rng.choice([p for p in places(content) if p])
+    put(content, place, rng.choice(HOSTILE))
+    path.write_text(json.dumps(content))
+
+
+def remove_value(folder, rng):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    place = rng.choice([p for p in places(content) if p])
+    parent = content
+    for key in place[:-1]:
+        parent = parent[key]
+    del parent[place[-1]]
+    path.write_text(json.dumps(content))
+
+
+def flip_bytes(data, rng, limit=None):
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        data[rng.randrange(min(len(data), limit or len(data)))] = rng.randrange(256)
+    return bytes(data)
+
+
+def flip_json(folder, rng):
+    path = folder / "model.json"
+    path.write_bytes(flip_bytes(path.read_bytes(), rng))
+
+
+def truncate(folder, rng):
+    path = rng.choice(list(folder.iterdir()))
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def flip_weights(folder, rng):
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(flip_bytes(path.read_bytes(), rng))
+
+
+def flip_header(folder, rng):
+    data = next(folder.glob("*.safetensors")).read_bytes()
+    n_header = int.from_bytes(data[:8], "little")
+    rewrite_bytes(folder, flip_bytes(data, rng, 8 + n_header))
+
+
+def flip_values(folder, rng):
+    rewrite_bytes(folder, flip_bytes(next(folder.glob("*.safetensors")).read_bytes(), rng))
+
+
+def cut_weights(folder, rng):
+    data = next(folder.glob("*.safetensors")).read_bytes()
+    rewrite_bytes(folder, data[: rng.randrange(len(data))])
+
+
+def lie_in_header(folder, rng):
+    """A safetensors header that claims huge or overlapping tensors."""
+    end = rng.choice([4, 2**20, 2**40, 2**62])
+    header = {"a": {"dtype": "F32", "shape": [end // 4], "data_offsets": [0, end]}}
+    if rng.random() < 0.5:
+        header["b"] = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    text = json.dumps(header).encode()
+    length = rng.choice([len(text), 2**63 - 1, 0, 10 * len(text)])
+    rewrite_bytes(folder, length.to_bytes(8, "little") + text + bytes(4))
+
+
+def change_tensor(folder, rng):
+    tensors = safetensors.torch.load_file(next(folder.glob("*.safetensors")))
+    name = rng.choice(sorted(tensors))
+    value = tensors[name]
+    tensors[name] = rng.choice(
+        [
+            torch.full_like(value, torch.nan),
+            torch.full_like(value, torch.inf),
+            value.double(),
+            value.half(),
+            value[..., :0],
+            value.flatten()[None],
+            torch.zeros(3, 3, 3),
+        ]
+    )
+    if rng.random() < 0.2:
+        del tensors[name]
+    rewrite(folder, tensors)
+
+
+def grow_layout(folder, rng):
+    """A network far larger than its weights."""
+    document = json.loads((folder / "model.json").read_text())["document"]
+    name = rng.choice(["channels", "n_blocks", "n_classes", "patch_size", "channel_mult"])
+    huge = rng.choice([10**4, 10**9])
+    document["layout"][name] = [1, huge] if name == "channel_mult" else huge
+    if rng.random() < 0.5:
+        n = rng.choice([1000, 20_000])
+        document["layout"]["label_encoding"] = "simplex"
+        document["layout"]["n_classes"] = n
+        document["classes"] = {"dtype": "<i8", "values": list(range(n))}
+    rewrite(folder, document=document)
+
+
+def disguise_pickle(folder, rng):
+    payload = pickle.dumps(Payload(folder / "executed"))
+    if rng.random() < 0.5:
+        rewrite_bytes(folder, payload)
+    else:
+        rng.choice([folder / "model.json", next(folder.glob("*.safetensors"))]).write_bytes(payload)
+
+
+def escape(folder, rng):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    content["weights"]["file"] = rng.choice(
+        ["/etc/passwd", "../x.safetensors", "..", "", "model-0000000000000000.safetensors", "\x00"]
+    )
+    path.write_text(json.dumps(content))
+
+
+def append(folder, rng):
+    with open(rng.choice(list(folder.iterdir())), "ab") as file:
+        file.write(rng.randbytes(rng.choice([1, 1000, 10**6])))
+
+
+def swap(folder, rng):
+    """Weights of another model in the place of these."""
+    tensors = safetensors.torch.load_file(next(folder.glob("*.safetensors")))
+    names = sorted(tensors)
+    a, b = rng.sample(names, 2)
+    tensors[a], tensors[b] = tensors[b], tensors[a]
+    if rng.random() < 0.5:
+        next(folder.glob("*.safetensors")).write_bytes(safetensors.torch.save(tensors))
+    else:
+        rewrite(folder, tensors)
+
+
+MUTATIONS = [
+    change_value, remove_value, flip_json, truncate, flip_weights, flip_header, flip_values,
+    cut_weights, lie_in_header, change_tensor, grow_layout, disguise_pickle, escape, append, swap,
+]  # fmt: skip
+
+
+def open_mutated(victim, folder, seed):
+    """Mutate a copy of a model, open it, and tell which mutation it was and how it ended.
+
+    Anything but a model that works or an error that says what is wrong is raised.
+    """
+    rng = random.Random(seed)
+    shutil.copytree(victim, folder)
+    mutation = rng.choice(MUTATIONS)
+    mutation(folder, rng)
+    outcome = "refused"
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, FileNotFoundError):
+        warnings.simplefilter("ignore")
+        classifier = MedSymmFlowClassifier.from_pretrained(folder)
+        outcome = "opened"
+        for parameter in classifier.field_.parameters():
+            if not parameter.isfinite().all():
+                raise AssertionError("weights that are not finite were opened")
+    if (folder / "executed").exists():
+        raise AssertionError("code in a file was run")
+    return mutation.__name__, outcome
+
+
+def main(n):
+    counts, slowest = Counter(), 0.0
+    with tempfile.TemporaryDirectory() as root:
+        victim = Path(root) / "victim"
+        save_victim(victim)
+        open_mutated(victim, Path(root) / "first", 0)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for seed in range(n):
+            folder = Path(root) / "mutated"
+            start = time.perf_counter()
+            counts[open_mutated(victim, folder, seed)] += 1
+            slowest = max(slowest, time.perf_counter() - start)
+            shutil.rmtree(folder)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    for (name, outcome), count in sorted(counts.items()):
+        print(f"{name:16} {outcome:8} {count:6}")
+    print(f"{n} files; slowest {slowest:.2f} s; peak memory grew by {grown / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)

@@ -1,0 +1,45 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_msf.batches import TrainingData
+
+
+def rows_seen(weights, epoch_size, batch_size=4, seed=0):
+    weights = torch.tensor(weights, dtype=torch.float64)
+    n = len(weights)
+    images, labels = torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
+    data = TrainingData(images, labels, weights, epoch_size)
+    batches = list(data.epoch(batch_size, torch.Generator().manual_seed(seed)))
+    return torch.cat(batches), [len(batch) for batch in batches]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 2**31))
+def test_integer_weights_count_as_repetitions(weights, seed):
+    rows, _ = rows_seen([float(w) for w in weights], sum(weights), seed=seed)
+    np.testing.assert_array_equal(np.bincount(rows, minlength=len(weights)), weights)
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(0, 2**31))
+def test_an_epoch_gives_each_row_its_share_to_within_one(weights, seed):
+    rows, _ = rows_seen(weights, len(weights), seed=seed)
+    share = len(rows) * np.array(weights) / sum(weights)
+    assert (np.abs(np.bincount(rows, minlength=len(weights)) - share) < 1 + 1e-6).all()
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_batches_of_an_epoch_are_of_even_size(n, batch_size):
+    _, sizes = rows_seen([1.0] * n, n, batch_size)
+    assert sum(sizes) == n
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size * 1.5, 1)
+
+
+def test_a_batch_is_a_selection_of_rows():
+    images = torch.arange(5.0)[:, None, None, None]
+    labels = torch.tensor([0, 1, 0, 1, 2])
+    data = TrainingData(images, labels, torch.ones(5, dtype=torch.float64), 5)
+    chosen, chosen_labels = data.batch(torch.tensor([4, 1]))
+    assert chosen.ravel().tolist() == [4.0, 1.0]
+    assert chosen_labels.tolist() == [2, 1]

@@ -1,0 +1,97 @@
+"""scikit-learn's callbacks, and what training tells them."""
+
+import numpy as np
+import pytest
+from conftest import tiny_classifier
+from sklearn.model_selection import GridSearchCV
+
+callback = pytest.importorskip("sklearn.callback")
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
+Y = np.array(["a", "b", "c"] * 8)
+
+
+class Recorder:
+    """Writes down what it is told."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+        self.events = []
+        self.scores = []
+
+    def setup(self, estimator, context):
+        self.events.append("setup")
+
+    def teardown(self, estimator, context):
+        self.events.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.events.append(f"begin {context.task_name} {context.task_id}")
+
+    def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):
+        self.events.append(f"end {context.task_name} {context.task_id}")
+        self.scores.append(fitted_estimator.score(X, y))
+        return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
+
+
+def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts():
+    recorder = Recorder()
+    tiny_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
+    assert recorder.events == [
+        "setup",
+        "begin fit 0",
+        "begin epoch 0",
+        "end epoch 0",
+        "begin epoch 1",
+        "end epoch 1",
+        "end fit 0",
+        "teardown",
+    ]
+    assert all(0 <= score <= 1 for score in recorder.scores)
+
+
+def test_a_callback_can_end_training():
+    classifier = tiny_classifier(max_epochs=50).set_callbacks(Recorder(stop_after=3)).fit(X, Y)
+    assert classifier.n_iter_ == 3
+
+
+def test_callbacks_do_not_change_what_is_learned():
+    plain = tiny_classifier(dropout=0.5).fit(X, Y)
+    watched = tiny_classifier(dropout=0.5).set_callbacks(Recorder()).fit(X, Y)
+    np.testing.assert_array_equal(plain.predict_proba(X), watched.predict_proba(X))
+
+
+def test_callbacks_are_told_that_a_fit_failed():
+    recorder = Recorder()
+    classifier = tiny_classifier(max_epochs=3).set_callbacks(recorder)
+
+    def fail(estimator, context, *, X, y, fitted_estimator):
+        raise RuntimeError("no more")
+
+    recorder.on_fit_task_end = fail
+    with pytest.raises(RuntimeError, match="no more"):
+        classifier.fit(X, Y)
+    assert recorder.events[-1] == "teardown"
+    assert not hasattr(classifier, "field_")
+
+
+def test_the_scoring_monitor_writes_down_every_epoch():
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    tiny_classifier(max_epochs=3).set_callbacks(monitor).fit(X, Y)
+    rows = [row for row in monitor.get_logs().data if row["task_name"] == "epoch"]
+    assert [row["task_id"] for row in rows] == [0, 1, 2]
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_callbacks_reach_the_fits_of_a_search():
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    search = GridSearchCV(
+        tiny_classifier(max_epochs=2).set_callbacks(monitor), {"beta": [1.0, 4.0]}, cv=2
+    )
+    assert search.fit(X, Y).best_score_ >= 0
+
+
+def test_the_progress_bar_runs():
+    pytest.importorskip("rich")
+    tiny_classifier(max_epochs=2).set_callbacks(callback.ProgressBar()).fit(X, Y)

@@ -1,0 +1,53 @@
+import torch
+
+from sklearn_msf.early_stopping import BestWeights
+
+
+def set_weights(field, value):
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.fill_(value)
+
+
+def told(best, field, scores):
+    """Tell of epochs whose weights are their numbers; returns the answers."""
+    answers = []
+    for epoch, score in enumerate(scores, start=1):
+        set_weights(field, float(epoch))
+        answers.append(best.ends_with({"validation_score": score}, field))
+    return answers
+
+
+def test_waiting_ends_after_so_many_epochs_without_a_better_score(make_tiny_field):
+    answers = told(BestWeights(2), make_tiny_field(), [0.1, 0.5, 0.5, 0.6, 0.4, 0.6])
+    assert answers == [False, False, False, False, False, True]
+
+
+def test_the_best_weights_come_back(make_tiny_field):
+    field, best = make_tiny_field(), BestWeights(9)
+    told(best, field, [0.1, 0.9, 0.3])
+    best.restore(field)
+    assert all((parameter == 2.0).all() for parameter in field.parameters())
+
+
+def test_without_scores_nothing_happens(make_tiny_field):
+    field, best = make_tiny_field(), BestWeights(1)
+    set_weights(field, 3.0)
+    assert not best.ends_with({"loss": 1.0}, field)
+    best.restore(field)
+    assert all((parameter == 3.0).all() for parameter in field.parameters())
+
+
+def test_a_loaded_run_waits_for_as_long_as_the_first_would_have(make_tiny_field):
+    first, second, field = BestWeights(2), BestWeights(2), make_tiny_field()
+    told(first, field, [0.5, 0.4])
+    second.load(first.tensors(), first.document())
+    assert told(second, field, [0.3]) == [True]
+    second.restore(field)
+    assert all((parameter == 1.0).all() for parameter in field.parameters())
+
+
+def test_a_run_without_any_score_can_be_loaded(make_tiny_field):
+    second = BestWeights(1)
+    second.load(BestWeights(1).tensors(), BestWeights(1).document())
+    assert told(second, make_tiny_field(), [0.0, 0.0]) == [False, True]

@@ -1,0 +1,80 @@
+import copy
+
+import pytest
+import torch
+
+from sklearn_msf.optimiser import AveragedAdamW
+
+
+def make(field, **overrides):
+    average = copy.deepcopy(field)
+    settings = {"weight_decay": 0.0, "max_grad_norm": None, "ema_decay": 0.9}
+    return AveragedAdamW(field, average, **{**settings, **overrides}), average
+
+
+def set_gradients(field, seed=0, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in field.parameters():
+        values = size * torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.empty_like(parameter).copy_(values)
+
+
+def weights(field):
+    return torch.cat([p.detach().ravel() for p in field.parameters()])
+
+
+def test_the_average_moves_towards_the_weights(make_tiny_field):
+    field = make_tiny_field()
+    optimiser, average = make(field, ema_decay=0.05)
+    start = weights(field).clone()
+    set_gradients(field)
+    optimiser.step(0.1)
+    # One step: decay = min(0.05, 1 / 10).
+    torch.testing.assert_close(weights(average), 0.05 * start + 0.95 * weights(field))
+
+
+@pytest.mark.parametrize("n_steps", [1, 5, 100])
+def test_a_young_average_keeps_less(make_tiny_field, n_steps):
+    field = make_tiny_field()
+    optimiser, average = make(field, ema_decay=0.999)
+    optimiser.n_steps = n_steps - 1
+    start = weights(field).clone()
+    set_gradients(field)
+    optimiser.step(0.1)
+    decay = n_steps / (n_steps + 9)
+    torch.testing.assert_close(weights(average), decay * start + (1 - decay) * weights(field))
+
+
+def test_steps_forget_the_gradients(make_tiny_field):
+    field = make_tiny_field()
+    optimiser, _ = make(field)
+    set_gradients(field)
+    optimiser.step(0.1)
+    assert all(parameter.grad is None for parameter in field.parameters())
+
+
+def test_long_gradients_are_cut(make_tiny_field):
+    steps = []
+    for size in (1e3, 1e6):
+        field = make_tiny_field()
+        optimiser, _ = make(field, max_grad_norm=1e-9)
+        set_gradients(field, size=size)
+        optimiser.step(0.1)
+        steps.append(weights(field))
+    torch.testing.assert_close(*steps)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_loaded_optimiser_goes_on_as_the_first_one_would(make_tiny_field, layout):
+    first_field = make_tiny_field().to(memory_format=torch.channels_last)
+    second_field = make_tiny_field().to(memory_format=layout)
+    first, first_average = make(first_field)
+    set_gradients(first_field)
+    first.step(0.1)
+    second, second_average = make(second_field)
+    second.load(first.tensors(), first.n_steps)
+    for field, optimiser in ((first_field, first), (second_field, second)):
+        set_gradients(field, seed=1)
+        optimiser.step(0.1)
+    torch.testing.assert_close(weights(first_field), weights(second_field))
+    torch.testing.assert_close(weights(first_average), weights(second_average))

@@ -1,0 +1,188 @@
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_msf.persistence import (
+    RecordError,
+    check_tensors,
+    read_record,
+    remove_record,
+    write_file,
+    write_record,
+)
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor(3), "bits": torch.tensor([1])}
+
+
+@pytest.fixture
+def record(tmp_path):
+    write_record(tmp_path, "model", TENSORS, {"key": [1, "two", None]})
+    return tmp_path
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def edit_json(folder, **changes):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def weights_file(folder):
+    return next(folder.glob("*.safetensors"))
+
+
+def test_a_record_comes_back_as_it_was(record):
+    tensors, document = read_record(record, "model")
+    assert document == {"key": [1, "two", None]}
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_values_survive_to_the_last_bit_in_any_layout(tmp_path):
+    weights = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    write_record(tmp_path, "model", {"w": weights}, {})
+    assert torch.equal(read_record(tmp_path, "model")[0]["w"], weights)
+
+
+def test_a_record_is_two_files_and_a_new_one_takes_their_place(record):
+    assert len(files(record)) == 2
+    write_record(record, "model", {"a": torch.zeros(1)}, {})
+    assert len(files(record)) == 2
+    assert read_record(record, "model")[1] == {}
+
+
+def test_removing_a_record_leaves_others_alone(record):
+    write_record(record, "model-2", TENSORS, {})
+    remove_record(record, "model")
+    assert [name[:7] for name in files(record)] == ["model-2", "model-2"]
+
+
+def test_a_failed_write_leaves_the_record_before(record, monkeypatch):
+    before = files(record)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_record(record, "model", {"a": torch.ones(9)}, {})
+    assert files(record) == before
+    assert read_record(record, "model")[1] == {"key": [1, "two", None]}
+
+
+def test_a_write_cut_off_before_the_json_file_leaves_the_record_before(record, monkeypatch):
+    replace = os.replace
+
+    def only_weights(source, target):
+        if str(target).endswith(".json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", only_weights)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(record, "model", {"a": torch.ones(9)}, {})
+    monkeypatch.undo()
+    assert read_record(record, "model")[1] == {"key": [1, "two", None]}
+    # What was left over goes with the next write.
+    write_record(record, "model", {"a": torch.ones(1)}, {})
+    assert len(files(record)) == 2
+
+
+def test_a_file_is_written_as_a_whole(tmp_path):
+    write_file(tmp_path / "x", b"data")
+    assert files(tmp_path) == ["x"]
+
+
+def test_a_missing_record_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path, "model")
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "[" * 100_000, "\x00", '{"format": 1}'])
+def test_json_that_is_none_is_refused(record, text):
+    (record / "model.json").write_text(text)
+    with pytest.raises(RecordError, match=r"model\.json"):
+        read_record(record, "model")
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_format_version_is_refused(record, version):
+    edit_json(record, format_version=version)
+    with pytest.raises(RecordError, match="format version"):
+        read_record(record, "model")
+
+
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd", "../model.safetensors", "model.pkl", "", None, 7, "model.json"]
+)
+def test_weights_that_lie_elsewhere_are_refused(record, file):
+    weights = json.loads((record / "model.json").read_text())["weights"]
+    edit_json(record, weights={**weights, "file": file})
+    with pytest.raises(RecordError, match="not beside it"):
+        read_record(record, "model")
+
+
+def test_weights_that_are_missing_are_named(record):
+    weights_file(record).unlink()
+    with pytest.raises(RecordError, match=r"safetensors is missing"):
+        read_record(record, "model")
+
+
+@given(st.data())
+def test_any_truncation_of_the_weights_is_noticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("record")
+    write_record(folder, "model", TENSORS, {})
+    path = weights_file(folder)
+    content = path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(RecordError, match="cut off"):
+        read_record(folder, "model")
+
+
+def test_changed_weights_are_noticed(record):
+    path = weights_file(record)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(RecordError, match="another digest"):
+        read_record(record, "model")
+
+
+def test_weights_of_another_record_are_noticed(record, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_record(other, "model", {"a": torch.zeros(2, 3), "b.c": torch.tensor(3)}, {})
+    weights_file(record).write_bytes(weights_file(other).read_bytes())
+    with pytest.raises(RecordError, match=r"cut off|digest"):
+        read_record(record, "model")
+
+
+def test_fitting_weights_pass():
+    check_tensors(dict(TENSORS), dict(TENSORS), "The model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": torch.zeros(3, 2)}, r"a as torch.float32 of shape \(3, 2\)"),
+        ({"a": torch.zeros(2, 3, dtype=torch.float64)}, "a as torch.float64"),
+        ({"a": torch.full((2, 3), torch.nan)}, "values in a that are not finite"),
+        ({"a": torch.full((2, 3), torch.inf)}, "values in a that are not finite"),
+        ({"new": torch.zeros(1)}, "1 are unknown"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, message):
+    with pytest.raises(RecordError, match=message):
+        check_tensors({**TENSORS, **change}, TENSORS, "The model")
+
+
+def test_missing_weights_are_named():
+    with pytest.raises(RecordError, match=r"1 weights are missing \(a\)"):
+        check_tensors({key: TENSORS[key] for key in ("b.c", "bits")}, TENSORS, "The model")

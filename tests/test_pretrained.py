@@ -1,0 +1,205 @@
+import json
+import subprocess
+import sys
+from datetime import date
+
+import numpy as np
+import pytest
+from conftest import tiny_classifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import open_mutated, save_victim
+from sklearn.exceptions import NotFittedError
+
+from sklearn_msf import MedSymmFlowClassifier
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+LABELS = {
+    "strings": np.array(["a", "bb", "ccc"] * 8),
+    "objects": np.array(["a", "bb", "ccc"] * 8, dtype=object),
+    "integers": np.array([-3, 7, 2**40] * 8),
+    "small integers": np.array([0, 1, 2] * 8, dtype=np.uint8),
+    "floats": np.array([-1.0, 0.0, 1e6] * 8),
+    "booleans": np.array([True, False] * 12),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A fitted classifier and the folder it was saved to."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    classifier = tiny_classifier(n_draws=3).fit(X, LABELS["strings"])
+    classifier.save_pretrained(folder)
+    return classifier, folder
+
+
+def edit(folder, change):
+    path = folder / "model.json"
+    content = json.loads(path.read_text())
+    change(content["document"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_a_saved_model_predicts_the_same_bits(tmp_path, kind, form):
+    y = LABELS[kind]
+    classifier = tiny_classifier(label_prediction=form, max_epochs=1).fit(X, y)
+    classifier.save_pretrained(tmp_path)
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    np.testing.assert_array_equal(opened.predict(X), classifier.predict(X))
+    assert opened.predict(X).dtype.kind == classifier.predict(X).dtype.kind
+    label = y[0]
+    drawn = [model.sample(label, 2, n_steps=2, random_state=1) for model in (opened, classifier)]
+    np.testing.assert_array_equal(*drawn)
+    assert drawn[0].dtype == np.uint8
+
+
+def test_everything_that_was_learned_comes_back(saved):
+    classifier, folder = saved
+    opened = MedSymmFlowClassifier.from_pretrained(str(folder))
+    assert opened.get_params() == classifier.get_params()
+    assert opened.history_ == classifier.history_
+    assert opened.n_iter_ == classifier.n_iter_
+    assert opened.image_shape_ == classifier.image_shape_
+    assert opened.n_features_in_ == classifier.n_features_in_
+    assert opened.loss_curve_ == classifier.loss_curve_
+
+
+def test_a_folder_has_weights_plain_data_and_a_card(saved):
+    _, folder = saved
+    suffixes = sorted(path.name.split(".")[-1] for path in folder.iterdir())
+    assert suffixes == ["json", "md", "safetensors"]
+    card = (folder / "README.md").read_text()
+    assert "from_pretrained" in card
+    assert "8 x 8 x 3" in card
+    assert "a, bb, ccc" in card
+
+
+def test_saving_again_replaces_the_model(saved, tmp_path):
+    classifier, _ = saved
+    classifier.save_pretrained(tmp_path)
+    other = tiny_classifier(random_state=5).fit(X, LABELS["integers"])
+    other.save_pretrained(tmp_path)
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), other.predict_proba(X))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_saved_model_opens_in_another_process(saved):
+    classifier, folder = saved
+    np.save(folder / "X.npy", X)
+    code = (
+        "import sys, numpy as np; from sklearn_msf import MedSymmFlowClassifier as M;"
+        f"X = np.load({str(folder / 'X.npy')!r});"
+        f"p = M.from_pretrained({str(folder)!r}).predict_proba(X);"
+        "sys.stdout.buffer.write(p.tobytes())"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    (folder / "X.npy").unlink()
+    np.testing.assert_array_equal(np.frombuffer(output), classifier.predict_proba(X).ravel())
+
+
+def test_an_opened_model_can_be_saved_pickled_and_trained_on(saved, tmp_path):
+    classifier, folder = saved
+    opened = MedSymmFlowClassifier.from_pretrained(folder)
+    opened.save_pretrained(tmp_path)
+    again = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
+    before = again.predict_proba(X)
+    again.partial_fit(X, LABELS["strings"])
+    assert not np.array_equal(again.predict_proba(X), before)
+
+
+def test_names_of_columns_come_back(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(RNG.random((24, 16)), columns=[f"pixel{i}" for i in range(16)])
+    classifier = tiny_classifier(image_shape=(4, 4)).fit(frame, LABELS["integers"])
+    classifier.save_pretrained(tmp_path)
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    assert opened.feature_names_in_.tolist() == list(frame.columns)
+    np.testing.assert_array_equal(opened.predict(frame), classifier.predict(frame))
+
+
+def test_parameters_of_every_kind_come_back(tmp_path):
+    weights = {"a": 2.0, "bb": 1.0, "ccc": 0.5}
+    classifier = tiny_classifier(
+        class_weight=weights, channel_mult=(1, 2), time_budget=60.0, random_state=np.int64(3)
+    ).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    parameters = MedSymmFlowClassifier.from_pretrained(tmp_path).get_params()
+    assert parameters["class_weight"] == weights
+    assert parameters["channel_mult"] == (1, 2)
+    assert parameters["time_budget"] == 60.0
+    assert parameters["random_state"] == 3
+
+
+def test_a_model_from_a_gpu_opens_on_a_machine_without(saved, tmp_path):
+    classifier, _ = saved
+    classifier.save_pretrained(tmp_path)
+    edit(tmp_path, lambda document: document["parameters"].update(device="cuda:5"))
+    with pytest.warns(UserWarning, match="not available here"):
+        opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_saving_before_fit_is_refused(tmp_path):
+    with pytest.raises(NotFittedError):
+        tiny_classifier().save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_json_lacks_are_refused_and_nothing_written(tmp_path):
+    days = np.array([date(2020, 1, 1), date(2021, 1, 1)] * 12, dtype=object)
+    classifier = tiny_classifier().fit(X, LABELS["booleans"])
+    classifier.classes_ = np.unique(days)
+    with pytest.raises(TypeError, match="pickle the estimator"):
+        classifier.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["nothing", "empty"])
+def test_a_folder_without_a_model_is_named(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no model: model\.json is missing"):
+        MedSymmFlowClassifier.from_pretrained(tmp_path / folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update({"class": "RandomForestClassifier"}), "holds a 'RandomForest"),
+        (lambda d: d["parameters"].update(learning_rate=-1), "learning_rate must be"),
+        (lambda d: d["parameters"].update(evil=1), "Invalid parameter 'evil'"),
+        (lambda d: d["layout"].update(channels=10**9), "not a usable model"),
+        (lambda d: d["layout"].update(n_blocks=10**9), "more blocks than there are weights"),
+        (lambda d: d["layout"].update(n_classes=10**9), "is for 1000000000 classes"),
+        (lambda d: d.pop("layout"), "layout"),
+        (lambda d: d["classes"].update(values=["b", "a"]), "in order"),
+        (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "no image format"),
+        (lambda d: d["image_format"].update(dtype="O"), "not a dtype of numbers"),
+        (lambda d: d.update(history="x"), "not a list of records"),
+        (lambda d: d.update(noise_seed=-1), "noise_seed=-1"),
+    ],
+)
+def test_what_is_wrong_with_a_document_is_said(saved, tmp_path, change, message):
+    saved[0].save_pretrained(tmp_path)
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        MedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A saved model to mutate."""
+    folder = tmp_path_factory.mktemp("victim") / "model"
+    save_victim(folder)
+    return folder
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 2**32))
+def test_a_mutated_model_opens_whole_or_is_refused(victim, tmp_path_factory, seed):
+    open_mutated(victim, tmp_path_factory.mktemp("mutated") / "model", seed)

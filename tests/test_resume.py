@@ -1,0 +1,170 @@
+"""Fits that were cut off and go on from their checkpoints."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_classifier
+
+from sklearn_msf.checkpoints import CheckpointMismatchError
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
+Y = np.array(["a", "b", "c"] * 8)
+
+
+def make(folder=None, **overrides):
+    settings = {"max_epochs": 6, "checkpoint_every": 2, "checkpoint_dir": folder, "dropout": 0.3}
+    return tiny_classifier(**{**settings, **overrides})
+
+
+def weights(classifier):
+    return torch.cat([p.ravel() for p in classifier.field_.parameters()])
+
+
+class CutOffError(Exception):
+    """Stands for the end of a process."""
+
+
+def cut_off(classifier, monkeypatch, after):
+    """Fit until some epochs are over, and no further."""
+    from sklearn_msf.training import Trainer
+
+    epoch = Trainer._epoch
+
+    def epoch_or_end(self, data, *, epoch=None, _run=epoch):
+        if len(self.history) == after:
+            raise CutOffError
+        return _run(self, data, epoch=epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", epoch_or_end)
+        with pytest.raises(CutOffError):
+            classifier.fit(X, Y)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
+    tmp_path, monkeypatch, after, early_stopping
+):
+    settings = {"early_stopping": early_stopping, "validation_fraction": 0.25}
+    whole = make(**settings).fit(X, Y)
+    cut_off(make(tmp_path, **settings), monkeypatch, after)
+    resumed = make(tmp_path, **settings).fit(X, Y)
+    assert torch.equal(weights(whole), weights(resumed))
+    np.testing.assert_array_equal(whole.predict_proba(X), resumed.predict_proba(X))
+    assert whole.loss_curve_ == resumed.loss_curve_
+
+
+def test_a_fit_goes_on_with_its_own_seed_where_none_is_given(tmp_path, monkeypatch):
+    cut_off(make(tmp_path, random_state=None), monkeypatch, 4)
+    models = []
+    for copy in ("one", "two"):
+        folder = tmp_path.parent / f"{tmp_path.name}-{copy}"
+        folder.mkdir()
+        for path in tmp_path.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        models.append(make(folder, random_state=None).fit(X, Y))
+    np.testing.assert_array_equal(*(model.predict_proba(X) for model in models))
+
+
+def test_checkpoints_do_not_change_what_is_learned(tmp_path):
+    assert torch.equal(weights(make().fit(X, Y)), weights(make(tmp_path).fit(X, Y)))
+
+
+def test_a_finished_run_is_returned_as_it_ended(tmp_path, monkeypatch):
+    first = make(tmp_path).fit(X, Y)
+    monkeypatch.setattr("sklearn_msf.training.Trainer._step", None)
+    again = make(tmp_path).fit(X, Y)
+    assert torch.equal(weights(first), weights(again))
+    assert again.n_iter_ == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"learning_rate": 0.1}, r"learning_rate is 0\.1 here and 0\.003 there"),
+        ({"random_state": 1}, "random_state is 1 here and 0 there"),
+        ({"class_weight": "balanced"}, "class_weight is 'balanced' here and None there"),
+    ],
+)
+def test_checkpoints_of_other_parameters_are_refused(tmp_path, overrides, message):
+    make(tmp_path).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match=message):
+        make(tmp_path, **overrides).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("X_new", "y_new", "message"),
+    [
+        (255 - X, Y, "images of X is"),
+        (X, np.roll(Y, 1), "is '.*' here and '.*' there"),
+        (X, np.char.add(Y, "x"), "labels of y is"),
+    ],
+)
+def test_checkpoints_of_other_data_are_refused(tmp_path, X_new, y_new, message):
+    make(tmp_path).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match=message):
+        make(tmp_path).fit(X_new, y_new)
+
+
+def test_checkpoints_of_other_sample_weights_are_refused(tmp_path):
+    make(tmp_path).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match="sample weights is"):
+        make(tmp_path).fit(X, Y, sample_weight=np.arange(1.0, 25.0))
+
+
+def test_parameters_that_do_not_train_may_change(tmp_path):
+    first = make(tmp_path).fit(X, Y)
+    again = make(tmp_path, n_draws=5, verbose=0, checkpoint_every=1).fit(X, Y)
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_a_warm_start_has_checkpoints_of_its_own(tmp_path):
+    classifier = make(warm_start=True).fit(X, Y)
+    first, second = tmp_path / "first", tmp_path / "second"
+    classifier.set_params(checkpoint_dir=first).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match="weights to start from"):
+        classifier.fit(X, Y)
+    classifier.set_params(checkpoint_dir=second).fit(X, Y)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.training import Trainer
+
+step = Trainer._step
+count = 0
+
+def step_or_die(self, *arguments):
+    global count
+    count += 1
+    if count == {deadly_step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *arguments)
+
+Trainer._step = step_or_die
+sys.path.insert(0, {tests!r})
+from test_resume import X, Y, make
+make({folder!r}, batch_size=8).fit(X, Y)
+"""
+
+
+def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
+    from pathlib import Path
+
+    # Three steps an epoch: in the middle of epoch 4, after the checkpoint of epoch 2.
+    code = KILLED.format(
+        deadly_step=11, tests=str(Path(__file__).parent), folder=str(tmp_path / "run")
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoint-0000002.json").exists()
+    resumed = make(tmp_path / "run", batch_size=8).fit(X, Y)
+    assert torch.equal(weights(resumed), weights(make(batch_size=8).fit(X, Y)))

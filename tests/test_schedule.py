@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from sklearn_msf.schedule import TimeBudget, learning_rate_factor
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock to set by hand."""
+    times = {"now": 100.0}
+    monkeypatch.setattr("sklearn_msf.schedule.time.perf_counter", lambda: times["now"])
+
+    def advance(seconds):
+        times["now"] += seconds
+
+    return advance
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    assert learning_rate_factor(0.0) == 0.0
+    assert learning_rate_factor(0.05) == pytest.approx(0.5)
+    assert learning_rate_factor(0.1) == pytest.approx(1.0)
+    assert learning_rate_factor(0.55) == pytest.approx(0.5)
+    assert learning_rate_factor(1.0) == pytest.approx(0.0)
+
+
+def test_without_a_limit_time_is_never_up(clock):
+    budget = TimeBudget(None)
+    clock(1e9)
+    assert not budget.is_up()
+    assert budget.share() == 0.0
+
+
+def test_time_is_up_when_one_more_step_would_end_too_late(clock):
+    budget = TimeBudget(10.0)
+    answers = []
+    for _ in range(10):
+        clock(1.0)
+        answers.append(budget.is_up())
+    # After 9 s a step of 1 s, with half a step to spare, does not fit any more.
+    assert answers == [False] * 8 + [True] * 2
+    assert budget.share() == 1.0
+
+
+def test_a_pause_for_validation_has_to_fit_in_too(clock):
+    budget = TimeBudget(10.0)
+    clock(3.0)
+    budget.end_pause(3.0)
+    answers = []
+    for _ in range(4):
+        clock(1.0)
+        answers.append(budget.is_up())
+    assert answers == [False, False, True, True]
+
+
+def test_a_resumed_run_counts_the_seconds_before(clock):
+    budget = TimeBudget(10.0)
+    budget.resume(4.0)
+    clock(1.0)
+    assert budget.elapsed == pytest.approx(5.0)
+    assert budget.share() == pytest.approx(0.5)
+
+
+def test_the_factor_is_continuous():
+    factors = [learning_rate_factor(p) for p in np.linspace(0, 1, 1001)]
+    assert np.abs(np.diff(factors)).max() < 0.011
