@@ -143,5 +143,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_bool("warm_start", p["warm_start"])
     _check_choice("ode_solver", p["ode_solver"], ODE_SOLVERS)
     _check_choice("precision", p["precision"], PRECISIONS)
+    if not _is_text(p["compile_network"], "auto"):
+        _check_bool("compile_network", p["compile_network"])
     if not _is_integer(p["verbose"]) and not isinstance(p["verbose"], bool):
         _fail("verbose", p["verbose"], "an integer")

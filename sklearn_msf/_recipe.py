@@ -28,6 +28,8 @@ _AUTO_IMAGES = 45_000
 _AUTO_EPOCHS = (25, 300)
 # Smallest side at which moving an image by a few percent is a variation of it.
 _MIN_SIDE_TO_AUGMENT = 8
+# Steps of a GPU that are worth a minute or two of compilation.
+_MIN_STEPS_TO_COMPILE = 10_000
 
 
 def network_layout(estimator: BaseEstimator, image_format: ImageFormat) -> dict[str, Any]:
@@ -73,8 +75,10 @@ def training_settings(
     estimator: BaseEstimator, image_format: ImageFormat, n_images: int, device: torch.device
 ) -> TrainingSettings:
     """Resolve every "auto" into the settings of the training engine."""
+    max_epochs = _max_epochs(estimator, n_images)
+    n_steps = max_epochs * max(1, round(n_images / estimator.batch_size))
     return TrainingSettings(
-        max_epochs=_max_epochs(estimator, n_images),
+        max_epochs=max_epochs,
         time_budget=estimator.time_budget,
         batch_size=int(estimator.batch_size),
         learning_rate=float(estimator.learning_rate),
@@ -85,6 +89,7 @@ def training_settings(
         t1_share=float(estimator.t1_share),
         augment=_augmentation(estimator, image_format),
         precision=resolve_precision(estimator.precision, device),
+        compile_network=_compilation(estimator, device, n_steps),
         early_stopping=bool(estimator.early_stopping),
         n_iter_no_change=int(estimator.n_iter_no_change),
     )
@@ -101,6 +106,12 @@ def _augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | 
     if estimator.augment != "auto":
         return estimator.augment
     return "hflip+affine" if min(image_format.size) >= _MIN_SIDE_TO_AUGMENT else None
+
+
+def _compilation(estimator: BaseEstimator, device: torch.device, n_steps: int) -> bool:
+    if estimator.compile_network != "auto":
+        return bool(estimator.compile_network)
+    return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE
 
 
 def training_tensors(

@@ -1,6 +1,7 @@
 """Where and in which precision the network runs."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -75,8 +76,34 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+class _TorchThreads:
+    """The number of threads torch had before any worker thread was made."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_users = 0
+        self._n_threads = 1
+
+    def take(self) -> int:
+        """Begin to use worker threads; returns torch's number of threads."""
+        with self._lock:
+            if not self._n_users:
+                self._n_threads = torch.get_num_threads()
+            self._n_users += 1
+            return self._n_threads
+
+    def give_back(self) -> None:
+        """End it; threads made later start with the number from before."""
+        with self._lock:
+            self._n_users -= 1
+            torch.set_num_threads(self._n_threads)
+
+
+_TORCH_THREADS = _TorchThreads()
+
+
 @contextlib.contextmanager
-def worker_threads(n_workers: int) -> Iterator[Executor]:
+def worker_threads(n_tasks: int) -> Iterator[Executor]:
     """Threads to run the batches of a CPU side by side, each on one core.
 
     Small images keep two cores busier as two batches on a core each than as one batch whose
@@ -84,18 +111,18 @@ def worker_threads(n_workers: int) -> Iterator[Executor]:
 
     Parameters
     ----------
-    n_workers : int
-        Number of threads.
+    n_tasks : int
+        Number of batches; there are as many threads as torch has, and at most one a batch.
 
     Yields
     ------
     concurrent.futures.Executor
     """
-    before = torch.get_num_threads()
+    n_workers = max(1, min(_TORCH_THREADS.take(), n_tasks))
     try:
-        # The number of torch's threads belongs to the thread that sets it.
+        # How many threads torch uses belongs to the thread that sets it, and is also what
+        # threads made later start with.
         with ThreadPoolExecutor(n_workers, "sklearn_msf", torch.set_num_threads, (1,)) as executor:
             yield executor
     finally:
-        # It is also what threads made later start with.
-        torch.set_num_threads(before)
+        _TORCH_THREADS.give_back()

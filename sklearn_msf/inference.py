@@ -108,7 +108,7 @@ def _side_by_side(
 
     if device.type != "cpu":
         return [one(start) for start in starts]
-    with worker_threads(max(1, min(torch.get_num_threads(), len(starts)))) as executor:
+    with worker_threads(len(starts)) as executor:
         return list(executor.map(one, starts))
 
 

@@ -31,6 +31,8 @@ class TrainingSettings:
         Random variation of the images.
     precision : {"float32", "bfloat16"}
         Precision of convolutions and products.
+    compile_network : bool
+        Whether to compile the network.
     early_stopping : bool
         Whether to keep the best validated weights and to stop when they stay the best.
     n_iter_no_change : int
@@ -48,5 +50,6 @@ class TrainingSettings:
     t1_share: float
     augment: str | None
     precision: str
+    compile_network: bool
     early_stopping: bool
     n_iter_no_change: int

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sklearn_msf.augmentation import augment_images
 from sklearn_msf.batches import TrainingData
+from sklearn_msf.compilation import compile_or_not
 from sklearn_msf.device import autocast
 from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
@@ -83,6 +84,9 @@ class Trainer:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,
+        )
+        self._field_losses = (
+            compile_or_not(field.losses) if settings.compile_network else field.losses
         )
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
@@ -322,7 +326,7 @@ class Trainer:
     def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> Tensor:
         """Weighted image and label losses of one batch."""
         with autocast(self._device, self.settings.precision):
-            image_loss, label_loss = self.field.losses(sample, labels, n_at_one)
+            image_loss, label_loss = self._field_losses(sample, labels, n_at_one)
         w = self.settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
 

@@ -34,6 +34,24 @@ def test_autocast_is_off_in_float32():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
+def test_many_users_of_worker_threads_leave_torch_its_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+
+    def use(_):
+        with worker_threads(2) as executor:
+            return list(executor.map(lambda _: torch.get_num_threads(), range(2)))
+
+    try:
+        with ThreadPoolExecutor(4) as users:
+            assert list(users.map(use, range(20))) == [[1, 1]] * 20
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_worker_threads_run_on_one_core_each_and_give_torch_its_threads_back():
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -34,6 +34,7 @@ LAYERS = [
     "schedule",
     "settings",
     "batches",
+    "compilation",
     "uncertainty",
     "inference",
     "fields",

@@ -24,6 +24,7 @@ SETTINGS = {
     "t1_share": 0.5,
     "augment": None,
     "precision": "float32",
+    "compile_network": False,
     "early_stopping": False,
     "n_iter_no_change": 2,
 }
