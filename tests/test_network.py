@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklearn_msf.group_norm import modulated_group_norm
-from sklearn_msf.network import Downsample, UNet
+from sklearn_msf.network import Downsample, Dropout, UNet
 
 
 def tiny_unet(**overrides):
@@ -123,3 +123,41 @@ def test_bfloat16_gradients_of_downsampling_one_column_are_right(size):
             loss = down(h).float().sum()
         gradients.append(torch.autograd.grad(loss, down.weight)[0])
     torch.testing.assert_close(*gradients, atol=0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    h = torch.ones(64, 32, 14, 14).to(memory_format=torch.channels_last)
+    dropped = Dropout(p).train()(h)
+    share = max(1, min(255, round(256 * p))) / 256
+    assert (dropped == 0).float().mean() == pytest.approx(share, abs=0.003)
+    assert dropped.mean() == pytest.approx(1.0, abs=0.05)
+    assert len(dropped.unique()) == 2
+    assert dropped.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dropout_is_independent_of_place():
+    torch.manual_seed(0)
+    kept = (Dropout(0.5).train()(torch.ones(2000, 2, 3, 5)) > 0).float().flatten(1)
+    assert (kept.mean(dim=0) - 0.5).abs().max() < 0.06
+    correlation = torch.corrcoef(kept.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.1
+
+
+def test_dropout_depends_on_the_seed_alone_and_does_nothing_after_training():
+    h, dropout = torch.randn(3, 4, 5, 5), Dropout(0.3).train()
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        drawn.append(dropout(h))
+    assert torch.equal(*drawn)
+    assert torch.equal(dropout.eval()(h), h)
+
+
+def test_gradients_pass_where_dropout_kept():
+    torch.manual_seed(0)
+    h = torch.ones(2, 3, 4, 4, requires_grad=True)
+    dropped = Dropout(0.5).train()(h)
+    dropped.sum().backward()
+    assert torch.equal(h.grad, dropped.detach())

@@ -44,6 +44,13 @@ VARIANTS: dict[str, dict] = {
     "two blocks a level": {"n_blocks": 2},
     "dropout 0.3": {"dropout": 0.3},
     "weight decay 0.1": {"weight_decay": 0.1},
+    "batches of 64": {"batch_size": 64},
+    "batches of 256": {"batch_size": 256},
+    "average over 50 steps": {"ema_decay": 0.98},
+    "average over 300 steps": {"ema_decay": 0.9967},
+    "attention in the middle only": {"attention_levels": ()},
+    "attention at two levels": {"attention_levels": (1, 2)},
+    "image weight 0.3": {"image_weight": 0.3},
 }
 
 
