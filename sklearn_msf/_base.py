@@ -88,9 +88,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
             For parameters, images, labels or weights that cannot be used, and for a
             `checkpoint_dir` of another run; the message names what came and what is expected.
         DivergenceError
-            A ValueError: the loss was not finite, and two restarts at lower learning rates
-            did not help. Where there are whole epochs before, the estimator is fitted with
-            what they gave.
+            A ValueError: loss or weights were not finite, and starting the epoch anew at lower
+            learning rates did not help. Where there are whole epochs before, the estimator is
+            fitted with what they gave.
         """
         with all_or_nothing(self):
             failure = self._fit(X, y, sample_weight)
@@ -125,7 +125,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
                     if held_out is None
                     else lambda field: self._accuracy(held_out, field),
                     report=report,
-                    end_epoch=callbacks.end_epoch,
+                    watcher=callbacks,
                     store=store,
                 )
             except DivergenceError as error:

@@ -47,31 +47,31 @@ class FitCallbacks:
         if getattr(estimator, "_skl_callbacks", None):
             self._fit = estimator._init_callback_context(max_subtasks=trainer.settings.max_epochs)
             self._fit.call_on_fit_task_begin(estimator=estimator, **self._data)
-            self._begin_epoch()
 
-    def end_epoch(self, n_epochs: int) -> bool:
-        """Tell the callbacks of an epoch; True where one of them ends training."""
+    def begin_epoch(self) -> None:
+        """Tell the callbacks of an epoch; once, where it has to be repeated."""
+        if self._fit is not None and self._epoch is None:
+            self._epoch = self._fit.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def end_epoch(self) -> bool:
+        """Tell the callbacks of its end; True where one of them ends training."""
         if self._epoch is None:
             return False
-        stop = self._epoch.call_on_fit_task_end(
-            estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
-        )
-        stop = bool(stop) or n_epochs >= self._trainer.settings.max_epochs
-        self._epoch = None
-        if not stop:
-            self._begin_epoch()
-        return stop
+        ended, self._epoch = self._epoch, None
+        return bool(self._end(ended))
 
     def end(self) -> None:
         """Tell the callbacks that training has ended."""
         if self._fit is not None:
-            self._fit.call_on_fit_task_end(
-                estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
-            )
+            # An interrupt leaves an epoch open.
+            self.end_epoch()
+            self._end(self._fit)
 
-    def _begin_epoch(self) -> None:
-        self._epoch = self._fit.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+    def _end(self, context: Any) -> Any:
+        return context.call_on_fit_task_end(
+            estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
+        )
 
     def _fitted(self) -> dict[str, Any]:
         """Attributes with which the estimator is one that predicts."""

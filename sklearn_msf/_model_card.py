@@ -2,7 +2,10 @@
 
 from typing import Any
 
-__all__ = ["model_card"]
+__all__ = ["CARD_START", "model_card"]
+
+# By this a card is known as ours, and may be replaced.
+CARD_START = b"---\nlibrary_name: sklearn_msf\n"
 
 # Labels that a card lists before it gets long.
 _MAX_LISTED = 20

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sklearn_msf._model_card import model_card
+from sklearn_msf._model_card import CARD_START, model_card
 from sklearn_msf._parameters import check_parameters
 from sklearn_msf._plain_data import (
     from_plain,
@@ -33,6 +33,11 @@ __all__ = ["PretrainedEstimator"]
 _NAME = "model"
 _CARD = "README.md"
 _MAX_SEED = 2**32
+# A model from elsewhere must not say where files are written, or make a prediction endless.
+_OF_THE_MACHINE = {"checkpoint_dir"}
+_MAX_REPETITIONS = 10_000
+_MAX_SIDE = 2**14
+_NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 # torch refuses sizes beyond its own limits with a RuntimeError.
 _NOT_A_MODEL = (
     ValueError,
@@ -53,8 +58,9 @@ class PretrainedEstimator(PortableEstimator):
         """Save the fitted model as safetensors and JSON, with a model card beside them.
 
         The files hold no code. A model that was in the folder before is replaced at once, as
-        a whole. Not saved are the optimiser's moments: `warm_start` and `partial_fit` go on
-        from the weights with new ones.
+        a whole; a README.md that is not a model card of ours stays. Not saved are the
+        optimiser's moments (`warm_start` and `partial_fit` go on from the weights with new
+        ones) and `checkpoint_dir`, which belongs to a machine and not to a model.
 
         Parameters
         ----------
@@ -71,9 +77,10 @@ class PretrainedEstimator(PortableEstimator):
             Where the files cannot be written; a model that was there before still is.
         """
         self._check_fitted()
-        path = Path(folder)
+        path, card = Path(folder), model_card(self)
         write_record(path, _NAME, self.field_.state_dict(), self._to_document())
-        write_file(path / _CARD, model_card(self).encode())
+        if not (path / _CARD).exists() or (path / _CARD).read_bytes().startswith(CARD_START):
+            write_file(path / _CARD, card.encode())
 
     @classmethod
     def from_pretrained(cls: type[Estimator], folder: Any) -> Estimator:
@@ -124,7 +131,9 @@ class PretrainedEstimator(PortableEstimator):
             "class": type(self).__name__,
             "library_version": _library_version(),
             "parameters": {
-                name: to_plain(value) for name, value in self.get_params(deep=False).items()
+                name: to_plain(value)
+                for name, value in self.get_params(deep=False).items()
+                if name not in _OF_THE_MACHINE
             },
             "layout": {name: to_plain(value) for name, value in self._field_layout.items()},
             "classes": labels_to_plain(self.classes_),
@@ -149,12 +158,18 @@ class PretrainedEstimator(PortableEstimator):
             )
         estimator = cls()
         parameters = {name: from_plain(value) for name, value in document["parameters"].items()}
+        if _OF_THE_MACHINE & parameters.keys():
+            raise RecordError(f"The model must not set {sorted(_OF_THE_MACHINE)}.")
         estimator.set_params(**parameters)
         check_parameters(estimator.get_params(deep=False))
+        if max(estimator.n_draws, estimator.n_steps) > _MAX_REPETITIONS:
+            raise RecordError("The model wants more draws or steps than anybody would wait for.")
         classes = labels_from_plain(document["classes"])
         if classes.ndim != 1 or len(classes) < 2 or not (classes[:-1] < classes[1:]).all():
             raise RecordError("The classes of the model are not two or more in order.")
         image_format = ImageFormat.from_plain(document["image_format"])
+        if max(image_format.shape) > _MAX_SIDE:
+            raise RecordError(f"The model has images of shape {image_format.shape}.")
         layout = {name: from_plain(value) for name, value in document["layout"].items()}
         _check_layout(estimator, layout, len(classes), image_format, tensors)
         state = {
@@ -222,6 +237,10 @@ def _check_layout(
 def _history(plain: Any) -> list[dict[str, Any]]:
     if not isinstance(plain, list) or not all(isinstance(record, dict) for record in plain):
         raise RecordError("The history of the model is not a list of records.")
+    for record in plain:
+        values = [record.get(name) for name in _NUMBERS_OF_AN_EPOCH]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise RecordError(f"The history of the model has a record that is none: {record!r}.")
     return plain
 
 

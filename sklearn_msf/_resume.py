@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn_msf._data import TrainingRows
 from sklearn_msf._plain_data import to_plain
 from sklearn_msf.checkpoints import Checkpoints
+from sklearn_msf.device import resolve_device, resolve_precision
 
 __all__ = ["open_checkpoints"]
 
@@ -17,7 +18,6 @@ __all__ = ["open_checkpoints"]
 _FREE = {
     "checkpoint_dir",
     "checkpoint_every",
-    "device",
     "n_draws",
     "n_steps",
     "ode_solver",
@@ -57,6 +57,11 @@ def open_checkpoints(
         for name, value in estimator.get_params(deep=False).items()
         if name not in _FREE
     }
+    device = resolve_device(estimator.device)
+    fingerprint["device"] = device.type
+    fingerprint["precision"] = resolve_precision(estimator.precision, device)
+    fingerprint["format of X"] = estimator._image_format.to_plain()
+    fingerprint["images of an epoch"] = data.n_images
     fingerprint["images of X"] = _digest(data.rows)
     fingerprint["labels of y"] = _digest(data.labels, np.asarray(estimator.classes_).astype(str))
     fingerprint["sample weights"] = _digest(data.weights)

@@ -15,7 +15,7 @@ class TrainingData:
     """Images and labels, with weights that act as repetitions.
 
     Everything lives on the device, and a batch is a selection of rows. Images that a GPU has
-    no room for stay in pinned memory and are copied batch by batch.
+    no room for stay where they are and are copied batch by batch, through pinned memory.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class TrainingData:
         device: torch.device | None = None,
     ):
         device = device or images.device
-        self.images = images.to(device) if _fits(images, device) else images.pin_memory()
+        self.images = images.to(device) if _fits(images, device) else images
         self.labels = labels.to(device)
         self.epoch_size = epoch_size
         self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
@@ -57,12 +57,17 @@ class TrainingData:
         points = (torch.arange(n, device=device, dtype=torch.float64) + offset) / n
         rows = torch.searchsorted(self._cumulative, points).clamp_max(len(self.labels) - 1)
         order = torch.randperm(n, generator=generator, device=device)
-        yield from rows[order].tensor_split(max(1, round(n / batch_size)))
+        # Where images are streamed the rows are needed beside them: once an epoch.
+        rows = rows[order].to(self.images.device)
+        yield from rows.tensor_split(max(1, round(n / batch_size)))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of some rows, on the device."""
-        images = self.images[rows.to(self.images.device)]
-        return images.to(self.labels.device, non_blocking=True), self.labels[rows]
+        if self.images.device == self.labels.device:
+            return self.images[rows], self.labels[rows]
+        # Pinned blocks are reused once their copy is done, which nobody waits for here.
+        images = self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
+        return images, self.labels[rows.to(self.labels.device, non_blocking=True)]
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -6,14 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sklearn_msf.persistence import RecordError, read_record, remove_record, write_record
+from sklearn_msf.persistence import (
+    RecordError,
+    RecordVersionError,
+    read_document,
+    read_record,
+    remove_leftovers,
+    remove_record,
+    write_record,
+)
 from sklearn_msf.states import TrainingState
 
 __all__ = ["CheckpointMismatchError", "Checkpoints"]
 
 # The newest and one to fall back to.
 _N_KEPT = 2
-_NAME = re.compile(r"checkpoint-(\d{7})\.json")
+_PATTERN = r"checkpoint-\d{7}"
+_NAME = re.compile(rf"{_PATTERN}\.json")
 
 
 class CheckpointMismatchError(ValueError):
@@ -52,11 +61,13 @@ class Checkpoints:
         self._latest: TrainingState | None = None
         self.seed = seed
         self._warned = False
+        remove_leftovers(folder, _PATTERN)
         self._find_latest()
 
     def latest(self) -> TrainingState | None:
-        """Read the newest state that is whole, if there is any."""
-        return self._latest
+        """Give the newest state that is whole, if there is any; once, as it takes memory."""
+        latest, self._latest = self._latest, None
+        return latest
 
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:
         """Write a checkpoint every so many epochs, and the last one.
@@ -73,8 +84,9 @@ class Checkpoints:
             "state": {**document, "finished": finished},
         }
         try:
+            self._refuse_another_run()
             write_record(self._folder, f"checkpoint-{n_epochs:07d}", tensors, content)
-        except OSError as error:
+        except (OSError, CheckpointMismatchError) as error:
             if not self._warned:
                 warnings.warn(
                     f"The checkpoint of epoch {n_epochs} could not be written to "
@@ -82,9 +94,21 @@ class Checkpoints:
                     stacklevel=2,
                 )
             self._warned = True
+            remove_leftovers(self._folder, _PATTERN)
             return
-        for name in self._names()[_N_KEPT:]:
+        # Later ones were damaged, or this run would have gone on from them.
+        later = [name for name in self._names() if int(name[-7:]) > n_epochs]
+        for name in [*later, *self._names()[len(later) + _N_KEPT :]]:
             remove_record(self._folder, name)
+
+    def _refuse_another_run(self) -> None:
+        """Check that no other run has begun to use the folder."""
+        for name in self._names()[:1]:
+            try:
+                document = read_document(self._folder, name)
+            except (RecordError, OSError):
+                return
+            self._check(document.get("fingerprint", {}))
 
     def _names(self) -> list[str]:
         """Names of the checkpoints, newest first."""
@@ -99,7 +123,9 @@ class Checkpoints:
                 tensors, document = read_record(self._folder, name)
                 found, seed = dict(document["fingerprint"]), int(document["seed"])
                 state = dict(document["state"])
-            except (RecordError, OSError, KeyError, TypeError, ValueError) as error:
+            except RecordVersionError:
+                raise
+            except (RecordError, KeyError, TypeError, ValueError) as error:
                 warnings.warn(f"{name} is damaged and passed over: {error}", stacklevel=2)
                 continue
             self._check(found)

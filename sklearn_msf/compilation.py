@@ -10,7 +10,7 @@ __all__ = ["compile_or_not"]
 
 
 def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function at its first call, or warn and run it as it is.
+    """Compile a function when it is called, or warn once and run it as it is.
 
     Parameters
     ----------
@@ -22,24 +22,23 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     callable
         The same function, compiled where that works.
     """
-    compiled = torch.compile(function)
-    runs: Callable[..., Any] | None = None
+    compiled: Callable[..., Any] | None = torch.compile(function)
 
     def call(*arguments: Any) -> Any:
-        nonlocal runs
-        if runs is None:
+        nonlocal compiled
+        if compiled is not None:
             try:
-                result = compiled(*arguments)
-            # Without a compiler, or with one that cannot, each backend has errors of its own.
+                return compiled(*arguments)
+            except torch.OutOfMemoryError:
+                raise
+            # Without a compiler, or with one that cannot, each backend has errors of its own;
+            # those of the function itself come again below.
             except Exception as error:
-                runs = function
+                compiled = None
                 warnings.warn(
                     f"The network could not be compiled and runs as it is: {error}",
                     stacklevel=2,
                 )
-                return function(*arguments)
-            runs = compiled
-            return result
-        return runs(*arguments)
+        return function(*arguments)
 
     return call

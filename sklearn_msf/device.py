@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision", "worker_threads"]
+__all__ = [
+    "PRECISIONS",
+    "autocast",
+    "resolve_device",
+    "resolve_precision",
+    "tensor_float32",
+    "worker_threads",
+]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -71,35 +78,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if has_matrix_units else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Context in which convolutions and products run in `precision`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Run convolutions and products in `precision`; float32 on CUDA is not TF32."""
+    low = precision == "bfloat16"
+    tf32 = tensor_float32(low) if device.type == "cuda" else contextlib.nullcontext()
+    with tf32, torch.autocast(device.type, torch.bfloat16, enabled=low):
+        yield
 
 
-class _TorchThreads:
-    """The number of threads torch had before any worker thread was made."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_users = 0
-        self._n_threads = 1
-
-    def take(self) -> int:
-        """Begin to use worker threads; returns torch's number of threads."""
-        with self._lock:
-            if not self._n_users:
-                self._n_threads = torch.get_num_threads()
-            self._n_users += 1
-            return self._n_threads
-
-    def give_back(self) -> None:
-        """End it; threads made later start with the number from before."""
-        with self._lock:
-            self._n_users -= 1
-            torch.set_num_threads(self._n_threads)
+_STARTING = threading.Lock()
 
 
-_TORCH_THREADS = _TorchThreads()
+def _take_one_core() -> None:
+    # Asking first lets torch set up its threads here, which would undo the setting later.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 @contextlib.contextmanager
@@ -118,11 +112,26 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
     ------
     concurrent.futures.Executor
     """
-    n_workers = max(1, min(_TORCH_THREADS.take(), n_tasks))
+    with _STARTING:
+        n_threads = torch.get_num_threads()
+        n_workers = max(1, min(n_threads, n_tasks))
+        executor = ThreadPoolExecutor(n_workers, "sklearn_msf", _take_one_core)
+        everyone = threading.Barrier(n_workers)
+        for started in [executor.submit(everyone.wait) for _ in range(n_workers)]:
+            started.result()
+        # What a thread sets is also what threads made later start with.
+        torch.set_num_threads(n_threads)
+    with executor:
+        yield executor
+
+
+@contextlib.contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid CUDA to round float32 products to TF32, and put the settings back."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
     try:
-        # How many threads torch uses belongs to the thread that sets it, and is also what
-        # threads made later start with.
-        with ThreadPoolExecutor(n_workers, "sklearn_msf", torch.set_num_threads, (1,)) as executor:
-            yield executor
+        yield
     finally:
-        _TORCH_THREADS.give_back()
+        matmul.allow_tf32, cudnn.allow_tf32 = before

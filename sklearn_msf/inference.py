@@ -2,11 +2,12 @@
 
 Kernels round differently for other batch sizes and numbers of threads, so every batch is
 padded to the same size and, on a CPU, run by one thread, several batches side by side: a
-row's result is the same, to the last bit, whatever rows are beside it.
+row's result is the same, to the last bit, whatever rows are beside it. Only where memory runs
+out, which is logged, are batches smaller.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from sklearn_msf.label_codes import LabelCodes
 __all__ = ["InferenceSettings", "Prediction", "classify", "generate"]
 
 _LOG = logging.getLogger("sklearn_msf")
+_OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
 
 Result = TypeVar("Result")
 
@@ -78,27 +80,35 @@ def _in_batches(
     run: Callable[[int, int], Result], n_rows: int, batch_size: int, device: torch.device
 ) -> list[Result]:
     """Call run(start, batch_size) for each batch, with smaller ones where memory runs out."""
-    while True:
+    results: list[Result] = []
+    start = 0
+    while start < n_rows:
         try:
-            return _side_by_side(run, range(0, n_rows, batch_size), batch_size, device)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            for result in _side_by_side(run, range(start, n_rows, batch_size), batch_size, device):
+                results.append(result)
+                start += batch_size
+        except (MemoryError, RuntimeError) as error:
             if batch_size == 1 or not _is_out_of_memory(error):
                 raise
             batch_size //= 2
             _LOG.warning("Out of memory: going on with batches of %d.", batch_size)
+        else:
+            break
+        # Here the error, and with it what it held, is gone.
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return results
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch has no class of its own for it.
+    # Not every allocator has an error of its own.
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)
+    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _side_by_side(
     run: Callable[[int, int], Result], starts: range, batch_size: int, device: torch.device
-) -> list[Result]:
+) -> Iterator[Result]:
     """Run the batches, on a CPU on as many threads as torch has."""
 
     # Both modes belong to the thread that sets them.
@@ -107,9 +117,10 @@ def _side_by_side(
         return run(start, batch_size)
 
     if device.type != "cpu":
-        return [one(start) for start in starts]
+        yield from map(one, starts)
+        return
     with worker_threads(len(starts)) as executor:
-        return list(executor.map(one, starts))
+        yield from executor.map(one, starts)
 
 
 def classify(

@@ -62,6 +62,11 @@ class AveragedAdamW:
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._parameters, 1.0 - decay)
 
+    def is_finite(self) -> bool:
+        """Whether weights and averages are finite; waits for the device."""
+        norms = torch._foreach_norm([p.detach() for p in self._parameters] + self._averages)
+        return bool(torch.stack(norms).isfinite().all())
+
     def tensors(self) -> dict[str, Tensor]:
         """Copy weights, averages and moments, for another run to go on with."""
         tensors = {}

@@ -23,17 +23,30 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ["RecordError", "check_tensors", "read_record", "remove_record", "write_record"]
+__all__ = [
+    "RecordError",
+    "RecordVersionError",
+    "check_tensors",
+    "read_document",
+    "read_record",
+    "remove_leftovers",
+    "remove_record",
+    "write_file",
+    "write_record",
+]
 
 _FORMAT = "sklearn_msf"
 _FORMAT_VERSION = 1
 # Histories of very long runs take some MiB.
 _MAX_DOCUMENT_BYTES = 64 * 2**20
-_CHUNK_BYTES = 2**20
 
 
 class RecordError(ValueError):
     """Files that are not a record, or no longer one."""
+
+
+class RecordVersionError(RecordError):
+    """A record of another format version."""
 
 
 def write_record(
@@ -84,6 +97,38 @@ def remove_record(folder: Path, name: str) -> None:
         _remove(path)
 
 
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Delete what writes that were cut off left of records.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the records are.
+    pattern : str
+        Regular expression of their names.
+    """
+    weights = re.compile(rf"({pattern})-[0-9a-f]{{16}}\.safetensors")
+    unfinished = re.compile(rf"\.{pattern}[-.].*\.part")
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = weights.fullmatch(path.name)
+        orphan = match is not None and not (folder / f"{match[1]}.json").exists()
+        if orphan or unfinished.fullmatch(path.name):
+            _remove(path)
+
+
+def read_document(folder: Path, name: str) -> dict[str, Any]:
+    """Read the plain data of a record alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such record.
+    RecordError
+        For a file that is not the JSON file of one.
+    """
+    return _checked_content(folder / f"{name}.json")["document"]
+
+
 def read_record(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a record.
 
@@ -109,19 +154,21 @@ def read_record(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, A
         For files that were cut off, changed, exchanged or made by something else.
     """
     path = folder / f"{name}.json"
-    content = _read_document(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise RecordError(f"{path} is not a file of sklearn_msf.")
-    version = content.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise RecordError(
-            f"{path} has format version {version!r}; this version of sklearn_msf reads "
-            f"{_FORMAT_VERSION}. Install the version that wrote it, or save the model again."
-        )
-    weights, document = content.get("weights"), content.get("document")
-    if not isinstance(weights, dict) or not isinstance(document, dict):
-        raise RecordError(f"{path} lacks its entries 'weights' and 'document'.")
-    return _read_weights(folder, name, path, weights), document
+    content = _checked_content(path)
+    try:
+        data = _read_weights(folder, name, path, content["weights"])
+    except FileNotFoundError:
+        # Somebody may just have saved another record in its place.
+        content = _checked_content(path)
+        try:
+            data = _read_weights(folder, name, path, content["weights"])
+        except FileNotFoundError as error:
+            raise RecordError(f"{error.filename} is missing.") from error
+    try:
+        return safetensors.torch.load(data), content["document"]
+    # What safetensors knows and torch does not is a KeyError.
+    except (SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        raise RecordError(f"The weights of {path} are not safetensors: {error}.") from error
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
@@ -197,21 +244,33 @@ def _weights_files(folder: Path, name: str) -> list[Path]:
     return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
 
 
-def _read_document(path: Path) -> Any:
+def _checked_content(path: Path) -> dict[str, Any]:
+    """Read the JSON file of a record, which has its entries if not yet the right ones."""
     n_bytes = path.stat().st_size
     if n_bytes > _MAX_DOCUMENT_BYTES:
         raise RecordError(
             f"{path} has {n_bytes:,} bytes; at most {_MAX_DOCUMENT_BYTES:,} are read."
         )
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise RecordError(f"{path} is not a file of sklearn_msf.")
+    version = content.get("format_version")
+    if version != _FORMAT_VERSION:
+        raise RecordVersionError(
+            f"{path} has format version {version!r}; this version of sklearn_msf reads "
+            f"{_FORMAT_VERSION}. Install the version that wrote it, or save the model again."
+        )
+    for entry in ("weights", "document"):
+        if not isinstance(content.get(entry), dict):
+            raise RecordError(f"{path} lacks its entry {entry!r}.")
+    return content
 
 
-def _read_weights(
-    folder: Path, name: str, path: Path, weights: dict[str, Any]
-) -> dict[str, Tensor]:
+def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
+    """Read the weights file once, and check the very bytes that are used."""
     digest, file = weights.get("sha256"), weights.get("file")
     # The digest decides the name, so that a name cannot lead anywhere else.
     if (
@@ -221,26 +280,13 @@ def _read_weights(
     ):
         raise RecordError(f"{path} names weights that are not beside it: {file!r}.")
     weights_path = folder / file
-    if not weights_path.is_file():
-        raise RecordError(f"{weights_path} is missing.")
     n_bytes = weights_path.stat().st_size
     if n_bytes != weights.get("n_bytes"):
         raise RecordError(
             f"{weights_path} has {n_bytes:,} bytes instead of {weights.get('n_bytes')!r}: it "
             "was cut off or exchanged."
         )
-    if _digest(weights_path) != digest:
+    data = weights_path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
         raise RecordError(f"{weights_path} was changed: its content has another digest.")
-    try:
-        return safetensors.torch.load_file(weights_path)
-    # What safetensors knows and torch does not is a KeyError.
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise RecordError(f"{weights_path} is not a safetensors file: {error}.") from error
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return data

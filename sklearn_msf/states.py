@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["StateStore", "TrainingState", "part_of"]
+__all__ = ["EpochWatcher", "StateStore", "TrainingState", "part_of"]
 
 
 class TrainingState(NamedTuple):
@@ -31,6 +31,16 @@ class StateStore(Protocol):
 
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:
         """Keep the state after so many epochs, if it is time to."""
+
+
+class EpochWatcher(Protocol):
+    """Is told of every epoch of a run."""
+
+    def begin_epoch(self) -> None:
+        """Hear of an epoch, again where it has to be repeated."""
+
+    def end_epoch(self) -> bool:
+        """Hear of its end; True ends training."""
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -18,10 +18,11 @@ from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
 from sklearn_msf.images import ImageFormat
+from sklearn_msf.network import Dropout
 from sklearn_msf.optimiser import AveragedAdamW
 from sklearn_msf.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.settings import TrainingSettings
-from sklearn_msf.states import StateStore, TrainingState
+from sklearn_msf.states import EpochWatcher, StateStore, TrainingState
 
 __all__ = ["DivergenceError", "Trainer"]
 
@@ -30,16 +31,14 @@ _STEPS_BETWEEN_CHECKS = 100
 # After a loss that is not finite: how often to go on, and at what share of the rate.
 _MAX_RESTARTS = 2
 _RESTART_RATE = 0.25
-# A state to fall back to is kept about this often, in steps.
-_STEPS_BETWEEN_STATES = 50
 
 
 class DivergenceError(ValueError):
-    """The loss was not finite, and lower learning rates did not help."""
+    """Loss or weights were not finite, and lower learning rates did not help."""
 
 
 class _NotFiniteError(Exception):
-    """The loss of a step is not finite."""
+    """Loss or weights are not finite after a step."""
 
 
 class Trainer:
@@ -130,7 +129,7 @@ class Trainer:
         *,
         validate: Callable[[VelocityField], float] | None = None,
         report: Callable[[float, dict[str, Any] | None], None] | None = None,
-        end_epoch: Callable[[int], bool] | None = None,
+        watcher: EpochWatcher | None = None,
         store: StateStore | None = None,
     ) -> None:
         """Train to the end of the schedule.
@@ -146,16 +145,16 @@ class Trainer:
         report : callable, optional
             Called with the share of the training done: after each step with None, after each
             epoch with its record.
-        end_epoch : callable, optional
-            Called with the number of epochs run, after each; True ends training.
+        watcher : EpochWatcher, optional
+            Is told of every epoch and may end training.
         store : StateStore, optional
             Where to go on from, and where to keep states.
 
         Raises
         ------
         DivergenceError
-            Where the loss is not finite, also after two restarts at lower rates. The trainer
-            then holds the last good weights.
+            Where loss or weights are not finite, also after two restarts at lower rates. The
+            trainer then holds the last good weights.
         """
         self._report = report
         finished = False
@@ -163,57 +162,70 @@ class Trainer:
             self.resume(state)
             self._budget.resume(state.document["elapsed"])
             finished = state.document["finished"]
-        n_steps_before = self._optimizer.n_steps
         with self._own_dropout():
             try:
                 if not finished:
-                    self._run_epochs(data, validate, end_epoch, store)
+                    self._run_epochs(data, validate, watcher, store)
             except KeyboardInterrupt:
-                if self._optimizer.n_steps == n_steps_before:
+                if not self._optimizer.n_steps:
                     raise
-                warnings.warn(
-                    f"Training was interrupted after {len(self.history)} whole epochs; the "
-                    "model is that of the moment.",
-                    stacklevel=2,
-                )
-        if self._best is not None:
-            self._best.restore(self.average)
+                self._after_interrupt()
+            finally:
+                if self._best is not None:
+                    self._best.restore(self.average)
 
     def _run_epochs(
         self,
         data: TrainingData,
         validate: Callable[[VelocityField], float] | None,
-        end_epoch: Callable[[int], bool] | None,
+        watcher: EpochWatcher | None,
         store: StateStore | None,
     ) -> None:
         settings = self.settings
         if validate is not None and settings.time_budget is not None:
             # How long it takes must be known before the time is up.
-            self._validate(validate)
+            start = self._budget.elapsed
+            validate(self.average)
+            self._budget.end_pause(self._budget.elapsed - start)
         self._budget.start_steps()
         finished = False
         while not finished:
             epoch = len(self.history)
+            if watcher is not None:
+                watcher.begin_epoch()
             record = self._restarting_epoch(data, epoch)
             if record is None:
                 continue
-            if not record["n_images"]:
-                break
-            if validate is not None:
-                record["validation_score"] = self._validate(validate)
-            self.history.append(record)
-            if self._report is not None:
-                self._report(self._progress((epoch + 1) / settings.max_epochs), record)
-            # Each has to hear of the epoch.
-            ends = [
-                epoch + 1 >= settings.max_epochs,
-                self._best is not None and self._best.ends_with(record, self.average),
-                end_epoch is not None and end_epoch(epoch + 1),
-                self._budget.is_up(),
-            ]
-            finished = any(ends)
+            start = self._budget.elapsed
+            # An epoch for which there was no time is none.
+            ends = [not record["n_images"]]
+            if not ends[0]:
+                if validate is not None:
+                    record["validation_score"] = validate(self.average)
+                self.history.append(record)
+                if self._report is not None:
+                    self._report(self._progress((epoch + 1) / settings.max_epochs), record)
+                # Each has to hear of the epoch.
+                ends += [
+                    epoch + 1 >= settings.max_epochs,
+                    self._best is not None and self._best.ends_with(record, self.average),
+                    watcher is not None and watcher.end_epoch(),
+                ]
+            self._budget.end_pause(self._budget.elapsed - start)
+            finished = any(ends) or self._time_is_up()
             if store is not None:
-                store.save(self.state, n_epochs=epoch + 1, finished=finished)
+                store.save(self.state, n_epochs=len(self.history), finished=finished)
+            # Scores and checkpoints take time that the next step has to leave.
+            self._budget.end_pause(self._budget.elapsed - start)
+
+    def _after_interrupt(self) -> None:
+        if not self._optimizer.is_finite() and self._last_good is not None:
+            self.resume(self._last_good)
+        warnings.warn(
+            f"Training was interrupted after {len(self.history)} whole epochs; the model is that "
+            "of the moment, with early stopping that of the best whole epoch.",
+            stacklevel=3,
+        )
 
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
@@ -225,11 +237,8 @@ class Trainer:
         self.history.append(record)
 
     def _restarting_epoch(self, data: TrainingData, epoch: int | None) -> dict[str, Any] | None:
-        """Run one epoch; None where the loss was not finite and the last good state is back."""
-        if self._last_good is None or (
-            self._optimizer.n_steps - self._last_good.document["n_steps"] >= _STEPS_BETWEEN_STATES
-        ):
-            self._last_good = self.state()
+        """Run one epoch; None where it ended in numbers that are not finite and is undone."""
+        self._last_good = self.state()
         try:
             return self._epoch(data, epoch=epoch)
         except _NotFiniteError as error:
@@ -237,7 +246,7 @@ class Trainer:
             self.resume(self._last_good)
             if n_restarts >= _MAX_RESTARTS:
                 raise DivergenceError(
-                    f"The loss is not finite in {error}, also after {n_restarts} restarts at "
+                    f"{error}, also after {n_restarts} restarts at "
                     f"lower rates: learning_rate={self.settings.learning_rate} is too high "
                     "for these data; lower it."
                 ) from None
@@ -245,8 +254,8 @@ class Trainer:
             # Other noise: the same would lead to the same end.
             self._generator.manual_seed(self._generator.initial_seed() + self._n_restarts)
             warnings.warn(
-                f"The loss is not finite in {error}. Training goes on from epoch "
-                f"{len(self.history) + 1} at {_RESTART_RATE**self._n_restarts:g} of the rate.",
+                f"{error}. The epoch starts anew at {_RESTART_RATE**self._n_restarts:g} of the "
+                "rate.",
                 stacklevel=4,
             )
             return None
@@ -258,7 +267,6 @@ class Trainer:
         rate is constant.
         """
         start = self._budget.elapsed
-        self._seed_dropout()
         batches = list(data.epoch(self.settings.batch_size, self._generator))
         losses = torch.zeros(len(batches), 2, device=self._device)
         n_steps = n_images = n_checked = 0
@@ -266,7 +274,7 @@ class Trainer:
         rates = []
         for step, rows in enumerate(batches):
             # Every call trains, if only for one step.
-            if (step or epoch) and self._budget.is_up():
+            if (step or epoch) and self._time_is_up():
                 break
             if epoch is not None:
                 # The middle of the step: neither the first nor the last one is lost at zero.
@@ -277,11 +285,11 @@ class Trainer:
             n_steps += 1
             n_images += len(rows)
             if n_steps - n_checked >= _STEPS_BETWEEN_CHECKS:
-                self._check_losses(losses[:n_steps], rates)
+                self._check(losses[:n_steps], rates)
                 n_checked = n_steps
             if self._report is not None and epoch is not None:
                 self._report(self._progress(share), None)
-        self._check_losses(losses[:n_steps], rates)
+        self._check(losses[:n_steps], rates)
         image_loss, label_loss = (losses.sum(dim=0) / max(n_steps, 1)).tolist()
         return {
             "epoch": len(self.history) + 1,
@@ -293,15 +301,18 @@ class Trainer:
             "seconds": self._budget.elapsed - start,
         }
 
-    def _check_losses(self, losses: Tensor, rates: list[float]) -> None:
-        """Find the first step of an epoch whose loss is not finite."""
+    def _check(self, losses: Tensor, rates: list[float]) -> None:
+        """Find the first step of an epoch after which numbers are not finite."""
         finite = losses.sum(dim=1).isfinite()
-        if not bool(finite.all()):
-            step = int(finite.logical_not().nonzero()[0])
-            raise _NotFiniteError(
-                f"epoch {len(self.history) + 1}, step {step + 1}, at learning rate "
-                f"{rates[step]:.2g}"
-            )
+        if bool(finite.all()) and self._optimizer.is_finite():
+            return
+        bad = finite.logical_not().nonzero()
+        step = int(bad[0]) if len(bad) else len(rates) - 1
+        what = "loss is" if len(bad) else "weights are"
+        raise _NotFiniteError(
+            f"The {what} not finite in epoch {len(self.history) + 1}, step {step + 1}, at "
+            f"learning rate {rates[step]:.2g}"
+        )
 
     def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """One optimiser step; returns the weighted image and label losses, detached."""
@@ -337,26 +348,22 @@ class Trainer:
 
     @contextmanager
     def _own_dropout(self) -> Iterator[None]:
-        """Put torch's global generators, which dropout draws from, back afterwards."""
-        cuda = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
+        """Let dropout draw from the trainer's generator, except where the network is compiled."""
+        layers = [module for module in self.field.modules() if isinstance(module, Dropout)]
+        try:
+            for layer in layers:
+                layer.generator = None if self.settings.compile_network else self._generator
             yield
+        finally:
+            for layer in layers:
+                layer.generator = None
 
-    def _seed_dropout(self) -> None:
-        """Make the dropout of an epoch depend on the trainer's own generator alone."""
-        seed = int(torch.randint(2**62, (1,), generator=self._generator, device=self._device))
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
-                torch.cuda.manual_seed(seed)
+    def _time_is_up(self) -> bool:
+        if self.settings.time_budget is not None and self._device.type == "cuda":
+            # Launching a step takes no time; the step does.
+            torch.cuda.synchronize(self._device)
+        return self._budget.is_up()
 
     def _progress(self, share_of_epochs: float) -> float:
         """Share of the training done: of the epochs or of the time, whichever is further."""
         return min(1.0, max(share_of_epochs, self._budget.share()))
-
-    def _validate(self, validate: Callable[[VelocityField], float]) -> float:
-        """Score the average and remember how long that takes."""
-        start = self._budget.elapsed
-        score = validate(self.average)
-        self._budget.end_pause(self._budget.elapsed - start)
-        return score

@@ -8,10 +8,10 @@ As a script: opens many of them and reports what happened.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pickle
 import random
-import resource
 import shutil
 import sys
 import tempfile
@@ -25,7 +25,8 @@ import safetensors.torch
 import torch
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.persistence import write_record
+from sklearn_msf._model_card import model_card
+from sklearn_msf.persistence import RecordError, write_record
 
 HOSTILE = [
     None, True, False, 0, 1, 2, -1, 2**31, 2**63, 10**30, 0.5, -1e308, 1e400, "", "rgb", "a" * 5000,
@@ -242,23 +243,37 @@ def open_mutated(victim, folder, seed):
     mutation = rng.choice(MUTATIONS)
     mutation(folder, rng)
     outcome = "refused"
-    with warnings.catch_warnings(), contextlib.suppress(ValueError, FileNotFoundError):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classifier = MedSymmFlowClassifier.from_pretrained(folder)
-        outcome = "opened"
-        for parameter in classifier.field_.parameters():
-            if not parameter.isfinite().all():
-                raise AssertionError("weights that are not finite were opened")
-    if (folder / "executed").exists():
-        raise AssertionError("code in a file was run")
+        with contextlib.suppress(RecordError, FileNotFoundError):
+            classifier = MedSymmFlowClassifier.from_pretrained(folder)
+            outcome = "opened"
+        if (folder / "executed").exists():
+            raise AssertionError("code in a file was run")
+        if outcome == "opened":
+            use(classifier)
     return mutation.__name__, outcome
 
 
+def use(classifier):
+    """What opens works, and has weights that are finite."""
+    assert all(parameter.isfinite().all() for parameter in classifier.field_.parameters())
+    assert len(classifier.loss_curve_) == classifier.n_iter_
+    assert model_card(classifier)
+    if math.prod(classifier.image_shape_) <= 64 and classifier.n_draws * classifier.n_steps < 9:
+        dtype = classifier._image_format.dtype
+        p = classifier.predict_proba(np.zeros((1, *classifier.image_shape_), dtype))
+        assert p.shape == (1, len(classifier.classes_))
+
+
 def main(n):
+    import resource
+
     counts, slowest = Counter(), 0.0
     with tempfile.TemporaryDirectory() as root:
         victim = Path(root) / "victim"
         save_victim(victim)
+        n_bytes = sum(path.stat().st_size for path in victim.iterdir())
         open_mutated(victim, Path(root) / "first", 0)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for seed in range(n):
@@ -267,10 +282,17 @@ def main(n):
             counts[open_mutated(victim, folder, seed)] += 1
             slowest = max(slowest, time.perf_counter() - start)
             shutil.rmtree(folder)
+        # In KiB on Linux.
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     for (name, outcome), count in sorted(counts.items()):
         print(f"{name:16} {outcome:8} {count:6}")
-    print(f"{n} files; slowest {slowest:.2f} s; peak memory grew by {grown / 1024:.0f} MiB")
+    print(
+        f"{n} files of {n_bytes / 1024:.0f} KiB; slowest {slowest:.2f} s; peak memory grew by "
+        f"{grown / 1024:.0f} MiB"
+    )
+    # Files have up to one MiB appended to them.
+    if slowest > 30 or grown > 128 * 1024:
+        raise SystemExit("too slow, or too much memory")
 
 
 if __name__ == "__main__":

@@ -95,3 +95,36 @@ def test_callbacks_reach_the_fits_of_a_search():
 def test_the_progress_bar_runs():
     pytest.importorskip("rich")
     tiny_classifier(max_epochs=2).set_callbacks(callback.ProgressBar()).fit(X, Y)
+
+
+def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch):
+    from sklearn_msf.training import Trainer
+
+    losses, count = Trainer._losses, iter(range(1000))
+
+    def one_bad(self, *arguments):
+        return losses(self, *arguments) * (float("nan") if next(count) == 1 else 1.0)
+
+    monkeypatch.setattr(Trainer, "_losses", one_bad)
+    recorder = Recorder()
+    with pytest.warns(UserWarning, match="starts anew"):
+        tiny_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
+    epochs = [event for event in recorder.events if "epoch" in event]
+    assert epochs == ["begin epoch 0", "end epoch 0", "begin epoch 1", "end epoch 1"]
+
+
+def test_an_interrupted_epoch_is_ended(monkeypatch):
+    from sklearn_msf.training import Trainer
+
+    losses, count = Trainer._losses, iter(range(1000))
+
+    def interrupted(self, *arguments):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_losses", interrupted)
+    recorder = Recorder()
+    with pytest.warns(UserWarning, match="interrupted after 1 whole epochs"):
+        tiny_classifier(max_epochs=5).set_callbacks(recorder).fit(X, Y)
+    assert recorder.events[-4:] == ["begin epoch 1", "end epoch 1", "end fit 0", "teardown"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from sklearn_msf.checkpoints import CheckpointMismatchError, Checkpoints
+from sklearn_msf.persistence import RecordVersionError
 from sklearn_msf.states import TrainingState
 
 FINGERPRINT = {"learning_rate": 0.003, "images of X": "ab12"}
@@ -97,6 +98,61 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     # Once there is room again checkpoints are written again.
     save(checkpoints, 4)
     assert open_checkpoints(tmp_path).latest().document["n_steps"] == 4
+
+
+def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
+    save(open_checkpoints(tmp_path), 95, 100)
+    for path in tmp_path.glob("*.json"):
+        path.write_text("{}")
+    with pytest.warns(UserWarning, match="damaged"):
+        checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 5)
+    assert names(tmp_path) == ["checkpoint-0000005"]
+    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 5
+
+
+def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
+    save(open_checkpoints(tmp_path), 1)
+    (tmp_path / ".checkpoint-0000002-0123456789abcdef.safetensors.1234abcd.part").write_text("x")
+    (tmp_path / "checkpoint-0000002-0123456789abcdef.safetensors").write_text("x")
+    before = len(list(tmp_path.iterdir()))
+    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 1
+    assert len(list(tmp_path.iterdir())) == before - 2
+
+
+def test_a_full_disk_that_takes_the_weights_and_not_the_rest_leaves_nothing(tmp_path, monkeypatch):
+    import os
+
+    checkpoints = open_checkpoints(tmp_path)
+    save(checkpoints, 1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".json"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        save(checkpoints, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_checkpoints_of_another_format_version_are_not_written_over(tmp_path):
+    save(open_checkpoints(tmp_path), 1)
+    path = tmp_path / "checkpoint-0000001.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(RecordVersionError, match="format version 2"):
+        open_checkpoints(tmp_path)
+
+
+def test_two_runs_that_begin_in_one_folder_do_not_mix(tmp_path):
+    first, second = open_checkpoints(tmp_path), open_checkpoints(tmp_path, learning_rate=0.1)
+    save(first, 1)
+    with pytest.warns(UserWarning, match="holds checkpoints of another run: learning_rate"):
+        save(second, 2, 3)
+    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 1
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):

@@ -3,7 +3,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sklearn_msf.device import autocast, resolve_device, resolve_precision, worker_threads
+from sklearn_msf.device import (
+    autocast,
+    resolve_device,
+    resolve_precision,
+    tensor_float32,
+    worker_threads,
+)
 
 
 def test_auto_is_a_device_of_this_machine():
@@ -67,3 +73,20 @@ def test_worker_threads_run_on_one_core_each_and_give_torch_its_threads_back():
             assert executor.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_and_put_back_also_after_an_error(allowed):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+
+    def use():
+        with tensor_float32(allowed):
+            seen.extend([matmul.allow_tf32, cudnn.allow_tf32])
+            raise ZeroDivisionError
+
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        use()
+    assert seen == [allowed, allowed]
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before

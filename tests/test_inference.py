@@ -126,6 +126,7 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
 ]
 
 
@@ -138,6 +139,28 @@ def test_where_memory_runs_out_smaller_batches_go_on(make_tiny_field, caplog, er
     np.testing.assert_array_equal(found, expected)
     lines = [record.message for record in caplog.records]
     assert lines == [f"Out of memory: going on with batches of {n}." for n in (8, 4)]
+
+
+def test_batches_that_are_done_are_not_done_again(make_tiny_field):
+    field = make_tiny_field()
+    encode, calls = field.encode, []
+
+    def third_fails(x_t, y_t, t):
+        calls.append(len(x_t))
+        if len(calls) == 3:
+            raise OUT_OF_MEMORY[0]
+        return encode(x_t, y_t, t)
+
+    field.encode = third_fails
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        classify(field, IMAGES[:16], NOISE[:1], inference(batch_size=4))
+    finally:
+        torch.set_num_threads(before)
+    # Two batches of four, one that failed (with what was queued behind it), the rest in twos.
+    assert calls[:3] == [4, 4, 4]
+    assert calls.count(2) == 4
 
 
 def test_drawing_goes_on_with_smaller_batches_too(make_tiny_field, caplog):

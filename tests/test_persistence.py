@@ -10,6 +10,7 @@ from sklearn_msf.persistence import (
     RecordError,
     check_tensors,
     read_record,
+    remove_leftovers,
     remove_record,
     write_file,
     write_record,
@@ -186,3 +187,33 @@ def test_weights_that_do_not_fit_are_named(change, message):
 def test_missing_weights_are_named():
     with pytest.raises(RecordError, match=r"1 weights are missing \(a\)"):
         check_tensors({key: TENSORS[key] for key in ("b.c", "bits")}, TENSORS, "The model")
+
+
+def test_a_reader_that_meets_a_writer_gets_the_new_record(record, monkeypatch):
+    import sklearn_msf.persistence as persistence
+
+    read, calls = persistence._checked_content, []
+
+    def overtaken(path):
+        content = read(path)
+        if not calls:
+            write_record(record, "model", {"new": torch.ones(2)}, {"version": 2})
+        calls.append(path)
+        return content
+
+    monkeypatch.setattr(persistence, "_checked_content", overtaken)
+    tensors, document = read_record(record, "model")
+    assert document == {"version": 2}
+    assert tensors["new"].tolist() == [1.0, 1.0]
+
+
+def test_leftovers_are_those_of_cut_off_writes_only(record):
+    kept = files(record)
+    orphan = record / "model-0123456789abcdef.safetensors"
+    unfinished = record / ".other-1.json.12ab.part"
+    for path in (orphan, unfinished):
+        path.write_text("x")
+    remove_leftovers(record, "other-[0-9]")
+    assert files(record) == sorted([*kept, orphan.name])
+    remove_leftovers(record, "gone")
+    assert orphan.exists()

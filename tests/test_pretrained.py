@@ -12,6 +12,7 @@ from mutations import open_mutated, save_victim
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.persistence import RecordError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
@@ -181,14 +182,32 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder):
         (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "no image format"),
         (lambda d: d["image_format"].update(dtype="O"), "not a dtype of numbers"),
         (lambda d: d.update(history="x"), "not a list of records"),
+        (lambda d: d.update(history=[{"loss": "x"}]), "record that is none"),
         (lambda d: d.update(noise_seed=-1), "noise_seed=-1"),
+        (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "must not set"),
+        (lambda d: d["parameters"].update(n_draws=10**9), "more draws or steps"),
+        (lambda d: d["image_format"].update(shape=[10**6, 8, 3]), "images of shape"),
     ],
 )
 def test_what_is_wrong_with_a_document_is_said(saved, tmp_path, change, message):
     saved[0].save_pretrained(tmp_path)
     edit(tmp_path, change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RecordError, match=message):
         MedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
+def test_where_checkpoints_are_stays_on_the_machine(tmp_path):
+    classifier = tiny_classifier(checkpoint_dir=tmp_path / "run").fit(X, LABELS["booleans"])
+    classifier.save_pretrained(tmp_path / "model")
+    assert "run" not in (tmp_path / "model" / "model.json").read_text()
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path / "model")
+    assert opened.checkpoint_dir is None
+
+
+def test_a_readme_that_is_not_ours_stays(saved, tmp_path):
+    (tmp_path / "README.md").write_text("# My project")
+    saved[0].save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My project"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Fits that were cut off and go on from their checkpoints."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_checkpoints_of_other_parameters_are_refused(tmp_path, overrides, messag
 @pytest.mark.parametrize(
     ("X_new", "y_new", "message"),
     [
-        (255 - X, Y, "images of X is"),
+        (255 - X, Y, "images of X is '"),
         (X, np.roll(Y, 1), "is '.*' here and '.*' there"),
         (X, np.char.add(Y, "x"), "labels of y is"),
     ],
@@ -110,6 +111,24 @@ def test_checkpoints_of_other_data_are_refused(tmp_path, X_new, y_new, message):
     make(tmp_path).fit(X, Y)
     with pytest.raises(CheckpointMismatchError, match=message):
         make(tmp_path).fit(X_new, y_new)
+
+
+@pytest.mark.parametrize("shape", [(24, 4, 16), (24, 64), (24, 8, 8, 1), (24, 4, 4, 4)])
+def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, shape):
+    make(tmp_path).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match="format of X is"):
+        make(tmp_path).fit(X.reshape(shape), Y)
+
+
+@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("precision", "bfloat16")])
+def test_checkpoints_of_other_hardware_are_refused(tmp_path, name, value):
+    make(tmp_path).fit(X, Y)
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        content["document"]["fingerprint"][name] = value
+        path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointMismatchError, match=f"{name} is"):
+        make(tmp_path).fit(X, Y)
 
 
 def test_checkpoints_of_other_sample_weights_are_refused(tmp_path):

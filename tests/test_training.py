@@ -191,7 +191,7 @@ class OneBadStep:
 def test_after_a_bad_loss_training_goes_on_at_a_lower_rate(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=3)
     OneBadStep(trainer, {5})
-    with pytest.warns(UserWarning, match=r"not finite in epoch 2, step 2, .* 0.25 of the rate"):
+    with pytest.warns(UserWarning, match=r"not finite in epoch 2, step 2, .* 0.25 of the"):
         trainer.fit(bright_and_dark)
     assert len(trainer.history) == 3
     assert torch.isfinite(all_weights(trainer.average)).all()
@@ -232,10 +232,107 @@ def test_an_interrupt_before_the_first_step_is_one(make_tiny_field, bright_and_d
         trainer.fit(bright_and_dark, validate=interrupt)
 
 
-def test_epochs_end_where_the_caller_says_so(make_tiny_field, bright_and_dark):
-    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9)
-    trainer.fit(bright_and_dark, end_epoch=lambda n_epochs: n_epochs == 2)
+class Watcher:
+    """Counts epochs and ends training after some of them."""
+
+    def __init__(self, stop_after=None):
+        self.begun, self.ended, self.stop_after = 0, 0, stop_after
+
+    def begin_epoch(self):
+        self.begun += 1
+
+    def end_epoch(self):
+        self.ended += 1
+        return self.ended == self.stop_after
+
+
+def test_epochs_end_where_the_watcher_says_so(make_tiny_field, bright_and_dark):
+    trainer, watcher = make_trainer(make_tiny_field(n_classes=2), max_epochs=9), Watcher(2)
+    trainer.fit(bright_and_dark, watcher=watcher)
+    assert len(trainer.history) == watcher.begun == watcher.ended == 2
+
+
+class OneBadUpdate:
+    """Spoils the weights at chosen steps, behind a loss that is finite."""
+
+    def __init__(self, trainer, bad):
+        self.step, self.field, self.bad, self.n = trainer._optimizer.step, trainer.field, bad, 0
+        trainer._optimizer.step = self
+
+    def __call__(self, rate):
+        self.n += 1
+        self.step(rate)
+        if self.n in self.bad:
+            next(self.field.parameters()).data.fill_(math.nan)
+
+
+@pytest.mark.parametrize("bad", [{4}, {6}, {9}])
+def test_weights_that_are_not_finite_are_noticed_at_the_end_of_their_epoch(
+    make_tiny_field, bright_and_dark, bad
+):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=3)
+    OneBadUpdate(trainer, bad)
+    store = MemoryStore()
+    with pytest.warns(UserWarning, match="not finite in epoch"):
+        trainer.fit(bright_and_dark, store=store)
+    assert torch.isfinite(all_weights(trainer.average)).all()
+    assert len(trainer.history) == 3
+    for state in store.states:
+        assert all(value.isfinite().all() for value in state.tensors.values())
+
+
+def test_a_run_cut_off_after_a_bad_loss_ends_as_if_it_never_was(make_tiny_field, bright_and_dark):
+    def trained(store):
+        trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=4)
+        # The fifth step from the start, in whichever process it is made.
+        done = 0 if not store.states else store.states[-1].document["n_steps"]
+        OneBadStep(trainer, {5 - done} if done < 5 else set())
+        if done < 5:
+            with pytest.warns(UserWarning, match="not finite"):
+                trainer.fit(bright_and_dark, store=store)
+        else:
+            trainer.fit(bright_and_dark, store=store)
+        return trainer
+
+    store = MemoryStore()
+    whole = trained(store)
+    for state in store.states:
+        resumed = trained(MemoryStore(state))
+        assert torch.equal(all_weights(whole.average), all_weights(resumed.average))
+
+
+def test_a_divergence_keeps_the_best_weights_of_early_stopping(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9, early_stopping=True)
+    OneBadStep(trainer, set(range(7, 1000)))
+    kept = []
+
+    def validate(field):
+        kept.append(all_weights(field).clone())
+        return [0.9, 0.1][len(kept) - 1]
+
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(DivergenceError, match="epoch 3"),
+    ):
+        trainer.fit(bright_and_dark, validate=validate)
+    assert torch.equal(all_weights(trainer.average), kept[0])
     assert len(trainer.history) == 2
+
+
+def test_fits_in_several_threads_do_not_disturb_each_other(make_tiny_field, bright_and_dark):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def trained(field):
+        trainer = make_trainer(field, max_epochs=4)
+        trainer.fit(bright_and_dark)
+        return all_weights(trainer.average)
+
+    fields = [make_tiny_field(n_classes=2, dropout=0.5).train() for _ in range(4)]
+    alone = trained(make_tiny_field(n_classes=2, dropout=0.5).train())
+    with ThreadPoolExecutor(4) as executor:
+        together = list(executor.map(trained, fields))
+    for weights in together:
+        torch.testing.assert_close(weights, alone)
 
 
 def test_training_leaves_the_global_state_of_torch_alone(make_tiny_field, bright_and_dark):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import gemm_gflops, make_resnet18
+from accuracy import make_resnet18
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -191,6 +191,7 @@ def resnet_loop(X, y, device, batch_size, seconds):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss.item()
 
     return steady_rate(step, loader, batch_size, seconds)
 
@@ -356,26 +357,29 @@ MEASUREMENTS = {
 
 
 def measure_size(n, size, device):
-    """One epoch's cost for a number of images of a size."""
+    """Cost of an image of a size, in steady epochs over n of them."""
     X, y = images(n, size)
     batch_size = max(8, min(128, 128 * 28**2 // size**2))
+    classifier = fitted(X, y, 3, batch_size=batch_size, device=device, augment=None)
+    n_classified = min(n, 2048)
+    classifier.set_params(n_draws=1).predict_proba(X[:1])
     start = time.perf_counter()
-    classifier = fitted(X, y, 1, batch_size=batch_size, device=device, augment=None)
-    fit_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    classifier.set_params(n_draws=1).predict_proba(X[: min(n, 2048)])
+    classifier.predict_proba(X[:n_classified])
     return {
         "n_images": n,
         "size": size,
-        "fit_seconds": fit_seconds,
-        "classify_seconds_per_image": (time.perf_counter() - start) / min(n, 2048),
+        "epoch_seconds": n / training_rate(classifier.history_),
+        "classify_seconds_per_image": (time.perf_counter() - start) / n_classified,
     }
 
 
 def _child(measure, arguments, connection):
     result = measure(*arguments)
-    # KiB on Linux.
-    result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_initialized():
+        result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        # KiB on Linux.
+        result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     connection.send(result)
 
 
@@ -392,20 +396,28 @@ def in_own_process(measure, *arguments):
         process.join()
 
 
-def bf16_gflops(size=2048, n_repeats=12):
-    a, b = torch.randn(2, size, size).bfloat16()
-    best = math.inf
-    for _ in range(n_repeats):
-        start = time.perf_counter()
-        _ = a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+def measure_peaks(device):
+    """Best rate of a matrix product in each precision, in GFLOP/s."""
+    peaks = {}
+    for name in ("float32", "bfloat16"):
+        size = 8192 if device != "cpu" else 2048
+        a, b = torch.randn(2, size, size, device=device, dtype=getattr(torch, name))
+        best = math.inf
+        for _ in range(12):
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()
+            best = min(best, time.perf_counter() - start)
+        peaks[name] = 2 * size**3 / best / 1e9
+    return peaks
 
 
-def machine():
+def machine(device, peaks):
+    where = f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
+    if device != "cpu":
+        where = torch.cuda.get_device_name(device)
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} CPU threads, matrix product float32 "
-        f"{gemm_gflops():.0f}, bfloat16 {bf16_gflops():.0f} GFLOP/s, torch {torch.__version__}"
+        f"{where}, matrix product float32 {peaks['float32']:.0f}, bfloat16 "
+        f"{peaks['bfloat16']:.0f} GFLOP/s, torch {torch.__version__}"
     )
 
 
@@ -459,7 +471,7 @@ def sweep_table(records):
     ]
     for r in records:
         lines.append(
-            f"| {r['n_images']} | {r['size']} | {1000 * r['fit_seconds'] / r['n_images']:.2f} | "
+            f"| {r['n_images']} | {r['size']} | {1000 * r['epoch_seconds'] / r['n_images']:.2f} | "
             f"{1000 * r['classify_seconds_per_image']:.2f} | {r['peak_memory_mib']:.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -473,12 +485,12 @@ def plot_sweep(records, path):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    by_n = [r for r in records if r["size"] == 28]
-    by_size = [r for r in records if r["size"] != 28 or r["n_images"] == 500]
-    axes[0].loglog([r["n_images"] for r in by_n], [r["fit_seconds"] for r in by_n], "o-")
+    by_n = [r for r in records if r["n_images"] >= 500]
+    by_size = [r for r in records if r["n_images"] < 500]
+    axes[0].loglog([r["n_images"] for r in by_n], [r["epoch_seconds"] for r in by_n], "o-")
     axes[0].set(xlabel="images of 28 px", ylabel="seconds for one epoch")
     pixels = [r["size"] ** 2 for r in by_size]
-    cost = [1000 * r["fit_seconds"] / r["n_images"] for r in by_size]
+    cost = [1000 * r["epoch_seconds"] / r["n_images"] for r in by_size]
     axes[1].loglog(pixels, cost, "o-")
     axes[1].set(xlabel="pixels of an image", ylabel="ms an image and epoch")
     for chosen, label in ((by_n, "28 px, 500 to 50,000"), (by_size, "28 to 224 px")):
@@ -501,7 +513,7 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.sweep:
         cells = [(n, 28) for n in (500, 2000, 10_000, 50_000)]
-        cells += [(128, 64), (64, 128), (32, 224)]
+        cells += [(128, size) for size in (28, 64, 128, 224)]
         records = []
         for n, size in cells:
             records.append(in_own_process(measure_size, n, size, device))
@@ -511,10 +523,11 @@ def main():
         plot_sweep(records, arguments.output / f"{name}_sweep.png")
         print(sweep_table(records))
         return
+    peaks = in_own_process(measure_peaks, device)
     results = {
-        "machine": machine(),
+        "machine": machine(device, peaks),
         "seconds": arguments.seconds,
-        "peaks": {"float32": gemm_gflops(), "bfloat16": bf16_gflops()},
+        "peaks": peaks,
     }
     for title, measure in MEASUREMENTS.items():
         results[title] = in_own_process(measure, arguments.seconds, device)
