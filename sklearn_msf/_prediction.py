@@ -24,8 +24,10 @@ from sklearn_msf.uncertainty import UNCERTAINTIES
 __all__ = ["MAX_SEED", "PredictingEstimator"]
 
 MAX_SEED = np.iinfo(np.int32).max
-# Rows of an inference batch: large enough to be fast, the same for one row as for many.
-_BATCH_SIZE = 128
+# Rows of a forward pass, all draws of its images: as fast as larger ones. Always the same, for
+# one image as for many; fewer where images are larger, so that memory stays bounded.
+_MAX_ROWS = 256
+_MAX_PIXELS = _MAX_ROWS * 28 * 28
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -44,15 +46,23 @@ class PredictingEstimator(PretrainedEstimator):
         # A solver that controls its steps would take rounding for curvature.
         adaptive = self.ode_solver in ADAPTIVE_SOLVERS
         precision = "float32" if adaptive else resolve_precision(self.precision, device)
-        settings = self._inference_settings(int(self.n_steps), precision)
+        settings = self._inference_settings(int(self.n_steps), precision, int(self.n_draws))
         return classify(field, images, noise, settings)
 
-    def _inference_settings(self, n_steps: int, precision: str) -> InferenceSettings:
+    def _batch_size(self, n_draws: int) -> int:
+        """Images of a batch whose draws are the rows of one forward pass."""
+        if self.ode_solver in ADAPTIVE_SOLVERS:
+            # It looks at its whole batch to choose its steps.
+            return 1
+        height, width = self._image_format.size
+        rows = min(_MAX_ROWS, _MAX_PIXELS // (height * width))
+        return max(1, rows // n_draws)
+
+    def _inference_settings(self, n_steps: int, precision: str, n_draws: int) -> InferenceSettings:
         return InferenceSettings(
             n_steps=n_steps,
             ode_solver=self.ode_solver,
-            # An adaptive solver looks at its whole batch to choose its steps.
-            batch_size=1 if self.ode_solver in ADAPTIVE_SOLVERS else _BATCH_SIZE,
+            batch_size=self._batch_size(n_draws),
             precision=precision,
             mirror_draws=self._mirror_draws,
         )
@@ -214,6 +224,6 @@ class PredictingEstimator(PretrainedEstimator):
             torch.from_numpy(labels.astype(np.int64)),
             (self._image_format.n_channels, *size),
             seed,
-            self._inference_settings(n_steps, "float32"),
+            self._inference_settings(n_steps, "float32", 1),
         )
         return self._image_format.from_tensor(images)

@@ -147,7 +147,8 @@ class PosteriorForm(VelocityField):
 
     def posterior(self, x: Tensor, e_y: Tensor) -> Tensor:
         """p(c | x, e_y) at t = 1, (n, K): one Euler step of the label half."""
-        t = torch.ones(len(x), device=x.device)
+        # One time for all rows: its embedding is computed once.
+        t = torch.ones(1, device=x.device)
         return torch.softmax(self.class_logits(self.encode(x, e_y, t)), dim=1)
 
     def classify(self, x: Tensor, e_y: Tensor, *, n_steps: int, method: str) -> Tensor:

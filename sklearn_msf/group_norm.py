@@ -58,7 +58,9 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         ctx.save_for_backward(x, scale, mean, inverse_deviation)
         ctx.n_groups = n_groups
         summand = torch.addcmul(shift, mean, factor, value=-1)[:, :, None, None]
-        return _multiply_add(wide, factor, summand).to(x.dtype)
+        # The widened copy is not needed any more; where it is x itself it is.
+        out = None if wide is x else wide
+        return torch.addcmul(summand, wide, factor[:, :, None, None], out=out).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:

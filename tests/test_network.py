@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklearn_msf.group_norm import modulated_group_norm
-from sklearn_msf.network import Downsample, Dropout, UNet
+from sklearn_msf.network import Downsample, Dropout, SelfAttention, UNet
 
 
 def tiny_unet(**overrides):
@@ -161,3 +161,21 @@ def test_gradients_pass_where_dropout_kept():
     dropped = Dropout(0.5).train()(h)
     dropped.sum().backward()
     assert torch.equal(h.grad, dropped.detach())
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_attention_is_the_textbooks(n_heads):
+    torch.manual_seed(0)
+    attention = SelfAttention(8 * n_heads, 8)
+    torch.nn.init.normal_(attention.out.weight)
+    h = torch.randn(2, 8 * n_heads, 3, 5)
+    q, k, v = attention.query_key_value(attention.norm(h)).flatten(2).chunk(3, dim=1)
+    heads = []
+    for head in range(n_heads):
+        one = slice(8 * head, 8 * head + 8)
+        weights = torch.softmax(q[:, one].mT @ k[:, one] / 8**0.5, dim=2)
+        heads.append(v[:, one] @ weights.mT)
+    expected = h + attention.out(torch.cat(heads, dim=1).reshape(h.shape))
+    torch.testing.assert_close(attention(h), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(h), expected)
