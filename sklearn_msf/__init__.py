@@ -6,11 +6,12 @@ Names are imported when first used, so that importing the package costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sklearn_msf._version import __version__
+
 if TYPE_CHECKING:
     from sklearn_msf.classifier import MedSymmFlowClassifier
 
-__all__ = ["MedSymmFlowClassifier"]
-__version__ = "0.1.0"
+__all__ = ["MedSymmFlowClassifier", "__version__"]
 
 _HOMES = {"MedSymmFlowClassifier": "sklearn_msf.classifier"}
 

@@ -24,7 +24,7 @@ from sklearn_msf._recipe import (
     training_settings,
     training_tensors,
 )
-from sklearn_msf._resume import open_checkpoints
+from sklearn_msf._resume import describe_random_state, open_checkpoints
 from sklearn_msf._state import all_or_nothing, move_field
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.device import resolve_device
@@ -106,8 +106,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         data = check_training_rows(
             self, X, y, sample_weight, reset=not warm, learn_classes=not warm
         )
+        source = describe_random_state(self.random_state)
         seed = int(make_random_state(self.random_state).randint(MAX_SEED))
-        store = open_checkpoints(self, data, seed, warm=warm)
+        store = open_checkpoints(self, data, seed, source, warm=warm)
         # A run that goes on has the seed it started with, whatever random_state is.
         random_state = np.random.RandomState(seed if store is None else store.seed)
         held_out = None

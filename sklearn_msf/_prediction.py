@@ -28,6 +28,8 @@ MAX_SEED = np.iinfo(np.int32).max
 # one image as for many; fewer where images are larger, so that memory stays bounded.
 _MAX_ROWS = 256
 _MAX_PIXELS = _MAX_ROWS * 28 * 28
+# Images of a pass that draws, which is repeated for every step: one should not wait for many.
+_MAX_DRAWN = 16
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -46,23 +48,26 @@ class PredictingEstimator(PretrainedEstimator):
         # A solver that controls its steps would take rounding for curvature.
         adaptive = self.ode_solver in ADAPTIVE_SOLVERS
         precision = "float32" if adaptive else resolve_precision(self.precision, device)
-        settings = self._inference_settings(int(self.n_steps), precision, int(self.n_draws))
+        n_draws = int(self.n_draws)
+        batch_size = self._batch_size(_MAX_ROWS, n_draws)
+        settings = self._inference_settings(int(self.n_steps), precision, batch_size)
         return classify(field, images, noise, settings)
 
-    def _batch_size(self, n_draws: int) -> int:
+    def _batch_size(self, max_rows: int, n_draws: int) -> int:
         """Images of a batch whose draws are the rows of one forward pass."""
         if self.ode_solver in ADAPTIVE_SOLVERS:
             # It looks at its whole batch to choose its steps.
             return 1
         height, width = self._image_format.size
-        rows = min(_MAX_ROWS, _MAX_PIXELS // (height * width))
-        return max(1, rows // n_draws)
+        return max(1, min(max_rows, _MAX_PIXELS // (height * width)) // n_draws)
 
-    def _inference_settings(self, n_steps: int, precision: str, n_draws: int) -> InferenceSettings:
+    def _inference_settings(
+        self, n_steps: int, precision: str, batch_size: int
+    ) -> InferenceSettings:
         return InferenceSettings(
             n_steps=n_steps,
             ode_solver=self.ode_solver,
-            batch_size=self._batch_size(n_draws),
+            batch_size=batch_size,
             precision=precision,
             mirror_draws=self._mirror_draws,
         )
@@ -196,7 +201,8 @@ class PredictingEstimator(PretrainedEstimator):
         n_samples : int, default=1
             Images of each class asked for.
         n_steps : int, default=25
-            Steps of the ODE solver; the paper's figures have 25 Euler steps.
+            Steps of the ODE solver; the paper's figures have 25 Euler steps. Always in
+            float32.
         random_state : int, RandomState instance or None, default=None
             Seed of the noise.
 
@@ -224,6 +230,6 @@ class PredictingEstimator(PretrainedEstimator):
             torch.from_numpy(labels.astype(np.int64)),
             (self._image_format.n_channels, *size),
             seed,
-            self._inference_settings(n_steps, "float32", 1),
+            self._inference_settings(n_steps, "float32", self._batch_size(_MAX_DRAWN, 1)),
         )
         return self._image_format.from_tensor(images)

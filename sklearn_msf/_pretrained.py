@@ -1,7 +1,6 @@
 """Fitted estimators as folders of safetensors and JSON."""
 
 import math
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +17,14 @@ from sklearn_msf._plain_data import (
 )
 from sklearn_msf._recipe import build_field
 from sklearn_msf._state import PortableEstimator
+from sklearn_msf._version import __version__
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import count_code_channels
 from sklearn_msf.persistence import (
     RecordError,
     check_tensors,
     read_record,
+    remove_leftovers,
     write_file,
     write_record,
 )
@@ -79,6 +80,7 @@ class PretrainedEstimator(PortableEstimator):
         self._check_fitted()
         path, card = Path(folder), model_card(self)
         write_record(path, _NAME, self.field_.state_dict(), self._to_document())
+        remove_leftovers(path, _NAME)
         if not (path / _CARD).exists() or (path / _CARD).read_bytes().startswith(CARD_START):
             write_file(path / _CARD, card.encode())
 
@@ -86,7 +88,9 @@ class PretrainedEstimator(PortableEstimator):
     def from_pretrained(cls: type[Estimator], folder: Any) -> Estimator:
         """Open a model that :meth:`save_pretrained` saved.
 
-        Nothing in the files is executed. A model that was fitted on a device that this
+        Nothing in the files is executed. Files that were damaged or exchanged are refused; a
+        change that somebody made on purpose, digests included, is refused only where the
+        result is no model. A model that was fitted on a device that this
         machine lacks is opened on the CPU, with a warning.
 
         Parameters
@@ -129,7 +133,7 @@ class PretrainedEstimator(PortableEstimator):
         """Everything but the weights, as plain data."""
         return {
             "class": type(self).__name__,
-            "library_version": _library_version(),
+            "library_version": __version__,
             "parameters": {
                 name: to_plain(value)
                 for name, value in self.get_params(deep=False).items()
@@ -226,7 +230,9 @@ def _check_layout(
     n_inputs = image_format.n_channels + count_code_channels(layout["label_encoding"], n_classes)
     first = tensors.get("unet.conv_in.weight")
     shape = () if first is None else tuple(first.shape)
-    if len(shape) != 4 or shape[1] != n_inputs * layout["patch_size"] ** 2:
+    widths = [layout["channels"] * multiple for multiple in layout["channel_mult"]]
+    wanted_shape = (widths[0], n_inputs * layout["patch_size"] ** 2, 3, 3)
+    if shape != wanted_shape or max(widths) > sum(value.numel() for value in tensors.values()):
         raise RecordError(f"The layout does not fit a first convolution of shape {shape}.")
     # Without memory, and as slow as the number of weights.
     with torch.device("meta"):
@@ -248,10 +254,3 @@ def _integer(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SEED:
         raise RecordError(f"The model has {name}={value!r}; expected an integer >= 0.")
     return value
-
-
-def _library_version() -> str:
-    try:
-        return version("sklearn-msf")
-    except PackageNotFoundError:
-        return "unknown"

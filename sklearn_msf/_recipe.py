@@ -1,6 +1,7 @@
 """From constructor parameters to the settings of network and training."""
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ _AUTO_EPOCHS = (25, 300)
 _MIN_SIDE_TO_AUGMENT = 8
 # Steps of a GPU that are worth a minute or two of compilation.
 _MIN_STEPS_TO_COMPILE = 10_000
+_MIN_SECONDS_TO_COMPILE = 900.0
+# The seed of new weights goes through torch's global generator: one network at a time.
+_MAKING_WEIGHTS = threading.Lock()
 
 
 def network_layout(estimator: BaseEstimator, image_format: ImageFormat) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def build_field(layout: dict[str, Any], seed: int) -> VelocityField:
     codes = make_label_codes(
         layout.pop("label_encoding"), layout.pop("n_classes"), layout.pop("beta")
     )
-    with torch.random.fork_rng(devices=[]):
+    with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed every GPU too.
         torch.default_generator.manual_seed(seed)
         return make_field(layout.pop("form"), codes, layout.pop("image_channels"), **layout)
@@ -111,7 +115,8 @@ def _augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | 
 def _compilation(estimator: BaseEstimator, device: torch.device, n_steps: int) -> bool:
     if estimator.compile_network != "auto":
         return bool(estimator.compile_network)
-    return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE
+    long_enough = estimator.time_budget is None or estimator.time_budget >= _MIN_SECONDS_TO_COMPILE
+    return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE and long_enough
 
 
 def training_tensors(

@@ -9,10 +9,11 @@ from sklearn.base import BaseEstimator
 
 from sklearn_msf._data import TrainingRows
 from sklearn_msf._plain_data import to_plain
+from sklearn_msf._version import __version__
 from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.device import resolve_device, resolve_precision
 
-__all__ = ["open_checkpoints"]
+__all__ = ["describe_random_state", "open_checkpoints"]
 
 # What may differ between a run and the one that goes on with it: nothing of it trains.
 _FREE = {
@@ -25,8 +26,16 @@ _FREE = {
 }
 
 
+def describe_random_state(random_state: Any) -> Any:
+    """Describe a source of random numbers before anything is drawn from it."""
+    if isinstance(random_state, np.random.RandomState):
+        _, words, position, *_ = random_state.get_state(legacy=True)
+        return _digest(np.asarray(words), np.asarray(position))
+    return to_plain(random_state)
+
+
 def open_checkpoints(
-    estimator: BaseEstimator, data: TrainingRows, seed: int, *, warm: bool
+    estimator: BaseEstimator, data: TrainingRows, seed: int, random_state: Any, *, warm: bool
 ) -> Checkpoints | None:
     """Open the checkpoints of a fit, where the estimator has a folder for them.
 
@@ -38,6 +47,8 @@ def open_checkpoints(
         What it is fitted on.
     seed : int
         Seed of a run that starts anew.
+    random_state : int, str or None
+        What :func:`describe_random_state` made of the estimator's.
     warm : bool
         Whether fit starts from the estimator's weights.
 
@@ -47,8 +58,9 @@ def open_checkpoints(
 
     Raises
     ------
-    CheckpointMismatchError
-        Where the folder holds checkpoints of other data or parameters.
+    ValueError
+        Where the folder cannot be written to, and where it holds checkpoints of other data or
+        parameters.
     """
     if estimator.checkpoint_dir is None:
         return None
@@ -58,6 +70,8 @@ def open_checkpoints(
         if name not in _FREE
     }
     device = resolve_device(estimator.device)
+    fingerprint["random_state"] = random_state
+    fingerprint["version of sklearn_msf"] = __version__
     fingerprint["device"] = device.type
     fingerprint["precision"] = resolve_precision(estimator.precision, device)
     fingerprint["format of X"] = estimator._image_format.to_plain()

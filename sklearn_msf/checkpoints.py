@@ -21,6 +21,7 @@ __all__ = ["CheckpointMismatchError", "Checkpoints"]
 
 # The newest and one to fall back to.
 _N_KEPT = 2
+_PROBE = "checkpoint-probe"
 _PATTERN = r"checkpoint-\d{7}"
 _NAME = re.compile(rf"{_PATTERN}\.json")
 
@@ -52,6 +53,8 @@ class Checkpoints:
     ------
     CheckpointMismatchError
         Where the folder holds checkpoints of other data or parameters.
+    ValueError
+        Where the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, every: int, fingerprint: dict[str, Any], seed: int):
@@ -61,8 +64,21 @@ class Checkpoints:
         self._latest: TrainingState | None = None
         self.seed = seed
         self._warned = False
-        remove_leftovers(folder, _PATTERN)
         self._find_latest()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the folder ready now: at the first checkpoint it would be too late."""
+        probe = self._folder / f".{_PROBE}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint_dir={str(self._folder)!r} cannot be written to: {error}."
+            ) from error
+        remove_leftovers(self._folder, _PATTERN)
 
     def latest(self) -> TrainingState | None:
         """Give the newest state that is whole, if there is any; once, as it takes memory."""

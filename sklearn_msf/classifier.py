@@ -99,7 +99,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     patch_size : int, default=2
         Side of the square of pixels folded into channels before the U-Net; 1 folds nothing.
     dropout : float, default=0.1
-        Dropout in the residual blocks, in [0, 1).
+        Dropout in the residual blocks, in [0, 1); drawn in steps of 1/256.
     max_epochs : int or "auto", default="auto"
         Passes over the training data at most. "auto": as many as show 45,000 images, at
         least 25 and at most 300; small data learned for longer is learned by heart.

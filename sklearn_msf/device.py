@@ -117,10 +117,16 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
         n_workers = max(1, min(n_threads, n_tasks))
         executor = ThreadPoolExecutor(n_workers, "sklearn_msf", _take_one_core)
         everyone = threading.Barrier(n_workers)
-        for started in [executor.submit(everyone.wait) for _ in range(n_workers)]:
-            started.result()
-        # What a thread sets is also what threads made later start with.
-        torch.set_num_threads(n_threads)
+        try:
+            for started in [executor.submit(everyone.wait) for _ in range(n_workers)]:
+                started.result()
+        except BaseException:
+            everyone.abort()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            # What a thread sets is also what threads made later start with.
+            torch.set_num_threads(n_threads)
     with executor:
         yield executor
 
@@ -128,10 +134,12 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
 @contextlib.contextmanager
 def tensor_float32(allowed: bool) -> Iterator[None]:
     """Allow or forbid CUDA to round float32 products to TF32, and put the settings back."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]

@@ -108,7 +108,7 @@ class ImageFormat:
         sizes = all(type(n) is int and n > 0 for n in shape)
         if not sizes or len(shape) not in (2, 3) or not isinstance(flat, bool):
             raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is no image format")
-        if not math.isfinite(high - low):
+        if not math.isfinite(high - low) or low > high:
             raise ValueError(f"images from {low} to {high} are no image format")
         return cls(shape, flat, number_dtype(plain["dtype"]), low, high)
 

@@ -14,7 +14,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from sklearn_msf.cuda_graphs import replay
 from sklearn_msf.device import autocast, worker_threads
 from sklearn_msf.fields import PosteriorForm, VelocityField
 from sklearn_msf.images import ImageFormat
@@ -174,6 +176,8 @@ def _read_posterior(
 ) -> Tensor:
     """Class probabilities, (n, K)."""
     assert isinstance(field, PosteriorForm)
+    if x.device.type == "cuda":
+        return replay(field, settings.precision, field.posterior, x, e_y)
     return field.posterior(x, e_y)
 
 
@@ -221,7 +225,8 @@ def generate(
     image_shape : tuple of int
         (C, H, W).
     seed : int
-        Seed of the noise. Image i of a seed has the same noise however many are drawn.
+        Seed of the noise. Image i of a seed is the same, to the last bit, however many are
+        drawn with it and of whatever classes.
     settings : InferenceSettings
         Solver, batches and precision.
 
@@ -234,8 +239,9 @@ def generate(
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
 
     def run(start: int, size: int) -> Tensor:
-        part = labels[start : start + size]
-        noise = _image_noise(seed, start, len(part), shape).to(device)
+        n_real = len(labels[start : start + size])
+        part = F.pad(labels[start : start + size], (0, size - n_real))
+        noise = _image_noise(seed, start, size, shape).to(device)
         masks = field.codes.masks(part.to(device), image_shape[1:])
         with autocast(device, settings.precision):
             drawn = field.generate(
@@ -245,7 +251,7 @@ def generate(
                 n_steps=settings.n_steps,
                 method=settings.ode_solver,
             )
-        return drawn.float().cpu()
+        return drawn[:n_real].float().cpu()
 
     return torch.cat(_in_batches(run, len(labels), settings.batch_size, device))
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ _FORMAT = "sklearn_msf"
 _FORMAT_VERSION = 1
 # Histories of very long runs take some MiB.
 _MAX_DOCUMENT_BYTES = 64 * 2**20
+# Flags that not every system has.
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 
 class RecordError(ValueError):
@@ -79,12 +83,19 @@ def write_record(
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "weights": {"file": weights_name, "sha256": digest, "n_bytes": len(data)},
+        "document_sha256": _document_digest(document),
         "document": document,
     }
     text = json.dumps(content, indent=1, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
+    is_new = not (folder / weights_name).exists()
     write_file(folder / weights_name, data)
-    write_file(folder / f"{name}.json", text)
+    try:
+        write_file(folder / f"{name}.json", text)
+    except BaseException:
+        if is_new:
+            _remove(folder / weights_name)
+        raise
     for path in _weights_files(folder, name):
         if path.name != weights_name:
             _remove(path)
@@ -246,13 +257,10 @@ def _weights_files(folder: Path, name: str) -> list[Path]:
 
 def _checked_content(path: Path) -> dict[str, Any]:
     """Read the JSON file of a record, which has its entries if not yet the right ones."""
-    n_bytes = path.stat().st_size
-    if n_bytes > _MAX_DOCUMENT_BYTES:
-        raise RecordError(
-            f"{path} has {n_bytes:,} bytes; at most {_MAX_DOCUMENT_BYTES:,} are read."
-        )
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_read_regular_file(path, at_most=_MAX_DOCUMENT_BYTES))
+    except RecordError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -266,7 +274,29 @@ def _checked_content(path: Path) -> dict[str, Any]:
     for entry in ("weights", "document"):
         if not isinstance(content.get(entry), dict):
             raise RecordError(f"{path} lacks its entry {entry!r}.")
+    if content.get("document_sha256") != _document_digest(content["document"]):
+        raise RecordError(f"{path} was changed: its content has another digest.")
     return content
+
+
+def _document_digest(document: dict[str, Any]) -> str:
+    """Digest of plain data, the same before it is written and after it is read."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read_regular_file(path: Path, *, at_most: int) -> bytes:
+    """Read a file that is one: not a device or a pipe, which would never end."""
+    descriptor = os.open(path, os.O_RDONLY | _BINARY | _NO_WAITING)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(f"{path} is not a regular file.")
+        if status.st_size > at_most:
+            raise RecordError(
+                f"{path} has {status.st_size:,} bytes; at most {at_most:,} were expected."
+            )
+        return file.read(at_most + 1)
 
 
 def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
@@ -280,13 +310,15 @@ def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) 
     ):
         raise RecordError(f"{path} names weights that are not beside it: {file!r}.")
     weights_path = folder / file
-    n_bytes = weights_path.stat().st_size
-    if n_bytes != weights.get("n_bytes"):
+    n_bytes = weights.get("n_bytes")
+    if type(n_bytes) is not int or n_bytes < 0:
+        raise RecordError(f"{path} has n_bytes={n_bytes!r} for its weights.")
+    data = _read_regular_file(weights_path, at_most=n_bytes)
+    if len(data) != n_bytes:
         raise RecordError(
-            f"{weights_path} has {n_bytes:,} bytes instead of {weights.get('n_bytes')!r}: it "
-            "was cut off or exchanged."
+            f"{weights_path} has {len(data):,} bytes instead of {n_bytes:,}: it was cut off or "
+            "exchanged."
         )
-    data = weights_path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise RecordError(f"{weights_path} was changed: its content has another digest.")
     return data

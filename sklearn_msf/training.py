@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from sklearn_msf.augmentation import augment_images
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.compilation import compile_or_not
-from sklearn_msf.device import autocast
+from sklearn_msf.device import autocast, tensor_float32
 from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
@@ -162,7 +162,7 @@ class Trainer:
             self.resume(state)
             self._budget.resume(state.document["elapsed"])
             finished = state.document["finished"]
-        with self._own_dropout():
+        with self._own_state():
             try:
                 if not finished:
                     self._run_epochs(data, validate, watcher, store)
@@ -230,7 +230,7 @@ class Trainer:
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
         self._budget.start_steps()
-        with self._own_dropout():
+        with self._own_state():
             record = None
             while record is None:
                 record = self._restarting_epoch(data, epoch=None)
@@ -267,6 +267,8 @@ class Trainer:
         rate is constant.
         """
         start = self._budget.elapsed
+        if self.settings.compile_network:
+            self._seed_global_generators()
         batches = list(data.epoch(self.settings.batch_size, self._generator))
         losses = torch.zeros(len(batches), 2, device=self._device)
         n_steps = n_images = n_checked = 0
@@ -284,6 +286,9 @@ class Trainer:
             losses[step] = self._step(*data.batch(rows), rate)
             n_steps += 1
             n_images += len(rows)
+            if self.settings.compile_network and self._optimizer.n_steps == 1:
+                # It took as long as compiling takes; no other will.
+                self._budget.start_steps()
             if n_steps - n_checked >= _STEPS_BETWEEN_CHECKS:
                 self._check(losses[:n_steps], rates)
                 n_checked = n_steps
@@ -347,16 +352,31 @@ class Trainer:
         return math.floor((n_steps + 1) * share) - math.floor(n_steps * share)
 
     @contextmanager
-    def _own_dropout(self) -> Iterator[None]:
-        """Let dropout draw from the trainer's generator, except where the network is compiled."""
+    def _own_state(self) -> Iterator[None]:
+        """Leave torch's global state alone: random numbers and the rounding of products.
+
+        Dropout draws from the trainer's generator. What is compiled cannot, and draws from
+        the global ones, which are seeded for every epoch and put back.
+        """
         layers = [module for module in self.field.modules() if isinstance(module, Dropout)]
-        try:
-            for layer in layers:
-                layer.generator = None if self.settings.compile_network else self._generator
-            yield
-        finally:
-            for layer in layers:
-                layer.generator = None
+        cuda = [self._device] if self._device.type == "cuda" else []
+        tf32 = tensor_float32(self.settings.precision == "bfloat16") if cuda else nullcontext()
+        with torch.random.fork_rng(devices=cuda, enabled=self.settings.compile_network), tf32:
+            try:
+                for layer in layers:
+                    layer.generator = None if self.settings.compile_network else self._generator
+                yield
+            finally:
+                for layer in layers:
+                    layer.generator = None
+
+    def _seed_global_generators(self) -> None:
+        # Nothing is drawn: noise and order stay those of a run that is not compiled.
+        seed = (self._generator.initial_seed() + self._optimizer.n_steps) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                torch.cuda.manual_seed(seed)
 
     def _time_is_up(self) -> bool:
         if self.settings.time_budget is not None and self._device.type == "cuda":

@@ -26,7 +26,7 @@ import torch
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf._model_card import model_card
-from sklearn_msf.persistence import RecordError, write_record
+from sklearn_msf.persistence import RecordError, _document_digest, write_record
 
 HOSTILE = [
     None, True, False, 0, 1, 2, -1, 2**31, 2**63, 10**30, 0.5, -1e308, 1e400, "", "rgb", "a" * 5000,
@@ -93,21 +93,25 @@ def put(value, path, new):
 
 
 def change_value(folder, rng):
-    path = folder / "model.json"
-    content = json.loads(path.read_text())
-    place = rng.choice([p for p in places(content) if p])
-    put(content, place, rng.choice(HOSTILE))
-    path.write_text(json.dumps(content))
+    edit_somewhere(folder, rng, lambda parent, key: put(parent, (key,), rng.choice(HOSTILE)))
 
 
 def remove_value(folder, rng):
+    edit_somewhere(folder, rng, lambda parent, key: parent.__delitem__(key))
+
+
+def edit_somewhere(folder, rng, edit):
+    """Edit one place of the JSON file, mostly with a digest that fits."""
     path = folder / "model.json"
     content = json.loads(path.read_text())
     place = rng.choice([p for p in places(content) if p])
     parent = content
     for key in place[:-1]:
         parent = parent[key]
-    del parent[place[-1]]
+    edit(parent, place[-1])
+    if isinstance(content.get("document"), dict) and rng.random() < 0.8:
+        # NaN and infinity stand in JSON as Python writes it.
+        content["document_sha256"] = _document_digest(content["document"])
     path.write_text(json.dumps(content))
 
 
@@ -210,6 +214,16 @@ def escape(folder, rng):
     path.write_text(json.dumps(content))
 
 
+def link(folder, rng):
+    """A file that is a device, a pipe, or somewhere else."""
+    path = rng.choice([folder / "model.json", next(folder.glob("*.safetensors"))])
+    path.unlink()
+    if rng.random() < 0.3:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(rng.choice(["/dev/zero", "/dev/stdin", "/etc/passwd", "/", "nowhere"]))
+
+
 def append(folder, rng):
     with open(rng.choice(list(folder.iterdir())), "ab") as file:
         file.write(rng.randbytes(rng.choice([1, 1000, 10**6])))
@@ -229,7 +243,8 @@ def swap(folder, rng):
 
 MUTATIONS = [
     change_value, remove_value, flip_json, truncate, flip_weights, flip_header, flip_values,
-    cut_weights, lie_in_header, change_tensor, grow_layout, disguise_pickle, escape, append, swap,
+    cut_weights, lie_in_header, change_tensor, grow_layout, disguise_pickle, escape, link, append,
+    swap,
 ]  # fmt: skip
 
 
@@ -245,7 +260,7 @@ def open_mutated(victim, folder, seed):
     outcome = "refused"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(RecordError, FileNotFoundError):
+        with contextlib.suppress(RecordError, OSError):
             classifier = MedSymmFlowClassifier.from_pretrained(folder)
             outcome = "opened"
         if (folder / "executed").exists():

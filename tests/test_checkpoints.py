@@ -161,3 +161,18 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     save(open_checkpoints(tmp_path), 1, 2, 3)
     assert (tmp_path / "notes.json").read_text() == "mine"
     assert (tmp_path / "checkpoint-1.json").read_text() == "mine too"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError, match=r"checkpoint_dir='.*file' cannot be written to"):
+        open_checkpoints(tmp_path / "file")
+
+
+def test_opening_the_folder_of_another_run_takes_nothing_from_it(tmp_path):
+    save(open_checkpoints(tmp_path), 1)
+    unfinished = tmp_path / ".checkpoint-0000002-0123456789abcdef.safetensors.12ab34cd.part"
+    unfinished.write_text("being written")
+    with pytest.raises(CheckpointMismatchError):
+        open_checkpoints(tmp_path, learning_rate=0.1)
+    assert unfinished.exists()

@@ -59,3 +59,24 @@ def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
         trainer.fit(data)
         losses.append([record["loss"] for record in trainer.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(compiles, make_tiny_field):
+    from test_training import all_weights, make_trainer
+
+    from sklearn_msf.batches import TrainingData
+
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
+    data = TrainingData(images, labels, torch.ones(20, dtype=torch.float64), 20)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        field = make_tiny_field(dropout=0.5).train()
+        torch.set_rng_state(before)
+        trainer = make_trainer(field, compile_network=True)
+        trainer.fit(data)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(all_weights(trainer.average))
+    assert torch.equal(*found)

@@ -77,16 +77,29 @@ def test_worker_threads_run_on_one_core_each_and_give_torch_its_threads_back():
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_set_and_put_back_also_after_an_error(allowed):
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
 
     def use():
         with tensor_float32(allowed):
-            seen.extend([matmul.allow_tf32, cudnn.allow_tf32])
+            seen.extend([torch.get_float32_matmul_precision(), cudnn.allow_tf32])
             raise ZeroDivisionError
 
     seen = []
     with pytest.raises(ZeroDivisionError):
         use()
-    assert seen == [allowed, allowed]
-    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    assert seen == ["high" if allowed else "highest", allowed]
+    assert (torch.get_float32_matmul_precision(), cudnn.allow_tf32) == before
+
+
+def test_threads_that_cannot_start_leave_nothing_behind(monkeypatch):
+    before = torch.get_num_threads()
+
+    def fail():
+        torch.set_num_threads(1)
+        raise RuntimeError("no core left")
+
+    monkeypatch.setattr("sklearn_msf.device._take_one_core", fail)
+    with pytest.raises(RuntimeError), worker_threads(2):
+        pass
+    assert torch.get_num_threads() == before

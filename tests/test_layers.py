@@ -37,6 +37,7 @@ LAYERS = [
     "compilation",
     "uncertainty",
     "inference",
+    "cuda_graphs",
     "fields",
     "flow",
     "solver",
@@ -49,6 +50,7 @@ LAYERS = [
     "device",
     "selective",
     "datasets",
+    "_version",
 ]
 
 

@@ -217,3 +217,9 @@ def test_leftovers_are_those_of_cut_off_writes_only(record):
     assert files(record) == sorted([*kept, orphan.name])
     remove_leftovers(record, "gone")
     assert orphan.exists()
+
+
+def test_a_change_of_the_document_is_noticed(record):
+    edit_json(record, document={"key": [1, "two", 0]})
+    with pytest.raises(RecordError, match=r"model\.json was changed"):
+        read_record(record, "model")

@@ -1,14 +1,17 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import open_mutated, save_victim
+from mutations import open_mutated, rewrite, save_victim, use
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -36,10 +39,10 @@ def saved(tmp_path_factory):
 
 
 def edit(folder, change):
-    path = folder / "model.json"
-    content = json.loads(path.read_text())
-    change(content["document"])
-    path.write_text(json.dumps(content))
+    """Change a model on purpose, with digests that fit."""
+    document = json.loads((folder / "model.json").read_text())["document"]
+    change(document)
+    rewrite(folder, document=document)
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -174,7 +177,8 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder):
         (lambda d: d.update({"class": "RandomForestClassifier"}), "holds a 'RandomForest"),
         (lambda d: d["parameters"].update(learning_rate=-1), "learning_rate must be"),
         (lambda d: d["parameters"].update(evil=1), "Invalid parameter 'evil'"),
-        (lambda d: d["layout"].update(channels=10**9), "not a usable model"),
+        (lambda d: d["layout"].update(channels=10**9), "does not fit a first convolution"),
+        (lambda d: d["layout"].update(channel_mult=[1, 10**8]), "does not fit a first"),
         (lambda d: d["layout"].update(n_blocks=10**9), "more blocks than there are weights"),
         (lambda d: d["layout"].update(n_classes=10**9), "is for 1000000000 classes"),
         (lambda d: d.pop("layout"), "layout"),
@@ -216,6 +220,42 @@ def victim(tmp_path_factory):
     folder = tmp_path_factory.mktemp("victim") / "model"
     save_victim(folder)
     return folder
+
+
+def test_an_accidental_change_of_the_plain_data_is_noticed(saved, tmp_path):
+    saved[0].save_pretrained(tmp_path)
+    path = tmp_path / "model.json"
+    text = path.read_text()
+    assert '"noise_seed": ' in text
+    path.write_text(text.replace('"noise_seed": ', '"noise_seed": 1'))
+    with pytest.raises(RecordError, match="another digest"):
+        MedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights"])
+@pytest.mark.parametrize("special", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(saved, tmp_path, name, special):
+    if special == "device" and not Path("/dev/zero").exists():
+        special = "folder"
+    saved[0].save_pretrained(tmp_path)
+    path = next(tmp_path.glob("*.safetensors")) if name == "weights" else tmp_path / name
+    path.unlink()
+    if special == "pipe" and hasattr(os, "mkfifo"):
+        os.mkfifo(path)
+    elif special == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises((RecordError, OSError)):
+        MedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
+def test_harmless_changes_do_not_keep_a_model_from_opening(victim, tmp_path):
+    folder = shutil.copytree(victim, tmp_path / "model")
+    (folder / "README.md").write_text("mine now")
+    (folder / "notes.txt").write_text("more")
+    rewrite(folder)
+    use(MedSymmFlowClassifier.from_pretrained(folder))
 
 
 @settings(max_examples=300)

@@ -1,6 +1,5 @@
 """Fits that were cut off and go on from their checkpoints."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import torch
 from conftest import tiny_classifier
 
 from sklearn_msf.checkpoints import CheckpointMismatchError
+from sklearn_msf.persistence import read_record, write_record
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
@@ -113,6 +113,17 @@ def test_checkpoints_of_other_data_are_refused(tmp_path, X_new, y_new, message):
         make(tmp_path).fit(X_new, y_new)
 
 
+def test_runs_of_other_random_states_are_told_apart(tmp_path):
+    make(tmp_path, random_state=np.random.RandomState(1)).fit(X, Y)
+    first = make(tmp_path, random_state=np.random.RandomState(1)).fit(X, Y)
+    assert torch.equal(
+        weights(first), weights(make(random_state=np.random.RandomState(1)).fit(X, Y))
+    )
+    for other in (np.random.RandomState(2), None, 1):
+        with pytest.raises(CheckpointMismatchError, match="random_state is"):
+            make(tmp_path, random_state=other).fit(X, Y)
+
+
 @pytest.mark.parametrize("shape", [(24, 4, 16), (24, 64), (24, 8, 8, 1), (24, 4, 4, 4)])
 def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, shape):
     make(tmp_path).fit(X, Y)
@@ -123,10 +134,10 @@ def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, s
 @pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("precision", "bfloat16")])
 def test_checkpoints_of_other_hardware_are_refused(tmp_path, name, value):
     make(tmp_path).fit(X, Y)
-    for path in tmp_path.glob("*.json"):
-        content = json.loads(path.read_text())
-        content["document"]["fingerprint"][name] = value
-        path.write_text(json.dumps(content))
+    for path in list(tmp_path.glob("*.json")):
+        tensors, document = read_record(tmp_path, path.stem)
+        document["fingerprint"][name] = value
+        write_record(tmp_path, path.stem, tensors, document)
     with pytest.raises(CheckpointMismatchError, match=f"{name} is"):
         make(tmp_path).fit(X, Y)
 

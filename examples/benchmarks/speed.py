@@ -259,7 +259,7 @@ def classify_flops(field, X):
 def bare_rate(field, X, seconds, precision):
     """Classify ready tensors with the same blocks and nothing else around them."""
     device = next(field.parameters()).device
-    x = torch.from_numpy(X[:128]).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    x = torch.from_numpy(X[:256]).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
     e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:], device=device)
 
     @torch.inference_mode()
