@@ -15,8 +15,8 @@ from sklearn_msf._data import (
     check_training_rows,
     hold_out,
 )
-from sklearn_msf._parameters import check_parameters, make_random_state
-from sklearn_msf._prediction import MAX_SEED, PredictingEstimator
+from sklearn_msf._parameters import check_parameters, draw_seed, make_random_state
+from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf._recipe import (
     build_field,
     check_layout,
@@ -24,7 +24,7 @@ from sklearn_msf._recipe import (
     training_settings,
     training_tensors,
 )
-from sklearn_msf._resume import describe_random_state, open_checkpoints
+from sklearn_msf._resume import open_checkpoints
 from sklearn_msf._state import all_or_nothing, move_field
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.device import resolve_device
@@ -106,11 +106,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         data = check_training_rows(
             self, X, y, sample_weight, reset=not warm, learn_classes=not warm
         )
-        source = describe_random_state(self.random_state)
-        seed = int(make_random_state(self.random_state).randint(MAX_SEED))
-        store = open_checkpoints(self, data, seed, source, warm=warm)
+        random_state = make_random_state(self.random_state)
+        store = open_checkpoints(self, data, random_state, warm=warm)
         # A run that goes on has the seed it started with, whatever random_state is.
-        random_state = np.random.RandomState(seed if store is None else store.seed)
+        seed = draw_seed(random_state) if store is None else store.seed
+        random_state = np.random.RandomState(seed)
         held_out = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
@@ -192,10 +192,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
     ) -> Trainer:
         """Make a trainer over a new field, or over the present one."""
         device = resolve_device(self.device)
-        seed = int(random_state.randint(MAX_SEED))
+        seed = draw_seed(random_state)
         if not warm:
             self._field_layout = network_layout(self, self._image_format)
-            self._noise_seed = int(random_state.randint(MAX_SEED))
+            self._noise_seed = draw_seed(random_state)
             self._n_continued = 0
             field = build_field(self._field_layout, seed)
         else:

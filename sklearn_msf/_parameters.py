@@ -14,7 +14,15 @@ from sklearn_msf.fields import LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 from sklearn_msf.solver import ODE_SOLVERS
 
-__all__ = ["check_coverage", "check_parameters", "check_positive_integer", "make_random_state"]
+__all__ = [
+    "check_coverage",
+    "check_parameters",
+    "check_positive_integer",
+    "draw_seed",
+    "make_random_state",
+]
+
+_MAX_SEED = np.iinfo(np.int32).max
 
 
 def _fail(name: str, value: Any, expected: str) -> None:
@@ -89,6 +97,11 @@ def make_random_state(value: Any) -> np.random.RandomState:
             "random_state must be an integer in [0, 2**32 - 1], a numpy RandomState or None, "
             f"got {value!r}."
         ) from error
+
+
+def draw_seed(random_state: np.random.RandomState) -> int:
+    """Draw a seed for another source of random numbers."""
+    return int(random_state.randint(_MAX_SEED))
 
 
 def _check_class_weight(value: Any) -> None:

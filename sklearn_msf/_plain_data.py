@@ -27,8 +27,10 @@ def to_plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (torch.device, np.random.RandomState)):
-        return str(value) if isinstance(value, torch.device) else None
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, np.random.RandomState) or value is np.random:
+        return None
     if isinstance(value, Mapping):
         return {"pairs": [[to_plain(key), to_plain(item)] for key, item in value.items()]}
     if isinstance(value, (list, tuple, np.ndarray)):

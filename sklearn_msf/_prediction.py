@@ -11,6 +11,7 @@ from sklearn_msf._parameters import (
     check_coverage,
     check_parameters,
     check_positive_integer,
+    draw_seed,
     make_random_state,
 )
 from sklearn_msf._pretrained import PretrainedEstimator
@@ -21,9 +22,8 @@ from sklearn_msf.selective import accept_most_certain
 from sklearn_msf.solver import ADAPTIVE_SOLVERS
 from sklearn_msf.uncertainty import UNCERTAINTIES
 
-__all__ = ["MAX_SEED", "PredictingEstimator"]
+__all__ = ["PredictingEstimator"]
 
-MAX_SEED = np.iinfo(np.int32).max
 # Rows of a forward pass, all draws of its images: as fast as larger ones. Always the same, for
 # one image as for many; fewer where images are larger, so that memory stays bounded.
 _MAX_ROWS = 256
@@ -42,13 +42,13 @@ class PredictingEstimator(PretrainedEstimator):
     def _classify_rows(self, rows: np.ndarray, field: VelocityField) -> Prediction:
         device = next(field.parameters()).device
         generator = torch.Generator().manual_seed(self._noise_seed)
-        shape = (int(self.n_draws), field.codes.n_channels, *self._image_format.size)
+        n_draws = int(self.n_draws)
+        shape = (n_draws, field.codes.n_channels, *self._image_format.size)
         noise = torch.randn(shape, generator=generator).to(device)
         images = self._image_format.to_numpy_images(rows)
         # A solver that controls its steps would take rounding for curvature.
         adaptive = self.ode_solver in ADAPTIVE_SOLVERS
         precision = "float32" if adaptive else resolve_precision(self.precision, device)
-        n_draws = int(self.n_draws)
         batch_size = self._batch_size(_MAX_ROWS, n_draws)
         settings = self._inference_settings(int(self.n_steps), precision, batch_size)
         return classify(field, images, noise, settings)
@@ -223,7 +223,7 @@ class PredictingEstimator(PretrainedEstimator):
                 f"got {class_id!r}."
             )
         labels = np.repeat(np.searchsorted(self.classes_, asked), n_samples)
-        seed = int(make_random_state(random_state).randint(MAX_SEED))
+        seed = draw_seed(make_random_state(random_state))
         size = self._image_format.size
         images = generate(
             self.field_,

@@ -8,12 +8,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from sklearn_msf._data import TrainingRows
+from sklearn_msf._parameters import draw_seed
 from sklearn_msf._plain_data import to_plain
 from sklearn_msf._version import __version__
 from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.device import resolve_device, resolve_precision
 
-__all__ = ["describe_random_state", "open_checkpoints"]
+__all__ = ["open_checkpoints"]
 
 # What may differ between a run and the one that goes on with it: nothing of it trains.
 _FREE = {
@@ -26,16 +27,12 @@ _FREE = {
 }
 
 
-def describe_random_state(random_state: Any) -> Any:
-    """Describe a source of random numbers before anything is drawn from it."""
-    if isinstance(random_state, np.random.RandomState):
-        _, words, position, *_ = random_state.get_state(legacy=True)
-        return _digest(np.asarray(words), np.asarray(position))
-    return to_plain(random_state)
-
-
 def open_checkpoints(
-    estimator: BaseEstimator, data: TrainingRows, seed: int, random_state: Any, *, warm: bool
+    estimator: BaseEstimator,
+    data: TrainingRows,
+    random_state: np.random.RandomState,
+    *,
+    warm: bool,
 ) -> Checkpoints | None:
     """Open the checkpoints of a fit, where the estimator has a folder for them.
 
@@ -45,10 +42,8 @@ def open_checkpoints(
         The estimator with its parameters, and where `warm` its weights.
     data : TrainingRows
         What it is fitted on.
-    seed : int
-        Seed of a run that starts anew.
-    random_state : int, str or None
-        What :func:`describe_random_state` made of the estimator's.
+    random_state : RandomState
+        Made of the estimator's; the seed of a run that starts anew is drawn from it.
     warm : bool
         Whether fit starts from the estimator's weights.
 
@@ -69,8 +64,11 @@ def open_checkpoints(
         for name, value in estimator.get_params(deep=False).items()
         if name not in _FREE
     }
+    if isinstance(estimator.random_state, np.random.RandomState):
+        # Where it stands tells runs apart; nothing has been drawn from it yet.
+        _, words, position, *_ = random_state.get_state(legacy=True)
+        fingerprint["random_state"] = _digest(np.asarray(words), np.asarray(position))
     device = resolve_device(estimator.device)
-    fingerprint["random_state"] = random_state
     fingerprint["version of sklearn_msf"] = __version__
     fingerprint["device"] = device.type
     fingerprint["precision"] = resolve_precision(estimator.precision, device)
@@ -83,7 +81,7 @@ def open_checkpoints(
         weights = [value.cpu().numpy() for value in estimator.field_.state_dict().values()]
         fingerprint["weights to start from"] = _digest(*weights)
     every = int(estimator.checkpoint_every)
-    return Checkpoints(Path(estimator.checkpoint_dir), every, fingerprint, seed)
+    return Checkpoints(Path(estimator.checkpoint_dir), every, fingerprint, draw_seed(random_state))
 
 
 def _digest(*arrays: np.ndarray) -> str:

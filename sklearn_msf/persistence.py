@@ -40,6 +40,8 @@ _FORMAT = "sklearn_msf"
 _FORMAT_VERSION = 1
 # Histories of very long runs take some MiB.
 _MAX_DOCUMENT_BYTES = 64 * 2**20
+# What follows the name of a record in that of its weights file.
+_WEIGHTS_SUFFIX = r"-[0-9a-f]{16}\.safetensors"
 # Flags that not every system has.
 _BINARY = getattr(os, "O_BINARY", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
@@ -118,7 +120,7 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
     pattern : str
         Regular expression of their names.
     """
-    weights = re.compile(rf"({pattern})-[0-9a-f]{{16}}\.safetensors")
+    weights = re.compile(rf"({pattern}){_WEIGHTS_SUFFIX}")
     unfinished = re.compile(rf"\.{pattern}[-.].*\.part")
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         match = weights.fullmatch(path.name)
@@ -251,16 +253,15 @@ def _weights_name(name: str, digest: str) -> str:
 
 def _weights_files(folder: Path, name: str) -> list[Path]:
     """Every weights file of a record, left over ones too."""
-    pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors")
+    pattern = re.compile(rf"{re.escape(name)}{_WEIGHTS_SUFFIX}")
     return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
 
 
 def _checked_content(path: Path) -> dict[str, Any]:
     """Read the JSON file of a record, which has its entries if not yet the right ones."""
+    text = _read_regular_file(path, at_most=_MAX_DOCUMENT_BYTES)
     try:
-        content = json.loads(_read_regular_file(path, at_most=_MAX_DOCUMENT_BYTES))
-    except RecordError:
-        raise
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

@@ -77,6 +77,7 @@ def on_floats():
         ("verbose", "loud"),
         ("max_grad_norm", 0),
         ("random_state", "abc"),
+        ("random_state", object()),
         ("random_state", -1),
         ("class_weight", np.array([1.0, 2.0])),
     ],

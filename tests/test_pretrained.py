@@ -140,6 +140,15 @@ def test_parameters_of_every_kind_come_back(tmp_path):
     assert parameters["random_state"] == 3
 
 
+@pytest.mark.parametrize("random_state", [np.random, np.random.RandomState(3), None])
+def test_sources_of_random_numbers_are_left_out(tmp_path, random_state):
+    classifier = tiny_classifier(random_state=random_state).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    assert opened.random_state is None
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
 def test_a_model_from_a_gpu_opens_on_a_machine_without(saved, tmp_path):
     classifier, _ = saved
     classifier.save_pretrained(tmp_path)
