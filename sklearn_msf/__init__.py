@@ -10,10 +10,14 @@ from sklearn_msf._version import __version__
 
 if TYPE_CHECKING:
     from sklearn_msf.classifier import MedSymmFlowClassifier
+    from sklearn_msf.latent import LatentMedSymmFlowClassifier
 
-__all__ = ["MedSymmFlowClassifier", "__version__"]
+__all__ = ["LatentMedSymmFlowClassifier", "MedSymmFlowClassifier", "__version__"]
 
-_HOMES = {"MedSymmFlowClassifier": "sklearn_msf.classifier"}
+_HOMES = {
+    "LatentMedSymmFlowClassifier": "sklearn_msf.latent",
+    "MedSymmFlowClassifier": "sklearn_msf.classifier",
+}
 
 
 def __getattr__(name: str) -> Any:

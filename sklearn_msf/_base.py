@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,16 @@ from sklearn_msf._recipe import (
     build_field,
     check_layout,
     network_layout,
+    resolve_augmentation,
     training_settings,
-    training_tensors,
+    training_targets,
 )
 from sklearn_msf._resume import open_checkpoints
 from sklearn_msf._state import all_or_nothing, move_field
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.device import resolve_device
 from sklearn_msf.fields import VelocityField
+from sklearn_msf.images import ImageFormat
 from sklearn_msf.progress import training_progress
 from sklearn_msf.training import DivergenceError, Trainer
 
@@ -43,6 +46,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
     classes_: np.ndarray
     n_features_in_: int
     image_shape_: tuple[int, ...]
+    _image_format: ImageFormat
     n_iter_: int
     history_: list[dict[str, Any]]
     field_: VelocityField
@@ -114,7 +118,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         held_out = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
-        tensors = training_tensors(data, self._image_format, resolve_device(self.device))
+        device = resolve_device(self.device)
+        if not warm:
+            self._learn_representation(data, random_state, started)
+        tensors = self._training_data(data, device)
+        validate = None if held_out is None else self._accuracy_on(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
         failure = None
@@ -122,9 +130,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
             try:
                 trainer.fit(
                     tensors,
-                    validate=None
-                    if held_out is None
-                    else lambda field: self._accuracy(held_out, field),
+                    validate=validate,
                     report=report,
                     watcher=callbacks,
                     store=store,
@@ -175,7 +181,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         check_partial_classes(self, classes, first=first)
         data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
         random_state = make_random_state(self.random_state)
-        tensors = training_tensors(data, self._image_format, resolve_device(self.device))
+        if first:
+            self._learn_representation(data, random_state, started)
+        tensors = self._training_data(data, resolve_device(self.device))
         trainer = self._make_trainer(tensors, random_state, started, warm=not first)
         trainer.history = [] if first else list(self.history_)
         trainer.fit_epoch(tensors)
@@ -191,23 +199,21 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         warm: bool,
     ) -> Trainer:
         """Make a trainer over a new field, or over the present one."""
-        device = resolve_device(self.device)
+        device, representation = resolve_device(self.device), self._representation
         seed = draw_seed(random_state)
         if not warm:
-            self._field_layout = network_layout(self, self._image_format)
+            self._field_layout = network_layout(self, representation.shape[0])
             self._noise_seed = draw_seed(random_state)
             self._n_continued = 0
-            field = build_field(self._field_layout, seed)
+            field = build_field(self._field_layout, seed, self._mask_codes())
         else:
-            check_layout(self._field_layout, network_layout(self, self._image_format))
+            check_layout(self._field_layout, network_layout(self, representation.shape[0]))
             field = copy.deepcopy(self.field_).requires_grad_(True).train()
             # An integer random_state starts anew at each call; the noise must not.
             self._n_continued += 1
             seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
-        settings = training_settings(self, self._image_format, data.epoch_size, device)
-        # A model that learned from mirror images may look at them.
-        self._mirror_draws = "flip" in (settings.augment or "")
+        settings = training_settings(self, data.epoch_size, device)
         trainer = Trainer(move_field(field, device), settings, generator, started)
         state = getattr(self, "_training_state", None) if warm else None
         if state is not None:
@@ -221,7 +227,31 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         self.n_iter_ = len(trainer.history)
         self._training_state = trainer.state() if keep_state else None
 
-    def _accuracy(self, data: TrainingRows, field: VelocityField) -> float:
+    def _learn_representation(
+        self, data: TrainingRows, random_state: np.random.RandomState, started: float
+    ) -> None:
+        """Learn what stands between images and field: nothing, where it works on pixels."""
+
+    def _training_data(self, data: TrainingRows, device: torch.device) -> TrainingData:
+        """Make images ready for training."""
+        images = torch.from_numpy(self._image_format.to_numpy_images(data.rows))
+        return TrainingData(images, *training_targets(data), device, self._augmentation())
+
+    def _augmentation(self) -> str | None:
+        """Random variation of the training images."""
+        kind = resolve_augmentation(self, self._image_format)
+        # A model that learned from mirror images may look at them.
+        self._mirror_draws = "flip" in (kind or "")
+        return kind
+
+    def _accuracy_on(
+        self, data: TrainingRows, device: torch.device
+    ) -> Callable[[VelocityField], float]:
         """Weighted accuracy of a field on held-out rows."""
-        predicted = self._classify_rows(data.rows, field).probabilities.argmax(axis=1)
-        return float(np.average(predicted == data.labels, weights=data.weights))
+        inputs = self._representation.kept_inputs(data.rows, device, mirrored=self._mirror_draws)
+
+        def accuracy(field: VelocityField) -> float:
+            predicted = self._classify_inputs(inputs, field).probabilities.argmax(axis=1)
+            return float(np.average(predicted == data.labels, weights=data.weights))
+
+        return accuracy

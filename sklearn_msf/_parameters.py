@@ -104,9 +104,36 @@ def draw_seed(random_state: np.random.RandomState) -> int:
     return int(random_state.randint(_MAX_SEED))
 
 
+def _check_path(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, (str, PathLike)):
+        _fail(name, value, "a path or None")
+
+
 def _check_class_weight(value: Any) -> None:
     if not (value is None or isinstance(value, Mapping) or _is_text(value, "balanced")):
         _fail("class_weight", value, "a dict, 'balanced' or None")
+
+
+def _check_latent_parameters(p: Mapping[str, Any]) -> None:
+    """Check what only the estimator over latents has."""
+    if p["autoencoder"] is None or p["autoencoder"] == "":
+        _fail("autoencoder", p["autoencoder"], "'auto', 'fit', a hub id, a folder or an object")
+    size = p["encoded_size"]
+    if size is not None:
+        sides = (size,) if _is_integer(size) else size
+        _check_integers("encoded_size", sides, 1)
+        if len(sides) > 2:
+            _fail("encoded_size", size, "a side, (height, width) or None")
+    _check_choice("label_decoding", p["label_decoding"], ("latent", "pixel"))
+    if not _is_text(p["n_variations"], "auto"):
+        check_positive_integer("n_variations", p["n_variations"])
+    if not _is_integer(p["cache_bytes"]) or p["cache_bytes"] < 0:
+        _fail("cache_bytes", p["cache_bytes"], "an integer >= 0")
+    if p["label_prediction"] == "velocity" and p["label_encoding"] != "rgb":
+        raise ValueError(
+            f"label_encoding={p['label_encoding']!r} makes no images that an autoencoder could "
+            "encode: over latents label_prediction='velocity' needs label_encoding='rgb'."
+        )
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
@@ -149,8 +176,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_real("ema_decay", p["ema_decay"], 0, 1, "[)")
     _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
     _check_class_weight(p["class_weight"])
-    if p["checkpoint_dir"] is not None and not isinstance(p["checkpoint_dir"], (str, PathLike)):
-        _fail("checkpoint_dir", p["checkpoint_dir"], "a path or None")
+    _check_path("checkpoint_dir", p["checkpoint_dir"])
     _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
     _check_bool("early_stopping", p["early_stopping"])
     _check_bool("warm_start", p["warm_start"])
@@ -158,5 +184,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_choice("precision", p["precision"], PRECISIONS)
     if not _is_text(p["compile_network"], "auto"):
         _check_bool("compile_network", p["compile_network"])
+    if "autoencoder" in p:
+        _check_latent_parameters(p)
     if not _is_integer(p["verbose"]) and not isinstance(p["verbose"], bool):
         _fail("verbose", p["verbose"], "an integer")

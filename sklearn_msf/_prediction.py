@@ -17,7 +17,8 @@ from sklearn_msf._parameters import (
 from sklearn_msf._pretrained import PretrainedEstimator
 from sklearn_msf.device import resolve_precision
 from sklearn_msf.fields import VelocityField
-from sklearn_msf.inference import InferenceSettings, Prediction, classify, generate
+from sklearn_msf.inference import FieldInputs, InferenceSettings, Prediction, classify, generate
+from sklearn_msf.representation import PixelRepresentation, Representation
 from sklearn_msf.selective import accept_most_certain
 from sklearn_msf.solver import ADAPTIVE_SOLVERS
 from sklearn_msf.uncertainty import UNCERTAINTIES
@@ -36,29 +37,38 @@ _TINY = np.finfo(np.float64).tiny
 class PredictingEstimator(PretrainedEstimator):
     """Predictions of a fitted velocity field."""
 
+    @property
+    def _representation(self) -> Representation:
+        """What the field works on."""
+        return PixelRepresentation(self._image_format)
+
     def _check_fitted(self) -> None:
         check_is_fitted(self)
 
     def _classify_rows(self, rows: np.ndarray, field: VelocityField) -> Prediction:
         device = next(field.parameters()).device
+        return self._classify_inputs(self._representation.inputs(rows, device), field)
+
+    def _classify_inputs(self, inputs: FieldInputs, field: VelocityField) -> Prediction:
+        device = next(field.parameters()).device
         generator = torch.Generator().manual_seed(self._noise_seed)
         n_draws = int(self.n_draws)
-        shape = (n_draws, field.codes.n_channels, *self._image_format.size)
+        shape = (n_draws, field.codes.n_channels, *self._representation.shape[1:])
         noise = torch.randn(shape, generator=generator).to(device)
-        images = self._image_format.to_numpy_images(rows)
         # A solver that controls its steps would take rounding for curvature.
         adaptive = self.ode_solver in ADAPTIVE_SOLVERS
         precision = "float32" if adaptive else resolve_precision(self.precision, device)
         batch_size = self._batch_size(_MAX_ROWS, n_draws)
         settings = self._inference_settings(int(self.n_steps), precision, batch_size)
-        return classify(field, images, noise, settings)
+        codes = self._representation.codes(field.codes)
+        return classify(field, inputs, noise, settings, codes)
 
     def _batch_size(self, max_rows: int, n_draws: int) -> int:
         """Images of a batch whose draws are the rows of one forward pass."""
         if self.ode_solver in ADAPTIVE_SOLVERS:
             # It looks at its whole batch to choose its steps.
             return 1
-        height, width = self._image_format.size
+        _, height, width = self._representation.shape
         return max(1, min(max_rows, _MAX_PIXELS // (height * width)) // n_draws)
 
     def _inference_settings(
@@ -224,12 +234,13 @@ class PredictingEstimator(PretrainedEstimator):
             )
         labels = np.repeat(np.searchsorted(self.classes_, asked), n_samples)
         seed = draw_seed(make_random_state(random_state))
-        size = self._image_format.size
+        representation = self._representation
         images = generate(
             self.field_,
             torch.from_numpy(labels.astype(np.int64)),
-            (self._image_format.n_channels, *size),
+            representation.shape,
             seed,
             self._inference_settings(n_steps, "float32", self._batch_size(_MAX_DRAWN, 1)),
+            representation.images,
         )
         return self._image_format.from_tensor(images)

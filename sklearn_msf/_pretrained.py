@@ -18,6 +18,7 @@ from sklearn_msf._plain_data import (
 from sklearn_msf._recipe import build_field
 from sklearn_msf._state import PortableEstimator
 from sklearn_msf._version import __version__
+from sklearn_msf.autoencoder import AutoencoderError
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import count_code_channels
 from sklearn_msf.persistence import (
@@ -28,10 +29,12 @@ from sklearn_msf.persistence import (
     write_file,
     write_record,
 )
+from sklearn_msf.states import part_of
 
 __all__ = ["PretrainedEstimator"]
 
 _NAME = "model"
+_REPRESENTATION = "representation"
 _CARD = "README.md"
 _MAX_SEED = 2**32
 # A model from elsewhere must not say where files are written, or make a prediction endless.
@@ -79,7 +82,12 @@ class PretrainedEstimator(PortableEstimator):
         """
         self._check_fitted()
         path, card = Path(folder), model_card(self)
-        write_record(path, _NAME, self.field_.state_dict(), self._to_document())
+        document, tensors = self._to_document(), dict(self.field_.state_dict())
+        representation, encoded = self._saved_representation()
+        if representation is not None:
+            document["representation"] = representation
+            tensors |= {f"{_REPRESENTATION}.{name}": value for name, value in encoded.items()}
+        write_record(path, _NAME, tensors, document)
         remove_leftovers(path, _NAME)
         if not (path / _CARD).exists() or (path / _CARD).read_bytes().startswith(CARD_START):
             write_file(path / _CARD, card.encode())
@@ -110,6 +118,11 @@ class PretrainedEstimator(PortableEstimator):
         ValueError
             For files that were cut off, changed or exchanged, and for models of another class.
         """
+        return cls._open(folder, None)
+
+    @classmethod
+    def _open(cls: type[Estimator], folder: Any, given: Any) -> Estimator:
+        """Open a model; `given` stands for what its files only name."""
         path = Path(folder)
         if not (path / f"{_NAME}.json").is_file():
             raise FileNotFoundError(
@@ -118,8 +131,8 @@ class PretrainedEstimator(PortableEstimator):
             )
         tensors, document = read_record(path, _NAME)
         try:
-            estimator = cls._from_document(document, tensors)
-        except RecordError:
+            estimator = cls._from_document(document, tensors, given)
+        except (RecordError, AutoencoderError):
             raise
         # Whatever a changed file has instead of what belongs there.
         except _NOT_A_MODEL as error:
@@ -129,6 +142,22 @@ class PretrainedEstimator(PortableEstimator):
     def _check_fitted(self) -> None:
         raise NotImplementedError
 
+    def _saved_representation(self) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+        """Describe what stands between images and field, in plain data and tensors."""
+        return None, {}
+
+    def _open_representation(
+        self,
+        plain: Any,
+        tensors: dict[str, torch.Tensor],
+        image_format: ImageFormat,
+        given: Any,
+    ) -> int:
+        """Take over what was saved, and return the channels that the field sees."""
+        if plain is not None or tensors:
+            raise RecordError("The model does not work on pixels.")
+        return image_format.n_channels
+
     def _to_document(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""
         return {
@@ -136,7 +165,7 @@ class PretrainedEstimator(PortableEstimator):
             "library_version": __version__,
             "parameters": {
                 name: to_plain(value)
-                for name, value in self.get_params(deep=False).items()
+                for name, value in self._plain_parameters().items()
                 if name not in _OF_THE_MACHINE
             },
             "layout": {name: to_plain(value) for name, value in self._field_layout.items()},
@@ -153,7 +182,10 @@ class PretrainedEstimator(PortableEstimator):
 
     @classmethod
     def _from_document(
-        cls: type[Estimator], document: dict[str, Any], tensors: dict[str, torch.Tensor]
+        cls: type[Estimator],
+        document: dict[str, Any],
+        tensors: dict[str, torch.Tensor],
+        given: Any,
     ) -> Estimator:
         if document["class"] != cls.__name__:
             raise RecordError(
@@ -174,8 +206,15 @@ class PretrainedEstimator(PortableEstimator):
         image_format = ImageFormat.from_plain(document["image_format"])
         if max(image_format.shape) > _MAX_SIDE:
             raise RecordError(f"The model has images of shape {image_format.shape}.")
+        encoded = part_of(tensors, _REPRESENTATION)
+        tensors = {
+            name: value for name, value in tensors.items() if not name.startswith(_REPRESENTATION)
+        }
+        n_channels = estimator._open_representation(
+            document.get("representation"), encoded, image_format, given
+        )
         layout = {name: from_plain(value) for name, value in document["layout"].items()}
-        _check_layout(estimator, layout, len(classes), image_format, tensors)
+        _check_layout(estimator, layout, len(classes), n_channels, tensors)
         state = {
             **vars(estimator),
             "classes_": classes,
@@ -204,7 +243,7 @@ def _check_layout(
     estimator: PretrainedEstimator,
     layout: dict[str, Any],
     n_classes: int,
-    image_format: ImageFormat,
+    n_channels: int,
     tensors: dict[str, torch.Tensor],
 ) -> None:
     """Refuse a layout that is none, or that the weights do not have.
@@ -220,14 +259,20 @@ def _check_layout(
     parameters = estimator.get_params(deep=False)
     check_parameters({name: named.get(name, value) for name, value in parameters.items()})
     counts = layout["n_classes"], layout["image_channels"]
-    if counts != (n_classes, image_format.n_channels):
+    if counts != (n_classes, n_channels):
         raise RecordError(
             f"The layout is for {counts[0]!r} classes and {counts[1]!r} channels; the model "
-            f"has {n_classes} and {image_format.n_channels}."
+            f"has {n_classes} and {n_channels}."
         )
     if layout["n_blocks"] * len(layout["channel_mult"]) > len(tensors):
         raise RecordError("The layout has more blocks than there are weights.")
-    n_inputs = image_format.n_channels + count_code_channels(layout["label_encoding"], n_classes)
+    mask_codes = estimator._mask_codes()
+    if mask_codes is None:
+        n_inputs = n_channels + count_code_channels(layout["label_encoding"], n_classes)
+    elif layout["form"] == "velocity" and len(mask_codes) == n_classes:
+        n_inputs = n_channels + mask_codes.shape[1]
+    else:
+        raise RecordError("The model has encoded masks that its label half does not use.")
     first = tensors.get("unet.conv_in.weight")
     shape = () if first is None else tuple(first.shape)
     widths = [layout["channels"] * multiple for multiple in layout["channel_mult"]]
@@ -236,7 +281,7 @@ def _check_layout(
         raise RecordError(f"The layout does not fit a first convolution of shape {shape}.")
     # Without memory, and as slow as the number of weights.
     with torch.device("meta"):
-        field = build_field(layout, seed=0)
+        field = build_field(layout, 0, mask_codes)
     check_tensors(tensors, field.state_dict(), "The model")
 
 

@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from torch import Tensor
 
 from sklearn_msf._data import TrainingRows
-from sklearn_msf.batches import TrainingData
 from sklearn_msf.device import resolve_precision
 from sklearn_msf.fields import VelocityField, make_field
 from sklearn_msf.images import ImageFormat
-from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, make_label_codes
 from sklearn_msf.settings import TrainingSettings
 
 __all__ = [
     "build_field",
     "check_layout",
     "network_layout",
+    "resolve_augmentation",
     "training_settings",
-    "training_tensors",
+    "training_targets",
 ]
 
 # "auto" epochs: as many as show this many images, within these bounds.
@@ -36,14 +37,14 @@ _MIN_SECONDS_TO_COMPILE = 900.0
 _MAKING_WEIGHTS = threading.Lock()
 
 
-def network_layout(estimator: BaseEstimator, image_format: ImageFormat) -> dict[str, Any]:
+def network_layout(estimator: BaseEstimator, n_channels: int) -> dict[str, Any]:
     """Everything that the shapes of the weights depend on, as plain data."""
     return {
         "label_encoding": estimator.label_encoding,
         "beta": float(estimator.beta),
         "n_classes": len(estimator.classes_),
         "form": estimator.label_prediction,
-        "image_channels": image_format.n_channels,
+        "image_channels": n_channels,
         "channels": int(estimator.channels),
         "channel_mult": tuple(int(n) for n in estimator.channel_mult),
         "n_blocks": int(estimator.n_blocks),
@@ -63,12 +64,20 @@ def check_layout(fitted: dict[str, Any], wanted: dict[str, Any]) -> None:
         )
 
 
-def build_field(layout: dict[str, Any], seed: int) -> VelocityField:
-    """Make the field of a layout with weights drawn from a seed; torch's own state is kept."""
+def build_field(
+    layout: dict[str, Any], seed: int, mask_codes: Tensor | None = None
+) -> VelocityField:
+    """Make the field of a layout with weights drawn from a seed; torch's own state is kept.
+
+    With `mask_codes`, (K, C_y, H, W), it carries these masks instead of plain colours.
+    """
     layout = dict(layout)
-    codes = make_label_codes(
-        layout.pop("label_encoding"), layout.pop("n_classes"), layout.pop("beta")
-    )
+    encoding, n_classes, beta = (layout.pop(k) for k in ("label_encoding", "n_classes", "beta"))
+    codes: LabelCodes | EncodedLabelCodes
+    if mask_codes is None:
+        codes = make_label_codes(encoding, n_classes, beta)
+    else:
+        codes = EncodedLabelCodes(mask_codes)
     with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed every GPU too.
         torch.default_generator.manual_seed(seed)
@@ -76,7 +85,7 @@ def build_field(layout: dict[str, Any], seed: int) -> VelocityField:
 
 
 def training_settings(
-    estimator: BaseEstimator, image_format: ImageFormat, n_images: int, device: torch.device
+    estimator: BaseEstimator, n_images: int, device: torch.device
 ) -> TrainingSettings:
     """Resolve every "auto" into the settings of the training engine."""
     max_epochs = _max_epochs(estimator, n_images)
@@ -91,7 +100,6 @@ def training_settings(
         ema_decay=float(estimator.ema_decay),
         image_weight=float(estimator.image_weight),
         t1_share=float(estimator.t1_share),
-        augment=_augmentation(estimator, image_format),
         precision=resolve_precision(estimator.precision, device),
         compile_network=_compilation(estimator, device, n_steps),
         early_stopping=bool(estimator.early_stopping),
@@ -106,7 +114,8 @@ def _max_epochs(estimator: BaseEstimator, n_images: int) -> int:
     return min(high, max(low, math.ceil(_AUTO_IMAGES / n_images)))
 
 
-def _augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:
+def resolve_augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:
+    """Kind of random variation that "auto" means for images of this size."""
     if estimator.augment != "auto":
         return estimator.augment
     return "hflip+affine" if min(image_format.size) >= _MIN_SIDE_TO_AUGMENT else None
@@ -119,14 +128,7 @@ def _compilation(estimator: BaseEstimator, device: torch.device, n_steps: int) -
     return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE and long_enough
 
 
-def training_tensors(
-    data: TrainingRows, image_format: ImageFormat, device: torch.device
-) -> TrainingData:
-    """Training data as tensors on the device."""
-    return TrainingData(
-        torch.from_numpy(image_format.to_numpy_images(data.rows)),
-        torch.from_numpy(data.labels.astype(np.int64)),
-        torch.from_numpy(data.weights),
-        data.n_images,
-        device,
-    )
+def training_targets(data: TrainingRows) -> tuple[Tensor, Tensor, int]:
+    """Labels and weights as tensors, and the number of images of an epoch."""
+    labels = torch.from_numpy(data.labels.astype(np.int64))
+    return labels, torch.from_numpy(data.weights), data.n_images

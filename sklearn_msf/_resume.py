@@ -61,7 +61,7 @@ def open_checkpoints(
         return None
     fingerprint: dict[str, Any] = {
         name: to_plain(value)
-        for name, value in estimator.get_params(deep=False).items()
+        for name, value in estimator._plain_parameters().items()
         if name not in _FREE
     }
     if isinstance(estimator.random_state, np.random.RandomState):

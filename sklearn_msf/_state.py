@@ -27,6 +27,15 @@ _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
 class PortableEstimator(BaseEstimator):
     """Turns the network of an estimator into arrays when it is pickled, and back."""
 
+    def _plain_parameters(self) -> dict[str, Any]:
+        """Describe the constructor parameters by what plain data can hold."""
+        parameters: dict[str, Any] = self.get_params(deep=False)
+        return parameters
+
+    def _mask_codes(self) -> torch.Tensor | None:
+        """Masks of the classes, (K, C_y, H, W), where they are not plain colours."""
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
         """State with every tensor as an array."""
         # A copy: what comes is the estimator's own dictionary.
@@ -50,7 +59,7 @@ class PortableEstimator(BaseEstimator):
             state["_image_format"] = ImageFormat.from_plain(state["_image_format"])
         super().__setstate__(state)
         if weights is not None:
-            field = build_field(self._field_layout, seed=0)
+            field = build_field(self._field_layout, 0, self._mask_codes())
             field.load_state_dict(_arrays_to_tensors(weights))
             field.requires_grad_(False).eval()
             self.field_ = move_field(field, _device_at_hand(self.device))

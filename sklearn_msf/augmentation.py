@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AUGMENTATIONS", "augment_images"]
+__all__ = ["AUGMENTATIONS", "augment_images", "mirror_images"]
 
 # Shifts count in half sizes, as grid_sample does.
 _MAX_ROTATION = math.radians(15.0)
@@ -83,3 +83,24 @@ def augment_images(
     if "affine" in names and n_varied:
         x = torch.cat([_affine(x[:n_varied], generator), x[n_varied:]])
     return x
+
+
+def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
+    """Images and all their flips that a kind of variation has.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, C, H, W)
+        Images.
+    kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
+        Variations.
+
+    Returns
+    -------
+    list of Tensor
+        The images themselves first: 1, 2 or 4 batches.
+    """
+    names = kind.split("+") if kind else []
+    if "flip" in names:
+        return [x, x.flip(3), x.flip(2), x.flip(2, 3)]
+    return [x, x.flip(3)] if "hflip" in names else [x]

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sklearn_msf.augmentation import augment_images
+from sklearn_msf.images import ImageFormat
+
 __all__ = ["TrainingData"]
 
 # Share of a GPU's free memory that images may take before they are streamed instead.
@@ -30,6 +33,8 @@ class TrainingData:
         an epoch, as k copies of it would be.
     device : torch.device, optional
         Where to train; where the images are by default.
+    augment : str or None, default=None
+        Random variation of the images, see :func:`~sklearn_msf.augmentation.augment_images`.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class TrainingData:
         weights: Tensor,
         epoch_size: int,
         device: torch.device | None = None,
+        augment: str | None = None,
     ):
         device = device or images.device
         self.images = images.to(device) if _fits(images, device) else images
         self.labels = labels.to(device)
         self.epoch_size = epoch_size
+        self.augment = augment
         self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -61,13 +68,36 @@ class TrainingData:
         rows = rows[order].to(self.images.device)
         yield from rows.tensor_split(max(1, round(n / batch_size)))
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of some rows, on the device."""
+    def batch(
+        self, rows: Tensor, n_varied: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Make what the field sees of some rows, and their labels, on the device.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (n,), int64
+            As :meth:`epoch` yields them.
+        n_varied : int
+            Number of rows, from the first on, that teach nothing about drawing.
+        generator : torch.Generator
+            Source of the variation, on the device.
+
+        Returns
+        -------
+        x : Tensor of shape (n, C, H, W), float32
+            Varied images in [-1, 1].
+        labels : Tensor of shape (n,), int64
+        """
+        x = ImageFormat.normalise(self._on_device(rows))
+        x = augment_images(x, self.augment, n_varied, generator)
+        return x, self.labels[rows.to(self.labels.device, non_blocking=True)]
+
+    def _on_device(self, rows: Tensor) -> Tensor:
+        """Rows of the images, on the device."""
         if self.images.device == self.labels.device:
-            return self.images[rows], self.labels[rows]
+            return self.images[rows]
         # Pinned blocks are reused once their copy is done, which nobody waits for here.
-        images = self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
-        return images, self.labels[rows.to(self.labels.device, non_blocking=True)]
+        return self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

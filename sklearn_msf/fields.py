@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
-from sklearn_msf.label_codes import LabelCodes
+from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import Encoding, UNet
 from sklearn_msf.solver import END_EVALUATING_SOLVERS, integrate
 
@@ -33,11 +33,11 @@ class VelocityField(nn.Module):
     ----------
     unet : UNet
         Network over [x_t, y_t].
-    codes : LabelCodes
+    codes : LabelCodes or EncodedLabelCodes
         Codes of the classes.
     """
 
-    def __init__(self, unet: UNet, codes: LabelCodes):
+    def __init__(self, unet: UNet, codes: LabelCodes | EncodedLabelCodes):
         super().__init__()
         self.unet = unet
         self.codes = codes
@@ -128,6 +128,8 @@ class VelocityForm(VelocityField):
 class PosteriorForm(VelocityField):
     """Label half as a class posterior, from which v_y follows in closed form."""
 
+    codes: LabelCodes
+
     def __init__(self, unet: UNet, codes: LabelCodes):
         super().__init__(unet, codes)
         self.head = nn.Linear(unet.feature_channels, codes.n_classes)
@@ -202,29 +204,20 @@ class PosteriorForm(VelocityField):
         return end.state[0]
 
 
-def _velocity_form(codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
-    n_channels = image_channels + codes.n_channels
-    return VelocityForm(UNet(n_channels, n_channels, **unet), codes)
+LABEL_PREDICTIONS = ("velocity", "posterior")
 
 
-def _posterior_form(codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
-    n_channels = image_channels + codes.n_channels
-    return PosteriorForm(UNet(n_channels, image_channels, **unet), codes)
-
-
-_FORMS = {"velocity": _velocity_form, "posterior": _posterior_form}
-LABEL_PREDICTIONS = tuple(_FORMS)
-
-
-def make_field(form: str, codes: LabelCodes, image_channels: int, **unet: Any) -> VelocityField:
+def make_field(
+    form: str, codes: LabelCodes | EncodedLabelCodes, image_channels: int, **unet: Any
+) -> VelocityField:
     """Make an untrained velocity field.
 
     Parameters
     ----------
     form : {"velocity", "posterior"}
         What the label half of the network returns.
-    codes : LabelCodes
-        Codes of the classes.
+    codes : LabelCodes or EncodedLabelCodes
+        Codes of the classes; the posterior form takes plain ones.
     image_channels : int
         Channels of the images.
     **unet : dict
@@ -234,4 +227,8 @@ def make_field(form: str, codes: LabelCodes, image_channels: int, **unet: Any) -
     -------
     VelocityField
     """
-    return _FORMS[form](codes, image_channels, **unet)
+    n_channels = image_channels + codes.n_channels
+    if form == "velocity":
+        return VelocityForm(UNet(n_channels, n_channels, **unet), codes)
+    assert isinstance(codes, LabelCodes)
+    return PosteriorForm(UNet(n_channels, image_channels, **unet), codes)

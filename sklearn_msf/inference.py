@@ -6,10 +6,9 @@ row's result is the same, to the last bit, whatever rows are beside it. Only whe
 out, which is logged, are batches smaller.
 """
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,17 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_msf.cuda_graphs import replay
-from sklearn_msf.device import autocast, worker_threads
+from sklearn_msf.device import autocast
 from sklearn_msf.fields import PosteriorForm, VelocityField
 from sklearn_msf.images import ImageFormat
-from sklearn_msf.label_codes import LabelCodes
+from sklearn_msf.label_codes import Codes, LabelCodes
+from sklearn_msf.passes import in_batches
 
-__all__ = ["InferenceSettings", "Prediction", "classify", "generate"]
-
-_LOG = logging.getLogger("sklearn_msf")
-_OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
-
-Result = TypeVar("Result")
+__all__ = ["FieldInputs", "InferenceSettings", "PixelInputs", "Prediction", "classify", "generate"]
 
 
 @dataclass(frozen=True)
@@ -71,62 +66,51 @@ class Prediction:
     distances: np.ndarray
 
 
-def _padded(images: np.ndarray, size: int) -> np.ndarray:
-    """Fill a batch up to exactly `size` rows."""
-    if len(images) == size:
-        return images
-    return np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])
+class FieldInputs(Protocol):
+    """Images as the field takes them, made when they are needed."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Make x of `size` images, (size, C, H, W), the last batch filled up with its first."""
 
 
-def _in_batches(
-    run: Callable[[int, int], Result], n_rows: int, batch_size: int, device: torch.device
-) -> list[Result]:
-    """Call run(start, batch_size) for each batch, with smaller ones where memory runs out."""
-    results: list[Result] = []
-    start = 0
-    while start < n_rows:
-        try:
-            for result in _side_by_side(run, range(start, n_rows, batch_size), batch_size, device):
-                results.append(result)
-                start += batch_size
-        except (MemoryError, RuntimeError) as error:
-            if batch_size == 1 or not _is_out_of_memory(error):
-                raise
-            batch_size //= 2
-            _LOG.warning("Out of memory: going on with batches of %d.", batch_size)
-        else:
-            break
-        # Here the error, and with it what it held, is gone.
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return results
+class PixelInputs:
+    """Images as arrays, brought to a device and to [-1, 1] batch by batch.
 
+    Parameters
+    ----------
+    images : ndarray of shape (n, C, H, W)
+        uint8 in [0, 255] or float32 in [-1, 1].
+    device : torch.device
+        Where the field is.
+    """
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # Not every allocator has an error of its own.
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
+    def __init__(self, images: np.ndarray, device: torch.device):
+        self._images = images
+        self._device = device
 
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._images)
 
-def _side_by_side(
-    run: Callable[[int, int], Result], starts: range, batch_size: int, device: torch.device
-) -> Iterator[Result]:
-    """Run the batches, on a CPU on as many threads as torch has."""
-
-    # Both modes belong to the thread that sets them.
-    @torch.inference_mode()
-    def one(start: int) -> Result:
-        return run(start, batch_size)
-
-    if device.type != "cpu":
-        yield from map(one, starts)
-        return
-    with worker_threads(len(starts)) as executor:
-        yield from executor.map(one, starts)
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Make x of `size` images, (size, C, H, W), the last batch filled up with its first."""
+        images = self._images[start : start + size]
+        if len(images) < size:
+            filling = np.repeat(images[:1], size - len(images), axis=0)
+            images = np.concatenate([images, filling])
+        x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
+        return x.flip(3) if mirrored else x
 
 
 def classify(
-    field: VelocityField, images: np.ndarray, noise: Tensor, settings: InferenceSettings
+    field: VelocityField,
+    inputs: FieldInputs,
+    noise: Tensor,
+    settings: InferenceSettings,
+    codes: Codes,
 ) -> Prediction:
     """Classify images, averaged over draws of the mask noise.
 
@@ -134,31 +118,34 @@ def classify(
     ----------
     field : VelocityField
         Trained field in evaluation mode, on the device of `noise`.
-    images : ndarray of shape (n, C, H, W)
-        uint8 in [0, 255] or float32 in [-1, 1].
+    inputs : FieldInputs
+        The images.
     noise : Tensor of shape (n_draws, C_y, H, W)
         Mask noise e_y of each draw, the same for all images.
     settings : InferenceSettings
         Solver, batches and precision.
+    codes : Codes
+        What masks are compared with.
 
     Returns
     -------
     Prediction
     """
     read = _read_posterior if _has_posterior(field, settings) else _read_mask
-    codes = field.codes.to("cpu")
+    codes = codes.to("cpu")
+    n_rows = len(inputs)
 
     def run(start: int, size: int) -> tuple[Tensor, Tensor]:
-        batch = images[start : start + size]
-        x = ImageFormat.normalise(torch.from_numpy(_padded(batch, size)).to(noise.device))
+        n_real = min(size, n_rows - start)
+        x, e_y = _draws(inputs, start, size, noise, settings)
         with autocast(noise.device, settings.precision):
-            estimate = read(field, *_draws(x, noise, settings), settings)
+            estimate = read(field, x, e_y, settings)
         # Draws are averaged in a fixed order; the batch leaves the device here.
         mean = estimate.float().unflatten(0, (len(noise), size)).mean(dim=0)
         p, distances = _decode(mean.cpu(), codes)
-        return p[: len(batch)], distances[: len(batch)]
+        return p[:n_real], distances[:n_real]
 
-    parts = _in_batches(run, len(images), settings.batch_size, noise.device)
+    parts = in_batches(run, n_rows, settings.batch_size, noise.device)
     p, distances = (torch.cat(halves).numpy() for halves in zip(*parts, strict=True))
     return Prediction(p, distances)
 
@@ -186,20 +173,27 @@ def _read_mask(field: VelocityField, x: Tensor, e_y: Tensor, settings: Inference
     return field.classify(x, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
 
 
-def _draws(x: Tensor, noise: Tensor, settings: InferenceSettings) -> tuple[Tensor, Tensor]:
+def _draws(
+    inputs: FieldInputs, start: int, size: int, noise: Tensor, settings: InferenceSettings
+) -> tuple[Tensor, Tensor]:
     """Images and mask noise of all draws, draw after draw.
 
     A mask of one colour has no sides to mirror.
     """
-    mirrored = x.flip(3) if settings.mirror_draws and len(noise) > 1 else x
-    images = [mirrored if draw % 2 else x for draw in range(len(noise))]
-    return torch.cat(images), noise.repeat_interleave(len(x), dim=0)
+    n_draws = len(noise)
+    views = [inputs.batch(start, size, mirrored=False)]
+    if settings.mirror_draws and n_draws > 1:
+        views.append(inputs.batch(start, size, mirrored=True))
+    images = [views[draw % len(views)] for draw in range(n_draws)]
+    return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 
-def _decode(estimate: Tensor, codes: LabelCodes) -> tuple[Tensor, Tensor]:
+def _decode(estimate: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
     """Probabilities and distances in float64, from probabilities or from masks."""
     estimate = estimate.double()
     if estimate.ndim == 2:
+        # Only plain codes have a posterior form.
+        assert isinstance(codes, LabelCodes)
         p = estimate / estimate.sum(dim=1, keepdim=True)
         masks = codes.mean_codes(p)[:, :, None, None]
     else:
@@ -213,6 +207,7 @@ def generate(
     image_shape: tuple[int, int, int],
     seed: int,
     settings: InferenceSettings,
+    decode: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Draw one image for each label.
 
@@ -223,17 +218,19 @@ def generate(
     labels : Tensor of shape (n,), int64
         Class indices.
     image_shape : tuple of int
-        (C, H, W).
+        (C, H, W) of what the field draws.
     seed : int
         Seed of the noise. Image i of a seed is the same, to the last bit, however many are
         drawn with it and of whatever classes.
     settings : InferenceSettings
         Solver, batches and precision.
+    decode : callable
+        Makes images of what the field draws.
 
     Returns
     -------
     Tensor of shape (n, C, H, W)
-        In about [-1, 1], on the CPU.
+        Images in about [-1, 1], on the CPU.
     """
     device = next(field.parameters()).device
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
@@ -251,9 +248,9 @@ def generate(
                 n_steps=settings.n_steps,
                 method=settings.ode_solver,
             )
-        return drawn[:n_real].float().cpu()
+        return decode(drawn.float())[:n_real].float().cpu()
 
-    return torch.cat(_in_batches(run, len(labels), settings.batch_size, device))
+    return torch.cat(in_batches(run, len(labels), settings.batch_size, device))
 
 
 def _image_noise(seed: int, start: int, n: int, shape: tuple[int, ...]) -> Tensor:

@@ -8,12 +8,21 @@ equation 2 (RGB), and the SymmFlow rows of Table 2 (grayscale).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LABEL_ENCODINGS", "LabelCodes", "count_code_channels", "make_label_codes"]
+__all__ = [
+    "LABEL_ENCODINGS",
+    "Codes",
+    "EncodedLabelCodes",
+    "LabelCodes",
+    "PixelReading",
+    "count_code_channels",
+    "make_label_codes",
+]
 
 # The four levels of a channel; 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
@@ -82,6 +91,19 @@ def _soften(weights: Tensor, floor: float) -> Tensor:
     root = torch.sqrt(weights.square() + 4 * floor**2)
     # The same number twice; either side loses its digits where the other one is used.
     return torch.where(weights > 0, (weights + root) / 2, 2 * floor**2 / (root - weights))
+
+
+class Codes(Protocol):
+    """What masks are read with."""
+
+    def to(self, device: torch.device | str) -> "Codes":
+        """Move the codes to a device."""
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Distance of masks (n, C, H, W) to every code: (n, K)."""
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Class probabilities read off masks (n, C, H, W): (n, K)."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +233,85 @@ class LabelCodes:
     def mean_codes(self, probabilities: Tensor) -> Tensor:
         """E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
         return probabilities @ self.codes.to(probabilities.dtype)
+
+
+@dataclass(frozen=True)
+class EncodedLabelCodes:
+    """Class masks as an autoencoder encodes them (paper, section 3.3).
+
+    Attributes
+    ----------
+    codes : Tensor of shape (K, C, h, w)
+        Latent of each class's mask, float32.
+    """
+
+    codes: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return self.codes.shape[0]
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels C of the latents."""
+        return self.codes.shape[1]
+
+    def to(self, device: torch.device | str) -> "EncodedLabelCodes":
+        """Move the codes to a device."""
+        return EncodedLabelCodes(self.codes.to(device))
+
+    def masks(
+        self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Latents of the masks of classes, (n, C, h, w): always the same, of one size."""
+        return self.codes[labels]
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Mean over positions of the L2 norm over channels: (n, K) from (n, C, h, w)."""
+        codes = self.codes.to(masks.dtype)
+        return torch.stack([_encoded_distance(masks, code) for code in codes], dim=1)
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """softmax(-distance / s) with s half the smallest gap between two codes: (n, K)."""
+        gaps = self.distances(self.codes.to(masks.dtype))
+        apart = ~torch.eye(len(gaps), dtype=torch.bool, device=gaps.device)
+        return torch.softmax(-self.distances(masks) / (gaps[apart].min() / 2), dim=1)
+
+
+def _encoded_distance(masks: Tensor, code: Tensor) -> Tensor:
+    return (masks - code).norm(dim=1).mean(dim=(1, 2))
+
+
+@dataclass(frozen=True)
+class PixelReading:
+    """Reads encoded masks as the paper does: decoded to colours, distances there (eq. 2).
+
+    Attributes
+    ----------
+    palette : LabelCodes
+        Colours of the classes.
+    decode : callable
+        Makes masks (n, 3, H, W) in about [-1, 1] of latents (n, C, h, w).
+    """
+
+    palette: LabelCodes
+    decode: Callable[[Tensor], Tensor]
+
+    def to(self, device: torch.device | str) -> "PixelReading":
+        """Move the colours to a device."""
+        return replace(self, palette=self.palette.to(device))
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Distance of the decoded masks to every colour (paper, eq. 2): (n, K)."""
+        return self.palette.distances(self._pixels(masks))
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Class probabilities read off the decoded masks: (n, K)."""
+        return self.palette.probabilities(self._pixels(masks))
+
+    def _pixels(self, masks: Tensor) -> Tensor:
+        return self.decode(masks.float()).to(masks)
 
 
 def count_code_channels(encoding: str, n_classes: int) -> int:

@@ -27,8 +27,6 @@ class TrainingSettings:
         w, weight of the image half in the loss; the label half has 1 - w.
     t1_share : float
         Share of each batch at t = 1.
-    augment : str or None
-        Random variation of the images.
     precision : {"float32", "bfloat16"}
         Precision of convolutions and products.
     compile_network : bool
@@ -48,7 +46,6 @@ class TrainingSettings:
     ema_decay: float
     image_weight: float
     t1_share: float
-    augment: str | None
     precision: str
     compile_network: bool
     early_stopping: bool

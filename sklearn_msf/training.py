@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_msf.augmentation import augment_images
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.compilation import compile_or_not
 from sklearn_msf.device import autocast, tensor_float32
 from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
-from sklearn_msf.images import ImageFormat
 from sklearn_msf.network import Dropout
 from sklearn_msf.optimiser import AveragedAdamW
 from sklearn_msf.schedule import TimeBudget, learning_rate_factor
@@ -283,7 +281,7 @@ class Trainer:
                 share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
                 rate = peak_rate * learning_rate_factor(self._progress(share))
             rates.append(rate)
-            losses[step] = self._step(*data.batch(rows), rate)
+            losses[step] = self._step(data, rows, rate)
             n_steps += 1
             n_images += len(rows)
             if self.settings.compile_network and self._optimizer.n_steps == 1:
@@ -319,21 +317,20 @@ class Trainer:
             f"learning rate {rates[step]:.2g}"
         )
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def _step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
         """One optimiser step; returns the weighted image and label losses, detached."""
-        n_at_one = self._n_at_one(len(images))
-        losses = self._losses(self._sample(images, labels, n_at_one), labels, n_at_one)
+        n_at_one = self._n_at_one(len(rows))
+        # Without rows at t = 1 all rows classify and draw alike.
+        n_varied = n_at_one if self.settings.t1_share > 0 else len(rows)
+        x, labels = data.batch(rows, n_varied, self._generator)
+        losses = self._losses(self._sample(x, labels, n_at_one), labels, n_at_one)
         losses.sum().backward()
         self._optimizer.step(rate)
         return losses.detach()
 
-    def _sample(self, images: Tensor, labels: Tensor, n_at_one: int) -> PathSample:
+    def _sample(self, x: Tensor, labels: Tensor, n_at_one: int) -> PathSample:
         """Draw a point of the path for each image."""
-        settings, generator = self.settings, self._generator
-        x = ImageFormat.normalise(images)
-        # Without rows at t = 1 all rows classify and draw alike.
-        n_varied = n_at_one if settings.t1_share > 0 else len(x)
-        x = augment_images(x, settings.augment, n_varied, generator)
+        generator = self._generator
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, tiny_classifier
+from conftest import TINY
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
@@ -19,9 +19,9 @@ def test_it_learns(fitted, digits):
 
 
 @pytest.mark.parametrize("label_encoding", ["rgb", "grayscale", "simplex"])
-def test_the_velocity_form_learns_with_every_code(digits, label_encoding):
+def test_the_velocity_form_learns_with_every_code(digits, label_encoding, make_classifier):
     X, y = digits[0][:120], digits[1][:120]
-    classifier = tiny_classifier(
+    classifier = make_classifier(
         label_prediction="velocity",
         label_encoding=label_encoding,
         channels=16,
@@ -43,10 +43,10 @@ def test_predictions_agree_with_each_other(fitted, digits):
     assert_array_equal(fitted.decision_function(X), fitted.predict_log_proba(X))
 
 
-def test_two_classes_have_one_decision_column(digits):
+def test_two_classes_have_one_decision_column(digits, make_classifier):
     X, y = digits
     two = y != "two"
-    classifier = tiny_classifier().fit(X[two], y[two])
+    classifier = make_classifier().fit(X[two], y[two])
     p, d = classifier.predict_proba(X), classifier.decision_function(X)
     assert d.shape == (len(X),)
     np.testing.assert_allclose(d, np.log(p[:, 1] / p[:, 0]), rtol=1e-6)
@@ -93,10 +93,10 @@ def test_images_and_their_rows_give_the_same_model(fitted, digits):
 
 @pytest.mark.parametrize("shape", [(9, 11), (9, 11, 3), (8, 8, 1), (8, 9, 2)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int32])
-def test_samples_have_dtype_layout_and_range_of_the_training_images(shape, dtype):
+def test_samples_have_dtype_layout_and_range_of_the_training_images(shape, dtype, make_classifier):
     rng = np.random.default_rng(0)
     X = rng.integers(10, 200, (8, *shape)).astype(dtype)
-    classifier = tiny_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4)
+    classifier = make_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4)
     drawn = classifier.sample(1, n_samples=3, n_steps=2, random_state=0)
     assert drawn.shape == (3, *shape)
     assert drawn.dtype == X.dtype
@@ -125,58 +125,58 @@ def test_samples_repeat_with_their_seed_and_only_then(fitted):
 @pytest.mark.parametrize(
     "labels", [[3, 9, 3, 9], ["b", "a", "b", "a"], [True, False] * 2, [1.0, 2.0] * 2]
 )
-def test_labels_of_any_sortable_kind_come_back(labels):
+def test_labels_of_any_sortable_kind_come_back(labels, make_classifier):
     X = np.random.default_rng(0).random((4, 8, 8))
-    classifier = tiny_classifier(max_epochs=1).fit(X, labels)
+    classifier = make_classifier(max_epochs=1).fit(X, labels)
     assert_array_equal(classifier.classes_, np.unique(labels))
     assert set(classifier.predict(X)) <= set(labels)
 
 
-def test_medmnist_labels_of_one_column_are_taken(digits):
+def test_medmnist_labels_of_one_column_are_taken(digits, make_classifier):
     X, y = digits
     with pytest.warns(match="column-vector"):
-        column = tiny_classifier(max_epochs=1).fit(X, y[:, None])
-    assert_array_equal(column.predict(X), tiny_classifier(max_epochs=1).fit(X, y).predict(X))
+        column = make_classifier(max_epochs=1).fit(X, y[:, None])
+    assert_array_equal(column.predict(X), make_classifier(max_epochs=1).fit(X, y).predict(X))
 
 
-def test_lists_and_data_frames_are_taken(digits):
+def test_lists_and_data_frames_are_taken(digits, make_classifier):
     X, y = digits
     frame = pd.DataFrame(X.reshape(len(X), -1), columns=[f"pixel{i}" for i in range(64)])
-    classifier = tiny_classifier(max_epochs=1, image_shape=(8, 8)).fit(frame, pd.Series(y))
+    classifier = make_classifier(max_epochs=1, image_shape=(8, 8)).fit(frame, pd.Series(y))
     assert_array_equal(classifier.feature_names_in_, frame.columns)
-    from_lists = tiny_classifier(max_epochs=1).fit(X.tolist(), y.tolist())
+    from_lists = make_classifier(max_epochs=1).fit(X.tolist(), y.tolist())
     assert_array_equal(classifier.predict_proba(frame), from_lists.predict_proba(X.tolist()))
 
 
 # Training
 
 
-def test_integer_weights_equal_repetitions(digits):
+def test_integer_weights_equal_repetitions(digits, make_classifier):
     X, y = digits[0][:30], digits[1][:30]
     weights = np.arange(30) % 3
-    weighted = tiny_classifier().fit(X, y, sample_weight=weights)
-    repeated = tiny_classifier().fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
+    weighted = make_classifier().fit(X, y, sample_weight=weights)
+    repeated = make_classifier().fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
     assert_array_equal(weighted.predict_proba(X), repeated.predict_proba(X))
 
 
-def test_balanced_class_weight_equals_those_sample_weights(digits):
+def test_balanced_class_weight_equals_those_sample_weights(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     counts = {label: 40 / (3 * np.sum(y == label)) for label in np.unique(y)}
-    balanced = tiny_classifier(class_weight="balanced").fit(X, y)
-    weighted = tiny_classifier().fit(X, y, sample_weight=[counts[label] for label in y])
+    balanced = make_classifier(class_weight="balanced").fit(X, y)
+    weighted = make_classifier().fit(X, y, sample_weight=[counts[label] for label in y])
     assert_array_equal(balanced.predict_proba(X), weighted.predict_proba(X))
 
 
-def test_the_order_of_the_training_rows_does_not_matter(digits):
+def test_the_order_of_the_training_rows_does_not_matter(digits, make_classifier):
     X, y = digits
     order = np.random.default_rng(0).permutation(len(X))
-    first, second = tiny_classifier().fit(X, y), tiny_classifier().fit(X[order], y[order])
+    first, second = make_classifier().fit(X, y), make_classifier().fit(X[order], y[order])
     assert_array_equal(first.predict_proba(X), second.predict_proba(X))
 
 
-def test_partial_fit_learns_batch_by_batch(digits):
+def test_partial_fit_learns_batch_by_batch(digits, make_classifier):
     X, y = digits
-    classifier = tiny_classifier(channels=16)
+    classifier = make_classifier(channels=16)
     for _ in range(8):
         for part in np.array_split(np.arange(len(X)), 2):
             classifier.partial_fit(X[part], y[part], classes=np.unique(y))
@@ -184,42 +184,42 @@ def test_partial_fit_learns_batch_by_batch(digits):
     assert classifier.score(X, y) > 0.9
 
 
-def test_warm_start_goes_on_where_it_was(digits):
+def test_warm_start_goes_on_where_it_was(digits, make_classifier):
     X, y = digits
-    classifier = tiny_classifier(warm_start=True, channels=16, max_epochs=6).fit(X, y)
+    classifier = make_classifier(warm_start=True, channels=16, max_epochs=6).fit(X, y)
     before = classifier.loss_curve_[0]
     assert classifier.fit(X, y).loss_curve_[0] < before
 
 
-def test_early_stopping_ends_before_the_last_epoch(digits):
+def test_early_stopping_ends_before_the_last_epoch(digits, make_classifier):
     X, y = digits
-    classifier = tiny_classifier(
+    classifier = make_classifier(
         channels=16, max_epochs=60, early_stopping=True, n_iter_no_change=3
     ).fit(X, y)
     assert classifier.n_iter_ < 60
     assert all(0 <= record["validation_score"] <= 1 for record in classifier.history_)
 
 
-def test_time_budget_limits_fit(digits, monkeypatch):
+def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
     X, y = digits
     clock = iter(np.arange(0, 1e6, 0.25))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    classifier = tiny_classifier(max_epochs="auto", time_budget=30.0).fit(X, y)
+    classifier = make_classifier(max_epochs="auto", time_budget=30.0).fit(X, y)
     assert next(clock) <= 31
     assert classifier.n_iter_ >= 1
 
 
-def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch):
+def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classifier):
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 700)
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (2, 4))
     X, y = digits
-    assert tiny_classifier(max_epochs="auto").fit(X, y).n_iter_ == 3
-    assert tiny_classifier(max_epochs="auto").fit(X[:30], y[:30]).n_iter_ == 4
+    assert make_classifier(max_epochs="auto").fit(X, y).n_iter_ == 3
+    assert make_classifier(max_epochs="auto").fit(X[:30], y[:30]).n_iter_ == 4
 
 
-def test_verbose_shows_share_loss_and_speed(digits, capsys):
+def test_verbose_shows_share_loss_and_speed(digits, capsys, make_classifier):
     X, y = digits
-    tiny_classifier(verbose=1).fit(X, y)
+    make_classifier(verbose=1).fit(X, y)
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert "loss=" in shown
@@ -280,9 +280,9 @@ def test_the_papers_settings_train_and_predict():
     assert classifier.sample(0, n_steps=2).shape == (1, 9, 9)
 
 
-def test_every_epoch_of_partial_fit_sees_other_noise(digits):
+def test_every_epoch_of_partial_fit_sees_other_noise(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
-    classifier = tiny_classifier(learning_rate=1e-12)
+    classifier = make_classifier(learning_rate=1e-12)
     for _ in range(3):
         classifier.partial_fit(X, y, classes=np.unique(digits[1]))
     # The weights hardly move, so only the noise can change the loss.
@@ -291,9 +291,11 @@ def test_every_epoch_of_partial_fit_sees_other_noise(digits):
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
 @pytest.mark.parametrize("ode_solver", ["euler", "midpoint", "rk4", "dopri5"])
-def test_no_solver_makes_predictions_depend_on_other_rows(digits, form, ode_solver):
+def test_no_solver_makes_predictions_depend_on_other_rows(
+    digits, form, ode_solver, make_classifier
+):
     X, y = digits[0][:20], digits[1][:20]
-    classifier = tiny_classifier(label_prediction=form, ode_solver=ode_solver, n_steps=2)
+    classifier = make_classifier(label_prediction=form, ode_solver=ode_solver, n_steps=2)
     together = classifier.fit(X, y).predict_proba(X[:4])
     assert_array_equal(classifier.predict_proba(X[2:3]), together[2:3])
     assert np.isfinite(classifier.predict_uncertainty(X[:4])).all()
@@ -307,56 +309,56 @@ def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
         assert np.mean(many.predict(X[:40]) == fitted.predict(X[:40])) > 0.9
 
 
-def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch):
+def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 240)
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (1, 9))
     X, y = digits[0][:40], digits[1][:40]
-    weighted = tiny_classifier(max_epochs="auto").fit(X, y, sample_weight=np.full(40, 2))
+    weighted = make_classifier(max_epochs="auto").fit(X, y, sample_weight=np.full(40, 2))
     assert weighted.n_iter_ == 3
 
 
-def test_classes_of_zero_weight_are_left_out_of_training_only(digits):
+def test_classes_of_zero_weight_are_left_out_of_training_only(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
-    classifier = tiny_classifier(class_weight={"two": 0}).fit(X, y)
+    classifier = make_classifier(class_weight={"two": 0}).fit(X, y)
     assert list(classifier.classes_) == ["one", "two", "zero"]
 
 
-def test_boolean_images_come_back_boolean():
+def test_boolean_images_come_back_boolean(make_classifier):
     X = np.random.default_rng(0).random((6, 8, 8)) < 0.5
-    drawn = tiny_classifier().fit(X, [0, 1] * 3).sample(0, n_steps=2)
+    drawn = make_classifier().fit(X, [0, 1] * 3).sample(0, n_steps=2)
     assert drawn.dtype == bool
 
 
 @pytest.mark.parametrize("channels", [98, 100])
-def test_widths_that_heads_do_not_divide_work(channels):
+def test_widths_that_heads_do_not_divide_work(channels, make_classifier):
     X = np.random.default_rng(0).random((4, 8, 8))
-    classifier = tiny_classifier(channels=channels, channel_mult=(1, 2), max_epochs=1)
+    classifier = make_classifier(channels=channels, channel_mult=(1, 2), max_epochs=1)
     assert classifier.fit(X, [0, 1] * 2).predict(X).shape == (4,)
 
 
-def test_every_warm_fit_sees_other_noise(digits):
+def test_every_warm_fit_sees_other_noise(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
-    classifier = tiny_classifier(warm_start=True, learning_rate=1e-12, max_epochs=1)
+    classifier = make_classifier(warm_start=True, learning_rate=1e-12, max_epochs=1)
     losses = [classifier.fit(X, y).loss_curve_[0] for _ in range(4)]
     assert len(set(losses)) == 4
 
 
-def test_class_weights_do_not_lengthen_an_epoch(digits):
+def test_class_weights_do_not_lengthen_an_epoch(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
-    classifier = tiny_classifier(class_weight={"one": 100}).fit(X, y)
+    classifier = make_classifier(class_weight={"one": 100}).fit(X, y)
     assert [record["n_images"] for record in classifier.history_] == [40, 40]
 
 
-def test_balanced_classes_keep_weights_and_repetitions_equal(digits):
+def test_balanced_classes_keep_weights_and_repetitions_equal(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     weights = 1 + np.arange(40) % 3
-    weighted = tiny_classifier(class_weight="balanced").fit(X, y, sample_weight=weights)
-    repeated = tiny_classifier(class_weight="balanced")
+    weighted = make_classifier(class_weight="balanced").fit(X, y, sample_weight=weights)
+    repeated = make_classifier(class_weight="balanced")
     repeated.fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
     np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-7)
 
 
-def test_a_class_weight_for_a_class_that_a_fold_lacks_is_passed_over(digits):
+def test_a_class_weight_for_a_class_that_a_fold_lacks_is_passed_over(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     two = y != "two"
-    assert tiny_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two]).n_iter_ == 2
+    assert make_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two]).n_iter_ == 2

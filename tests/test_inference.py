@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sklearn_msf.fields import LABEL_PREDICTIONS
-from sklearn_msf.inference import InferenceSettings, classify, generate
+from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 
 N = 21
@@ -18,6 +18,14 @@ def inference(**overrides):
     return InferenceSettings(**{**standard, **overrides})
 
 
+def classified(field, images, noise, settings):
+    return classify(field, PixelInputs(images, noise.device), noise, settings, field.codes)
+
+
+def unchanged(drawn):
+    return drawn
+
+
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
 @pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -27,12 +35,12 @@ def test_a_prediction_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
     field = make_tiny_field(form, encoding=encoding)
     noise = NOISE[:, : field.codes.n_channels]
     how = inference(precision=precision)
-    together = classify(field, IMAGES, noise, how)
+    together = classified(field, IMAGES, noise, how)
 
     @settings(max_examples=20)
     @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=40))
     def check(rows):
-        chosen = classify(field, IMAGES[rows], noise, how)
+        chosen = classified(field, IMAGES[rows], noise, how)
         np.testing.assert_array_equal(chosen.probabilities, together.probabilities[rows])
         np.testing.assert_array_equal(chosen.distances, together.distances[rows])
 
@@ -41,15 +49,15 @@ def test_a_prediction_is_the_same_to_the_last_bit_whatever_rows_are_beside_it(
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
 def test_probabilities_are_float64_and_sum_to_one(make_tiny_field, form):
-    p = classify(make_tiny_field(form), IMAGES, NOISE, inference()).probabilities
+    p = classified(make_tiny_field(form), IMAGES, NOISE, inference()).probabilities
     assert p.dtype == np.float64
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
 
 
 def test_draws_are_averaged(make_tiny_field):
     field = make_tiny_field("velocity")
-    single = [classify(field, IMAGES, NOISE[i : i + 1], inference()) for i in range(2)]
-    both = classify(field, IMAGES, NOISE, inference())
+    single = [classified(field, IMAGES, NOISE[i : i + 1], inference()) for i in range(2)]
+    both = classified(field, IMAGES, NOISE, inference())
     assert np.abs(single[0].distances - single[1].distances).max() > 1e-4
     assert (both.distances <= (single[0].distances + single[1].distances) / 2 + 1e-6).all()
 
@@ -58,18 +66,18 @@ def test_draws_are_averaged(make_tiny_field):
 def test_every_second_draw_may_see_the_mirror_image(make_tiny_field, form):
     field = make_tiny_field(form)
     mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
-    first = classify(field, IMAGES, NOISE[:1], inference()).probabilities
-    second = classify(field, mirrored, NOISE[1:], inference()).probabilities
-    both = classify(field, IMAGES, NOISE, inference(mirror_draws=True)).probabilities
+    first = classified(field, IMAGES, NOISE[:1], inference()).probabilities
+    second = classified(field, mirrored, NOISE[1:], inference()).probabilities
+    both = classified(field, IMAGES, NOISE, inference(mirror_draws=True)).probabilities
     if form == "posterior":
         np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
-    swapped = classify(field, mirrored, NOISE.flip(0), inference(mirror_draws=True)).probabilities
+    swapped = classified(field, mirrored, NOISE.flip(0), inference(mirror_draws=True)).probabilities
     np.testing.assert_allclose(both, swapped, atol=1e-6)
 
 
 def test_the_posterior_shortcut_equals_the_euler_step_it_stands_for(make_tiny_field):
     field = make_tiny_field("posterior", encoding="simplex")
-    shortcut = classify(field, IMAGES, NOISE[:, :2], inference())
+    shortcut = classified(field, IMAGES, NOISE[:, :2], inference())
     x = torch.from_numpy(IMAGES) / 127.5 - 1
     e_y = NOISE[:1, :2].expand(N, -1, -1, -1)
     mask = field.classify(x, e_y, n_steps=1, method="euler")
@@ -81,9 +89,11 @@ def test_the_posterior_shortcut_equals_the_euler_step_it_stands_for(make_tiny_fi
 def test_image_i_of_a_seed_is_the_same_however_many_are_drawn(make_tiny_field, form):
     field = make_tiny_field(form)
     labels = torch.arange(10) % 3
-    many = generate(field, labels, (1, 8, 8), 7, inference(n_steps=2, batch_size=4))
+    many = generate(field, labels, (1, 8, 8), 7, inference(n_steps=2, batch_size=4), unchanged)
     for n in (1, 3, 4, 9):
-        few = generate(field, labels[:n], (1, 8, 8), 7, inference(n_steps=2, batch_size=4))
+        few = generate(
+            field, labels[:n], (1, 8, 8), 7, inference(n_steps=2, batch_size=4), unchanged
+        )
         assert torch.equal(few, many[:n])
     assert (many[0] - many[3]).abs().max() > 0.1
 
@@ -91,7 +101,7 @@ def test_image_i_of_a_seed_is_the_same_however_many_are_drawn(make_tiny_field, f
 def test_bfloat16_agrees_with_float32(make_tiny_field):
     field = make_tiny_field("posterior")
     exact, rough = (
-        classify(field, IMAGES, NOISE, inference(precision=p)).probabilities
+        classified(field, IMAGES, NOISE, inference(precision=p)).probabilities
         for p in ("float32", "bfloat16")
     )
     np.testing.assert_allclose(exact, rough, atol=0.02)
@@ -100,10 +110,10 @@ def test_bfloat16_agrees_with_float32(make_tiny_field):
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads):
     field, before = make_tiny_field(), torch.get_num_threads()
-    expected = classify(field, IMAGES, NOISE, inference()).probabilities
+    expected = classified(field, IMAGES, NOISE, inference()).probabilities
     torch.set_num_threads(n_threads)
     try:
-        found = classify(field, IMAGES, NOISE, inference()).probabilities
+        found = classified(field, IMAGES, NOISE, inference()).probabilities
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
@@ -134,9 +144,9 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_where_memory_runs_out_smaller_batches_go_on(make_tiny_field, caplog, error):
     field = make_tiny_field()
-    expected = classify(field, IMAGES, NOISE, inference(batch_size=4)).probabilities
+    expected = classified(field, IMAGES, NOISE, inference(batch_size=4)).probabilities
     TooLarge(field, 8, error)
-    found = classify(field, IMAGES, NOISE, inference(batch_size=16)).probabilities
+    found = classified(field, IMAGES, NOISE, inference(batch_size=16)).probabilities
     np.testing.assert_array_equal(found, expected)
     lines = [record.message for record in caplog.records]
     assert lines == [f"Out of memory: going on with batches of {n}." for n in (8, 4)]
@@ -156,7 +166,7 @@ def test_batches_that_are_done_are_not_done_again(make_tiny_field):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        classify(field, IMAGES[:16], NOISE[:1], inference(batch_size=4))
+        classified(field, IMAGES[:16], NOISE[:1], inference(batch_size=4))
     finally:
         torch.set_num_threads(before)
     # Two batches of four, one that failed (with what was queued behind it), the rest in twos.
@@ -168,7 +178,7 @@ def test_drawing_goes_on_with_smaller_batches_too(make_tiny_field, caplog):
     field = make_tiny_field()
     labels = torch.arange(6) % 3
     TooLarge(field, 2, OUT_OF_MEMORY[0])
-    images = generate(field, labels, (1, 8, 8), 0, inference(n_steps=1, batch_size=4))
+    images = generate(field, labels, (1, 8, 8), 0, inference(n_steps=1, batch_size=4), unchanged)
     assert images.shape == (6, 1, 8, 8)
     assert "batches of 2" in caplog.text
 
@@ -177,11 +187,11 @@ def test_other_errors_are_not_taken_for_it(make_tiny_field):
     field = make_tiny_field()
     TooLarge(field, 0, RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
-        classify(field, IMAGES, NOISE, inference())
+        classified(field, IMAGES, NOISE, inference())
 
 
 def test_one_image_that_does_not_fit_is_an_error(make_tiny_field):
     field = make_tiny_field()
     TooLarge(field, 0, OUT_OF_MEMORY[0])
     with pytest.raises(torch.OutOfMemoryError):
-        classify(field, IMAGES, NOISE, inference())
+        classified(field, IMAGES, NOISE, inference())

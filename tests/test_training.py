@@ -22,7 +22,6 @@ SETTINGS = {
     "ema_decay": 0.5,
     "image_weight": 0.5,
     "t1_share": 0.5,
-    "augment": None,
     "precision": "float32",
     "compile_network": False,
     "early_stopping": False,

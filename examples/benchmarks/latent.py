@@ -1,0 +1,422 @@
+"""What latents give: accuracy at equal time, what encoding loses, what caching saves.
+
+    python examples/benchmarks/latent.py accuracy --data BUSI_224.npz --taef2 FOLDER
+    python examples/benchmarks/latent.py retina
+    python examples/benchmarks/latent.py reconstruction --data BUSI_224.npz --taef2 FOLDER
+    python examples/benchmarks/latent.py speed
+    python examples/benchmarks/latent.py smoke
+
+Each part adds what it measured to docs/benchmarks/latent.json, and runs that the file already
+has are not repeated; latent.md is written beside it. Budgets are reference seconds, as in
+accuracy.py, and count everything: training an autoencoder, encoding, training the field.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accuracy import (
+    REFERENCE_GFLOPS,
+    accuracy,
+    as_tensor,
+    auc_score,
+    gemm_gflops,
+    load,
+    make_resnet18,
+    resnet18,
+)
+from taef2 import TAEF2
+from torch import nn
+from torch.nn import functional as F
+
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.autoencoder_fitting import fit_autoencoder
+from sklearn_msf.device import resolve_precision
+from sklearn_msf.images import ImageFormat
+from sklearn_msf.latent_format import resize_images
+
+CPU = torch.device("cpu")
+# The architecture of stabilityai/sd-vae-ft-mse.
+SD_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+}
+
+
+def resized(X: np.ndarray, side: int) -> np.ndarray:
+    """Images of uint8 at another size."""
+    x = resize_images(as_tensor(X), (side, side))
+    images = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return images[..., 0] if X.ndim == 3 else images
+
+
+# Accuracy at equal time
+
+
+def latent(autoencoder, **settings):
+    def system(X, y, seconds, seed):
+        classifier = LatentMedSymmFlowClassifier(
+            autoencoder(), time_budget=seconds, random_state=seed, **settings
+        )
+        return classifier.fit(X, y).predict_proba, classifier
+
+    return system
+
+
+def pixels(side):
+    def system(X, y, seconds, seed):
+        classifier = MedSymmFlowClassifier(time_budget=seconds, random_state=seed)
+        classifier.fit(resized(X, side), y)
+        return lambda X: classifier.predict_proba(resized(X, side)), classifier
+
+    return system
+
+
+def resnet_with_stem(X, y, seconds, seed):
+    """ResNet-18 with ImageNet's stem, as MedMNIST's baselines at 224 px; else accuracy.py's."""
+    return resnet18("", X, y, seconds, seed, make=make_resnet18_224), None
+
+
+def make_resnet18_224(n_channels: int, n_classes: int) -> nn.Module:
+    """ResNet-18 for 224 px: 7x7 stem of stride 2 and pooling after it."""
+    net = make_resnet18(64, n_classes)
+    stem = [
+        nn.Conv2d(n_channels, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    return nn.Sequential(*stem, *list(net)[3:])
+
+
+def systems(taef2: Path | None) -> dict:
+    found = {
+        "latents, fit": latent(lambda: "fit"),
+        "pixels at 28": pixels(28),
+        "pixels at 64": pixels(64),
+        "ResNet-18 at 224": resnet_with_stem,
+    }
+    if taef2 is not None:
+        pretrained = {"latents, TAEF2": latent(lambda: TAEF2(taef2))}
+        found = pretrained | found
+        for decoding in ("latent", "pixel"):
+            found[f"latents, TAEF2, velocity form, {decoding}"] = latent(
+                lambda: TAEF2(taef2), label_prediction="velocity", label_decoding=decoding, n_draws=8
+            )
+    return found
+
+
+def measure_accuracy(arguments, records, gflops):
+    data = load("busi", {"busi": str(arguments.data)})
+    measure_systems(
+        "BUSI 224 (rebuilt)", data, systems(arguments.taef2), arguments, records, gflops
+    )
+
+
+def measure_retina(arguments, records, gflops):
+    data = load("retinamnist", {})
+    chosen = {"latents, fit": latent(lambda: "fit", encoded_size=64)}
+    measure_systems("RetinaMNIST 28 at 64", data, chosen, arguments, records, gflops)
+
+
+def measure_systems(name, data, chosen, arguments, records, gflops):
+    X_train, y_train = data["train"]
+    X_test, y_test = data[arguments.split]
+    for title, system in chosen.items():
+        for seed in arguments.seeds:
+            record = {
+                "part": "accuracy",
+                "dataset": name,
+                "system": title,
+                "split": arguments.split,
+                "seed": seed,
+                "reference_seconds": arguments.seconds,
+            }
+            if arguments.systems and title not in arguments.systems:
+                continue
+            if any(record.items() <= other.items() for other in records):
+                continue
+            start = time.perf_counter()
+            predict, classifier = system(
+                X_train, y_train, arguments.seconds * REFERENCE_GFLOPS / gflops, seed
+            )
+            seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            p = predict(X_test)
+            record |= {
+                "auc": round(100 * auc_score(y_test, p), 2),
+                "acc": round(100 * accuracy(y_test, p), 2),
+                "seconds": round(seconds, 1),
+                "gemm_gflops": round(gflops),
+                "classified_per_second": round(len(p) / (time.perf_counter() - start), 1),
+            }
+            if classifier is not None:
+                record["epochs"] = classifier.n_iter_
+                record["images_seen"] = sum(r["n_images"] for r in classifier.history_)
+                if arguments.models is not None and isinstance(
+                    classifier, LatentMedSymmFlowClassifier
+                ):
+                    folder = arguments.models / f"{title.replace(', ', '-')}-{seed}"
+                    classifier.save_pretrained(folder)
+            add(records, record, arguments)
+
+
+# What encoding loses
+
+
+def measure_reconstruction(arguments, records, gflops):
+    """PSNR of reconstructions, and what a plain classifier loses on them."""
+    data = load("busi", {"busi": str(arguments.data)})
+    (X, y), (X_test, y_test) = data["train"], data["test"]
+    seconds = arguments.seconds * REFERENCE_GFLOPS / gflops
+    x, x_test = ImageFormat.normalise(as_tensor(X)), ImageFormat.normalise(as_tensor(X_test))
+    autoencoders = {"fit": None}
+    if arguments.taef2 is not None:
+        autoencoders["TAEF2"] = ImageAutoencoder(TAEF2(arguments.taef2))
+    versions = {"the images themselves": (X, X_test, None)}
+    for name, autoencoder in autoencoders.items():
+        if autoencoder is None:
+            autoencoder = fit_autoencoder(
+                as_bytes(x),
+                (224, 224),
+                seed=0,
+                device=CPU,
+                precision=resolve_precision("auto", CPU),
+                seconds=seconds / 2,
+            )
+        decoded = [reconstruct(autoencoder, images) for images in (x, x_test)]
+        psnr = peak_signal_to_noise(decoded[1], x_test)
+        versions[name] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
+    for name, (images, images_test, psnr) in versions.items():
+        predict = resnet18("", images, y, seconds, 0, make=make_resnet18_224)
+        p = predict(images_test)
+        record = {
+            "part": "reconstruction",
+            "images": name,
+            "psnr": None if psnr is None else round(float(psnr.median()), 1),
+            "resnet_auc": round(100 * auc_score(y_test, p), 2),
+            "resnet_acc": round(100 * accuracy(y_test, p), 2),
+            "reference_seconds": arguments.seconds,
+        }
+        add(records, record, arguments)
+
+
+@torch.inference_mode()
+def reconstruct(autoencoder: ImageAutoencoder, x: torch.Tensor) -> torch.Tensor:
+    """Images that were encoded and decoded, in [-1, 1]."""
+    parts = []
+    for part in x.split(8):
+        images = part.expand(-1, autoencoder.image_channels, -1, -1)
+        decoded = autoencoder.decode(autoencoder.encode(images).mean)
+        parts.append(decoded.mean(dim=1, keepdim=True) if x.shape[1] == 1 else decoded)
+    return torch.cat(parts).clamp(-1, 1)
+
+
+def as_bytes(x: torch.Tensor) -> np.ndarray:
+    return ((x + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+
+
+def peak_signal_to_noise(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """In dB, of each image in [-1, 1]."""
+    squared = F.mse_loss(decoded, images, reduction="none").mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / squared)
+
+
+# What caching saves
+
+
+def measure_speed(arguments, records, gflops):
+    """Images a second of training: cached latents, the autoencoder in the loop, pixels."""
+    for side, n_images in ((64, 512), (224, 48)):
+        rng = np.random.default_rng(0)
+        X = rng.integers(0, 256, (n_images, side, side, 3), dtype=np.uint8)
+        y = np.arange(n_images) % 4
+        precision = resolve_precision("auto", CPU)
+        images = np.ascontiguousarray(X.transpose(0, 3, 1, 2))
+        autoencoder = fit_autoencoder(
+            images, (side, side), seed=0, device=CPU, precision=precision, seconds=1.0
+        )
+        common = {"max_epochs": 4, "augment": None, "random_state": 0, "batch_size": 32}
+        cached = LatentMedSymmFlowClassifier(autoencoder.module, **common).fit(X, y)
+        shape = cached._representation.shape
+        same_size = rng.random((n_images, *shape[1:], shape[0])).astype(np.float32)
+        plain = MedSymmFlowClassifier(**common, patch_size=1).fit(same_size, y)
+        rates = {
+            "cached latents": images_per_second(cached),
+            "pixels at the size of the latents": images_per_second(plain),
+        }
+        with_loop = 32 / (32 / rates["cached latents"] + encoding_seconds(autoencoder, images[:32]))
+        rates["autoencoder in the loop"] = with_loop
+        for name, rate in rates.items():
+            record = {
+                "part": "speed",
+                "side": side,
+                "what": name,
+                "images_per_second": round(rate, 1),
+                "ratio_to_loop": round(rate / with_loop, 2),
+            }
+            add(records, record, arguments)
+
+
+def images_per_second(classifier) -> float:
+    """Best epoch."""
+    return max(r["n_images"] / r["seconds"] for r in classifier.history_[1:])
+
+
+@torch.inference_mode()
+def encoding_seconds(autoencoder: ImageAutoencoder, images: np.ndarray) -> float:
+    """Time to encode a batch as the training step would: the images and their masks."""
+    x = ImageFormat.normalise(torch.from_numpy(images))
+    precision = resolve_precision("auto", CPU)
+    best = np.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        autoencoder.encode(x, precision)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+# The architecture of the paper's autoencoder
+
+
+def measure_smoke(arguments, records, gflops):
+    """One epoch on 32 images of 224 px with sd-vae-ft-mse's layout and random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        build_autoencoder("AutoencoderKL", SD_VAE).save_pretrained(folder)
+        rng = np.random.default_rng(0)
+        X = rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
+        y = np.arange(32) % 2
+        classifier = LatentMedSymmFlowClassifier(
+            folder, max_epochs=1, augment=None, random_state=0
+        )
+        seconds = {}
+        for name, call in (
+            ("fit", lambda: classifier.fit(X, y)),
+            ("predict", lambda: classifier.predict(X)),
+            ("sample", lambda: classifier.sample(0, 2, random_state=0)),
+        ):
+            start = time.perf_counter()
+            call()
+            seconds[name] = round(time.perf_counter() - start, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    record = {
+        "part": "smoke",
+        "parameters": sum(p.numel() for p in classifier.autoencoder_.parameters()),
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "peak_memory_gib": round(peak, 2),
+        "gemm_gflops": round(gflops),
+    }
+    add(records, record, arguments)
+
+
+# Output
+
+
+def add(records, record, arguments):
+    print(record, flush=True)
+    records.append(record)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+    arguments.output.with_suffix(".md").write_text(tables(records))
+
+
+def tables(records) -> str:
+    """Markdown tables of what was measured."""
+    return "\n".join(filter(None, (table(records) for table in TABLES)))
+
+
+def accuracy_table(records) -> str:
+    rows = [r for r in records if r["part"] == "accuracy" and r["split"] == "test"]
+    if not rows:
+        return ""
+    lines = [
+        "| data | system | reference seconds | seeds | AUC | ACC | epochs | images/s classified |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    keys = dict.fromkeys((r["dataset"], r["system"], r["reference_seconds"]) for r in rows)
+    for dataset, system, seconds in keys:
+        same = [
+            r
+            for r in rows
+            if (r["dataset"], r["system"], r["reference_seconds"]) == (dataset, system, seconds)
+        ]
+        auc, acc, rate = (
+            np.mean([r[k] for r in same]) for k in ("auc", "acc", "classified_per_second")
+        )
+        epochs = same[0].get("epochs", "-")
+        seeds = ", ".join(str(r["seed"]) for r in same)
+        lines.append(
+            f"| {dataset} | {system} | {seconds:g} | {seeds} | {auc:.1f} | {acc:.1f} | {epochs} "
+            f"| {rate:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def reconstruction_table(records) -> str:
+    rows = [r for r in records if r["part"] == "reconstruction"]
+    if not rows:
+        return ""
+    lines = ["| images | median PSNR, dB | ResNet-18 AUC | ACC |", "|---|---|---|---|"]
+    for r in rows:
+        psnr = "-" if r["psnr"] is None else f"{r['psnr']:.1f}"
+        lines.append(
+            f"| {r['images']} | {psnr} | {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def speed_table(records) -> str:
+    rows = [r for r in records if r["part"] == "speed"]
+    if not rows:
+        return ""
+    lines = ["| side | training step | images/s | ratio |", "|---|---|---|---|"]
+    for r in rows:
+        lines.append(
+            f"| {r['side']} | {r['what']} | {r['images_per_second']:.0f} "
+            f"| {r['ratio_to_loop']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+TABLES = (accuracy_table, reconstruction_table, speed_table)
+PARTS = {
+    "accuracy": measure_accuracy,
+    "retina": measure_retina,
+    "reconstruction": measure_reconstruction,
+    "speed": measure_speed,
+    "smoke": measure_smoke,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--data", type=Path, help="npz with images of 224 px")
+    parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
+    parser.add_argument("--systems", nargs="*", help="only these")
+    parser.add_argument("--split", default="test", choices=["val", "test"])
+    parser.add_argument("--seconds", type=float, default=1500.0, help="reference seconds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--models", type=Path, help="where to save models over latents")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/latent.json"))
+    arguments = parser.parse_args()
+    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    PARTS[arguments.part](arguments, records, gemm_gflops())
+    print(tables(records))
+
+
+if __name__ == "__main__":
+    main()

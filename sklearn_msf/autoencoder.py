@@ -1,0 +1,329 @@
+"""An autoencoder behind two functions: images to latents, latents to images.
+
+Whatever has `encode` and `decode` will do: an AutoencoderKL or AutoencoderTiny of diffusers, or
+an object of one's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` may return the
+latents, a pair of their means and deviations, or what diffusers returns; `decode` the images,
+or what diffusers returns. Where such an object works on gray images it says so by an attribute
+``in_channels = 1``; where its latents are to be scaled by a published factor, by
+``scaling_factor``.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_msf.device import autocast
+
+__all__ = [
+    "AUTOENCODER_CLASSES",
+    "AutoencoderError",
+    "Encoded",
+    "ImageAutoencoder",
+    "build_autoencoder",
+    "open_autoencoder",
+    "plain_config",
+]
+
+AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+# Pixels that run through an autoencoder at a time: with the network of Stable Diffusion, whose
+# first level has 128 channels, this takes about a gigabyte.
+_PIXELS_A_PASS = 4 * 256 * 256
+_PROBE_SIDE = 64
+_WAYS_OUT = (
+    "Three ways out: autoencoder='fit' trains a small one on X; autoencoder='path/to/folder' "
+    "takes one that was saved by diffusers (with safetensors); or pass an object with encode "
+    "and decode."
+)
+
+
+class AutoencoderError(ValueError):
+    """An autoencoder that cannot be had or cannot be used."""
+
+
+class Encoded(NamedTuple):
+    """Latents of images.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (n, c, h, w)
+        Posterior means, or simply the latents.
+    deviation : Tensor of shape (n, c, h, w) or None
+        Posterior standard deviations, where the autoencoder has any.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None
+
+
+class ImageAutoencoder:
+    """Any autoencoder, in one way.
+
+    Parameters
+    ----------
+    autoencoder : object
+        With `encode` and `decode`, see above.
+    source : dict, optional
+        Where it is from, as plain data: {"kind": "hub", "id": ..., "revision": ...}.
+
+    Attributes
+    ----------
+    image_channels : int
+        Channels of the images.
+    factor : int
+        Pixels of an image's side for each position of a latent's side.
+    latent_channels : int
+        Channels of the latents.
+    has_deviation : bool
+        Whether images have posterior deviations.
+    published_scaling : tuple of float or None
+        Shift and factor of the latents, where the autoencoder names them.
+
+    Raises
+    ------
+    AutoencoderError
+        For an object that cannot be used as an autoencoder.
+    """
+
+    def __init__(self, autoencoder: Any, source: dict[str, Any] | None = None):
+        for name in ("encode", "decode"):
+            if not callable(getattr(autoencoder, name, None)):
+                raise AutoencoderError(
+                    f"autoencoder must have the methods encode and decode; "
+                    f"{type(autoencoder).__name__} has no {name}."
+                )
+        self.module = autoencoder
+        self.source = source or {"kind": _kind_of(autoencoder)}
+        if isinstance(autoencoder, nn.Module):
+            # One layout: kernels of another one round differently.
+            # torch's annotations leave memory_format out.
+            autoencoder.eval().requires_grad_(False).to(  # type: ignore[call-overload]
+                memory_format=torch.channels_last
+            )
+        config = getattr(autoencoder, "config", autoencoder)
+        self.image_channels = int(_entry(config, "in_channels", 3))
+        scaling = _entry(config, "scaling_factor", None)
+        shift = _entry(config, "shift_factor", None)
+        known = scaling is not None and self.source["kind"] != "fitted"
+        self.published_scaling = (float(shift or 0), float(scaling)) if known else None
+        encoded = self._probe()
+        self.latent_channels = encoded.mean.shape[1]
+        self.has_deviation = encoded.deviation is not None
+        self.factor = _PROBE_SIDE // encoded.mean.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; the CPU for an object that does not say."""
+        parameters = getattr(self.module, "parameters", None)
+        first = next(iter(parameters()), None) if callable(parameters) else None
+        return torch.device("cpu") if first is None else first.device
+
+    def to(self, device: torch.device) -> "ImageAutoencoder":
+        """Move it to a device, where it can be moved."""
+        if isinstance(self.module, nn.Module):
+            self.module.to(device)
+        return self
+
+    def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
+        """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
+        parts = [self._encode(part, precision) for part in _passes(images, self._rows(images, 1))]
+        means = torch.cat([part.mean for part in parts])[: len(images)]
+        if not self.has_deviation:
+            return Encoded(means, None)
+        deviations = torch.cat([part.deviation for part in parts if part.deviation is not None])
+        return Encoded(means, deviations[: len(images)])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents, (n, c, h, w), to images, (n, C, H, W), in float32."""
+        passes = _passes(latents, self._rows(latents, self.factor))
+        parts = [self._decode(part) for part in passes]
+        return torch.cat(parts)[: len(latents)].to(latents.device)
+
+    def fingerprint(self) -> tuple[str, Tensor]:
+        """Tell this autoencoder from others: a digest, and the latents of a fixed image."""
+        latents = self._probe().mean.float().cpu()
+        digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
+        if isinstance(self.module, nn.Module):
+            for name, value in self.module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(latents.numpy().tobytes())
+        return digest.hexdigest()[:16], latents
+
+    def _rows(self, batch: Tensor, factor: int) -> int:
+        n_pixels = batch.shape[2] * batch.shape[3] * factor**2
+        # As many in every pass of a batch: kernels round differently for other numbers.
+        return max(1, min(len(batch), _PIXELS_A_PASS // n_pixels))
+
+    def _encode(self, images: Tensor, precision: str) -> Encoded:
+        device = self.device
+        with torch.no_grad(), autocast(device, precision):
+            return _read_encoded(self.module.encode(self._brought(images)), images.device)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            decoded = self.module.decode(self._brought(latents))
+        images = getattr(decoded, "sample", decoded)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise AutoencoderError(
+                f"autoencoder.decode must return images of shape (n, C, H, W), got "
+                f"{type(images).__name__}{list(getattr(images, 'shape', []))}."
+            )
+        return images.float()
+
+    def _brought(self, batch: Tensor) -> Tensor:
+        """Bring a batch to the autoencoder, in the precision of its weights."""
+        parameters = getattr(self.module, "parameters", None)
+        first = next(iter(parameters()), None) if callable(parameters) else None
+        return batch if first is None else batch.to(first)
+
+    def _probe(self) -> Encoded:
+        """Latents of an image that is always the same."""
+        ramp = torch.linspace(-1, 1, _PROBE_SIDE)
+        waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
+        image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
+        try:
+            encoded = self._encode(image, "float32")
+        except AutoencoderError:
+            raise
+        except Exception as error:
+            raise AutoencoderError(
+                f"autoencoder={type(self.module).__name__} cannot encode an image of shape "
+                f"{tuple(image.shape)}: {error}. Images of another number of channels are asked "
+                "for by an attribute in_channels."
+            ) from error
+        _, channels, height, width = encoded.mean.shape
+        if height != width or not height or _PROBE_SIDE % height or not channels:
+            raise AutoencoderError(
+                f"autoencoder.encode makes latents of shape {tuple(encoded.mean.shape)} of an "
+                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must shrink by the "
+                "same whole factor."
+            )
+        return encoded
+
+
+def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
+    """Read what an encoder returned."""
+    distribution = getattr(encoded, "latent_dist", None)
+    if distribution is not None:
+        encoded = (distribution.mean, distribution.std)
+    encoded = getattr(encoded, "latents", encoded)
+    mean, deviation = encoded if isinstance(encoded, (tuple, list)) else (encoded, None)
+    for value in (mean, deviation):
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != 4):
+            raise AutoencoderError(
+                "autoencoder.encode must return latents of shape (n, c, h, w), or a pair of "
+                f"their means and deviations, got {type(value).__name__}"
+                f"{list(getattr(value, 'shape', []))}."
+            )
+    deviation = None if deviation is None else deviation.float().to(device)
+    return Encoded(mean.float().to(device), deviation)
+
+
+def _kind_of(autoencoder: Any) -> str:
+    """Whether files can hold it."""
+    kind = type(autoencoder)
+    known = kind.__name__ in AUTOENCODER_CLASSES and kind.__module__.startswith("diffusers.")
+    return "embedded" if known else "object"
+
+
+def _entry(config: Any, name: str, default: Any) -> Any:
+    if isinstance(config, dict):
+        return config.get(name, default)
+    return getattr(config, name, default)
+
+
+def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
+    """Split a batch into parts of exactly n_rows, the last one filled up."""
+    missing = -len(batch) % n_rows
+    if missing:
+        batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
+    return list(batch.split(n_rows))
+
+
+def plain_config(module: Any) -> dict[str, Any]:
+    """Parameters of an autoencoder of diffusers."""
+    config = getattr(module, "config", {})
+    plain = {name: config[name] for name in config if not name.startswith("_")} if config else {}
+    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=str))}
+
+
+# Opening
+
+
+def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
+    """Open an autoencoder of diffusers from a folder or from the hub; safetensors only.
+
+    Parameters
+    ----------
+    name : str
+        Folder, or id on the Hugging Face hub.
+    revision : str, optional
+        Commit on the hub.
+
+    Returns
+    -------
+    ImageAutoencoder
+
+    Raises
+    ------
+    AutoencoderError
+        Where it cannot be had, has its weights only as pickles, or is none.
+    ImportError
+        Without diffusers.
+    """
+    diffusers = _diffusers()
+    is_folder = Path(name).is_dir()
+    try:
+        config, commit = diffusers.AutoencoderKL.load_config(
+            name, revision=revision, return_commit_hash=True
+        )
+    except (OSError, ValueError) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} cannot be had: {_first_line(error)} {_WAYS_OUT}"
+        ) from error
+    kind = config.get("_class_name")
+    if kind not in AUTOENCODER_CLASSES:
+        raise AutoencoderError(
+            f"autoencoder={name!r} is a {kind!r}; expected one of {AUTOENCODER_CLASSES}. Where "
+            "it is a part of a pipeline, load that part with diffusers and pass the object."
+        )
+    try:
+        module = getattr(diffusers, kind).from_pretrained(
+            name, revision=commit or revision, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} has no weights that can be read (safetensors only, pickles "
+            f"are not opened): {_first_line(error)} {_WAYS_OUT}"
+        ) from error
+    if is_folder:
+        return ImageAutoencoder(module, {"kind": "embedded"})
+    return ImageAutoencoder(module, {"kind": "hub", "id": name, "revision": commit or revision})
+
+
+def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:
+    """Make an untrained autoencoder of diffusers."""
+    if kind not in AUTOENCODER_CLASSES:
+        raise AutoencoderError(f"{kind!r} is none of {AUTOENCODER_CLASSES}.")
+    module: nn.Module = getattr(_diffusers(), kind)(**config)
+    return module
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            "Latents need diffusers: python -m pip install 'sklearn-msf[latent]'. An object "
+            "with encode and decode works without."
+        ) from error
+    return diffusers
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,290 @@
+"""Images as latents: encoded for classification, encoded once for training, decoded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_msf.augmentation import augment_images, mirror_images
+from sklearn_msf.autoencoder import Encoded, ImageAutoencoder
+from sklearn_msf.batches import TrainingData
+from sklearn_msf.images import ImageFormat
+from sklearn_msf.inference import FieldInputs, PixelInputs
+from sklearn_msf.label_codes import Codes, LabelCodes, PixelReading
+from sklearn_msf.latent_format import LatentFormat, resize_images
+from sklearn_msf.passes import in_batches
+
+__all__ = [
+    "LatentRepresentation",
+    "LatentTrainingData",
+    "encode_variations",
+]
+
+# Images that one worker encodes at a time; the autoencoder's own passes may be shorter.
+_ENCODED_AT_ONCE = 16
+
+
+class LatentRepresentation:
+    """The step before the field, encoding, and the step after it, decoding.
+
+    Parameters
+    ----------
+    image_format : ImageFormat
+        Layout and range of X.
+    autoencoder : ImageAutoencoder
+        Encodes and decodes.
+    latent_format : LatentFormat
+        Size and scaling.
+    precision : {"float32", "bfloat16"}
+        Precision in which images are encoded.
+    palette : LabelCodes, optional
+        Colours of the classes, where masks are decoded before they are compared with them.
+    """
+
+    def __init__(
+        self,
+        image_format: ImageFormat,
+        autoencoder: ImageAutoencoder,
+        latent_format: LatentFormat,
+        precision: str,
+        palette: LabelCodes | None = None,
+    ):
+        self._format = image_format
+        self._autoencoder = autoencoder
+        self._latent_format = latent_format
+        self._precision = precision
+        self._palette = palette
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of the latents."""
+        height, width = (n // self._autoencoder.factor for n in self._latent_format.size)
+        return self._autoencoder.latent_channels, height, width
+
+    @property
+    def precision(self) -> str:
+        """Precision in which images are encoded."""
+        return self._precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder computes."""
+        return self._autoencoder.device
+
+    def inputs(self, rows: np.ndarray, device: torch.device) -> FieldInputs:
+        """Images, encoded batch by batch."""
+        return LatentInputs(self, PixelInputs(self._format.to_numpy_images(rows), device))
+
+    def kept_inputs(self, rows: np.ndarray, device: torch.device, *, mirrored: bool) -> FieldInputs:
+        """Images, encoded now."""
+        inputs = self.inputs(rows, device)
+        views = []
+        for mirror in (False, True) if mirrored else (False,):
+
+            def encode(start: int, size: int, mirror: bool = mirror) -> Tensor:
+                x = inputs.batch(start, size, mirrored=mirror)
+                return x[: len(inputs) - start].cpu()
+
+            views.append(torch.cat(in_batches(encode, len(inputs), _ENCODED_AT_ONCE, device)))
+        return KeptInputs(views, device)
+
+    def codes(self, field_codes: Codes) -> Codes:
+        """Give what predicted masks are compared with."""
+        if self._palette is None:
+            return field_codes
+        return PixelReading(self._palette, self._decoded)
+
+    def images(self, drawn: Tensor) -> Tensor:
+        """Decode what the field draws, at the size and in the channels of X."""
+        images = self._decoded(drawn)
+        if self._format.n_channels == 1:
+            images = images.mean(dim=1, keepdim=True)
+        return resize_images(images, self._format.size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Normalised posterior means of images, (n, C, H, W) in [-1, 1]."""
+        return self._latent_format.normalise(self.posterior(self.resized(x)).mean)
+
+    def resized(self, x: Tensor) -> Tensor:
+        """Images in the size and the channels of the autoencoder."""
+        x = resize_images(x, self._latent_format.size)
+        return x.expand(-1, self._autoencoder.image_channels, -1, -1)
+
+    def posterior(self, images: Tensor) -> Encoded:
+        """Latents of images in the size and the channels of the autoencoder."""
+        return self._autoencoder.encode(images, self._precision)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return self._autoencoder.decode(self._latent_format.restore(latents)).clamp(-1, 1)
+
+
+class LatentInputs:
+    """Images, encoded when they are needed.
+
+    Parameters
+    ----------
+    representation : LatentRepresentation
+        Encodes.
+    pixels : PixelInputs
+        The images.
+    """
+
+    def __init__(self, representation: LatentRepresentation, pixels: PixelInputs):
+        self._representation = representation
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._pixels)
+
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Latents of `size` images; of the mirror images where `mirrored`."""
+        return self._representation.encode(self._pixels.batch(start, size, mirrored=mirrored))
+
+
+class KeptInputs:
+    """Latents that were encoded before.
+
+    Parameters
+    ----------
+    views : sequence of Tensor of shape (n, c, h, w)
+        Latents of the images and, if need be, of their mirror images.
+    device : torch.device
+        Where the field is.
+    """
+
+    def __init__(self, views: Sequence[Tensor], device: torch.device):
+        self._views = views
+        self._device = device
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._views[0])
+
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Latents of `size` images, the last batch filled up with its first."""
+        x = self._views[mirrored][start : start + size]
+        missing = size - len(x)
+        if missing:
+            x = torch.cat([x, x[:1].expand(missing, -1, -1, -1)])
+        return x.to(self._device)
+
+
+class LatentTrainingData(TrainingData):
+    """Latents of several variations of each image, with posterior deviations.
+
+    Every batch takes one variation of each of its images, and a fresh sample of its posterior.
+
+    Parameters
+    ----------
+    latents : Tensor of shape (n, n_variations, c, h, w) or (n, n_variations, 2 c, h, w)
+        Means, and behind them deviations where there are any; not normalised.
+    n_drawable : int
+        Variations, from the first on, that images to draw may look like.
+    latent_format : LatentFormat
+        Scaling.
+    labels, weights, epoch_size, device :
+        As in :class:`TrainingData`.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        n_drawable: int,
+        latent_format: LatentFormat,
+        labels: Tensor,
+        weights: Tensor,
+        epoch_size: int,
+        device: torch.device,
+    ):
+        super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
+        self._n_variations = latents.shape[1]
+        self._n_drawable = n_drawable
+        self._latent_format = latent_format
+
+    def batch(
+        self, rows: Tensor, n_varied: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Make what the field sees of some rows, and their labels, on the device.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (n,), int64
+            As :meth:`epoch` yields them.
+        n_varied : int
+            Number of rows, from the first on, that teach nothing about drawing.
+        generator : torch.Generator
+            Source of variation and posterior samples, on the device.
+
+        Returns
+        -------
+        x : Tensor of shape (n, c, h, w), float32
+            Normalised latents.
+        labels : Tensor of shape (n,), int64
+        """
+        device = self.labels.device
+        n_choices = torch.full((len(rows),), self._n_drawable, device=device)
+        n_choices[:n_varied] = self._n_variations
+        chosen = torch.rand(len(rows), generator=generator, device=device)
+        variations = (chosen * n_choices).long().to(rows.device, non_blocking=True)
+        stored = self._on_device(rows * self._n_variations + variations).float()
+        n_channels = len(self._latent_format.shift)
+        x = stored[:, :n_channels]
+        if stored.shape[1] > n_channels:
+            noise = torch.randn(x.shape, generator=generator, device=device)
+            x = x + stored[:, n_channels:] * noise
+        labels = self.labels[rows.to(device, non_blocking=True)]
+        return self._latent_format.normalise(x), labels
+
+
+def encode_variations(
+    latents: Tensor,
+    images: np.ndarray,
+    representation: LatentRepresentation,
+    augment: str | None,
+    seed: int,
+) -> None:
+    """Encode variations of images, posterior deviations too.
+
+    The first ones are the image itself and its flips; the others are random, flipped and moved.
+
+    Parameters
+    ----------
+    latents : Tensor of shape (n, n_variations, channels, h, w)
+        Where to write them; see :func:`variations_shape`.
+    images : ndarray of shape (n, C, H, W)
+        Training images.
+    representation : LatentRepresentation
+        Encodes.
+    augment : str or None
+        Kind of the variations.
+    seed : int
+        Seed of the random ones. Those of an image do not depend on other images.
+    """
+    n_variations = latents.shape[1]
+    seeds = np.random.SeedSequence(seed).generate_state(len(images), np.uint64)
+
+    def encode(start: int, size: int) -> None:
+        part = torch.from_numpy(images[start : start + size])
+        x = representation.resized(ImageFormat.normalise(part))
+        plain = mirror_images(x, augment)[:n_variations]
+        for i in range(n_variations):
+            if i < len(plain):
+                varied = plain[i]
+            else:
+                varied = torch.cat(
+                    [
+                        augment_images(x[j : j + 1], augment, 1, _generator(seeds, start + j, i))
+                        for j in range(len(x))
+                    ]
+                )
+            mean, deviation = representation.posterior(varied)
+            encoded = mean if deviation is None else torch.cat([mean, deviation], dim=1)
+            latents[start : start + len(x), i] = encoded.to(latents)
+
+    in_batches(encode, len(images), _ENCODED_AT_ONCE, representation.device)
+
+
+def _generator(seeds: np.ndarray, image: int, variation: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seeds[image] >> np.uint64(1)) ^ variation)

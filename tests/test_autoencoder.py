@@ -1,0 +1,207 @@
+import json
+import sys
+
+import pytest
+import torch
+from conftest import Averages, tiny_autoencoder
+from torch import nn
+
+from sklearn_msf.autoencoder import (
+    AutoencoderError,
+    ImageAutoencoder,
+    build_autoencoder,
+    open_autoencoder,
+)
+
+IMAGES = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Pairs(Averages):
+    """Returns deviations too."""
+
+    def encode(self, images):
+        mean = super().encode(images)
+        return mean, torch.full_like(mean, 0.5)
+
+
+def test_any_object_with_encode_and_decode_will_do():
+    autoencoder = ImageAutoencoder(Averages())
+    assert (autoencoder.factor, autoencoder.latent_channels) == (4, 3)
+    assert (autoencoder.image_channels, autoencoder.has_deviation) == (3, False)
+    assert autoencoder.encode(IMAGES).mean.shape == (5, 3, 4, 6)
+    assert autoencoder.encode(IMAGES).deviation is None
+    assert autoencoder.decode(autoencoder.encode(IMAGES).mean).shape == IMAGES.shape
+
+
+def test_an_encoder_may_return_means_and_deviations():
+    encoded = ImageAutoencoder(Pairs()).encode(IMAGES)
+    assert (encoded.deviation == 0.5).all()
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_autoencoders_of_diffusers_are_read(kind):
+    autoencoder = ImageAutoencoder(tiny_autoencoder(kind))
+    encoded = autoencoder.encode(IMAGES)
+    assert encoded.mean.shape[2:] == tuple(n // autoencoder.factor for n in IMAGES.shape[2:])
+    assert (encoded.deviation is not None) == (kind == "AutoencoderKL")
+    assert autoencoder.decode(encoded.mean).shape == IMAGES.shape
+    assert autoencoder.published_scaling is not None
+    assert autoencoder.source == {"kind": "embedded"}
+
+
+def test_a_long_batch_runs_in_passes_that_bound_the_memory(monkeypatch):
+    monkeypatch.setattr("sklearn_msf.autoencoder._PIXELS_A_PASS", 2 * 16 * 24)
+    module = Averages()
+    seen = []
+    encode = module.encode
+    module.encode = lambda images: seen.append(len(images)) or encode(images)
+    autoencoder = ImageAutoencoder(module)
+    seen.clear()
+    encoded = autoencoder.encode(IMAGES)
+    # All of one size: kernels round differently for others.
+    assert seen == [2, 2, 2]
+    torch.testing.assert_close(encoded.mean, encode(IMAGES))
+    assert autoencoder.decode(encoded.mean).shape == IMAGES.shape
+
+
+def test_gradients_are_neither_kept_nor_wanted():
+    module = tiny_autoencoder().train().requires_grad_(True)
+    autoencoder = ImageAutoencoder(module)
+    assert not autoencoder.encode(IMAGES).mean.requires_grad
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_half_precision_weights_take_their_own_kind_of_images():
+    autoencoder = ImageAutoencoder(tiny_autoencoder().to(torch.bfloat16))
+    encoded = autoencoder.encode(IMAGES)
+    assert encoded.mean.dtype == torch.float32
+    assert autoencoder.decode(encoded.mean).dtype == torch.float32
+
+
+def test_bfloat16_encodes_nearly_the_same():
+    autoencoder = ImageAutoencoder(tiny_autoencoder())
+    exact = autoencoder.encode(IMAGES).mean
+    rounded = autoencoder.encode(IMAGES, "bfloat16").mean
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.std()
+
+
+def test_a_fingerprint_tells_weights_apart():
+    module = tiny_autoencoder()
+    autoencoder = ImageAutoencoder(module)
+    first, latents = autoencoder.fingerprint()
+    assert autoencoder.fingerprint()[0] == first
+    with torch.no_grad():
+        next(module.decoder.parameters()).add_(1e-3)
+    second, same = autoencoder.fingerprint()
+    assert second != first
+    torch.testing.assert_close(same, latents)
+
+
+def test_a_fingerprint_tells_objects_apart_by_what_they_do():
+    louder = Averages()
+    louder.gain = 2.0
+    assert (
+        ImageAutoencoder(louder).fingerprint()[0] != ImageAutoencoder(Averages()).fingerprint()[0]
+    )
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("missing", ["encode", "decode"])
+def test_an_object_without_a_method_is_named(missing):
+    class Half:
+        pass
+
+    half = Half()
+    setattr(half, "decode" if missing == "encode" else "encode", lambda x: x)
+    with pytest.raises(AutoencoderError, match=f"Half has no {missing}"):
+        ImageAutoencoder(half)
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda x: x.mean(dim=(2, 3)), r"latents of shape \(n, c, h, w\)"),
+        (lambda x: "latents", "got str"),
+        (lambda x: x[:, :, ::2, ::4], "same whole factor"),
+        (lambda x: x[:, :, :7, :7], "same whole factor"),
+        (lambda x: 1 / 0, "cannot encode an image of shape"),
+    ],
+)
+def test_latents_of_another_kind_are_refused(encode, message):
+    module = Averages()
+    module.encode = encode
+    with pytest.raises(AutoencoderError, match=message):
+        ImageAutoencoder(module)
+
+
+def test_decoded_images_of_another_kind_are_refused():
+    module = Averages()
+    autoencoder = ImageAutoencoder(module)
+    module.decode = lambda z: z.mean()
+    with pytest.raises(AutoencoderError, match=r"decode must return images"):
+        autoencoder.decode(torch.zeros(1, 3, 4, 4))
+
+
+# Folders and the hub
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_a_folder_that_diffusers_saved_is_opened(tmp_path, kind):
+    module = tiny_autoencoder(kind)
+    module.save_pretrained(tmp_path)
+    opened = open_autoencoder(str(tmp_path))
+    assert opened.source == {"kind": "embedded"}
+    wanted = ImageAutoencoder(module).encode(IMAGES).mean
+    torch.testing.assert_close(opened.encode(IMAGES).mean, wanted)
+
+
+def test_a_folder_with_pickled_weights_only_is_refused_and_nothing_is_run(tmp_path):
+    module = tiny_autoencoder()
+    module.save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(AutoencoderError, match=r"pickles are not opened(.|\n)*autoencoder='fit'"):
+        open_autoencoder(str(tmp_path))
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(AutoencoderError, match="is a 'UNet2DModel'"):
+        open_autoencoder(str(tmp_path))
+
+
+def test_what_cannot_be_had_gives_the_three_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AutoencoderError, match="Three ways out") as failure:
+        open_autoencoder(str(tmp_path / "absent"))
+    for way in ("autoencoder='fit'", "path/to/folder", "an object with encode"):
+        assert way in str(failure.value)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"sklearn-msf\[latent\]"):
+        build_autoencoder("AutoencoderKL", {})
+
+
+def test_only_two_classes_are_built():
+    with pytest.raises(AutoencoderError, match="none of"):
+        build_autoencoder("UNet2DModel", {})
+
+
+def test_a_plain_module_is_an_object_like_any_other():
+    class Module(nn.Module):
+        in_channels = 1
+
+        def encode(self, images):
+            return images[:, :, ::8, ::8]
+
+        def decode(self, latents):
+            return latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    autoencoder = ImageAutoencoder(Module())
+    assert (autoencoder.image_channels, autoencoder.factor) == (1, 8)
+    assert autoencoder.source == {"kind": "object"}
+    assert autoencoder.encode(torch.zeros(2, 1, 16, 16)).mean.shape == (2, 1, 2, 2)

@@ -1,0 +1,356 @@
+"""What only the estimator over latents does; the rest is tested with both classes elsewhere."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    Averages,
+    autoencoder_folder,
+    tiny_autoencoder,
+    tiny_latent_classifier,
+)
+
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.autoencoder import AutoencoderError
+from sklearn_msf.persistence import RecordError
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+Y = np.array(["a", "b", "c"] * 8)
+GRAY = X[..., 0]
+
+
+@pytest.fixture
+def short_fitting(monkeypatch):
+    """Autoencoders that are trained for two steps."""
+    monkeypatch.setattr("sklearn_msf.autoencoder_fitting._N_CROPS", 32)
+
+
+# The autoencoder
+
+
+@pytest.mark.parametrize(
+    "autoencoder",
+    [Averages(), tiny_autoencoder(), tiny_autoencoder("AutoencoderTiny"), "folder"],
+    ids=["object", "KL", "Tiny", "folder"],
+)
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_every_kind_of_autoencoder_works(autoencoder, form):
+    autoencoder = autoencoder_folder() if autoencoder == "folder" else autoencoder
+    classifier = tiny_latent_classifier(autoencoder=autoencoder, label_prediction=form).fit(X, Y)
+    assert classifier.predict_proba(X).shape == (24, 3)
+    drawn = classifier.sample("b", 2, n_steps=2, random_state=0)
+    assert (drawn.shape, drawn.dtype) == ((2, 16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize("images", [X, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_an_autoencoder_is_trained_on_x(short_fitting, images, form):
+    classifier = tiny_latent_classifier(autoencoder="fit", label_prediction=form).fit(images, Y)
+    assert type(classifier.autoencoder_).__name__ == "AutoencoderKL"
+    n_channels = 3 if form == "velocity" or images.ndim == 4 else 1
+    assert classifier.autoencoder_.config.in_channels == n_channels
+    assert classifier.sample("a", n_steps=1).shape == (1, *images.shape[1:])
+
+
+def test_auto_trains_one_where_the_papers_cannot_be_had(short_fitting, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sklearn_msf._latent._PAPER_AUTOENCODER", "nobody/has-this")
+    with pytest.warns(UserWarning, match="autoencoder='auto': nobody/has-this cannot be had"):
+        classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
+    assert classifier.autoencoder_.config.in_channels == 3
+
+
+def test_auto_takes_the_papers_where_it_can_be_had(monkeypatch):
+    monkeypatch.setattr("sklearn_msf._latent._PAPER_AUTOENCODER", autoencoder_folder())
+    classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
+    assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)
+
+
+def test_an_object_that_was_passed_is_not_changed():
+    module = tiny_autoencoder().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    tiny_latent_classifier(autoencoder=module).fit(X, Y)
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_training_never_runs_the_autoencoder(monkeypatch):
+    module, calls = Averages(), []
+    module.encode = lambda images: calls.append(len(images)) or Averages.encode(module, images)
+    settings = {"autoencoder": module, "augment": "hflip", "early_stopping": True}
+    n_calls = []
+    for max_epochs in (1, 8):
+        calls.clear()
+        tiny_latent_classifier(max_epochs=max_epochs, **settings).fit(X, Y)
+        n_calls.append(sum(calls))
+    assert n_calls[0] == n_calls[1]
+
+
+def test_more_variations_are_encoded_for_fewer_images():
+    def n_encoded(**overrides):
+        module, calls = Averages(), []
+        module.encode = lambda images: calls.append(len(images)) or Averages.encode(module, images)
+        settings = {"autoencoder": module, "max_epochs": 1, **overrides}
+        tiny_latent_classifier(**settings).fit(X, Y)
+        return sum(calls)
+
+    plain = n_encoded(augment=None)
+    assert n_encoded(augment="hflip") - plain == pytest.approx(24, abs=16)
+    assert n_encoded(augment="hflip+affine", n_variations=5) - plain == pytest.approx(96, abs=40)
+    assert n_encoded(augment="hflip+affine") - plain == pytest.approx(7 * 24, abs=64)
+
+
+def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
+    odd = RNG.integers(0, 256, (24, 13, 18), dtype=np.uint8)
+    classifier = tiny_latent_classifier(autoencoder=Averages(), max_epochs=1).fit(odd, Y)
+    assert classifier._representation.shape == (3, 4, 5)
+    assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
+    classifier.set_params(encoded_size=(8, 32)).fit(odd, Y)
+    assert classifier._representation.shape == (3, 2, 8)
+    assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
+
+
+def test_predictions_do_not_depend_on_how_encoded_masks_are_cached():
+    classifier = tiny_latent_classifier(label_prediction="velocity", n_draws=2).fit(X, Y)
+    latent = classifier.predict_uncertainty(X)
+    pixel = classifier.set_params(label_decoding="pixel").predict_uncertainty(X)
+    assert (latent >= 0).all()
+    assert (pixel >= 0).all()
+    assert (latent != pixel).all()
+
+
+def test_a_file_takes_latents_that_are_too_many_for_memory(tmp_path):
+    settings = {"cache_bytes": 0, "augment": "hflip+affine"}
+    in_memory = tiny_latent_classifier(**{**settings, "cache_bytes": 2**30}).fit(X, Y)
+    in_file = tiny_latent_classifier(**settings).fit(X, Y)
+    beside = tiny_latent_classifier(**settings, checkpoint_dir=tmp_path).fit(X, Y)
+    assert len(list(tmp_path.glob("latents-*.bin"))) == 1
+    for classifier in (in_file, beside):
+        np.testing.assert_array_equal(classifier.predict_proba(X), in_memory.predict_proba(X))
+
+
+def test_a_run_that_goes_on_keeps_the_autoencoder_that_it_trained(
+    short_fitting, tmp_path, monkeypatch
+):
+    settings = {"autoencoder": "fit", "checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    whole = tiny_latent_classifier(**settings).fit(X, Y)
+    monkeypatch.setattr("sklearn_msf._latent.fit_autoencoder", None)
+    again = tiny_latent_classifier(**settings).fit(X, Y)
+    np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
+
+
+def test_parts_are_encoded_by_the_autoencoder_of_the_first(short_fitting):
+    classifier = tiny_latent_classifier(autoencoder="fit")
+    classifier.partial_fit(X[:12], Y[:12], classes=["a", "b", "c"])
+    module = classifier.autoencoder_
+    classifier.partial_fit(X[12:], Y[12:])
+    assert classifier.autoencoder_ is module
+    assert classifier.n_iter_ == 2
+
+
+# Files
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+@pytest.mark.parametrize("kind", ["fitted", "folder", "KL"])
+def test_a_saved_model_holds_its_autoencoder(tmp_path, short_fitting, form, kind):
+    choices = {"fitted": "fit", "folder": autoencoder_folder(), "KL": tiny_autoencoder()}
+    classifier = tiny_latent_classifier(autoencoder=choices[kind], label_prediction=form)
+    classifier.fit(X, Y).save_pretrained(tmp_path)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    drawn = (model.sample("a", n_steps=1, random_state=0) for model in (opened, classifier))
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_an_object_of_ones_own_is_passed_again(tmp_path):
+    classifier = tiny_latent_classifier(autoencoder=Averages()).fit(X, Y)
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(AutoencoderError, match=r"from_pretrained\(folder, autoencoder=\.\.\.\)"):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=Averages())
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_an_autoencoder_from_the_hub_is_named_by_id_and_revision(tmp_path, monkeypatch):
+    classifier = tiny_latent_classifier().fit(X, Y)
+    hub = {"kind": "hub", "id": "somebody/autoencoder", "revision": "0" * 40}
+    classifier._autoencoder.source = hub
+    classifier.save_pretrained(tmp_path)
+    asked = []
+
+    def from_hub(name, revision=None):
+        asked.append((name, revision))
+        return classifier._autoencoder
+
+    monkeypatch.setattr("sklearn_msf.autoencoder_record.open_autoencoder", from_hub)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+    assert asked == [("somebody/autoencoder", "0" * 40)]
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    n_bytes = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    tiny_latent_classifier().fit(X, Y).save_pretrained(tmp_path / "whole")
+    assert n_bytes < sum(p.stat().st_size for p in (tmp_path / "whole").glob("*.safetensors"))
+
+
+def test_an_autoencoder_that_makes_other_latents_is_refused(tmp_path):
+    tiny_latent_classifier(autoencoder=Averages()).fit(X, Y).save_pretrained(tmp_path)
+    louder = Averages()
+    louder.gain = 1.1
+    for other in (louder, tiny_autoencoder()):
+        with pytest.raises(AutoencoderError, match="makes other latents"):
+            LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=other)
+
+
+def test_models_over_pixels_and_over_latents_are_not_mistaken_for_each_other(tmp_path, fitted):
+    fitted.save_pretrained(tmp_path)
+    (other,) = {
+        cls
+        for cls in (LatentMedSymmFlowClassifier, *LatentMedSymmFlowClassifier.__mro__)
+        if cls.__name__ in ("LatentMedSymmFlowClassifier", "MedSymmFlowClassifier")
+        and cls is not type(fitted)
+    }
+    with pytest.raises(RecordError, match="open it with that class"):
+        other.from_pretrained(tmp_path)
+
+
+def test_a_pickle_holds_the_autoencoder(short_fitting):
+    classifier = tiny_latent_classifier(autoencoder="fit", label_prediction="velocity").fit(X, Y)
+    opened = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    assert opened.partial_fit(X, Y).n_iter_ == classifier.n_iter_ + 1
+
+
+# The paper
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "max_epochs", "learning_rate", "augment"),
+    [
+        ("pneumoniamnist", 64, 2000, 3e-4, None),
+        ("bloodmnist", 64, 1000, 4e-4, "flip"),
+        ("DermaMNIST", 128, 1000, 5e-4, "flip"),
+        ("retinamnist", 128, 2000, 5e-4, "flip"),
+    ],
+)
+def test_from_paper_has_the_settings_of_table_5(
+    name, batch_size, max_epochs, learning_rate, augment
+):
+    classifier = LatentMedSymmFlowClassifier.from_paper(name, random_state=3)
+    assert (classifier.batch_size, classifier.max_epochs) == (batch_size, max_epochs)
+    assert (classifier.learning_rate, classifier.augment) == (learning_rate, augment)
+    assert (classifier.channels, classifier.n_blocks, classifier.patch_size) == (128, 2, 1)
+    assert (classifier.channel_mult, classifier.attention_levels) == ((1, 2, 2, 2), (1,))
+    assert (classifier.autoencoder, classifier.encoded_size) == ("stabilityai/sd-vae-ft-mse", 256)
+    assert (classifier.label_prediction, classifier.label_decoding) == ("velocity", "pixel")
+    assert (classifier.beta, classifier.random_state) == (4.0, 3)
+
+
+def test_the_papers_settings_train_and_predict():
+    small = {"channels": 8, "max_epochs": 1, "autoencoder": autoencoder_folder()}
+    classifier = LatentMedSymmFlowClassifier.from_paper("retinamnist", encoded_size=16, **small)
+    assert classifier.fit(X, Y).predict(X).shape == (24,)
+
+
+def test_a_data_set_that_the_paper_lacks_is_named():
+    with pytest.raises(ValueError, match="got 'breastmnist'"):
+        LatentMedSymmFlowClassifier.from_paper("breastmnist")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"autoencoder": None}, "autoencoder must be"),
+        ({"autoencoder": object()}, "object has no encode"),
+        ({"encoded_size": 0}, "encoded_size must be"),
+        ({"encoded_size": (8, 8, 8)}, "encoded_size must be"),
+        ({"encoded_size": 15}, r"encoded_size=15 must be a multiple of the autoencoder's factor 2"),
+        ({"label_decoding": "colour"}, "label_decoding must be one of 'latent', 'pixel'"),
+        ({"n_variations": 0}, "n_variations must be an integer >= 1"),
+        ({"cache_bytes": -1}, "cache_bytes must be an integer >= 0"),
+        (
+            {"label_prediction": "velocity", "label_encoding": "simplex"},
+            "label_encoding='simplex' makes no images",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_named_at_fit(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_latent_classifier(**overrides).fit(X, Y)
+
+
+@pytest.mark.parametrize("autoencoder", ["fit", Averages()])
+def test_images_smaller_than_the_factor_name_the_remedy(autoencoder):
+    with pytest.raises(ValueError, match=r"3 x 16 pixels, smaller than the 4 .* encoded_size"):
+        tiny_latent_classifier(autoencoder=autoencoder).fit(X[:, :3], Y)
+
+
+def test_channels_that_the_autoencoder_lacks_are_named():
+    with pytest.raises(ValueError, match="images of 2 channels; the autoencoder takes 3"):
+        tiny_latent_classifier().fit(X[..., :2], Y)
+
+
+def test_colours_need_an_autoencoder_for_colours():
+    module = tiny_autoencoder(in_channels=1, out_channels=1)
+    tiny_latent_classifier(autoencoder=module).fit(GRAY, Y)
+    with pytest.raises(ValueError, match="use label_prediction='posterior'"):
+        tiny_latent_classifier(autoencoder=module, label_prediction="velocity").fit(GRAY, Y)
+
+
+def test_images_of_another_size_than_in_fit_are_refused():
+    classifier = tiny_latent_classifier().fit(X, Y)
+    with pytest.raises(ValueError, match=r"but LatentMedSymmFlowClassifier was fitted"):
+        classifier.predict(X[:, :8, :8])
+
+
+def test_a_warm_start_with_another_autoencoder_is_refused():
+    classifier = tiny_latent_classifier(warm_start=True).fit(X, Y)
+    classifier.fit(X, Y)
+    with pytest.raises(ValueError, match="another autoencoder"):
+        classifier.set_params(autoencoder=Averages()).fit(X, Y)
+
+
+def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
+    tiny_latent_classifier(autoencoder=Averages(), checkpoint_dir=tmp_path).fit(X, Y)
+    louder = Averages()
+    louder.gain = 2.0
+    with pytest.raises(ValueError, match="autoencoder is 'object"):
+        tiny_latent_classifier(autoencoder=louder, checkpoint_dir=tmp_path).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("representation"), "not work on pixels|not a usable model"),
+        (lambda d: d["representation"].update(encoded_size=[15, 16]), "encoded_size"),
+        (lambda d: d["representation"].update(encoded_size=[2**20, 2**20]), "encoded_size"),
+        (lambda d: d["representation"]["autoencoder"].update(kind="pickle"), "that it only names"),
+        (lambda d: d["representation"]["autoencoder"].update({"class": "os.system"}), "os.system"),
+        (
+            lambda d: d["representation"]["autoencoder"]["config"].update(layers_per_block=10**9),
+            "layout that nobody has",
+        ),
+        (
+            lambda d: d["representation"]["autoencoder"]["config"].update(latent_channels=9),
+            "float32 of shape",
+        ),
+        (
+            lambda d: d["representation"]["autoencoder"]["config"].update(surprise=1),
+            "surprise",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_changed_model_is_said(tmp_path, change, message):
+    from test_pretrained import edit
+
+    tiny_latent_classifier().fit(X, Y).save_pretrained(tmp_path)
+    edit(tmp_path, change)
+    with pytest.raises(RecordError, match=message):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)

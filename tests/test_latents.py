@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import torch
+from conftest import Averages, tiny_autoencoder
+
+from sklearn_msf.autoencoder import ImageAutoencoder
+from sklearn_msf.images import learn_format
+from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.latent_format import LatentFormat, learn_latent_format, resize_images
+from sklearn_msf.latents import LatentRepresentation, LatentTrainingData, encode_variations
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.integers(0, 256, (6, 16 * 16), dtype=np.uint8)
+FORMAT = learn_format(ROWS, (16, 16), flat=True)
+IMAGES = FORMAT.to_numpy_images(ROWS)
+CPU = torch.device("cpu")
+
+
+def representation(module=None, size=(16, 16), fmt=FORMAT, images=IMAGES, palette=None):
+    autoencoder = ImageAutoencoder(module or Averages())
+    latent_format = learn_latent_format(images, autoencoder, size, "float32", palette)
+    return LatentRepresentation(fmt, autoencoder, latent_format, "float32", palette)
+
+
+def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
+    latents = representation().inputs(ROWS, CPU).batch(0, len(ROWS), mirrored=False)
+    assert latents.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    deviation = latents.std(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(deviation, torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_a_published_factor_is_used_as_it_is():
+    autoencoder = ImageAutoencoder(tiny_autoencoder(scaling_factor=0.25, shift_factor=0.1))
+    found = learn_latent_format(IMAGES, autoencoder, (16, 16), "float32", None)
+    assert found.shift.tolist() == pytest.approx([0.1] * 4)
+    assert found.scale.tolist() == [0.25] * 4
+
+
+def test_a_channel_that_never_changes_is_left_alone():
+    module = Averages()
+    encode = module.encode
+    module.encode = lambda images: encode(images) * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    found = learn_latent_format(IMAGES, ImageAutoencoder(module), (16, 16), "float32", None)
+    assert found.scale[1] == 1.0
+    assert torch.isfinite(found.scale).all()
+
+
+def test_drawn_latents_come_back_at_the_size_and_in_the_channels_of_x():
+    codec = representation(size=(32, 32))
+    images = codec.images(torch.randn(2, *codec.shape))
+    assert images.shape == (2, 1, 16, 16)
+    assert images.abs().max() <= 1
+
+
+def test_what_is_encoded_and_drawn_unchanged_is_the_image():
+    smooth = np.repeat(np.repeat(IMAGES[:, :, ::8, ::8], 8, axis=2), 8, axis=3)
+    rows = smooth.reshape(len(smooth), -1)
+    codec = representation(images=smooth)
+    latents = codec.inputs(rows, CPU).batch(0, len(rows), mirrored=False)
+    found = FORMAT.from_tensor(codec.images(latents))
+    np.testing.assert_array_equal(found.reshape(rows.shape), rows)
+
+
+def test_mirrored_inputs_are_encoded_mirror_images():
+    codec = representation()
+    mirrored = np.ascontiguousarray(IMAGES[..., ::-1]).reshape(ROWS.shape)
+    found = codec.inputs(ROWS, CPU).batch(0, 6, mirrored=True)
+    torch.testing.assert_close(found, codec.inputs(mirrored, CPU).batch(0, 6, mirrored=False))
+
+
+def test_kept_inputs_are_what_would_be_encoded_again():
+    codec = representation()
+    kept, fresh = codec.kept_inputs(ROWS, CPU, mirrored=True), codec.inputs(ROWS, CPU)
+    assert len(kept) == len(fresh) == 6
+    for mirrored in (False, True):
+        for start in (0, 4):
+            found = kept.batch(start, 4, mirrored=mirrored)
+            wanted = fresh.batch(start, 4, mirrored=mirrored)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_images_are_resized_without_leaving_their_range():
+    checkers = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)[None, None]
+    for size in [(3, 5), (32, 16)]:
+        resized = resize_images(checkers, size)
+        assert resized.shape == (1, 1, *size)
+        assert resized.abs().max() <= 1
+    assert resize_images(checkers, (8, 8)) is checkers
+
+
+def encoded(module, augment, n_variations, images=IMAGES, seed=0):
+    codec = representation(module)
+    n_channels = codec.shape[0] * (2 if isinstance(module, torch.nn.Module) else 1)
+    latents = torch.empty(len(images), n_variations, n_channels, *codec.shape[1:])
+    encode_variations(latents, images, codec, augment, seed)
+    return latents
+
+
+def test_the_first_variations_are_the_image_and_its_flips():
+    latents = encoded(Averages(), "flip+affine", 6)
+    plain = latents[:, 0]
+    torch.testing.assert_close(latents[:, 1], plain.flip(3))
+    torch.testing.assert_close(latents[:, 2], plain.flip(2))
+    torch.testing.assert_close(latents[:, 3], plain.flip(2, 3))
+    moved = latents[:, 4:]
+    assert all((moved[:, i] - latents[:, j]).abs().max() > 0.01 for i in (0, 1) for j in range(4))
+
+
+def test_variations_of_an_image_do_not_depend_on_the_others():
+    together = encoded(Averages(), "hflip+affine", 4)
+    alone = encoded(Averages(), "hflip+affine", 4, images=IMAGES[:2])
+    torch.testing.assert_close(alone, together[:2])
+
+
+def training_data(latents, n_drawable, scale=1.0):
+    n_channels = latents.shape[2] if latents.shape[2] < 4 else latents.shape[2] // 2
+    latent_format = LatentFormat(
+        (16, 16), torch.zeros(n_channels), torch.full((n_channels,), scale), None
+    )
+    labels = torch.arange(len(latents))
+    weights = torch.ones(len(latents), dtype=torch.float64)
+    return LatentTrainingData(
+        latents, n_drawable, latent_format, labels, weights, len(latents), CPU
+    )
+
+
+def test_a_batch_takes_one_variation_of_each_image():
+    # The value of a latent is its image, and its variation behind the comma.
+    values = torch.arange(5.0)[:, None] + torch.arange(4.0) / 10
+    data = training_data(values[:, :, None, None, None].expand(-1, -1, 2, 3, 3), 2)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.tensor([3, 0, 4, 3] * 50)
+    x, labels = data.batch(rows, 100, generator)
+    assert labels.tolist() == rows.tolist()
+    image, variation = x[:, 0, 0, 0].floor(), (x[:, 0, 0, 0] % 1 * 10).round()
+    assert image.tolist() == rows.tolist()
+    # Rows that draw see only variations that drawn images may look like.
+    assert set(variation[:100].tolist()) == {0, 1, 2, 3}
+    assert set(variation[100:].tolist()) == {0, 1}
+
+
+def test_every_batch_has_fresh_samples_of_the_posterior():
+    means, deviations = torch.full((1, 1, 2, 8, 8), 3.0), torch.full((1, 1, 2, 8, 8), 0.5)
+    data = training_data(torch.cat([means, deviations], dim=2), 1, scale=2.0)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(200, dtype=torch.long)
+    first, second = (data.batch(rows, 0, generator)[0] for _ in range(2))
+    assert (first != second).all()
+    assert first.mean() == pytest.approx(6.0, abs=0.02)
+    assert first.std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_masks_of_classes_are_encoded_once():
+    palette = make_label_codes("rgb", 4, 0.0)
+    codec = representation(palette=palette)
+    autoencoder = ImageAutoencoder(Averages())
+    found = learn_latent_format(IMAGES, autoencoder, (16, 16), "float32", palette)
+    assert found.mask_codes.shape == (4, 3, 4, 4)
+    # Averages of one colour are that colour.
+    colours = found.restore(found.mask_codes)
+    wanted = palette.codes[:, :, None, None].expand(-1, -1, 4, 4)
+    torch.testing.assert_close(colours, wanted, atol=1e-5, rtol=0)
+    reading = codec.codes(None)
+    distances = reading.distances(found.mask_codes)
+    torch.testing.assert_close(distances.diagonal(), torch.zeros(4), atol=1e-4, rtol=0)
+    assert reading.probabilities(found.mask_codes).argmax(dim=1).tolist() == [0, 1, 2, 3]
