@@ -217,6 +217,20 @@ def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch):
     assert tiny_classifier(max_epochs="auto").fit(X[:30], y[:30]).n_iter_ == 4
 
 
+@pytest.mark.parametrize(("optimizer", "same_as"), [("auto", "muon"), ("muon", "muon")])
+def test_muon_learns_from_many_images(digits, monkeypatch, optimizer, same_as):
+    monkeypatch.setattr("sklearn_msf._recipe._MIN_IMAGES_FOR_MUON", 40)
+    X, y = digits
+    found = {}
+    for name in {optimizer, same_as, "adamw"}:
+        classifier = tiny_classifier(channels=16, optimizer=name)
+        found[name] = [classifier.fit(X[:n], y[:n]).predict_proba(X[:20]) for n in (39, 40)]
+    assert_array_equal(found[optimizer][1], found[same_as][1])
+    assert (found["muon"][1] != found["adamw"][1]).any()
+    if optimizer == "auto":
+        assert_array_equal(found["auto"][0], found["adamw"][0])
+
+
 def test_verbose_shows_share_loss_and_speed(digits, capsys):
     X, y = digits
     tiny_classifier(verbose=1).fit(X, y)
@@ -250,6 +264,7 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
         "dropout": 0.0,
         "batch_size": batch_size,
         "max_epochs": max_epochs,
+        "optimizer": "adamw",
         "learning_rate": learning_rate,
         "beta": 4,
         "label_encoding": "rgb",
