@@ -12,6 +12,7 @@ from sklearn_msf.augmentation import AUGMENTATIONS
 from sklearn_msf.device import PRECISIONS
 from sklearn_msf.fields import LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
+from sklearn_msf.optimiser import OPTIMIZERS
 from sklearn_msf.solver import ODE_SOLVERS
 
 __all__ = [
@@ -169,6 +170,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         check_positive_integer("max_epochs", p["max_epochs"])
     if p["time_budget"] is not None:
         _check_real("time_budget", p["time_budget"], 0, np.inf, "()")
+    _check_choice("optimizer", p["optimizer"], ("auto", *OPTIMIZERS))
     _check_real("learning_rate", p["learning_rate"], 0, np.inf, "()")
     _check_real("weight_decay", p["weight_decay"], 0, np.inf, "[)")
     if p["max_grad_norm"] is not None:

@@ -18,6 +18,7 @@ _PAPER: dict[str, Any] = {
     "attention_levels": (1,),
     "patch_size": 1,
     "dropout": 0.0,
+    "optimizer": "adamw",
     "weight_decay": 0.01,
     "max_grad_norm": None,
     "ema_decay": 0.7,
@@ -109,11 +110,14 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         not repeat exactly.
     batch_size : int, default=128
         Images a training step; epochs are split evenly into steps of about this size.
+    optimizer : {"auto", "adamw", "muon"}, default="auto"
+        "adamw" (the paper), or "muon": Muon for the weights that are matrices, AdamW for the
+        others, at one rate. "auto": Muon for 10,000 images an epoch and more.
     learning_rate : float, default=3e-3
-        Peak learning rate of AdamW, after a warm-up of a tenth of the training and before a
-        cosine to zero.
+        Peak learning rate, after a warm-up of a tenth of the training and before a cosine to
+        zero.
     weight_decay : float, default=0.01
-        Weight decay of AdamW.
+        Decoupled weight decay.
     max_grad_norm : float, default=1.0
         Norm to which longer gradients are cut; None cuts none.
     ema_decay : float, default=0.99
@@ -228,6 +232,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         max_epochs: int | str = "auto",
         time_budget: float | None = None,
         batch_size: int = 128,
+        optimizer: str = "auto",
         learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 1.0,
@@ -264,6 +269,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.max_epochs = max_epochs
         self.time_budget = time_budget
         self.batch_size = batch_size
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm

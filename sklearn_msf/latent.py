@@ -24,6 +24,7 @@ _PAPER: dict[str, Any] = {
     "attention_levels": (1,),
     "patch_size": 1,
     "dropout": 0.0,
+    "optimizer": "adamw",
     "weight_decay": 0.01,
     "max_grad_norm": None,
     "ema_decay": 0.7,
@@ -95,8 +96,8 @@ class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
         checkpoints where there are any.
     image_shape, label_encoding, label_prediction, beta, t1_share, image_weight, channels, \
 channel_mult, n_blocks, attention_levels, patch_size, dropout, max_epochs, time_budget, \
-batch_size, learning_rate, weight_decay, max_grad_norm, ema_decay, augment, class_weight, \
-early_stopping, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
+batch_size, optimizer, learning_rate, weight_decay, max_grad_norm, ema_decay, augment, \
+class_weight, early_stopping, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
 warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, \
 random_state, verbose
         As in :class:`MedSymmFlowClassifier`, over latents instead of pixels. The posterior
@@ -153,6 +154,7 @@ field_
         max_epochs: int | str = "auto",
         time_budget: float | None = None,
         batch_size: int = 128,
+        optimizer: str = "auto",
         learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
         max_grad_norm: float | None = 1.0,
@@ -190,6 +192,7 @@ field_
             max_epochs=max_epochs,
             time_budget=time_budget,
             batch_size=batch_size,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,

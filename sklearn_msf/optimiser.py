@@ -1,25 +1,37 @@
-"""AdamW with a moving average of the weights."""
+"""Muon and AdamW with a moving average of the weights."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.states import part_of
 
-__all__ = ["AveragedAdamW"]
+__all__ = ["OPTIMIZERS", "AveragedOptimiser"]
+
+OPTIMIZERS = ("muon", "adamw")
+
+# Smaller matrices have no directions to balance.
+_SMALLEST_SIDE = 16
 
 
-class AveragedAdamW:
+class AveragedOptimiser:
     """Steps along the gradients of a field and keeps the average of its weights.
+
+    With Muon, weights that are matrices, those of convolutions seen as
+    (out, in * height * width), make steps whose singular values are all the same; everything
+    else is left to AdamW. Muon's steps are scaled to the length of AdamW's, so that one rate
+    serves both.
 
     Parameters
     ----------
     field : VelocityField
-        The field that trains.
+        The field that trains; its weights are laid out in channels_last.
     average : VelocityField
         Its copy that gets the averaged weights.
+    optimizer : {"muon", "adamw"}
+        Whether matrices are left to Muon.
     weight_decay : float
-        Weight decay of AdamW.
+        Decoupled weight decay.
     max_grad_norm : float or None
         Norm to which longer gradients are cut.
     ema_decay : float
@@ -36,26 +48,50 @@ class AveragedAdamW:
         field: VelocityField,
         average: VelocityField,
         *,
+        optimizer: str,
         weight_decay: float,
         max_grad_norm: float | None,
         ema_decay: float,
     ):
         self.n_steps = 0
+        for module in (field, average):
+            # torch's annotations leave memory_format out.
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._field = field
         self._average = average
         self._max_grad_norm = max_grad_norm
         self._ema_decay = ema_decay
         self._parameters: list[Tensor] = list(field.parameters())
         self._averages: list[Tensor] = list(average.parameters())
-        self._adamw = torch.optim.AdamW(self._parameters, weight_decay=weight_decay, fused=True)
+        # Views of the weights; their gradients are views too, made anew in every step.
+        self._matrices = {
+            parameter: nn.Parameter(_as_matrix(parameter.detach()))
+            for parameter in self._parameters
+            if optimizer == "muon" and _is_matrix(parameter)
+        }
+        others = [p for p in self._parameters if p not in self._matrices]
+        self._adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
+        self._optimisers: list[torch.optim.Optimizer] = [self._adamw]
+        if self._matrices:
+            self._muon = torch.optim.Muon(
+                list(self._matrices.values()),
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self._optimisers.append(self._muon)
 
     def step(self, rate: float) -> None:
         """Make one step at a learning rate, and forget the gradients."""
         if self._max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self._adamw.param_groups[0]["lr"] = rate
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        for parameter, matrix in self._matrices.items():
+            matrix.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
+        for optimiser in self._optimisers:
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         self.n_steps += 1
         # A young average has little past to keep.
         decay = min(self._ema_decay, self.n_steps / (self.n_steps + 9))
@@ -74,7 +110,7 @@ class AveragedAdamW:
             for name, value in field.state_dict().items():
                 tensors[f"{prefix}.{name}"] = value.clone()
         for i, parameter in enumerate(self._parameters):
-            for name, value in self._adamw.state.get(parameter, {}).items():
+            for name, value in self._moments(parameter).items():
                 tensors[f"optimizer.{i}.{name}"] = value.clone()
         return tensors
 
@@ -82,15 +118,33 @@ class AveragedAdamW:
         """Go on where another run was."""
         self._field.load_state_dict(part_of(tensors, "field"))
         self._average.load_state_dict(part_of(tensors, "average"))
-        self._adamw.state.clear()
+        for optimiser in self._optimisers:
+            optimiser.state.clear()
         for i, parameter in enumerate(self._parameters):
             moments = part_of(tensors, f"optimizer.{i}")
+            stepped = self._matrices.get(parameter, parameter)
             for name, value in moments.items():
                 if value.ndim:
                     # The fused kernel walks through memory: the layouts must be the same.
-                    moments[name] = torch.empty_like(parameter).copy_(value)
+                    moments[name] = torch.empty_like(stepped).copy_(value)
                 else:
                     moments[name] = value.to(parameter.device, copy=True)
             if moments:
-                self._adamw.state[parameter] = moments
+                self._optimiser_of(parameter).state[stepped] = moments
         self.n_steps = n_steps
+
+    def _optimiser_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+        return self._muon if parameter in self._matrices else self._adamw
+
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        stepped = self._matrices.get(parameter, parameter)
+        return self._optimiser_of(parameter).state.get(stepped, {})
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    return weight.ndim > 1 and min(_as_matrix(weight).shape) >= _SMALLEST_SIDE
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """(out, in * height * width) of a weight: a view of one in channels_last."""
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight

@@ -17,8 +17,10 @@ class TrainingSettings:
         Seconds after which training has ended, schedule included.
     batch_size : int
         Images a step; an epoch is split evenly into steps of about this size.
+    optimizer : {"muon", "adamw"}
+        Whether matrices step by Muon.
     learning_rate, weight_decay : float
-        Of AdamW.
+        Peak rate, and decoupled decay of the weights.
     max_grad_norm : float or None
         Norm to which longer gradients are cut.
     ema_decay : float
@@ -40,6 +42,7 @@ class TrainingSettings:
     max_epochs: int
     time_budget: float | None
     batch_size: int
+    optimizer: str
     learning_rate: float
     weight_decay: float
     max_grad_norm: float | None

@@ -17,7 +17,7 @@ from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
 from sklearn_msf.network import Dropout
-from sklearn_msf.optimiser import AveragedAdamW
+from sklearn_msf.optimiser import AveragedOptimiser
 from sklearn_msf.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.settings import TrainingSettings
 from sklearn_msf.states import EpochWatcher, StateStore, TrainingState
@@ -75,9 +75,10 @@ class Trainer:
         self._generator = generator
         self._device = generator.device
         self._budget = TimeBudget(settings.time_budget, started)
-        self._optimizer = AveragedAdamW(
+        self._optimizer = AveragedOptimiser(
             field,
             self.average,
+            optimizer=settings.optimizer,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,

@@ -61,6 +61,7 @@ def on_floats():
         ("batch_size", 0),
         ("learning_rate", 0),
         ("weight_decay", -1),
+        ("optimizer", "sgd"),
         ("ema_decay", 1),
         ("augment", "rotate"),
         ("class_weight", "even"),

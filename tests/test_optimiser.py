@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 
-from sklearn_msf.optimiser import AveragedAdamW
+from sklearn_msf.optimiser import AveragedOptimiser
 
 
 def make(field, **overrides):
     average = copy.deepcopy(field)
-    settings = {"weight_decay": 0.0, "max_grad_norm": None, "ema_decay": 0.9}
-    return AveragedAdamW(field, average, **{**settings, **overrides}), average
+    settings = {"optimizer": "muon", "weight_decay": 0.0, "max_grad_norm": None, "ema_decay": 0.9}
+    return AveragedOptimiser(field, average, **{**settings, **overrides}), average
 
 
 def set_gradients(field, seed=0, size=1.0):
@@ -64,14 +64,51 @@ def test_long_gradients_are_cut(make_tiny_field):
     torch.testing.assert_close(*steps)
 
 
+def test_muon_steps_have_singular_values_that_are_all_the_same(make_tiny_field):
+    field = make_tiny_field(channels=32)
+    optimiser, _ = make(field)
+    weight = field.unet.middle_out.conv_in.weight
+    before = weight.detach().clone()
+    set_gradients(field)
+    optimiser.step(0.1)
+    step = (before - weight.detach()).flatten(1)
+    values = torch.linalg.svdvals(step)
+    assert values.max() < 2 * values.min()
+    # As long as AdamW's: 0.2 of the rate at the root of the mean square.
+    assert step.square().mean().sqrt() == pytest.approx(0.02, rel=0.25)
+
+
+def test_vectors_and_small_matrices_step_by_adamw(make_tiny_field):
+    field = make_tiny_field(channels=32)
+    optimiser, _ = make(field)
+    chosen = [field.unet.middle_out.norm_in.weight, field.head.weight]
+    before = [weight.detach().clone() for weight in chosen]
+    set_gradients(field)
+    optimiser.step(0.1)
+    for weight, start in zip(chosen, before, strict=True):
+        # AdamW's first step is the rate in the direction of the gradient's sign.
+        torch.testing.assert_close((weight.detach() - start).abs(), torch.full_like(start, 0.1))
+
+
+def test_adamw_alone_leaves_nothing_to_muon(make_tiny_field):
+    field = make_tiny_field(channels=32)
+    optimiser, _ = make(field, optimizer="adamw")
+    before = weights(field).clone()
+    set_gradients(field)
+    optimiser.step(0.1)
+    steps = (weights(field) - before).abs()
+    torch.testing.assert_close(steps, torch.full_like(before, 0.1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_loaded_optimiser_goes_on_as_the_first_one_would(make_tiny_field, layout):
-    first_field = make_tiny_field().to(memory_format=torch.channels_last)
-    second_field = make_tiny_field().to(memory_format=layout)
-    first, first_average = make(first_field)
+def test_a_loaded_optimiser_goes_on_as_the_first_one_would(make_tiny_field, layout, optimizer):
+    first_field = make_tiny_field(channels=32).to(memory_format=torch.channels_last)
+    second_field = make_tiny_field(channels=32).to(memory_format=layout)
+    first, first_average = make(first_field, optimizer=optimizer)
     set_gradients(first_field)
     first.step(0.1)
-    second, second_average = make(second_field)
+    second, second_average = make(second_field, optimizer=optimizer)
     second.load(first.tensors(), first.n_steps)
     for field, optimiser in ((first_field, first), (second_field, second)):
         set_gradients(field, seed=1)

@@ -17,6 +17,7 @@ SETTINGS = {
     "time_budget": None,
     "batch_size": 8,
     "learning_rate": 1e-2,
+    "optimizer": "muon",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "ema_decay": 0.5,

@@ -139,7 +139,9 @@ def resnet18(name, X, y, seconds, seed, make=make_resnet18):
 
 @torch.inference_mode()
 def resnet_probabilities(net: nn.Module, images: np.ndarray) -> np.ndarray:
-    logits = torch.cat([net(batch) for batch in as_tensor(images).split(32 if images.shape[1] > 64 else 256)])
+    logits = torch.cat(
+        [net(batch) for batch in as_tensor(images).split(32 if images.shape[1] > 64 else 256)]
+    )
     return logits.softmax(dim=1).double().numpy()
 
 

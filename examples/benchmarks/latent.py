@@ -113,7 +113,10 @@ def systems(taef2: Path | None) -> dict:
         found = pretrained | found
         for decoding in ("latent", "pixel"):
             found[f"latents, TAEF2, velocity form, {decoding}"] = latent(
-                lambda: TAEF2(taef2), label_prediction="velocity", label_decoding=decoding, n_draws=8
+                lambda: TAEF2(taef2),
+                label_prediction="velocity",
+                label_decoding=decoding,
+                n_draws=8,
             )
     return found
 
@@ -299,9 +302,7 @@ def measure_smoke(arguments, records, gflops):
         rng = np.random.default_rng(0)
         X = rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
         y = np.arange(32) % 2
-        classifier = LatentMedSymmFlowClassifier(
-            folder, max_epochs=1, augment=None, random_state=0
-        )
+        classifier = LatentMedSymmFlowClassifier(folder, max_epochs=1, augment=None, random_state=0)
         seconds = {}
         for name, call in (
             ("fit", lambda: classifier.fit(X, y)),
@@ -319,6 +320,36 @@ def measure_smoke(arguments, records, gflops):
         "peak_memory_gib": round(peak, 2),
         "gemm_gflops": round(gflops),
     }
+    add(records, record, arguments)
+
+
+# Drawn images
+
+
+def draw(arguments, records, gflops):
+    """Ten images of each class by a saved model, above real ones."""
+    import matplotlib.pyplot as plt
+
+    data = load("busi", {"busi": str(arguments.data)})
+    X, y = data["train"]
+    given = None if arguments.taef2 is None else TAEF2(arguments.taef2)
+    classifier = LatentMedSymmFlowClassifier.from_pretrained(arguments.models, autoencoder=given)
+    start = time.perf_counter()
+    drawn = classifier.sample(classifier.classes_, 10, random_state=0)
+    seconds = time.perf_counter() - start
+    n_classes = len(classifier.classes_)
+    figure, axes = plt.subplots(2 * n_classes, 10, figsize=(12, 2.5 * n_classes))
+    for k, label in enumerate(classifier.classes_):
+        rows = (drawn[10 * k : 10 * (k + 1)], X[y == label][:10])
+        for i, (title, images) in enumerate(zip(("drawn", "real"), rows, strict=True)):
+            for axis, image in zip(axes[2 * k + i], images, strict=True):
+                axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+                axis.set_xticks([])
+                axis.set_yticks([])
+            axes[2 * k + i, 0].set_ylabel(f"{title}, class {label}")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(arguments.output.with_name("latent_samples.png"), dpi=90)
+    record = {"part": "draw", "n_images": len(drawn), "seconds": round(seconds, 1)}
     add(records, record, arguments)
 
 
@@ -372,9 +403,7 @@ def reconstruction_table(records) -> str:
     lines = ["| images | median PSNR, dB | ResNet-18 AUC | ACC |", "|---|---|---|---|"]
     for r in rows:
         psnr = "-" if r["psnr"] is None else f"{r['psnr']:.1f}"
-        lines.append(
-            f"| {r['images']} | {psnr} | {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
-        )
+        lines.append(f"| {r['images']} | {psnr} | {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -398,6 +427,7 @@ PARTS = {
     "reconstruction": measure_reconstruction,
     "speed": measure_speed,
     "smoke": measure_smoke,
+    "draw": draw,
 }
 
 

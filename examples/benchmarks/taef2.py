@@ -64,9 +64,7 @@ def _layers(weights: dict[str, Tensor], missing: dict[int, nn.Module], stride: i
             n_out, n_in, _, _ = weights[f"{i}.weight"].shape
             has_bias = "bias" in keys
             layers.append(
-                nn.Conv2d(
-                    n_in, n_out, 3, 1 if has_bias else stride, padding=1, bias=has_bias
-                )
+                nn.Conv2d(n_in, n_out, 3, 1 if has_bias else stride, padding=1, bias=has_bias)
             )
     sequence = nn.Sequential(*layers)
     sequence.load_state_dict({key: value.float() for key, value in weights.items()})
