@@ -139,7 +139,8 @@ class LatentMixin(BaseMedSymmFlowClassifier):
         precision = resolve_precision(self.precision, device)
         sides = np.broadcast_to(self.encoded_size or self._image_format.size, 2).tolist()
         size = self._encoded_size(fitted_factor((sides[0], sides[1])))
-        key = _digest(images, f"{seed} {size} {precision} {self.time_budget}")
+        masks = f"{self.label_prediction} {len(self.classes_)}"
+        key = _digest(images, f"{seed} {size} {precision} {self.time_budget} {masks}")
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         autoencoder = None if folder is None else read_autoencoder(folder, key)
         if autoencoder is None:

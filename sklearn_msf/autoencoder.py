@@ -29,9 +29,10 @@ __all__ = [
 ]
 
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-# Pixels that run through an autoencoder at a time: with the network of Stable Diffusion, whose
-# first level has 128 channels, this takes about a gigabyte.
-_PIXELS_A_PASS = 4 * 256 * 256
+# What runs through an autoencoder at a time, filled up where there is less: kernels round
+# differently for other numbers, and for a single image nobody should wait for many.
+_PIXELS_A_PASS = 2 * 256 * 256
+_MAX_ROWS_A_PASS = 16
 _PROBE_SIDE = 64
 _WAYS_OUT = (
     "Three ways out: autoencoder='fit' trains a small one on X; autoencoder='path/to/folder' "
@@ -129,7 +130,8 @@ class ImageAutoencoder:
 
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
         """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
-        parts = [self._encode(part, precision) for part in _passes(images, self._rows(images, 1))]
+        passes = _passes(images, _rows_a_pass(images, 1))
+        parts = [self._encode(part, precision) for part in passes]
         means = torch.cat([part.mean for part in parts])[: len(images)]
         if not self.has_deviation:
             return Encoded(means, None)
@@ -138,7 +140,7 @@ class ImageAutoencoder:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents, (n, c, h, w), to images, (n, C, H, W), in float32."""
-        passes = _passes(latents, self._rows(latents, self.factor))
+        passes = _passes(latents, _rows_a_pass(latents, self.factor))
         parts = [self._decode(part) for part in passes]
         return torch.cat(parts)[: len(latents)].to(latents.device)
 
@@ -153,11 +155,6 @@ class ImageAutoencoder:
         else:
             digest.update(latents.numpy().tobytes())
         return digest.hexdigest()[:16], latents
-
-    def _rows(self, batch: Tensor, factor: int) -> int:
-        n_pixels = batch.shape[2] * batch.shape[3] * factor**2
-        # As many in every pass of a batch: kernels round differently for other numbers.
-        return max(1, min(len(batch), _PIXELS_A_PASS // n_pixels))
 
     def _encode(self, images: Tensor, precision: str) -> Encoded:
         device = self.device
@@ -235,6 +232,11 @@ def _entry(config: Any, name: str, default: Any) -> Any:
     if isinstance(config, dict):
         return config.get(name, default)
     return getattr(config, name, default)
+
+
+def _rows_a_pass(batch: Tensor, factor: int) -> int:
+    n_pixels = batch.shape[2] * batch.shape[3] * factor**2
+    return max(1, min(_MAX_ROWS_A_PASS, _PIXELS_A_PASS // n_pixels))
 
 
 def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:

@@ -18,12 +18,13 @@ __all__ = ["fit_autoencoder", "fitted_factor"]
 
 # From this side on latents are an eighth of it, as those of Stable Diffusion; below a quarter.
 _LARGE_SIDE = 128
-_LATENT_CHANNELS = 4
+_LATENT_CHANNELS = 8
+_FIRST_LOG_VARIANCE = -6.0
 # Squares that are cut out of the images: an autoencoder looks no further.
 _CROP = 64
 _BATCH_SIZE = 16
 _N_CROPS = 16_000
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 1e-3
 _KL_WEIGHT = 1e-6
 _GRADIENT_WEIGHT = 0.5
 
@@ -70,6 +71,8 @@ def fit_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = build_autoencoder("AutoencoderKL", config)
+    # Posteriors as wide as N(0, I) would drown the first steps in noise.
+    module.quant_conv.bias.data[_LATENT_CHANNELS:] = _FIRST_LOG_VARIANCE
     # torch's annotations leave memory_format out.
     module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module.train()

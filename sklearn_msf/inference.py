@@ -142,7 +142,8 @@ def classify(
             estimate = read(field, x, e_y, settings)
         # Draws are averaged in a fixed order; the batch leaves the device here.
         mean = estimate.float().unflatten(0, (len(noise), size)).mean(dim=0)
-        p, distances = _decode(mean.cpu(), codes)
+        # Decoding masks may be costly; what only filled up is not looked at.
+        p, distances = _decode(mean.cpu()[: n_real if mean.ndim == 4 else size], codes)
         return p[:n_real], distances[:n_real]
 
     parts = in_batches(run, n_rows, settings.batch_size, noise.device)
@@ -248,7 +249,7 @@ def generate(
                 n_steps=settings.n_steps,
                 method=settings.ode_solver,
             )
-        return decode(drawn.float())[:n_real].float().cpu()
+        return decode(drawn[:n_real].float()).float().cpu()
 
     return torch.cat(in_batches(run, len(labels), settings.batch_size, device))
 

@@ -140,7 +140,10 @@ class LatentInputs:
 
     def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
         """Latents of `size` images; of the mirror images where `mirrored`."""
-        return self._representation.encode(self._pixels.batch(start, size, mirrored=mirrored))
+        # What only fills up need not be encoded.
+        n_real = min(size, len(self) - start)
+        x = self._pixels.batch(start, n_real, mirrored=mirrored)
+        return _filled_up(self._representation.encode(x), size)
 
 
 class KeptInputs:
@@ -165,10 +168,12 @@ class KeptInputs:
     def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
         """Latents of `size` images, the last batch filled up with its first."""
         x = self._views[mirrored][start : start + size]
-        missing = size - len(x)
-        if missing:
-            x = torch.cat([x, x[:1].expand(missing, -1, -1, -1)])
-        return x.to(self._device)
+        return _filled_up(x.to(self._device), size)
+
+
+def _filled_up(x: Tensor, size: int) -> Tensor:
+    """Fill a batch up to exactly `size` rows."""
+    return torch.cat([x, x[:1].expand(size - len(x), -1, -1, -1)])
 
 
 class LatentTrainingData(TrainingData):
