@@ -72,7 +72,7 @@ def fit_autoencoder(
         torch.default_generator.manual_seed(seed)
         module = build_autoencoder("AutoencoderKL", config)
     # Posteriors as wide as N(0, I) would drown the first steps in noise.
-    module.quant_conv.bias.data[_LATENT_CHANNELS:] = _FIRST_LOG_VARIANCE
+    module.get_parameter("quant_conv.bias").data[_LATENT_CHANNELS:] = _FIRST_LOG_VARIANCE
     # torch's annotations leave memory_format out.
     module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module.train()

@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_is_named(tmp_path):
 
 
 def test_what_cannot_be_had_gives_the_three_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(AutoencoderError, match="Three ways out") as failure:
         open_autoencoder(str(tmp_path / "absent"))
     for way in ("autoencoder='fit'", "path/to/folder", "an object with encode"):

@@ -56,7 +56,7 @@ def test_an_autoencoder_is_trained_on_x(short_fitting, images, form):
 
 
 def test_auto_trains_one_where_the_papers_cannot_be_had(short_fitting, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("sklearn_msf._latent._PAPER_AUTOENCODER", "nobody/has-this")
     with pytest.warns(UserWarning, match="autoencoder='auto': nobody/has-this cannot be had"):
         classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)

@@ -44,7 +44,7 @@ def test_a_pipeline_scales_and_classifies(digits, make_classifier):
 def test_grid_search_runs_in_two_processes_over_a_nested_parameter(digits, make_classifier):
     X, y = digits
     pipeline = make_pipeline(MinMaxScaler(), make_classifier(image_shape=(8, 8), max_epochs=1))
-    grid = {"medsymmflowclassifier__learning_rate": [1e-3, 1e-2]}
+    grid = {f"{pipeline.steps[-1][0]}__learning_rate": [1e-3, 1e-2]}
     search = GridSearchCV(pipeline, grid, cv=2, n_jobs=2).fit(X.reshape(len(X), -1), y)
     assert set(search.best_params_) == set(grid)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
