@@ -104,12 +104,16 @@ class LatentRepresentation:
 
     def encode(self, x: Tensor) -> Tensor:
         """Normalised posterior means of images, (n, C, H, W) in [-1, 1]."""
-        return self._latent_format.normalise(self.posterior(self.resized(x)).mean)
+        return self.normalise(self.posterior(self.resized(x)).mean)
 
     def resized(self, x: Tensor) -> Tensor:
         """Images in the size and the channels of the autoencoder."""
         x = resize_images(x, self._latent_format.size)
         return x.expand(-1, self._autoencoder.image_channels, -1, -1)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents of the autoencoder as the field takes them."""
+        return self._latent_format.normalise(latents)
 
     def posterior(self, images: Tensor) -> Encoded:
         """Latents of images in the size and the channels of the autoencoder."""
