@@ -121,7 +121,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         device = resolve_device(self.device)
         if not warm:
             self._learn_representation(data, random_state, started)
-        tensors = self._training_data(data, device)
+        tensors = self._training_data(data, device, started)
         validate = None if held_out is None else self._accuracy_on(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
@@ -183,7 +183,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         random_state = make_random_state(self.random_state)
         if first:
             self._learn_representation(data, random_state, started)
-        tensors = self._training_data(data, resolve_device(self.device))
+        tensors = self._training_data(data, resolve_device(self.device), started)
         trainer = self._make_trainer(tensors, random_state, started, warm=not first)
         trainer.history = [] if first else list(self.history_)
         trainer.fit_epoch(tensors)
@@ -232,7 +232,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
     ) -> None:
         """Learn what stands between images and field: nothing, where it works on pixels."""
 
-    def _training_data(self, data: TrainingRows, device: torch.device) -> TrainingData:
+    def _training_data(
+        self, data: TrainingRows, device: torch.device, started: float
+    ) -> TrainingData:
         """Make images ready for training."""
         images = torch.from_numpy(self._image_format.to_numpy_images(data.rows))
         return TrainingData(images, *training_targets(data), device, self._augmentation())

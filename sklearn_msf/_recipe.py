@@ -1,7 +1,6 @@
 """From constructor parameters to the settings of network and training."""
 
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from sklearn_msf._data import TrainingRows
-from sklearn_msf.device import resolve_precision
+from sklearn_msf.device import resolve_precision, seeded_weights
 from sklearn_msf.fields import VelocityField, make_field
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, make_label_codes
@@ -35,8 +34,6 @@ _MIN_IMAGES_FOR_MUON = 10_000
 # Steps of a GPU that are worth a minute or two of compilation.
 _MIN_STEPS_TO_COMPILE = 10_000
 _MIN_SECONDS_TO_COMPILE = 900.0
-# The seed of new weights goes through torch's global generator: one network at a time.
-_MAKING_WEIGHTS = threading.Lock()
 
 
 def network_layout(estimator: BaseEstimator, n_channels: int) -> dict[str, Any]:
@@ -80,9 +77,7 @@ def build_field(
         codes = make_label_codes(encoding, n_classes, beta)
     else:
         codes = EncodedLabelCodes(mask_codes)
-    with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed every GPU too.
-        torch.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         return make_field(layout.pop("form"), codes, layout.pop("image_channels"), **layout)
 
 

@@ -18,8 +18,10 @@ __all__ = ["open_checkpoints"]
 
 # What may differ between a run and the one that goes on with it: nothing of it trains.
 _FREE = {
+    "cache_bytes",
     "checkpoint_dir",
     "checkpoint_every",
+    "label_decoding",
     "n_draws",
     "n_steps",
     "ode_solver",
@@ -61,7 +63,7 @@ def open_checkpoints(
         return None
     fingerprint: dict[str, Any] = {
         name: to_plain(value)
-        for name, value in estimator._plain_parameters().items()
+        for name, value in estimator._fingerprint_parameters(warm=warm).items()
         if name not in _FREE
     }
     if isinstance(estimator.random_state, np.random.RandomState):

@@ -32,6 +32,10 @@ class PortableEstimator(BaseEstimator):
         parameters: dict[str, Any] = self.get_params(deep=False)
         return parameters
 
+    def _fingerprint_parameters(self, *, warm: bool) -> dict[str, Any]:
+        """Describe the constructor parameters, to tell runs apart."""
+        return self._plain_parameters()
+
     def _mask_codes(self) -> torch.Tensor | None:
         """Masks of the classes, (K, C_y, H, W), where they are not plain colours."""
         return None

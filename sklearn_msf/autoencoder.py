@@ -3,13 +3,18 @@
 Whatever has `encode` and `decode` will do: an AutoencoderKL or AutoencoderTiny of diffusers, or
 an object of one's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` may return the
 latents, a pair of their means and deviations, or what diffusers returns; `decode` the images,
-or what diffusers returns. Where such an object works on gray images it says so by an attribute
-``in_channels = 1``; where its latents are to be scaled by a published factor, by
-``scaling_factor``.
+or what diffusers returns. Both are called from several threads at a time, those of a torch
+module on the device of the model and in float32, those of anything else on the CPU. Where such
+an object works on gray images it says so by an attribute ``in_channels = 1``; where its latents
+are to be scaled by a published factor, by ``scaling_factor``.
 """
 
+import copy
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +28,7 @@ __all__ = [
     "AutoencoderError",
     "Encoded",
     "ImageAutoencoder",
+    "as_autoencoder",
     "build_autoencoder",
     "open_autoencoder",
     "plain_config",
@@ -98,18 +104,18 @@ class ImageAutoencoder:
                 )
         self.module = autoencoder
         self.source = source or {"kind": _kind_of(autoencoder)}
+        self._device = torch.device("cpu")
+        self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(autoencoder, nn.Module):
-            # One layout: kernels of another one round differently.
-            # torch's annotations leave memory_format out.
+            # One precision and one layout: what files and pickles hold computes the same.
             autoencoder.eval().requires_grad_(False).to(  # type: ignore[call-overload]
-                memory_format=torch.channels_last
+                self._device, torch.float32, memory_format=torch.channels_last
             )
-        config = getattr(autoencoder, "config", autoencoder)
-        self.image_channels = int(_entry(config, "in_channels", 3))
-        scaling = _entry(config, "scaling_factor", None)
-        shift = _entry(config, "shift_factor", None)
-        known = scaling is not None and self.source["kind"] != "fitted"
-        self.published_scaling = (float(shift or 0), float(scaling)) if known else None
+        self.image_channels = int(_entry(autoencoder, "in_channels", 3))
+        scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)
+        shift = float(_entry(autoencoder, "shift_factor", None) or 0)
+        # A factor of 1 says that nobody measured one.
+        self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
         encoded = self._probe()
         self.latent_channels = encoded.mean.shape[1]
         self.has_deviation = encoded.deviation is not None
@@ -117,15 +123,14 @@ class ImageAutoencoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; the CPU for an object that does not say."""
-        parameters = getattr(self.module, "parameters", None)
-        first = next(iter(parameters()), None) if callable(parameters) else None
-        return torch.device("cpu") if first is None else first.device
+        """Where it takes images: the CPU for what is not a torch module."""
+        return self._device
 
     def to(self, device: torch.device) -> "ImageAutoencoder":
-        """Move it to a device, where it can be moved."""
+        """Move a torch module to a device; anything else stays on the CPU."""
         if isinstance(self.module, nn.Module):
             self.module.to(device)
+            self._device = device
         return self
 
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
@@ -146,24 +151,28 @@ class ImageAutoencoder:
 
     def fingerprint(self) -> tuple[str, Tensor]:
         """Tell this autoencoder from others: a digest, and the latents of a fixed image."""
-        latents = self._probe().mean.float().cpu()
-        digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
-        if isinstance(self.module, nn.Module):
-            for name, value in self.module.state_dict().items():
-                digest.update(name.encode())
-                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else:
-            digest.update(latents.numpy().tobytes())
-        return digest.hexdigest()[:16], latents
+        if self._fingerprint is None:
+            encoded = self._probe()
+            digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
+            if isinstance(self.module, nn.Module):
+                digest.update(repr(_plain_attributes(self.module)).encode())
+                for name, value in self.module.state_dict().items():
+                    digest.update(name.encode())
+                    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            else:
+                for value in (*encoded, self.decode(encoded.mean)):
+                    digest.update(b"" if value is None else value.cpu().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16], encoded.mean.cpu()
+        return self._fingerprint
 
     def _encode(self, images: Tensor, precision: str) -> Encoded:
         device = self.device
         with torch.no_grad(), autocast(device, precision):
-            return _read_encoded(self.module.encode(self._brought(images)), images.device)
+            return _read_encoded(self.module.encode(images.to(device)), images.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            decoded = self.module.decode(self._brought(latents))
+        with torch.no_grad(), autocast(self.device, "float32"):
+            decoded = self.module.decode(latents.float().to(self.device))
         images = getattr(decoded, "sample", decoded)
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise AutoencoderError(
@@ -171,12 +180,6 @@ class ImageAutoencoder:
                 f"{type(images).__name__}{list(getattr(images, 'shape', []))}."
             )
         return images.float()
-
-    def _brought(self, batch: Tensor) -> Tensor:
-        """Bring a batch to the autoencoder, in the precision of its weights."""
-        parameters = getattr(self.module, "parameters", None)
-        first = next(iter(parameters()), None) if callable(parameters) else None
-        return batch if first is None else batch.to(first)
 
     def _probe(self) -> Encoded:
         """Latents of an image that is always the same."""
@@ -228,10 +231,22 @@ def _kind_of(autoencoder: Any) -> str:
     return "embedded" if known else "object"
 
 
-def _entry(config: Any, name: str, default: Any) -> Any:
-    if isinstance(config, dict):
-        return config.get(name, default)
-    return getattr(config, name, default)
+def _entry(autoencoder: Any, name: str, default: Any) -> Any:
+    """Look up an autoencoder's configuration, or an attribute of its own."""
+    config = getattr(autoencoder, "config", None)
+    if isinstance(config, Mapping) and name in config:
+        return config[name]
+    return getattr(config, name, None) or getattr(autoencoder, name, default)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers and words that a module computes with, beside its weights."""
+    return {
+        f"{path}.{name}": value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+    }
 
 
 def _rows_a_pass(batch: Tensor, factor: int) -> int:
@@ -249,12 +264,23 @@ def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
 
 def plain_config(module: Any) -> dict[str, Any]:
     """Parameters of an autoencoder of diffusers."""
-    config = getattr(module, "config", {})
-    plain = {name: config[name] for name in config if not name.startswith("_")} if config else {}
+    config = getattr(module, "config", None)
+    entries = config.items() if isinstance(config, Mapping) else ()
+    plain = {name: value for name, value in entries if not str(name).startswith("_")}
     return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=str))}
 
 
 # Opening
+
+
+def as_autoencoder(given: Any) -> ImageAutoencoder:
+    """Open what a user passes: an object, a folder, or an id on the hub.
+
+    A torch module is copied: using it moves it and stops its gradients.
+    """
+    if isinstance(given, (str, PathLike)):
+        return open_autoencoder(os.fspath(given))
+    return ImageAutoencoder(copy.deepcopy(given) if isinstance(given, nn.Module) else given)
 
 
 def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.device import autocast
+from sklearn_msf.device import autocast, seeded_weights
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import LabelCodes
 from sklearn_msf.latent_format import resize_images
 from sklearn_msf.schedule import learning_rate_factor
 
-__all__ = ["fit_autoencoder", "fitted_factor"]
+__all__ = ["fit_autoencoder", "fitted_factor", "layout_for"]
 
 # From this side on latents are an eighth of it, as those of Stable Diffusion; below a quarter.
 _LARGE_SIDE = 128
@@ -67,18 +67,19 @@ def fit_autoencoder(
     """
     start = time.perf_counter()
     n_channels = images.shape[1] if palette is None else 3
-    config = _layout(n_channels, size)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    config = layout_for(n_channels, size)
+    with seeded_weights(seed):
         module = build_autoencoder("AutoencoderKL", config)
     # Posteriors as wide as N(0, I) would drown the first steps in noise.
-    module.get_parameter("quant_conv.bias").data[_LATENT_CHANNELS:] = _FIRST_LOG_VARIANCE
+    bias = module.get_parameter("quant_conv.bias").data
+    bias[len(bias) // 2 :] = _FIRST_LOG_VARIANCE
     # torch's annotations leave memory_format out.
     module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     module.train()
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     n_steps = _N_CROPS // _BATCH_SIZE
+    seconds = None if seconds is None else max(seconds, 1e-3)
     for step in range(n_steps):
         share = (step + 0.5) / n_steps
         if seconds is not None:
@@ -96,7 +97,7 @@ def fit_autoencoder(
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return ImageAutoencoder(module, {"kind": "fitted"})
+    return ImageAutoencoder(module, {"kind": "embedded"})
 
 
 def fitted_factor(size: tuple[int, int]) -> int:
@@ -104,7 +105,7 @@ def fitted_factor(size: tuple[int, int]) -> int:
     return 8 if min(size) >= _LARGE_SIDE else 4
 
 
-def _layout(n_channels: int, size: tuple[int, int]) -> dict[str, Any]:
+def layout_for(n_channels: int, size: tuple[int, int]) -> dict[str, Any]:
     """Configure an AutoencoderKL for images of a size."""
     widths = [16, 32, 64, 64] if fitted_factor(size) == 8 else [32, 64, 64]
     return {

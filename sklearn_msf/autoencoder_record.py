@@ -1,5 +1,7 @@
 """Autoencoders as plain data and tensors, and back."""
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ from sklearn_msf.autoencoder import (
     AUTOENCODER_CLASSES,
     AutoencoderError,
     ImageAutoencoder,
+    as_autoencoder,
     build_autoencoder,
     open_autoencoder,
     plain_config,
 )
+from sklearn_msf.device import seeded_weights
 from sklearn_msf.persistence import RecordError, check_tensors, read_record, write_record
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
 _NAME = "autoencoder"
 # Levels, and blocks of a level, beyond which a file is no autoencoder.
 _MAX_LAYERS = 64
+_MAX_SIZE = 8192
 
 
 def autoencoder_to_record(
@@ -52,11 +57,7 @@ def autoencoder_to_record(
         return dict(source), {}
     module = autoencoder.module
     weights = {name: value.float().cpu() for name, value in module.state_dict().items()}
-    return {**source, "kind": _kind_of_copy(source), **plain_config(module)}, weights
-
-
-def _kind_of_copy(source: dict[str, Any]) -> str:
-    return "fitted" if source["kind"] == "fitted" else "embedded"
+    return {"kind": "embedded", **plain_config(module)}, weights
 
 
 def autoencoder_from_record(
@@ -85,14 +86,21 @@ def autoencoder_from_record(
         Where it is not in the file and cannot be had.
     """
     kind = document["kind"]
-    if kind in ("embedded", "fitted"):
+    if kind == "embedded":
+        if given is not None:
+            raise AutoencoderError("The model holds its autoencoder: leave autoencoder out.")
         return _embedded(document, tensors)
     if tensors:
         raise RecordError("The model has weights of an autoencoder that it only names.")
     if given is not None:
-        return open_autoencoder(given) if isinstance(given, str) else ImageAutoencoder(given)
+        return as_autoencoder(given)
     if kind == "hub":
-        return open_autoencoder(str(document["id"]), str(document["revision"]))
+        name, revision = document["id"], document["revision"]
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(
+            r"[0-9a-f]{40}", revision
+        ):
+            raise RecordError(f"The model names an autoencoder {name!r} at {revision!r}.")
+        return open_autoencoder(name, revision)
     if kind == "object":
         raise AutoencoderError(
             "The model was fitted with an autoencoder of the user's own, which files cannot "
@@ -105,8 +113,10 @@ def _embedded(document: dict[str, Any], tensors: dict[str, Tensor]) -> ImageAuto
     kind, config = document["class"], document["config"]
     if kind not in AUTOENCODER_CLASSES or not isinstance(config, dict):
         raise RecordError(f"The model has an autoencoder of class {kind!r}.")
+    if not all(_is_bounded(value) for value in config.values()):
+        raise RecordError("The model has an autoencoder of a layout that nobody has.")
     n_levels = max(len(v) for v in config.values() if isinstance(v, list))
-    blocks = [config.get("layers_per_block", 1)]
+    blocks = [config.get("layers_per_block", 1), config.get("upsampling_scaling_factor", 2) // 2]
     for name in ("num_encoder_blocks", "num_decoder_blocks"):
         blocks += config.get(name, [])
     if not all(type(n) is int and 0 < n <= _MAX_LAYERS for n in (n_levels, *blocks)):
@@ -115,15 +125,29 @@ def _embedded(document: dict[str, Any], tensors: dict[str, Tensor]) -> ImageAuto
     with torch.device("meta"):
         wanted = build_autoencoder(kind, config).state_dict()
     check_tensors(tensors, wanted, "The autoencoder")
-    module = build_autoencoder(kind, config)
+    with seeded_weights(0):
+        module = build_autoencoder(kind, config)
     module.load_state_dict(tensors)
-    return ImageAutoencoder(module, {"kind": document["kind"]})
+    return ImageAutoencoder(module, {"kind": "embedded"})
+
+
+def _is_bounded(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_bounded(item) for item in value)
+    return not isinstance(value, int) or 0 <= value <= _MAX_SIZE
 
 
 def write_autoencoder(folder: Path, key: str, autoencoder: ImageAutoencoder) -> None:
     """Keep a fitted autoencoder beside checkpoints."""
     document, tensors = autoencoder_to_record(autoencoder, by_name=False)
-    write_record(folder, _NAME, tensors, {"key": key, "autoencoder": document})
+    try:
+        write_record(folder, _NAME, tensors, {"key": key, "autoencoder": document})
+    except OSError as error:
+        warnings.warn(
+            f"The autoencoder could not be written to {folder} ({error}): a run that is cut off "
+            "cannot go on.",
+            stacklevel=2,
+        )
 
 
 def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:

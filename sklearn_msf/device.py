@@ -13,6 +13,7 @@ __all__ = [
     "autocast",
     "resolve_device",
     "resolve_precision",
+    "seeded_weights",
     "tensor_float32",
     "worker_threads",
 ]
@@ -84,6 +85,19 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     low = precision == "bfloat16"
     tf32 = tensor_float32(low) if device.type == "cuda" else contextlib.nullcontext()
     with tf32, torch.autocast(device.type, torch.bfloat16, enabled=low):
+        yield
+
+
+# The seed of new weights goes through torch's global generator: one network at a time.
+_MAKING_WEIGHTS = threading.Lock()
+
+
+@contextlib.contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Draw the weights of new networks from a seed; torch's own state is kept."""
+    with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed every GPU too.
+        torch.default_generator.manual_seed(seed)
         yield
 
 

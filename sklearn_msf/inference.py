@@ -19,7 +19,7 @@ from sklearn_msf.cuda_graphs import replay
 from sklearn_msf.device import autocast
 from sklearn_msf.fields import PosteriorForm, VelocityField
 from sklearn_msf.images import ImageFormat
-from sklearn_msf.label_codes import Codes, LabelCodes
+from sklearn_msf.label_codes import Codes, EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.passes import in_batches
 
 __all__ = ["FieldInputs", "InferenceSettings", "PixelInputs", "Prediction", "classify", "generate"]
@@ -110,7 +110,7 @@ def classify(
     inputs: FieldInputs,
     noise: Tensor,
     settings: InferenceSettings,
-    codes: Codes,
+    codes: LabelCodes | EncodedLabelCodes | PixelReading,
 ) -> Prediction:
     """Classify images, averaged over draws of the mask noise.
 
@@ -124,7 +124,7 @@ def classify(
         Mask noise e_y of each draw, the same for all images.
     settings : InferenceSettings
         Solver, batches and precision.
-    codes : Codes
+    codes : LabelCodes, EncodedLabelCodes or PixelReading
         What masks are compared with.
 
     Returns
@@ -132,7 +132,6 @@ def classify(
     Prediction
     """
     read = _read_posterior if _has_posterior(field, settings) else _read_mask
-    codes = codes.to("cpu")
     n_rows = len(inputs)
 
     def run(start: int, size: int) -> tuple[Tensor, Tensor]:
@@ -142,8 +141,11 @@ def classify(
             estimate = read(field, x, e_y, settings)
         # Draws are averaged in a fixed order; the batch leaves the device here.
         mean = estimate.float().unflatten(0, (len(noise), size)).mean(dim=0)
-        # Decoding masks may be costly; what only filled up is not looked at.
-        p, distances = _decode(mean.cpu()[: n_real if mean.ndim == 4 else size], codes)
+        if isinstance(codes, PixelReading):
+            # Costly: what only filled up is not decoded.
+            p, distances = _decode(codes.decode(mean[:n_real]).cpu(), codes.palette)
+        else:
+            p, distances = _decode(mean.cpu(), codes.to("cpu"))
         return p[:n_real], distances[:n_real]
 
     parts = in_batches(run, n_rows, settings.batch_size, noise.device)

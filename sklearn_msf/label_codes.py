@@ -94,10 +94,7 @@ def _soften(weights: Tensor, floor: float) -> Tensor:
 
 
 class Codes(Protocol):
-    """What masks are read with."""
-
-    def to(self, device: torch.device | str) -> "Codes":
-        """Move the codes to a device."""
+    """What masks are compared with."""
 
     def distances(self, masks: Tensor) -> Tensor:
         """Distance of masks (n, C, H, W) to every code: (n, K)."""
@@ -285,7 +282,7 @@ def _encoded_distance(masks: Tensor, code: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PixelReading:
-    """Reads encoded masks as the paper does: decoded to colours, distances there (eq. 2).
+    """How encoded masks are read as the paper does: decoded to colours, distances there (eq. 2).
 
     Attributes
     ----------
@@ -297,21 +294,6 @@ class PixelReading:
 
     palette: LabelCodes
     decode: Callable[[Tensor], Tensor]
-
-    def to(self, device: torch.device | str) -> "PixelReading":
-        """Move the colours to a device."""
-        return replace(self, palette=self.palette.to(device))
-
-    def distances(self, masks: Tensor) -> Tensor:
-        """Distance of the decoded masks to every colour (paper, eq. 2): (n, K)."""
-        return self.palette.distances(self._pixels(masks))
-
-    def probabilities(self, masks: Tensor) -> Tensor:
-        """Class probabilities read off the decoded masks: (n, K)."""
-        return self.palette.probabilities(self._pixels(masks))
-
-    def _pixels(self, masks: Tensor) -> Tensor:
-        return self.decode(masks.float()).to(masks)
 
 
 def count_code_channels(encoding: str, n_classes: int) -> int:

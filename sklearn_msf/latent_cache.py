@@ -1,6 +1,7 @@
 """Latents kept for training: in memory, or in a file where they are too many."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ def keep_latents(
     shape: tuple[int, ...],
     fill: Callable[[Tensor], None],
     *,
-    fingerprint: str,
+    fingerprint: Callable[[], str],
     folder: Path | None,
     max_bytes: int,
 ) -> Tensor:
@@ -36,8 +37,8 @@ def keep_latents(
         Shape of all latents.
     fill : callable
         Computes them into the tensor that it is given.
-    fingerprint : str
-        Tells images, variations and autoencoder apart; letters and digits.
+    fingerprint : callable
+        Tells images, variations and autoencoder apart, by letters and digits.
     folder : Path or None
         Where the checkpoints of the run are.
     max_bytes : int
@@ -64,13 +65,13 @@ def keep_latents(
         latents = torch.from_numpy(array)
         fill(latents)
         return latents
-    path = folder / f"{_NAME}-{fingerprint}.bin"
+    path = folder / f"{_NAME}-{fingerprint()}.bin"
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.stat().st_size == n_bytes:
         # Changes, which nobody makes, would not reach the file.
         return torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
     _remove_others(folder)
-    unfinished = folder / f".{_NAME}-{fingerprint}.part"
+    unfinished = folder / f".{_NAME}-{secrets.token_hex(4)}.part"
     try:
         with open(unfinished, "w+b") as file:
             array = _map(file, shape, n_bytes)
@@ -95,7 +96,10 @@ def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
 
 
 def _remove_others(folder: Path) -> None:
-    """Delete latents of other images or autoencoders, and what was cut off."""
+    """Delete latents of other images or autoencoders, and what was cut off.
+
+    A file that another process has open or mapped stays whole for that process.
+    """
     for pattern in (f"{_NAME}-*.bin", f".{_NAME}-*.part"):
         for path in folder.glob(pattern):
             with suppress(OSError):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.augmentation import augment_images, mirror_images
-from sklearn_msf.autoencoder import Encoded, ImageAutoencoder
+from sklearn_msf.autoencoder import AutoencoderError, Encoded, ImageAutoencoder
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.inference import FieldInputs, PixelInputs
-from sklearn_msf.label_codes import Codes, LabelCodes, PixelReading
+from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.latent_format import LatentFormat, resize_images
 from sklearn_msf.passes import in_batches
 
@@ -89,7 +89,9 @@ class LatentRepresentation:
             views.append(torch.cat(in_batches(encode, len(inputs), _ENCODED_AT_ONCE, device)))
         return KeptInputs(views, device)
 
-    def codes(self, field_codes: Codes) -> Codes:
+    def codes(
+        self, field_codes: LabelCodes | EncodedLabelCodes
+    ) -> LabelCodes | EncodedLabelCodes | PixelReading:
         """Give what predicted masks are compared with."""
         if self._palette is None:
             return field_codes
@@ -108,12 +110,19 @@ class LatentRepresentation:
 
     def resized(self, x: Tensor) -> Tensor:
         """Images in the size and the channels of the autoencoder."""
-        x = resize_images(x, self._latent_format.size)
+        x = resize_images(x, self._latent_format.size).clamp(-1, 1)
         return x.expand(-1, self._autoencoder.image_channels, -1, -1)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents of the autoencoder as the field takes them."""
         return self._latent_format.normalise(latents)
+
+    def normalised_posterior(self, images: Tensor) -> Tensor:
+        """Means as the field takes them, and behind them deviations where there are any."""
+        mean, deviation = self.posterior(images)
+        scale = self._latent_format.scale.to(mean.device)[:, None, None]
+        mean = self.normalise(mean)
+        return mean if deviation is None else torch.cat([mean, deviation * scale], dim=1)
 
     def posterior(self, images: Tensor) -> Encoded:
         """Latents of images in the size and the channels of the autoencoder."""
@@ -188,11 +197,11 @@ class LatentTrainingData(TrainingData):
     Parameters
     ----------
     latents : Tensor of shape (n, n_variations, c, h, w) or (n, n_variations, 2 c, h, w)
-        Means, and behind them deviations where there are any; not normalised.
+        Normalised means, and behind them deviations where there are any.
     n_drawable : int
         Variations, from the first on, that images to draw may look like.
-    latent_format : LatentFormat
-        Scaling.
+    n_channels : int
+        Channels c of the latents.
     labels, weights, epoch_size, device :
         As in :class:`TrainingData`.
     """
@@ -201,7 +210,7 @@ class LatentTrainingData(TrainingData):
         self,
         latents: Tensor,
         n_drawable: int,
-        latent_format: LatentFormat,
+        n_channels: int,
         labels: Tensor,
         weights: Tensor,
         epoch_size: int,
@@ -210,7 +219,7 @@ class LatentTrainingData(TrainingData):
         super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
         self._n_variations = latents.shape[1]
         self._n_drawable = n_drawable
-        self._latent_format = latent_format
+        self._n_channels = n_channels
 
     def batch(
         self, rows: Tensor, n_varied: int, generator: torch.Generator
@@ -236,15 +245,14 @@ class LatentTrainingData(TrainingData):
         n_choices = torch.full((len(rows),), self._n_drawable, device=device)
         n_choices[:n_varied] = self._n_variations
         chosen = torch.rand(len(rows), generator=generator, device=device)
-        variations = (chosen * n_choices).long().to(rows.device, non_blocking=True)
+        # Rows that are needed now: copied with waiting.
+        variations = (chosen * n_choices).long().to(rows.device)
         stored = self._on_device(rows * self._n_variations + variations).float()
-        n_channels = len(self._latent_format.shift)
-        x = stored[:, :n_channels]
-        if stored.shape[1] > n_channels:
+        x = stored[:, : self._n_channels]
+        if stored.shape[1] > self._n_channels:
             noise = torch.randn(x.shape, generator=generator, device=device)
-            x = x + stored[:, n_channels:] * noise
-        labels = self.labels[rows.to(device, non_blocking=True)]
-        return self._latent_format.normalise(x), labels
+            x = x + stored[:, self._n_channels :] * noise
+        return x, self.labels[rows.to(device, non_blocking=True)]
 
 
 def encode_variations(
@@ -288,8 +296,9 @@ def encode_variations(
                         for j in range(len(x))
                     ]
                 )
-            mean, deviation = representation.posterior(varied)
-            encoded = mean if deviation is None else torch.cat([mean, deviation], dim=1)
+            encoded = representation.normalised_posterior(varied)
+            if not bool(encoded.isfinite().all()):
+                raise AutoencoderError("The autoencoder makes latents that are not finite.")
             latents[start : start + len(x), i] = encoded.to(latents)
 
     in_batches(encode, len(images), _ENCODED_AT_ONCE, representation.device)

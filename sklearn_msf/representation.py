@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.inference import FieldInputs, PixelInputs
-from sklearn_msf.label_codes import Codes
+from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 
 __all__ = ["PixelRepresentation", "Representation"]
 
@@ -26,7 +26,9 @@ class Representation(Protocol):
     def kept_inputs(self, rows: np.ndarray, device: torch.device, *, mirrored: bool) -> FieldInputs:
         """Make rows of images ready to be classified again and again."""
 
-    def codes(self, field_codes: Codes) -> Codes:
+    def codes(
+        self, field_codes: LabelCodes | EncodedLabelCodes
+    ) -> LabelCodes | EncodedLabelCodes | PixelReading:
         """Give what predicted masks are compared with."""
 
     def images(self, drawn: Tensor) -> Tensor:
@@ -58,7 +60,9 @@ class PixelRepresentation:
         """Images, as for a single time."""
         return self.inputs(rows, device)
 
-    def codes(self, field_codes: Codes) -> Codes:
+    def codes(
+        self, field_codes: LabelCodes | EncodedLabelCodes
+    ) -> LabelCodes | EncodedLabelCodes | PixelReading:
         """Codes of the field."""
         return field_codes
 

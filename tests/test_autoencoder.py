@@ -45,7 +45,7 @@ def test_autoencoders_of_diffusers_are_read(kind):
     assert encoded.mean.shape[2:] == tuple(n // autoencoder.factor for n in IMAGES.shape[2:])
     assert (encoded.deviation is not None) == (kind == "AutoencoderKL")
     assert autoencoder.decode(encoded.mean).shape == IMAGES.shape
-    assert autoencoder.published_scaling is not None
+    assert (autoencoder.published_scaling is not None) == (kind == "AutoencoderKL")
     assert autoencoder.source == {"kind": "embedded"}
 
 
@@ -73,11 +73,11 @@ def test_gradients_are_neither_kept_nor_wanted():
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_half_precision_weights_take_their_own_kind_of_images():
-    autoencoder = ImageAutoencoder(tiny_autoencoder().to(torch.bfloat16))
-    encoded = autoencoder.encode(IMAGES)
-    assert encoded.mean.dtype == torch.float32
-    assert autoencoder.decode(encoded.mean).dtype == torch.float32
+def test_half_precision_weights_are_used_in_float32():
+    module = tiny_autoencoder()
+    wanted = ImageAutoencoder(tiny_autoencoder().to(torch.bfloat16).float()).encode(IMAGES).mean
+    found = ImageAutoencoder(module.to(torch.bfloat16)).encode(IMAGES).mean
+    torch.testing.assert_close(found, wanted)
 
 
 def test_bfloat16_encodes_nearly_the_same():
@@ -88,23 +88,57 @@ def test_bfloat16_encodes_nearly_the_same():
 
 
 def test_a_fingerprint_tells_weights_apart():
-    module = tiny_autoencoder()
-    autoencoder = ImageAutoencoder(module)
-    first, latents = autoencoder.fingerprint()
-    assert autoencoder.fingerprint()[0] == first
+    module, other = tiny_autoencoder(), tiny_autoencoder()
     with torch.no_grad():
-        next(module.decoder.parameters()).add_(1e-3)
-    second, same = autoencoder.fingerprint()
+        next(other.decoder.parameters()).add_(1e-3)
+    (first, latents), (second, same) = (
+        ImageAutoencoder(each).fingerprint() for each in (module, other)
+    )
+    assert ImageAutoencoder(tiny_autoencoder()).fingerprint()[0] == first
     assert second != first
     torch.testing.assert_close(same, latents)
 
 
-def test_a_fingerprint_tells_objects_apart_by_what_they_do():
-    louder = Averages()
-    louder.gain = 2.0
-    assert (
-        ImageAutoencoder(louder).fingerprint()[0] != ImageAutoencoder(Averages()).fingerprint()[0]
-    )
+class Module(nn.Module):
+    """A module without weights."""
+
+    in_channels = 1
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = gain
+
+    def encode(self, images):
+        return self.gain * images[:, :, ::8, ::8]
+
+    def decode(self, latents):
+        return latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def loud(gain):
+    module = Averages()
+    module.gain = gain
+    return module
+
+
+def with_another_decoder():
+    module = Averages()
+    module.decode = lambda latents: 0.5 * Averages.decode(module, latents)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Averages(), loud(2.0)),
+        (Averages(), Pairs()),
+        (Averages(), with_another_decoder()),
+        (Module(), Module(2.0)),
+    ],
+)
+def test_a_fingerprint_tells_apart_what_has_no_weights(one, other):
+    first, second = (ImageAutoencoder(each).fingerprint()[0] for each in (one, other))
+    assert first != second
 
 
 # Bad input
@@ -193,16 +227,19 @@ def test_only_two_classes_are_built():
 
 
 def test_a_plain_module_is_an_object_like_any_other():
-    class Module(nn.Module):
-        in_channels = 1
-
-        def encode(self, images):
-            return images[:, :, ::8, ::8]
-
-        def decode(self, latents):
-            return latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
-
     autoencoder = ImageAutoencoder(Module())
     assert (autoencoder.image_channels, autoencoder.factor) == (1, 8)
     assert autoencoder.source == {"kind": "object"}
     assert autoencoder.encode(torch.zeros(2, 1, 16, 16)).mean.shape == (2, 1, 2, 2)
+
+
+def test_a_configuration_may_be_any_object():
+    class Config:
+        in_channels = 1
+        scaling_factor = 0.5
+
+    module = Module()
+    module.config = Config()
+    autoencoder = ImageAutoencoder(module)
+    assert (autoencoder.image_channels, autoencoder.published_scaling) == (1, (0.0, 0.5))
+    assert ImageAutoencoder(Module()).published_scaling is None

@@ -11,9 +11,11 @@ from conftest import (
     tiny_autoencoder,
     tiny_latent_classifier,
 )
+from sklearn.base import clone
 
-from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, autoencoder_fitting
 from sklearn_msf.autoencoder import AutoencoderError
+from sklearn_msf.checkpoints import CheckpointMismatchError
 from sklearn_msf.persistence import RecordError
 
 RNG = np.random.default_rng(0)
@@ -91,18 +93,63 @@ def test_training_never_runs_the_autoencoder(monkeypatch):
     assert n_calls[0] == n_calls[1]
 
 
-def test_more_variations_are_encoded_for_fewer_images():
-    def n_encoded(**overrides):
-        module, calls = Averages(), []
-        module.encode = lambda images: calls.append(len(images)) or Averages.encode(module, images)
-        settings = {"autoencoder": module, "max_epochs": 1, **overrides}
-        tiny_latent_classifier(**settings).fit(X, Y)
-        return sum(calls)
+@pytest.mark.parametrize(
+    ("overrides", "n_variations"),
+    [
+        ({"augment": None}, 1),
+        ({"augment": "hflip"}, 2),
+        ({"augment": "flip"}, 4),
+        ({"augment": "hflip+affine"}, 8),
+        ({"augment": "hflip+affine", "n_variations": 5}, 5),
+    ],
+)
+def test_variations_of_each_image_are_encoded(monkeypatch, overrides, n_variations):
+    shapes = []
 
-    plain = n_encoded(augment=None)
-    assert n_encoded(augment="hflip") - plain == pytest.approx(24, abs=16)
-    assert n_encoded(augment="hflip+affine", n_variations=5) - plain == pytest.approx(96, abs=40)
-    assert n_encoded(augment="hflip+affine") - plain == pytest.approx(7 * 24, abs=64)
+    def keep(shape, fill, **where):
+        shapes.append(shape)
+        latents = torch.empty(shape)
+        fill(latents)
+        return latents
+
+    monkeypatch.setattr("sklearn_msf._latent.keep_latents", keep)
+    tiny_latent_classifier(**overrides).fit(X, Y)
+    assert shapes[0][:2] == (24, n_variations)
+    monkeypatch.setattr("sklearn_msf._latent._AUTO_ENCODED", 36)
+    tiny_latent_classifier(**overrides).fit(X, Y)
+    # Fewer for more images, but never without the flips.
+    if overrides["augment"] == "hflip+affine" and "n_variations" not in overrides:
+        n_variations = 2
+    assert shapes[1][:2] == (24, n_variations)
+
+
+def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    encode = Averages.encode
+
+    def slow(self, images):
+        now[0] += 1.0 * len(images)
+        return encode(self, images)
+
+    monkeypatch.setattr(Averages, "encode", slow)
+    # 24 images of a second each, in passes of 16: all eight variations would take 256 seconds.
+    settings = {"autoencoder": Averages(), "augment": "hflip+affine", "time_budget": 200.0}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    assert now[0] < 200
+
+
+def test_an_autoencoder_is_trained_within_its_share_of_the_time(monkeypatch):
+    # Time that was over before training began, as where a download was tried in vain.
+    ticks = iter(range(0, 10**9, 10))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    steps = []
+    loss = autoencoder_fitting._loss
+    monkeypatch.setattr(
+        "sklearn_msf.autoencoder_fitting._loss", lambda *a: steps.append(1) or loss(*a)
+    )
+    tiny_latent_classifier(autoencoder="fit", time_budget=5.0).fit(X, Y)
+    assert len(steps) == 1
 
 
 def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
@@ -115,7 +162,7 @@ def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
     assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
 
 
-def test_predictions_do_not_depend_on_how_encoded_masks_are_cached():
+def test_masks_are_compared_as_latents_or_as_colours():
     classifier = tiny_latent_classifier(label_prediction="velocity", n_draws=2).fit(X, Y)
     latent = classifier.predict_uncertainty(X)
     pixel = classifier.set_params(label_decoding="pixel").predict_uncertainty(X)
@@ -169,12 +216,15 @@ def test_a_saved_model_holds_its_autoencoder(tmp_path, short_fitting, form, kind
 
 
 def test_an_object_of_ones_own_is_passed_again(tmp_path):
-    classifier = tiny_latent_classifier(autoencoder=Averages()).fit(X, Y)
+    module = Averages()
+    classifier = tiny_latent_classifier(autoencoder=module).fit(X, Y)
     classifier.save_pretrained(tmp_path)
     with pytest.raises(AutoencoderError, match=r"from_pretrained\(folder, autoencoder=\.\.\.\)"):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
-    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=Averages())
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=module)
+    assert opened.autoencoder is module
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    assert clone(opened).fit(X, Y).score(X, Y) == classifier.score(X, Y)
 
 
 def test_an_autoencoder_from_the_hub_is_named_by_id_and_revision(tmp_path, monkeypatch):
@@ -223,6 +273,23 @@ def test_a_pickle_holds_the_autoencoder(short_fitting):
     opened = pickle.loads(pickle.dumps(classifier))
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
     assert opened.partial_fit(X, Y).n_iter_ == classifier.n_iter_ + 1
+
+
+def test_a_run_without_its_autoencoder_does_not_go_on(short_fitting, tmp_path):
+    settings = {"autoencoder": "fit", "checkpoint_dir": tmp_path}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    (tmp_path / "autoencoder.json").unlink()
+    with pytest.raises(CheckpointMismatchError, match="not the autoencoder"):
+        tiny_latent_classifier(**settings).fit(X, Y)
+
+
+def test_checkpoints_know_what_is_in_a_folder(tmp_path):
+    tiny_autoencoder().save_pretrained(tmp_path / "ae")
+    settings = {"autoencoder": tmp_path / "ae", "checkpoint_dir": tmp_path / "run"}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    tiny_autoencoder(latent_channels=3).save_pretrained(tmp_path / "ae")
+    with pytest.raises(CheckpointMismatchError, match="autoencoder is '"):
+        tiny_latent_classifier(**settings).fit(X, Y)
 
 
 # The paper
@@ -321,7 +388,7 @@ def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
     tiny_latent_classifier(autoencoder=Averages(), checkpoint_dir=tmp_path).fit(X, Y)
     louder = Averages()
     louder.gain = 2.0
-    with pytest.raises(ValueError, match="autoencoder is 'object"):
+    with pytest.raises(ValueError, match="autoencoder is '"):
         tiny_latent_classifier(autoencoder=louder, checkpoint_dir=tmp_path).fit(X, Y)
 
 
@@ -344,6 +411,10 @@ def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
         (
             lambda d: d["representation"]["autoencoder"]["config"].update(surprise=1),
             "surprise",
+        ),
+        (
+            lambda d: d["representation"]["autoencoder"]["config"].update(out_channels=10**11),
+            "layout that nobody has",
         ),
     ],
 )

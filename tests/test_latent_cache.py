@@ -17,7 +17,9 @@ def keep(fills, folder=None, max_bytes=0, fingerprint="0f"):
         fills.append(len(latents))
         latents.copy_(VALUES)
 
-    return keep_latents(SHAPE, fill, fingerprint=fingerprint, folder=folder, max_bytes=max_bytes)
+    return keep_latents(
+        SHAPE, fill, fingerprint=lambda: fingerprint, folder=folder, max_bytes=max_bytes
+    )
 
 
 def test_few_latents_stay_in_memory(tmp_path):
@@ -65,7 +67,7 @@ def test_a_failure_leaves_nothing(tmp_path):
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        keep_latents(SHAPE, fill, fingerprint="0f", folder=tmp_path, max_bytes=0)
+        keep_latents(SHAPE, fill, fingerprint=lambda: "0f", folder=tmp_path, max_bytes=0)
     assert not list(tmp_path.iterdir())
 
 

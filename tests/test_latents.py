@@ -3,10 +3,10 @@ import pytest
 import torch
 from conftest import Averages, tiny_autoencoder
 
-from sklearn_msf.autoencoder import ImageAutoencoder
+from sklearn_msf.autoencoder import AutoencoderError, ImageAutoencoder
 from sklearn_msf.images import learn_format
 from sklearn_msf.label_codes import make_label_codes
-from sklearn_msf.latent_format import LatentFormat, learn_latent_format, resize_images
+from sklearn_msf.latent_format import learn_latent_format, resize_images
 from sklearn_msf.latents import LatentRepresentation, LatentTrainingData, encode_variations
 
 RNG = np.random.default_rng(0)
@@ -113,22 +113,16 @@ def test_variations_of_an_image_do_not_depend_on_the_others():
     torch.testing.assert_close(alone, together[:2])
 
 
-def training_data(latents, n_drawable, scale=1.0):
-    n_channels = latents.shape[2] if latents.shape[2] < 4 else latents.shape[2] // 2
-    latent_format = LatentFormat(
-        (16, 16), torch.zeros(n_channels), torch.full((n_channels,), scale), None
-    )
+def training_data(latents, n_drawable, n_channels):
     labels = torch.arange(len(latents))
     weights = torch.ones(len(latents), dtype=torch.float64)
-    return LatentTrainingData(
-        latents, n_drawable, latent_format, labels, weights, len(latents), CPU
-    )
+    return LatentTrainingData(latents, n_drawable, n_channels, labels, weights, len(latents), CPU)
 
 
 def test_a_batch_takes_one_variation_of_each_image():
     # The value of a latent is its image, and its variation behind the comma.
     values = torch.arange(5.0)[:, None] + torch.arange(4.0) / 10
-    data = training_data(values[:, :, None, None, None].expand(-1, -1, 2, 3, 3), 2)
+    data = training_data(values[:, :, None, None, None].expand(-1, -1, 2, 3, 3), 2, 2)
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor([3, 0, 4, 3] * 50)
     x, labels = data.batch(rows, 100, generator)
@@ -142,13 +136,13 @@ def test_a_batch_takes_one_variation_of_each_image():
 
 def test_every_batch_has_fresh_samples_of_the_posterior():
     means, deviations = torch.full((1, 1, 2, 8, 8), 3.0), torch.full((1, 1, 2, 8, 8), 0.5)
-    data = training_data(torch.cat([means, deviations], dim=2), 1, scale=2.0)
+    data = training_data(torch.cat([means, deviations], dim=2), 1, 2)
     generator = torch.Generator().manual_seed(0)
     rows = torch.zeros(200, dtype=torch.long)
     first, second = (data.batch(rows, 0, generator)[0] for _ in range(2))
     assert (first != second).all()
-    assert first.mean() == pytest.approx(6.0, abs=0.02)
-    assert first.std() == pytest.approx(1.0, abs=0.02)
+    assert first.mean() == pytest.approx(3.0, abs=0.02)
+    assert first.std() == pytest.approx(0.5, abs=0.02)
 
 
 def test_masks_of_classes_are_encoded_once():
@@ -162,6 +156,33 @@ def test_masks_of_classes_are_encoded_once():
     wanted = palette.codes[:, :, None, None].expand(-1, -1, 4, 4)
     torch.testing.assert_close(colours, wanted, atol=1e-5, rtol=0)
     reading = codec.codes(None)
-    distances = reading.distances(found.mask_codes)
+    decoded = reading.decode(found.mask_codes)
+    distances = reading.palette.distances(decoded)
     torch.testing.assert_close(distances.diagonal(), torch.zeros(4), atol=1e-4, rtol=0)
-    assert reading.probabilities(found.mask_codes).argmax(dim=1).tolist() == [0, 1, 2, 3]
+    assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_latents_that_are_not_finite_are_refused():
+    module = Averages()
+    codec = representation(module)
+    module.encode = lambda images: Averages.encode(module, images) * torch.inf
+    latents = torch.empty(len(IMAGES), 1, *codec.shape)
+    with pytest.raises(AutoencoderError, match="not finite"):
+        encode_variations(latents, IMAGES, codec, None, 0)
+
+
+def test_stored_latents_are_normalised_and_so_are_their_deviations():
+    class Pairs(Averages):
+        def encode(self, images):
+            mean = super().encode(images)
+            return 1e5 + 1e5 * mean, torch.full_like(mean, 1e5)
+
+    codec = representation(Pairs())
+    latents = torch.empty(len(IMAGES), 1, 6, 4, 4, dtype=torch.float16)
+    encode_variations(latents, IMAGES, codec, None, 0)
+    means, deviations = latents[:, 0, :3].float(), latents[:, 0, 3:].float()
+    assert means.mean().abs() < 1e-2
+    assert means.std(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 3, abs=0.02)
+    plain = Averages().encode(torch.from_numpy(IMAGES / 127.5 - 1).expand(-1, 3, -1, -1))
+    wanted = 1 / plain.std(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(deviations.mean(dim=(0, 2, 3)), wanted.float(), rtol=0.01, atol=0)

@@ -18,6 +18,7 @@ LAYERS = [
     "_latent",
     "_base",
     "_prediction",
+    "_latent_state",
     "_pretrained",
     "_state",
     "_model_card",

@@ -17,9 +17,9 @@ X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
 Y = np.array(["a", "b", "c"] * 8)
 
 
-def make(folder=None, **overrides):
+def make(folder=None, make_classifier=tiny_classifier, **overrides):
     settings = {"max_epochs": 6, "checkpoint_every": 2, "checkpoint_dir": folder, "dropout": 0.3}
-    return tiny_classifier(**{**settings, **overrides})
+    return make_classifier(**{**settings, **overrides})
 
 
 def weights(classifier):
@@ -50,9 +50,10 @@ def cut_off(classifier, monkeypatch, after):
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
-    tmp_path, monkeypatch, after, early_stopping
+    tmp_path, monkeypatch, after, early_stopping, make_classifier
 ):
     settings = {"early_stopping": early_stopping, "validation_fraction": 0.25}
+    settings |= {"make_classifier": make_classifier, "augment": "hflip+affine"}
     whole = make(**settings).fit(X, Y)
     cut_off(make(tmp_path, **settings), monkeypatch, after)
     resumed = make(tmp_path, **settings).fit(X, Y)

@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -34,9 +35,8 @@ from taef2 import TAEF2
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier, autoencoder_fitting
 from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.autoencoder_fitting import fit_autoencoder
 from sklearn_msf.device import resolve_precision
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.latent_format import resize_images
@@ -192,7 +192,7 @@ def measure_reconstruction(arguments, records, gflops):
     versions = {"the images themselves": (X, X_test, None)}
     for name, autoencoder in autoencoders.items():
         if autoencoder is None:
-            autoencoder = fit_autoencoder(
+            autoencoder = autoencoder_fitting.fit_autoencoder(
                 as_bytes(x),
                 (224, 224),
                 seed=0,
@@ -269,8 +269,8 @@ class EncodingInTheLoop(LatentMedSymmFlowClassifier):
 
     masks = False
 
-    def _training_data(self, data, device):
-        cached = super()._training_data(data, device)
+    def _training_data(self, data, device, started):
+        cached = super()._training_data(data, device, started)
         images = self._image_format.to_numpy_images(data.rows)
         return EncodingData(cached, images, self._representation, masks=self.masks)
 
@@ -283,18 +283,25 @@ class EncodingMasksToo(EncodingInTheLoop):
 
 def measure_speed(arguments, records, gflops):
     """Images a second of training: cached latents, the autoencoder in the loop, pixels."""
-    for side, n_images in ((64, 640), (224, 128)):
+    quarter = {**SD_VAE, "block_out_channels": [32, 64, 128, 128], "scaling_factor": 1.0}
+    for side, n_images, layout in ((64, 640, "fit"), (64, 640, "SD / 4"), (224, 128, "fit")):
         rng = np.random.default_rng(0)
         X = rng.integers(0, 256, (n_images, side, side, 3), dtype=np.uint8)
         y = np.arange(n_images) % 4
-        autoencoder = fit_autoencoder(
-            np.ascontiguousarray(X.transpose(0, 3, 1, 2)),
-            (side, side),
-            seed=0,
-            device=CPU,
-            precision=resolve_precision("auto", CPU),
-            seconds=1.0,
-        ).module
+        fitted = autoencoder_fitting.layout_for
+        with mock.patch.object(
+            autoencoder_fitting,
+            "layout_for",
+            lambda *a, fitted=fitted, layout=layout: fitted(*a) if layout == "fit" else quarter,
+        ):
+            autoencoder = autoencoder_fitting.fit_autoencoder(
+                np.ascontiguousarray(X.transpose(0, 3, 1, 2)),
+                (side, side),
+                seed=0,
+                device=CPU,
+                precision=resolve_precision("auto", CPU),
+                seconds=1.0,
+            ).module
         common = {"max_epochs": 4, "augment": None, "random_state": 0}
         runs = {
             "cached latents": LatentMedSymmFlowClassifier(autoencoder, **common),
@@ -310,6 +317,7 @@ def measure_speed(arguments, records, gflops):
             record = {
                 "part": "speed",
                 "side": side,
+                "autoencoder": layout,
                 "what": what,
                 "images_per_second": round(rate, 1),
                 "share_of_cached": round(rate / rates["cached latents"], 3),
@@ -442,16 +450,32 @@ def speed_table(records) -> str:
     rows = [r for r in records if r["part"] == "speed"]
     if not rows:
         return ""
-    lines = ["| side | training step | images/s | cached is faster by |", "|---|---|---|---|"]
+    lines = [
+        "| side | autoencoder | training step | images/s | cached is faster by |",
+        "|---|---|---|---|---|",
+    ]
     for r in rows:
         lines.append(
-            f"| {r['side']} | {r['what']} | {r['images_per_second']:.0f} "
+            f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.0f} "
             f"| {1 / r['share_of_cached']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-TABLES = (accuracy_table, reconstruction_table, speed_table)
+def smoke_table(records) -> str:
+    rows = [r for r in records if r["part"] == "smoke"]
+    if not rows:
+        return ""
+    r = rows[-1]
+    return (
+        "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |\n"
+        "|---|---|---|---|---|\n"
+        f"| {r['parameters']:,} | {r['fit_seconds']} s | {r['predict_seconds']} s "
+        f"| {r['sample_seconds']} s | {r['peak_memory_gib']} GiB |\n"
+    )
+
+
+TABLES = (accuracy_table, reconstruction_table, speed_table, smoke_table)
 PARTS = {
     "accuracy": measure_accuracy,
     "retina": measure_retina,
