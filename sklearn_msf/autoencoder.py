@@ -108,8 +108,10 @@ class ImageAutoencoder:
         self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(autoencoder, nn.Module):
             # One precision and one layout: what files and pickles hold computes the same.
-            autoencoder.eval().requires_grad_(False).to(  # type: ignore[call-overload]
-                self._device, torch.float32, memory_format=torch.channels_last
+            nn.Module.float(autoencoder.eval().requires_grad_(False))
+            # torch's annotations leave memory_format out.
+            autoencoder.to(  # type: ignore[call-overload]
+                self._device, memory_format=torch.channels_last
             )
         self.image_channels = int(_entry(autoencoder, "in_channels", 3))
         scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)

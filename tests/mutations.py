@@ -24,8 +24,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from sklearn_msf import MedSymmFlowClassifier
+import sklearn_msf
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._model_card import model_card
+from sklearn_msf.autoencoder import AutoencoderError, build_autoencoder
 from sklearn_msf.persistence import RecordError, _document_digest, write_record
 
 HOSTILE = [
@@ -35,14 +37,36 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def save_victim(folder):
+VICTIMS = ("pixels", "latents")
+
+
+def save_victim(folder, kind="pixels"):
     """A model worth attacking."""
     rng = np.random.default_rng(0)
     X, y = rng.random((24, 8, 8)), np.array(["benign", "malignant", "normal"] * 8)
-    classifier = MedSymmFlowClassifier(
-        channels=8, channel_mult=(1, 2), attention_levels=(), max_epochs=1, random_state=0
-    )
+    small = {"channels": 8, "channel_mult": (1, 2), "attention_levels": (), "max_epochs": 1}
+    if kind == "pixels":
+        classifier = MedSymmFlowClassifier(random_state=0, **small)
+    else:
+        layout = {
+            "down_block_types": ["DownEncoderBlock2D"] * 2,
+            "up_block_types": ["UpDecoderBlock2D"] * 2,
+            "block_out_channels": [4, 4],
+            "norm_num_groups": 2,
+        }
+        classifier = LatentMedSymmFlowClassifier(
+            build_autoencoder("AutoencoderKL", layout),
+            label_prediction="velocity",
+            random_state=0,
+            **small,
+        )
     classifier.fit(X, y).save_pretrained(folder)
+
+
+def class_of(folder):
+    """Class of a model that nobody has changed."""
+    name = json.loads((folder / "model.json").read_text())["document"]["class"]
+    return getattr(sklearn_msf, name)
 
 
 class Payload:
@@ -260,8 +284,8 @@ def open_mutated(victim, folder, seed):
     outcome = "refused"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(RecordError, OSError):
-            classifier = MedSymmFlowClassifier.from_pretrained(folder)
+        with contextlib.suppress(RecordError, AutoencoderError, OSError):
+            classifier = class_of(victim).from_pretrained(folder)
             outcome = "opened"
         if (folder / "executed").exists():
             raise AssertionError("code in a file was run")
@@ -282,12 +306,17 @@ def use(classifier):
 
 
 def main(n):
+    for kind in VICTIMS:
+        attack(kind, n)
+
+
+def attack(kind, n):
     import resource
 
     counts, slowest = Counter(), 0.0
     with tempfile.TemporaryDirectory() as root:
         victim = Path(root) / "victim"
-        save_victim(victim)
+        save_victim(victim, kind)
         n_bytes = sum(path.stat().st_size for path in victim.iterdir())
         open_mutated(victim, Path(root) / "first", 0)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -302,8 +331,8 @@ def main(n):
     for (name, outcome), count in sorted(counts.items()):
         print(f"{name:16} {outcome:8} {count:6}")
     print(
-        f"{n} files of {n_bytes / 1024:.0f} KiB; slowest {slowest:.2f} s; peak memory grew by "
-        f"{grown / 1024:.0f} MiB"
+        f"{kind}: {n} files of {n_bytes / 1024:.0f} KiB; slowest {slowest:.2f} s; peak memory "
+        f"grew by {grown / 1024:.0f} MiB"
     )
     # Files have up to one MiB appended to them.
     if slowest > 30 or grown > 128 * 1024:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_classifier
+from conftest import CLASSIFIERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import open_mutated, rewrite, save_victim, use
+from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -29,11 +29,17 @@ LABELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def make_like(classifier):
+    """Factory of tiny classifiers of the same class."""
+    (name,) = {name for name, make in CLASSIFIERS.items() if type(make()) is type(classifier)}
+    return CLASSIFIERS[name]
+
+
+@pytest.fixture(scope="module", params=CLASSIFIERS)
+def saved(tmp_path_factory, request):
     """A fitted classifier and the folder it was saved to."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    classifier = tiny_classifier(n_draws=3).fit(X, LABELS["strings"])
+    classifier = CLASSIFIERS[request.param](n_draws=3).fit(X, LABELS["strings"])
     classifier.save_pretrained(folder)
     return classifier, folder
 
@@ -47,11 +53,11 @@ def edit(folder, change):
 
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
-def test_a_saved_model_predicts_the_same_bits(tmp_path, kind, form):
+def test_a_saved_model_predicts_the_same_bits(tmp_path, kind, form, make_classifier):
     y = LABELS[kind]
-    classifier = tiny_classifier(label_prediction=form, max_epochs=1).fit(X, y)
+    classifier = make_classifier(label_prediction=form, max_epochs=1).fit(X, y)
     classifier.save_pretrained(tmp_path)
-    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
     np.testing.assert_array_equal(opened.predict(X), classifier.predict(X))
     assert opened.predict(X).dtype.kind == classifier.predict(X).dtype.kind
@@ -63,7 +69,7 @@ def test_a_saved_model_predicts_the_same_bits(tmp_path, kind, form):
 
 def test_everything_that_was_learned_comes_back(saved):
     classifier, folder = saved
-    opened = MedSymmFlowClassifier.from_pretrained(str(folder))
+    opened = type(classifier).from_pretrained(str(folder))
     assert opened.get_params() == classifier.get_params()
     assert opened.history_ == classifier.history_
     assert opened.n_iter_ == classifier.n_iter_
@@ -85,9 +91,9 @@ def test_a_folder_has_weights_plain_data_and_a_card(saved):
 def test_saving_again_replaces_the_model(saved, tmp_path):
     classifier, _ = saved
     classifier.save_pretrained(tmp_path)
-    other = tiny_classifier(random_state=5).fit(X, LABELS["integers"])
+    other = make_like(saved[0])(random_state=5).fit(X, LABELS["integers"])
     other.save_pretrained(tmp_path)
-    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), other.predict_proba(X))
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
@@ -96,7 +102,8 @@ def test_a_saved_model_opens_in_another_process(saved):
     classifier, folder = saved
     np.save(folder / "X.npy", X)
     code = (
-        "import sys, numpy as np; from sklearn_msf import MedSymmFlowClassifier as M;"
+        "import sys, numpy as np;"
+        f"from sklearn_msf import {type(classifier).__name__} as M;"
         f"X = np.load({str(folder / 'X.npy')!r});"
         f"p = M.from_pretrained({str(folder)!r}).predict_proba(X);"
         "sys.stdout.buffer.write(p.tobytes())"
@@ -108,32 +115,32 @@ def test_a_saved_model_opens_in_another_process(saved):
 
 def test_an_opened_model_can_be_saved_pickled_and_trained_on(saved, tmp_path):
     classifier, folder = saved
-    opened = MedSymmFlowClassifier.from_pretrained(folder)
+    opened = type(classifier).from_pretrained(folder)
     opened.save_pretrained(tmp_path)
-    again = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    again = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
     before = again.predict_proba(X)
     again.partial_fit(X, LABELS["strings"])
     assert not np.array_equal(again.predict_proba(X), before)
 
 
-def test_names_of_columns_come_back(tmp_path):
+def test_names_of_columns_come_back(tmp_path, make_classifier):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(RNG.random((24, 16)), columns=[f"pixel{i}" for i in range(16)])
-    classifier = tiny_classifier(image_shape=(4, 4)).fit(frame, LABELS["integers"])
+    classifier = make_classifier(image_shape=(4, 4)).fit(frame, LABELS["integers"])
     classifier.save_pretrained(tmp_path)
-    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
     assert opened.feature_names_in_.tolist() == list(frame.columns)
     np.testing.assert_array_equal(opened.predict(frame), classifier.predict(frame))
 
 
-def test_parameters_of_every_kind_come_back(tmp_path):
+def test_parameters_of_every_kind_come_back(tmp_path, make_classifier):
     weights = {"a": 2.0, "bb": 1.0, "ccc": 0.5}
-    classifier = tiny_classifier(
+    classifier = make_classifier(
         class_weight=weights, channel_mult=(1, 2), time_budget=60.0, random_state=np.int64(3)
     ).fit(X, LABELS["strings"])
     classifier.save_pretrained(tmp_path)
-    parameters = MedSymmFlowClassifier.from_pretrained(tmp_path).get_params()
+    parameters = type(classifier).from_pretrained(tmp_path).get_params()
     assert parameters["class_weight"] == weights
     assert parameters["channel_mult"] == (1, 2)
     assert parameters["time_budget"] == 60.0
@@ -141,10 +148,10 @@ def test_parameters_of_every_kind_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("random_state", [np.random, np.random.RandomState(3), None])
-def test_sources_of_random_numbers_are_left_out(tmp_path, random_state):
-    classifier = tiny_classifier(random_state=random_state).fit(X, LABELS["strings"])
+def test_sources_of_random_numbers_are_left_out(tmp_path, random_state, make_classifier):
+    classifier = make_classifier(random_state=random_state).fit(X, LABELS["strings"])
     classifier.save_pretrained(tmp_path)
-    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
     assert opened.random_state is None
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
@@ -154,19 +161,19 @@ def test_a_model_from_a_gpu_opens_on_a_machine_without(saved, tmp_path):
     classifier.save_pretrained(tmp_path)
     edit(tmp_path, lambda document: document["parameters"].update(device="cuda:5"))
     with pytest.warns(UserWarning, match="not available here"):
-        opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+        opened = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
-def test_saving_before_fit_is_refused(tmp_path):
+def test_saving_before_fit_is_refused(tmp_path, make_classifier):
     with pytest.raises(NotFittedError):
-        tiny_classifier().save_pretrained(tmp_path)
+        make_classifier().save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_that_json_lacks_are_refused_and_nothing_written(tmp_path):
+def test_labels_that_json_lacks_are_refused_and_nothing_written(tmp_path, make_classifier):
     days = np.array([date(2020, 1, 1), date(2021, 1, 1)] * 12, dtype=object)
-    classifier = tiny_classifier().fit(X, LABELS["booleans"])
+    classifier = make_classifier().fit(X, LABELS["booleans"])
     classifier.classes_ = np.unique(days)
     with pytest.raises(TypeError, match="pickle the estimator"):
         classifier.save_pretrained(tmp_path)
@@ -206,14 +213,14 @@ def test_what_is_wrong_with_a_document_is_said(saved, tmp_path, change, message)
     saved[0].save_pretrained(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(RecordError, match=message):
-        MedSymmFlowClassifier.from_pretrained(tmp_path)
+        type(saved[0]).from_pretrained(tmp_path)
 
 
-def test_where_checkpoints_are_stays_on_the_machine(tmp_path):
-    classifier = tiny_classifier(checkpoint_dir=tmp_path / "run").fit(X, LABELS["booleans"])
+def test_where_checkpoints_are_stays_on_the_machine(tmp_path, make_classifier):
+    classifier = make_classifier(checkpoint_dir=tmp_path / "run").fit(X, LABELS["booleans"])
     classifier.save_pretrained(tmp_path / "model")
     assert "run" not in (tmp_path / "model" / "model.json").read_text()
-    opened = MedSymmFlowClassifier.from_pretrained(tmp_path / "model")
+    opened = type(classifier).from_pretrained(tmp_path / "model")
     assert opened.checkpoint_dir is None
 
 
@@ -223,11 +230,11 @@ def test_a_readme_that_is_not_ours_stays(saved, tmp_path):
     assert (tmp_path / "README.md").read_text() == "# My project"
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory):
+@pytest.fixture(scope="module", params=VICTIMS)
+def victim(tmp_path_factory, request):
     """A saved model to mutate."""
     folder = tmp_path_factory.mktemp("victim") / "model"
-    save_victim(folder)
+    save_victim(folder, request.param)
     return folder
 
 
@@ -238,7 +245,7 @@ def test_an_accidental_change_of_the_plain_data_is_noticed(saved, tmp_path):
     assert '"noise_seed": ' in text
     path.write_text(text.replace('"noise_seed": ', '"noise_seed": 1'))
     with pytest.raises(RecordError, match="another digest"):
-        MedSymmFlowClassifier.from_pretrained(tmp_path)
+        type(saved[0]).from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.json", "weights"])
@@ -256,7 +263,7 @@ def test_what_is_no_file_is_not_read(saved, tmp_path, name, special):
     else:
         path.mkdir()
     with pytest.raises((RecordError, OSError)):
-        MedSymmFlowClassifier.from_pretrained(tmp_path)
+        type(saved[0]).from_pretrained(tmp_path)
 
 
 def test_harmless_changes_do_not_keep_a_model_from_opening(victim, tmp_path):
@@ -264,10 +271,10 @@ def test_harmless_changes_do_not_keep_a_model_from_opening(victim, tmp_path):
     (folder / "README.md").write_text("mine now")
     (folder / "notes.txt").write_text("more")
     rewrite(folder)
-    use(MedSymmFlowClassifier.from_pretrained(folder))
+    use(class_of(victim).from_pretrained(folder))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32))
 def test_a_mutated_model_opens_whole_or_is_refused(victim, tmp_path_factory, seed):
     open_mutated(victim, tmp_path_factory.mktemp("mutated") / "model", seed)
