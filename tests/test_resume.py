@@ -48,12 +48,15 @@ def cut_off(classifier, monkeypatch, after):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize(
+    ("early_stopping", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")]
+)
 def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
-    tmp_path, monkeypatch, after, early_stopping, make_classifier
+    tmp_path, monkeypatch, after, early_stopping, optimizer, make_classifier
 ):
     settings = {"early_stopping": early_stopping, "validation_fraction": 0.25}
     settings |= {"make_classifier": make_classifier, "augment": "hflip+affine"}
+    settings["optimizer"] = optimizer
     whole = make(**settings).fit(X, Y)
     cut_off(make(tmp_path, **settings), monkeypatch, after)
     resumed = make(tmp_path, **settings).fit(X, Y)

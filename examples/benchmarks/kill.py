@@ -27,6 +27,7 @@ folder = sys.argv[1] or None
 classifier = MedSymmFlowClassifier(
     channels=16, max_epochs=int(sys.argv[2]), early_stopping=True, n_iter_no_change=1000,
     checkpoint_dir=folder, checkpoint_every=1, random_state=0, device="cpu",
+    optimizer="muon",
 ).fit(X.reshape(-1, 8, 8), y)
 classifier.save_pretrained(sys.argv[3])
 """
