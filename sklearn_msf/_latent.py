@@ -1,6 +1,5 @@
 """What latents add to an estimator: a step before the field and a step after it."""
 
-import hashlib
 import math
 import time
 import warnings
@@ -17,6 +16,7 @@ from sklearn_msf._data import TrainingRows
 from sklearn_msf._latent_state import OBJECT, LatentState
 from sklearn_msf._parameters import draw_seed
 from sklearn_msf._recipe import training_targets
+from sklearn_msf._resume import digest_arrays
 from sklearn_msf.augmentation import mirror_images
 from sklearn_msf.autoencoder import (
     AutoencoderError,
@@ -140,7 +140,8 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
         sides = np.broadcast_to(asked, 2).tolist()
         size = self._encoded_size(fitted_factor((sides[0], sides[1])))
         masks = f"{self.label_prediction} {len(self.classes_)}"
-        key = _digest(images, f"{seed} {size} {precision} {self.time_budget} {masks}")
+        made = f"{seed} {size} {precision} {self.time_budget} {masks}"
+        key = digest_arrays(images, np.array(made))
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         autoencoder = None if folder is None else read_autoencoder(folder, key)
         if autoencoder is None and folder is not None and any(folder.glob("checkpoint-*.json")):
@@ -187,10 +188,12 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
             lambda latents: encode_variations(
                 latents, images, representation, augment, self._variation_seed
             ),
-            fingerprint=lambda: _digest(
+            fingerprint=lambda: digest_arrays(
                 images,
-                f"{self._autoencoder.fingerprint()[0]} {augment} {n_variations} "
-                f"{self._latent_format.size} {self._variation_seed} {representation.precision}",
+                np.array(
+                    f"{self._autoencoder.fingerprint()[0]} {augment} {n_variations} "
+                    f"{self._latent_format.size} {self._variation_seed} {representation.precision}"
+                ),
             ),
             folder=None if self.checkpoint_dir is None else Path(self.checkpoint_dir),
             max_bytes=int(self.cache_bytes),
@@ -237,20 +240,6 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
             )
         return sides[0], sides[1]
 
-    def _check_channels(self, autoencoder: ImageAutoencoder) -> None:
-        n_channels = self._image_format.n_channels
-        if self.label_prediction == "velocity" and autoencoder.image_channels != 3:
-            raise ValueError(
-                f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
-                f"of {autoencoder.image_channels} channels: use label_prediction='posterior'."
-            )
-        if n_channels not in (1, autoencoder.image_channels):
-            raise ValueError(
-                f"X has images of {n_channels} channels; the autoencoder takes "
-                f"{autoencoder.image_channels} (gray images are repeated). Select or convert "
-                "channels, or train one with autoencoder='fit'."
-            )
-
     def _is_asked_for(self) -> bool:
         """Whether the autoencoder at hand is that of the parameters."""
         asked, now = self._autoencoder_asked_for, self.autoencoder
@@ -270,10 +259,3 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
             self._opened = opened
         parameters["autoencoder"] = "fit" if opened is None else opened.fingerprint()[0]
         return parameters
-
-
-def _digest(images: np.ndarray, text: str) -> str:
-    """Digest of images and of what is made of them."""
-    digest = hashlib.sha256(f"{images.shape} {images.dtype.str} {text}".encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf._pretrained import PretrainedEstimator
+from sklearn_msf._state import arrays_to_tensors, tensors_to_arrays
 from sklearn_msf.autoencoder import AutoencoderError, ImageAutoencoder
 from sklearn_msf.autoencoder_record import autoencoder_from_record, autoencoder_to_record
 from sklearn_msf.images import ImageFormat
@@ -29,13 +30,25 @@ class LatentState(PretrainedEstimator):
     """Saves an autoencoder and the scaling of its latents with a fitted estimator."""
 
     autoencoder: Any
+    label_prediction: str
     _autoencoder: ImageAutoencoder
     _autoencoder_asked_for: Any
     _latent_format: LatentFormat
     _image_format: ImageFormat
 
     def _check_channels(self, autoencoder: ImageAutoencoder) -> None:
-        raise NotImplementedError
+        n_channels = self._image_format.n_channels
+        if self.label_prediction == "velocity" and autoencoder.image_channels != 3:
+            raise ValueError(
+                f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
+                f"of {autoencoder.image_channels} channels: use label_prediction='posterior'."
+            )
+        if n_channels not in (1, autoencoder.image_channels):
+            raise ValueError(
+                f"X has images of {n_channels} channels; the autoencoder takes "
+                f"{autoencoder.image_channels} (gray images are repeated). Select or convert "
+                "channels, or train one with autoencoder='fit'."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -47,18 +60,18 @@ class LatentState(PretrainedEstimator):
                 if isinstance(module, nn.Module):
                     # A model from a GPU opens on a machine without.
                     module = copy.deepcopy(module).cpu()
-            arrays = {name: value.numpy() for name, value in tensors.items()}
-            state["_autoencoder"] = [document, arrays, module]
-            state["_latent_format"] = _format_to_plain(self._latent_format)
+            state["_autoencoder"] = [document, tensors_to_arrays(tensors), module]
+            state["_latent_format"] = tensors_to_arrays(vars(self._latent_format))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if isinstance(state.get("_autoencoder"), (list, tuple)):
             document, arrays, module = state["_autoencoder"]
-            tensors = {name: torch.tensor(value) for name, value in arrays.items()}
+            tensors = arrays_to_tensors(arrays)
             state["_autoencoder"] = autoencoder_from_record(document, tensors, module)
-            state["_latent_format"] = _format_from_plain(state["_latent_format"])
+            plain = arrays_to_tensors(state["_latent_format"])
+            state["_latent_format"] = LatentFormat(**{**plain, "size": tuple(plain["size"])})
         super().__setstate__(state)
         if "_autoencoder" in state and hasattr(self, "field_"):
             self._autoencoder.to(next(self.field_.parameters()).device)
@@ -149,24 +162,3 @@ def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:
             f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that one, "
             "from_pretrained(folder, autoencoder=...)."
         )
-
-
-def _format_to_plain(latents: LatentFormat) -> dict[str, Any]:
-    """Arrays and numbers of a format, for pickles."""
-    codes = latents.mask_codes
-    return {
-        "size": list(latents.size),
-        "shift": latents.shift.numpy(),
-        "scale": latents.scale.numpy(),
-        "mask_codes": None if codes is None else codes.numpy(),
-    }
-
-
-def _format_from_plain(plain: dict[str, Any]) -> LatentFormat:
-    codes = plain["mask_codes"]
-    return LatentFormat(
-        (int(plain["size"][0]), int(plain["size"][1])),
-        torch.tensor(plain["shift"]),
-        torch.tensor(plain["scale"]),
-        None if codes is None else torch.tensor(codes),
-    )

@@ -45,10 +45,6 @@ class PredictingEstimator(PretrainedEstimator):
     def _check_fitted(self) -> None:
         check_is_fitted(self)
 
-    def _classify_rows(self, rows: np.ndarray, field: VelocityField) -> Prediction:
-        device = next(field.parameters()).device
-        return self._classify_inputs(self._representation.inputs(rows, device), field)
-
     def _classify_inputs(self, inputs: FieldInputs, field: VelocityField) -> Prediction:
         device = next(field.parameters()).device
         generator = torch.Generator().manual_seed(self._noise_seed)
@@ -86,7 +82,8 @@ class PredictingEstimator(PretrainedEstimator):
         """Check X against fit and classify it."""
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
-        return self._classify_rows(check_prediction_rows(self, X), self.field_)
+        rows, device = check_prediction_rows(self, X), next(self.field_.parameters()).device
+        return self._classify_inputs(self._representation.inputs(rows, device), self.field_)
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the most probable class of each image.

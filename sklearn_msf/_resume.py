@@ -14,7 +14,7 @@ from sklearn_msf._version import __version__
 from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.device import resolve_device, resolve_precision
 
-__all__ = ["open_checkpoints"]
+__all__ = ["digest_arrays", "open_checkpoints"]
 
 # What may differ between a run and the one that goes on with it: nothing of it trains.
 _FREE = {
@@ -69,24 +69,26 @@ def open_checkpoints(
     if isinstance(estimator.random_state, np.random.RandomState):
         # Where it stands tells runs apart; nothing has been drawn from it yet.
         _, words, position, *_ = random_state.get_state(legacy=True)
-        fingerprint["random_state"] = _digest(np.asarray(words), np.asarray(position))
+        fingerprint["random_state"] = digest_arrays(np.asarray(words), np.asarray(position))
     device = resolve_device(estimator.device)
     fingerprint["version of sklearn_msf"] = __version__
     fingerprint["device"] = device.type
     fingerprint["precision"] = resolve_precision(estimator.precision, device)
     fingerprint["format of X"] = estimator._image_format.to_plain()
     fingerprint["images of an epoch"] = data.n_images
-    fingerprint["images of X"] = _digest(data.rows)
-    fingerprint["labels of y"] = _digest(data.labels, np.asarray(estimator.classes_).astype(str))
-    fingerprint["sample weights"] = _digest(data.weights)
+    fingerprint["images of X"] = digest_arrays(data.rows)
+    fingerprint["labels of y"] = digest_arrays(
+        data.labels, np.asarray(estimator.classes_).astype(str)
+    )
+    fingerprint["sample weights"] = digest_arrays(data.weights)
     if warm:
         weights = [value.cpu().numpy() for value in estimator.field_.state_dict().values()]
-        fingerprint["weights to start from"] = _digest(*weights)
+        fingerprint["weights to start from"] = digest_arrays(*weights)
     every = int(estimator.checkpoint_every)
     return Checkpoints(Path(estimator.checkpoint_dir), every, fingerprint, draw_seed(random_state))
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest_arrays(*arrays: np.ndarray) -> str:
     """Digest of the shapes, dtypes and values of arrays."""
     digest = hashlib.sha256()
     for array in arrays:

@@ -13,12 +13,18 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklearn_msf._recipe import build_field
-from sklearn_msf.device import resolve_device
+from sklearn_msf.device import resolve_device, to_channels_last
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.states import TrainingState
 
-__all__ = ["PortableEstimator", "all_or_nothing", "move_field"]
+__all__ = [
+    "PortableEstimator",
+    "all_or_nothing",
+    "arrays_to_tensors",
+    "move_field",
+    "tensors_to_arrays",
+]
 
 # Where scikit-learn keeps the callbacks of a fit; it removes them itself.
 _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
@@ -45,8 +51,8 @@ class PortableEstimator(BaseEstimator):
         # A copy: what comes is the estimator's own dictionary.
         state = dict(super().__getstate__())
         if "field_" in state:
-            state["_weights"] = _tensors_to_arrays(state.pop("field_").state_dict())
-        state["_training_state"] = _tensors_to_arrays(state.get("_training_state"))
+            state["_weights"] = tensors_to_arrays(state.pop("field_").state_dict())
+        state["_training_state"] = tensors_to_arrays(state.get("_training_state"))
         if "_image_format" in state:
             state["_image_format"] = self._image_format.to_plain()
         return state
@@ -55,7 +61,7 @@ class PortableEstimator(BaseEstimator):
         """Rebuild the network around the weights."""
         state = dict(state)
         weights = state.pop("_weights", None)
-        training_state = _arrays_to_tensors(state.get("_training_state"))
+        training_state = arrays_to_tensors(state.get("_training_state"))
         if training_state is not None:
             training_state = TrainingState(*training_state)
         state["_training_state"] = training_state
@@ -64,7 +70,7 @@ class PortableEstimator(BaseEstimator):
         super().__setstate__(state)
         if weights is not None:
             field = build_field(self._field_layout, 0, self._mask_codes())
-            field.load_state_dict(_arrays_to_tensors(weights))
+            field.load_state_dict(arrays_to_tensors(weights))
             field.requires_grad_(False).eval()
             self.field_ = move_field(field, _device_at_hand(self.device))
 
@@ -86,8 +92,7 @@ def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
 def move_field(field: VelocityField, device: torch.device) -> VelocityField:
     """Move a field and its codes, convolutions in the layout that is fast for them."""
     field.codes = field.codes.to(device)
-    # torch's annotations leave memory_format out.
-    return field.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return to_channels_last(field, device)
 
 
 def _device_at_hand(device: Any) -> torch.device:
@@ -102,23 +107,23 @@ def _device_at_hand(device: Any) -> torch.device:
         return torch.device("cpu")
 
 
-def _tensors_to_arrays(value: Any) -> Any:
+def tensors_to_arrays(value: Any) -> Any:
     """Nested state with every tensor as an array."""
     if isinstance(value, torch.Tensor):
         return value.cpu().numpy()
     if isinstance(value, dict):
-        return {key: _tensors_to_arrays(item) for key, item in value.items()}
+        return {key: tensors_to_arrays(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_tensors_to_arrays(item) for item in value]
+        return [tensors_to_arrays(item) for item in value]
     return value
 
 
-def _arrays_to_tensors(value: Any) -> Any:
+def arrays_to_tensors(value: Any) -> Any:
     """Nested state with every array as a tensor."""
     if isinstance(value, np.ndarray):
         return torch.tensor(value)
     if isinstance(value, dict):
-        return {key: _arrays_to_tensors(item) for key, item in value.items()}
+        return {key: arrays_to_tensors(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_arrays_to_tensors(item) for item in value]
+        return [arrays_to_tensors(item) for item in value]
     return value

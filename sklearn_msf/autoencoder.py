@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sklearn_msf.device import autocast
+from sklearn_msf.device import autocast, to_channels_last
 
 __all__ = [
     "AUTOENCODER_CLASSES",
@@ -109,10 +109,7 @@ class ImageAutoencoder:
         if isinstance(autoencoder, nn.Module):
             # One precision and one layout: what files and pickles hold computes the same.
             nn.Module.float(autoencoder.eval().requires_grad_(False))
-            # torch's annotations leave memory_format out.
-            autoencoder.to(  # type: ignore[call-overload]
-                self._device, memory_format=torch.channels_last
-            )
+            to_channels_last(autoencoder, self._device)
         self.image_channels = int(_entry(autoencoder, "in_channels", 3))
         scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)
         shift = float(_entry(autoencoder, "shift_factor", None) or 0)

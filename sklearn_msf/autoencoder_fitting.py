@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.device import autocast, seeded_weights
+from sklearn_msf.device import autocast, seeded_weights, to_channels_last
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import LabelCodes
 from sklearn_msf.latent_format import resize_images
@@ -73,9 +73,7 @@ def fit_autoencoder(
     # Posteriors as wide as N(0, I) would drown the first steps in noise.
     bias = module.get_parameter("quant_conv.bias").data
     bias[len(bias) // 2 :] = _FIRST_LOG_VARIANCE
-    # torch's annotations leave memory_format out.
-    module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module.train()
+    to_channels_last(module, device).train()
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     n_steps = _N_CROPS // _BATCH_SIZE

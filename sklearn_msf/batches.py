@@ -80,17 +80,21 @@ class TrainingData:
         n_varied : int
             Number of rows, from the first on, that teach nothing about drawing.
         generator : torch.Generator
-            Source of the variation, on the device.
+            Source of all that is random in them, on the device.
 
         Returns
         -------
         x : Tensor of shape (n, C, H, W), float32
-            Varied images in [-1, 1].
+            Images in [-1, 1], or what stands for them.
         labels : Tensor of shape (n,), int64
         """
-        x = ImageFormat.normalise(self._on_device(rows))
-        x = augment_images(x, self.augment, n_varied, generator)
+        x = self._inputs(rows, n_varied, generator)
         return x, self.labels[rows.to(self.labels.device, non_blocking=True)]
+
+    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+        """Vary images of some rows."""
+        x = ImageFormat.normalise(self._on_device(rows))
+        return augment_images(x, self.augment, n_varied, generator)
 
     def _on_device(self, rows: Tensor) -> Tensor:
         """Rows of the images, on the device."""

@@ -5,10 +5,10 @@ from typing import Any
 
 from sklearn_msf._base import BaseMedSymmFlowClassifier
 
-__all__ = ["MedSymmFlowClassifier"]
+__all__ = ["PAPER", "MedSymmFlowClassifier", "paper_key"]
 
 # What Tables 3 and 4 have in common; the rest of the method is section 3 of the paper.
-_PAPER: dict[str, Any] = {
+PAPER: dict[str, Any] = {
     "label_prediction": "velocity",
     "t1_share": 0.0,
     "image_weight": 0.7,
@@ -58,6 +58,14 @@ _PAPER_BETA = {
     "grayscale": {"pneumoniamnist": 1.0, "bloodmnist": 4.0, "dermamnist": 4.0, "retinamnist": 3.0},
     "rgb": dict.fromkeys(_PAPER_DATASETS, 4.0),
 }
+
+
+def paper_key(name: Any, datasets: Mapping[str, Any]) -> str:
+    """Find a data set of the paper, or say which it has."""
+    key = name.lower() if isinstance(name, str) else name
+    if key not in datasets:
+        raise ValueError(f"name must be one of {sorted(datasets)}, got {name!r}.")
+    return str(key)
 
 
 class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
@@ -312,10 +320,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         ValueError
             For a data set that the paper does not have.
         """
-        key = name.lower() if isinstance(name, str) else name
-        if key not in _PAPER_DATASETS:
-            raise ValueError(f"name must be one of {sorted(_PAPER_DATASETS)}, got {name!r}.")
+        key = paper_key(name, _PAPER_DATASETS)
         encoding = overrides.get("label_encoding", "rgb")
         beta = _PAPER_BETA.get(encoding, _PAPER_BETA["rgb"])[key]
         settings = {"label_encoding": encoding, "beta": beta}
-        return cls(**{**_PAPER, **_PAPER_DATASETS[key], **settings, **overrides})
+        return cls(**{**PAPER, **_PAPER_DATASETS[key], **settings, **overrides})

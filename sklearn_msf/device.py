@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,8 +15,11 @@ __all__ = [
     "resolve_precision",
     "seeded_weights",
     "tensor_float32",
+    "to_channels_last",
     "worker_threads",
 ]
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -77,6 +80,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_matrix_units = device.type == "cpu" and capabilities.get("amx_tile", False)
     return "bfloat16" if has_matrix_units else "float32"
+
+
+def to_channels_last(module: Module, device: torch.device | None = None) -> Module:
+    """Lay out convolutions as is fast for them, on a device or where they are."""
+    # torch's annotations leave memory_format out.
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager

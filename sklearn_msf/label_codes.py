@@ -73,11 +73,17 @@ def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
 
 
 def _pixelwise_distances(masks: Tensor, codes: Tensor) -> Tensor:
-    """Mean over pixels of the L2 norm over channels (paper, eq. 2): (n, K)."""
+    """Mean over pixels of the L2 norm over channels (paper, eq. 2): (n, K).
+
+    Codes are images, (K, C, H, W), or colours, (K, C, 1, 1).
+    """
     # One class at a time: (n, K, C, H, W) would not fit for many classes.
-    return torch.stack(
-        [(masks - code[:, None, None]).norm(dim=1).mean(dim=(1, 2)) for code in codes], dim=1
-    )
+    return torch.stack([(masks - code).norm(dim=1).mean(dim=(1, 2)) for code in codes], dim=1)
+
+
+def _colour_distances(masks: Tensor, codes: Tensor) -> Tensor:
+    """Distance of masks to colours (K, C): (n, K)."""
+    return _pixelwise_distances(masks, codes[:, :, None, None])
 
 
 def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
@@ -111,9 +117,9 @@ class _Encoding:
 
 
 _ENCODINGS = {
-    "rgb": _Encoding(lambda n_classes: 3, _rgb_codes, _pixelwise_distances),
+    "rgb": _Encoding(lambda n_classes: 3, _rgb_codes, _colour_distances),
     "grayscale": _Encoding(lambda n_classes: 1, _grayscale_codes, _mean_distances),
-    "simplex": _Encoding(lambda n_classes: n_classes - 1, _simplex_codes, _pixelwise_distances),
+    "simplex": _Encoding(lambda n_classes: n_classes - 1, _simplex_codes, _colour_distances),
 }
 LABEL_ENCODINGS = tuple(_ENCODINGS)
 
@@ -266,18 +272,13 @@ class EncodedLabelCodes:
 
     def distances(self, masks: Tensor) -> Tensor:
         """Mean over positions of the L2 norm over channels: (n, K) from (n, C, h, w)."""
-        codes = self.codes.to(masks.dtype)
-        return torch.stack([_encoded_distance(masks, code) for code in codes], dim=1)
+        return _pixelwise_distances(masks, self.codes.to(masks.dtype))
 
     def probabilities(self, masks: Tensor) -> Tensor:
         """softmax(-distance / s) with s half the smallest gap between two codes: (n, K)."""
         gaps = self.distances(self.codes.to(masks.dtype))
         apart = ~torch.eye(len(gaps), dtype=torch.bool, device=gaps.device)
         return torch.softmax(-self.distances(masks) / (gaps[apart].min() / 2), dim=1)
-
-
-def _encoded_distance(masks: Tensor, code: Tensor) -> Tensor:
-    return (masks - code).norm(dim=1).mean(dim=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,18 @@ from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import LabelCodes
 from sklearn_msf.passes import in_batches
 
-__all__ = ["LatentFormat", "learn_latent_format", "resize_images"]
+__all__ = [
+    "ENCODED_AT_ONCE",
+    "LatentFormat",
+    "learn_latent_format",
+    "prepare_images",
+    "resize_images",
+]
 
 # Training images whose latents are looked at for their means and deviations.
 _N_MEASURED = 256
 # Images that one worker encodes at a time; the autoencoder's own passes may be shorter.
-_ENCODED_AT_ONCE = 16
+ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,17 @@ class LatentFormat:
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) of the autoencoder as the field takes them."""
-        shift, scale = (
-            value.to(latents.device)[:, None, None] for value in (self.shift, self.scale)
-        )
+        shift, scale = self.factors(latents.device)
         return (latents - shift) * scale
 
     def restore(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) of the field as the autoencoder takes them."""
-        shift, scale = (
-            value.to(latents.device)[:, None, None] for value in (self.shift, self.scale)
-        )
+        shift, scale = self.factors(latents.device)
         return latents / scale + shift
+
+    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Shift and scale, (c, 1, 1), on a device."""
+        return self.shift.to(device)[:, None, None], self.scale.to(device)[:, None, None]
 
 
 def learn_latent_format(
@@ -105,15 +111,20 @@ def _measure(
 
     def encode(start: int, n: int) -> Tensor:
         x = ImageFormat.normalise(torch.from_numpy(images[chosen[start : start + n]]))
-        x = resize_images(x, size).expand(-1, autoencoder.image_channels, -1, -1)
+        x = prepare_images(x, size, autoencoder.image_channels)
         return autoencoder.encode(x, precision).mean
 
-    parts = in_batches(encode, len(chosen), _ENCODED_AT_ONCE, autoencoder.device)
+    parts = in_batches(encode, len(chosen), ENCODED_AT_ONCE, autoencoder.device)
     latents = torch.cat(parts).double()
     deviation = latents.std(dim=(0, 2, 3), correction=0)
     # A channel that never changes says nothing, whatever it is divided by.
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)
     return latents.mean(dim=(0, 2, 3)).float(), (1 / deviation).float()
+
+
+def prepare_images(images: Tensor, size: tuple[int, int], n_channels: int) -> Tensor:
+    """Images in the size, the range and the channels of an autoencoder; gray is repeated."""
+    return resize_images(images, size).clamp(-1, 1).expand(-1, n_channels, -1, -1)
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,12 @@ from sklearn_msf.batches import TrainingData
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.inference import FieldInputs, PixelInputs
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
-from sklearn_msf.latent_format import LatentFormat, resize_images
+from sklearn_msf.latent_format import (
+    ENCODED_AT_ONCE,
+    LatentFormat,
+    prepare_images,
+    resize_images,
+)
 from sklearn_msf.passes import in_batches
 
 __all__ = [
@@ -20,9 +25,6 @@ __all__ = [
     "LatentTrainingData",
     "encode_variations",
 ]
-
-# Images that one worker encodes at a time; the autoencoder's own passes may be shorter.
-_ENCODED_AT_ONCE = 16
 
 
 class LatentRepresentation:
@@ -86,7 +88,7 @@ class LatentRepresentation:
                 x = inputs.batch(start, size, mirrored=mirror)
                 return x[: len(inputs) - start].cpu()
 
-            views.append(torch.cat(in_batches(encode, len(inputs), _ENCODED_AT_ONCE, device)))
+            views.append(torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device)))
         return KeptInputs(views, device)
 
     def codes(
@@ -110,8 +112,7 @@ class LatentRepresentation:
 
     def resized(self, x: Tensor) -> Tensor:
         """Images in the size and the channels of the autoencoder."""
-        x = resize_images(x, self._latent_format.size).clamp(-1, 1)
-        return x.expand(-1, self._autoencoder.image_channels, -1, -1)
+        return prepare_images(x, self._latent_format.size, self._autoencoder.image_channels)
 
     def normalise(self, latents: Tensor) -> Tensor:
         """Latents of the autoencoder as the field takes them."""
@@ -120,7 +121,7 @@ class LatentRepresentation:
     def normalised_posterior(self, images: Tensor) -> Tensor:
         """Means as the field takes them, and behind them deviations where there are any."""
         mean, deviation = self.posterior(images)
-        scale = self._latent_format.scale.to(mean.device)[:, None, None]
+        _, scale = self._latent_format.factors(mean.device)
         mean = self.normalise(mean)
         return mean if deviation is None else torch.cat([mean, deviation * scale], dim=1)
 
@@ -221,26 +222,8 @@ class LatentTrainingData(TrainingData):
         self._n_drawable = n_drawable
         self._n_channels = n_channels
 
-    def batch(
-        self, rows: Tensor, n_varied: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Make what the field sees of some rows, and their labels, on the device.
-
-        Parameters
-        ----------
-        rows : Tensor of shape (n,), int64
-            As :meth:`epoch` yields them.
-        n_varied : int
-            Number of rows, from the first on, that teach nothing about drawing.
-        generator : torch.Generator
-            Source of variation and posterior samples, on the device.
-
-        Returns
-        -------
-        x : Tensor of shape (n, c, h, w), float32
-            Normalised latents.
-        labels : Tensor of shape (n,), int64
-        """
+    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+        """Take a variation of each image, and a sample of its posterior."""
         device = self.labels.device
         n_choices = torch.full((len(rows),), self._n_drawable, device=device)
         n_choices[:n_varied] = self._n_variations
@@ -252,7 +235,7 @@ class LatentTrainingData(TrainingData):
         if stored.shape[1] > self._n_channels:
             noise = torch.randn(x.shape, generator=generator, device=device)
             x = x + stored[:, self._n_channels :] * noise
-        return x, self.labels[rows.to(device, non_blocking=True)]
+        return x
 
 
 def encode_variations(
@@ -269,7 +252,7 @@ def encode_variations(
     Parameters
     ----------
     latents : Tensor of shape (n, n_variations, channels, h, w)
-        Where to write them; see :func:`variations_shape`.
+        Where to write them.
     images : ndarray of shape (n, C, H, W)
         Training images.
     representation : LatentRepresentation
@@ -301,7 +284,7 @@ def encode_variations(
                 raise AutoencoderError("The autoencoder makes latents that are not finite.")
             latents[start : start + len(x), i] = encoded.to(latents)
 
-    in_batches(encode, len(images), _ENCODED_AT_ONCE, representation.device)
+    in_batches(encode, len(images), ENCODED_AT_ONCE, representation.device)
 
 
 def _generator(seeds: np.ndarray, image: int, variation: int) -> torch.Generator:

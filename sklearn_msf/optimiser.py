@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.device import to_channels_last
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.states import part_of
 
@@ -55,8 +56,7 @@ class AveragedOptimiser:
     ):
         self.n_steps = 0
         for module in (field, average):
-            # torch's annotations leave memory_format out.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(module)
         self._field = field
         self._average = average
         self._max_grad_norm = max_grad_norm
@@ -89,9 +89,8 @@ class AveragedOptimiser:
         for optimiser in self._optimisers:
             optimiser.param_groups[0]["lr"] = rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        for parameter in self._parameters:
-            parameter.grad = None
+        for weight in (*self._parameters, *self._matrices.values()):
+            weight.grad = None
         self.n_steps += 1
         # A young average has little past to keep.
         decay = min(self._ema_decay, self.n_steps / (self.n_steps + 9))

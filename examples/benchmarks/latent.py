@@ -408,70 +408,63 @@ def tables(records) -> str:
     return "\n".join(filter(None, (table(records) for table in TABLES)))
 
 
-def accuracy_table(records) -> str:
-    rows = [r for r in records if r["part"] == "accuracy" and r["split"] == "test"]
+def markdown(columns: str, rows: list[str]) -> str:
+    """A table, or nothing where there are no rows."""
     if not rows:
         return ""
-    lines = [
-        "| data | system | reference seconds | seeds | AUC | ACC | epochs | images/s classified |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    keys = dict.fromkeys((r["dataset"], r["system"], r["reference_seconds"]) for r in rows)
-    for dataset, system, seconds in keys:
-        same = [
-            r
-            for r in rows
-            if (r["dataset"], r["system"], r["reference_seconds"]) == (dataset, system, seconds)
-        ]
+    return "\n".join([columns, "|---" * columns.count(" | ") + "|---|", *rows]) + "\n"
+
+
+def accuracy_table(records) -> str:
+    records = [r for r in records if r["part"] == "accuracy" and r["split"] == "test"]
+    runs: dict[tuple, list[dict]] = {}
+    for r in records:
+        runs.setdefault((r["dataset"], r["system"], r["reference_seconds"]), []).append(r)
+    rows = []
+    for (dataset, system, seconds), same in runs.items():
         auc, acc, rate = (
             np.mean([r[k] for r in same]) for k in ("auc", "acc", "classified_per_second")
         )
-        epochs = same[0].get("epochs", "-")
         seeds = ", ".join(str(r["seed"]) for r in same)
-        lines.append(
-            f"| {dataset} | {system} | {seconds:g} | {seeds} | {auc:.1f} | {acc:.1f} | {epochs} "
-            f"| {rate:.0f} |"
+        rows.append(
+            f"| {dataset} | {system} | {seconds:g} | {seeds} | {auc:.1f} | {acc:.1f} "
+            f"| {same[0].get('epochs', '-')} | {rate:.0f} |"
         )
-    return "\n".join(lines) + "\n"
+    return markdown(
+        "| data | system | reference seconds | seeds | AUC | ACC | epochs | images/s classified |",
+        rows,
+    )
 
 
 def reconstruction_table(records) -> str:
-    rows = [r for r in records if r["part"] == "reconstruction"]
-    if not rows:
-        return ""
-    lines = ["| images | median PSNR, dB | ResNet-18 AUC | ACC |", "|---|---|---|---|"]
-    for r in rows:
-        psnr = "-" if r["psnr"] is None else f"{r['psnr']:.1f}"
-        lines.append(f"| {r['images']} | {psnr} | {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        f"| {r['images']} | {'-' if r['psnr'] is None else r['psnr']} "
+        f"| {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
+        for r in records
+        if r["part"] == "reconstruction"
+    ]
+    return markdown("| images | median PSNR, dB | ResNet-18 AUC | ACC |", rows)
 
 
 def speed_table(records) -> str:
-    rows = [r for r in records if r["part"] == "speed"]
-    if not rows:
-        return ""
-    lines = [
-        "| side | autoencoder | training step | images/s | cached is faster by |",
-        "|---|---|---|---|---|",
+    rows = [
+        f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.0f} "
+        f"| {1 / r['share_of_cached']:.2f} |"
+        for r in records
+        if r["part"] == "speed"
     ]
-    for r in rows:
-        lines.append(
-            f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.0f} "
-            f"| {1 / r['share_of_cached']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown("| side | autoencoder | training step | images/s | cached is faster by |", rows)
 
 
 def smoke_table(records) -> str:
-    rows = [r for r in records if r["part"] == "smoke"]
-    if not rows:
-        return ""
-    r = rows[-1]
-    return (
-        "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |\n"
-        "|---|---|---|---|---|\n"
+    rows = [
         f"| {r['parameters']:,} | {r['fit_seconds']} s | {r['predict_seconds']} s "
-        f"| {r['sample_seconds']} s | {r['peak_memory_gib']} GiB |\n"
+        f"| {r['sample_seconds']} s | {r['peak_memory_gib']} GiB |"
+        for r in records
+        if r["part"] == "smoke"
+    ]
+    return markdown(
+        "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |", rows
     )
 
 
