@@ -15,7 +15,7 @@ from sklearn_msf._parameters import (
     make_random_state,
 )
 from sklearn_msf._pretrained import PretrainedEstimator
-from sklearn_msf.device import resolve_precision
+from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.inference import FieldInputs, InferenceSettings, Prediction, classify, generate
 from sklearn_msf.representation import PixelRepresentation, Representation

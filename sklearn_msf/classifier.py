@@ -167,8 +167,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     device : str or torch.device, default="auto"
         Device of the network; "auto" takes CUDA where there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of convolutions and products; "auto" takes bfloat16 on hardware that has
-        matrix units for it.
+        Precision of convolutions and products; "auto" takes bfloat16 where this CPU was
+        timed to be faster with it (once a process, a quarter of a second), and on CUDA where the
+        card has it. Name one for the same bits on every machine.
     compile_network : bool or "auto", default="auto"
         Whether training compiles the network with :func:`torch.compile`. "auto" does for runs
         of 10,000 steps and more on CUDA, and never on a CPU, where compiling took 100 s for a

@@ -1,18 +1,16 @@
-"""Where and in which precision the network runs."""
+"""Devices, precisions and threads."""
 
 import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 __all__ = [
-    "PRECISIONS",
     "autocast",
     "resolve_device",
-    "resolve_precision",
     "seeded_weights",
     "tensor_float32",
     "to_channels_last",
@@ -20,8 +18,6 @@ __all__ = [
 ]
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -52,34 +48,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device must be 'auto' or a device that torch can use here, got {device!r}."
         ) from error
     return resolved
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into the precision that suits the hardware.
-
-    bfloat16 where convolutions have matrix units for it (CUDA cards that support it, CPUs
-    with AMX), float32 elsewhere. The rule looks at the hardware and not at a stopwatch, so
-    that the same seed gives the same model.
-
-    Parameters
-    ----------
-    precision : {"auto", "float32", "bfloat16"}
-        The wish.
-    device : torch.device
-        Where the network runs.
-
-    Returns
-    -------
-    {"float32", "bfloat16"}
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    # Absent from older versions of torch, which then train in float32.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    has_matrix_units = device.type == "cpu" and capabilities.get("amx_tile", False)
-    return "bfloat16" if has_matrix_units else "float32"
 
 
 def to_channels_last(module: Module, device: torch.device | None = None) -> Module:

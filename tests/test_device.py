@@ -6,7 +6,6 @@ import torch
 from sklearn_msf.device import (
     autocast,
     resolve_device,
-    resolve_precision,
     tensor_float32,
     worker_threads,
 )
@@ -20,17 +19,6 @@ def test_auto_is_a_device_of_this_machine():
 def test_unknown_devices_are_named(device):
     with pytest.raises(ValueError, match="device must be"):
         resolve_device(device)
-
-
-def test_a_chosen_precision_stands():
-    assert resolve_precision("bfloat16", torch.device("cpu")) == "bfloat16"
-    assert resolve_precision("float32", torch.device("cpu")) == "float32"
-
-
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_precision_follows_the_matrix_units(monkeypatch, amx, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx}, raising=False)
-    assert resolve_precision("auto", torch.device("cpu")) == expected
 
 
 def test_autocast_is_off_in_float32():

@@ -52,6 +52,7 @@ LAYERS = [
     "fields",
     "flow",
     "solver",
+    "calibration",
     "network",
     "group_norm",
     "label_codes",

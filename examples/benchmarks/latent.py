@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier, autoencoder_fitting
 from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.device import resolve_precision
+from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.latent_format import resize_images
 from sklearn_msf.latents import LatentTrainingData

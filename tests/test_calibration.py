@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from sklearn_msf import calibration
+from sklearn_msf.calibration import resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_a_chosen_precision_stands():
+    assert resolve_precision("bfloat16", CPU) == "bfloat16"
+    assert resolve_precision("float32", CPU) == "float32"
+
+
+@pytest.mark.parametrize(("speed_up", "expected"), [(1.8, "bfloat16"), (1.05, "float32")])
+def test_auto_is_bfloat16_where_that_is_clearly_faster(monkeypatch, speed_up, expected):
+    monkeypatch.setattr(calibration, "_bfloat16_speed_up", lambda: speed_up)
+    assert resolve_precision("auto", CPU) == expected
+
+
+def test_the_machine_is_measured_once_and_nothing_of_torch_changes():
+    calibration._bfloat16_speed_up.cache_clear()
+    random_state, n_threads = torch.get_rng_state(), torch.get_num_threads()
+    with torch.no_grad():
+        first = resolve_precision("auto", CPU)
+        assert not torch.is_grad_enabled()
+    assert resolve_precision("auto", CPU) == first
+    assert calibration._bfloat16_speed_up.cache_info().misses == 1
+    assert calibration._bfloat16_speed_up() > 0
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.get_num_threads() == n_threads
+
+
+def test_auto_is_bfloat16_on_cards_that_have_it(monkeypatch):
+    for native, expected in [(True, "bfloat16"), (False, "float32")]:
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native
+        )
+        assert resolve_precision("auto", torch.device("cuda")) == expected
