@@ -44,9 +44,9 @@ _FIT_SHARE = 1 / 3
 # Share of what is left of it that "auto" variations may take to encode.
 _ENCODING_SHARE = 0.5
 _N_TIMED = 16
-# "auto" variations: as many as make this many encoded images, at most so many an image.
-_AUTO_ENCODED = 4_000
-_MAX_AUTO_VARIATIONS = 8
+# "auto" variations: as many as make this many encoded pixels, at most so many an image.
+_AUTO_PIXELS = 4_000 * 224 * 224
+_MAX_AUTO_VARIATIONS = 32
 
 
 class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
@@ -209,7 +209,8 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
             return 1
         if self.n_variations != "auto":
             return int(self.n_variations)
-        wanted = min(_MAX_AUTO_VARIATIONS, math.ceil(_AUTO_ENCODED / n_images))
+        n_pixels = n_images * math.prod(self._latent_format.size)
+        wanted = min(_MAX_AUTO_VARIATIONS, math.ceil(_AUTO_PIXELS / n_pixels))
         return max(n_flips, wanted) if "affine" in augment else n_flips
 
     def _count_affordable(self, images: np.ndarray, started: float) -> int:

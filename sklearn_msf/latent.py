@@ -74,8 +74,8 @@ class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
         encoded masks of the classes, or decoded and compared with their colours (the paper).
     n_variations : int or "auto", default="auto"
         Variations of each training image that are encoded: first the image and its flips,
-        then random ones of `augment`. "auto": as many as make 4,000 encoded images, at most 8
-        and at least the flips.
+        then random ones of `augment`. "auto": as many as make 4,000 encoded images of 224 px
+        or the same number of pixels, at most 32 and at least the flips.
     cache_bytes : int, default=2**31
         Latents up to this size are kept in memory; more are written to a file, beside the
         checkpoints where there are any.

@@ -100,7 +100,8 @@ def learn_latent_format(
         return latent_format
     masks = palette.masks(torch.arange(palette.n_classes), size)
     encoded = autoencoder.encode(masks.contiguous()).mean
-    return LatentFormat(size, shift, scale, latent_format.normalise(encoded))
+    # In the layout that files give back: sums over channels round differently in another.
+    return LatentFormat(size, shift, scale, latent_format.normalise(encoded).contiguous())
 
 
 def _measure(

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.device import to_channels_last
-from sklearn_msf.fields import VelocityField
 from sklearn_msf.states import part_of
 
 __all__ = ["OPTIMIZERS", "AveragedOptimiser"]
@@ -16,7 +15,7 @@ _SMALLEST_SIDE = 16
 
 
 class AveragedOptimiser:
-    """Steps along the gradients of a field and keeps the average of its weights.
+    """Steps along the gradients of a network and keeps the average of its weights.
 
     With Muon, weights that are matrices, those of convolutions seen as
     (out, in * height * width), make steps whose singular values are all the same; everything
@@ -25,9 +24,9 @@ class AveragedOptimiser:
 
     Parameters
     ----------
-    field : VelocityField
-        The field that trains; its weights are laid out in channels_last.
-    average : VelocityField
+    field : Module
+        The network that trains; its weights are laid out in channels_last.
+    average : Module
         Its copy that gets the averaged weights.
     optimizer : {"muon", "adamw"}
         Whether matrices are left to Muon.
@@ -46,8 +45,8 @@ class AveragedOptimiser:
 
     def __init__(
         self,
-        field: VelocityField,
-        average: VelocityField,
+        field: nn.Module,
+        average: nn.Module,
         *,
         optimizer: str,
         weight_decay: float,

@@ -26,8 +26,9 @@ GRAY = X[..., 0]
 
 @pytest.fixture
 def short_fitting(monkeypatch):
-    """Autoencoders that are trained for two steps."""
-    monkeypatch.setattr("sklearn_msf.autoencoder_fitting._N_CROPS", 32)
+    """Autoencoders that are trained for a step in each of two stages."""
+    stages = [stage._replace(n_steps=1) for stage in autoencoder_fitting._STAGES]
+    monkeypatch.setattr("sklearn_msf.autoencoder_fitting._STAGES", stages)
 
 
 # The autoencoder
@@ -99,7 +100,7 @@ def test_training_never_runs_the_autoencoder(monkeypatch):
         ({"augment": None}, 1),
         ({"augment": "hflip"}, 2),
         ({"augment": "flip"}, 4),
-        ({"augment": "hflip+affine"}, 8),
+        ({"augment": "hflip+affine"}, 32),
         ({"augment": "hflip+affine", "n_variations": 5}, 5),
     ],
 )
@@ -115,7 +116,7 @@ def test_variations_of_each_image_are_encoded(monkeypatch, overrides, n_variatio
     monkeypatch.setattr("sklearn_msf._latent.keep_latents", keep)
     tiny_latent_classifier(**overrides).fit(X, Y)
     assert shapes[0][:2] == (24, n_variations)
-    monkeypatch.setattr("sklearn_msf._latent._AUTO_ENCODED", 36)
+    monkeypatch.setattr("sklearn_msf._latent._AUTO_PIXELS", 36 * 16 * 16)
     tiny_latent_classifier(**overrides).fit(X, Y)
     # Fewer for more images, but never without the flips.
     if overrides["augment"] == "hflip+affine" and "n_variations" not in overrides:
@@ -133,7 +134,7 @@ def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
         return encode(self, images)
 
     monkeypatch.setattr(Averages, "encode", slow)
-    # 24 images of a second each, in passes of 16: all eight variations would take 256 seconds.
+    # 24 images of a second each, in passes of 16: all 32 variations would take 1024 seconds.
     settings = {"autoencoder": Averages(), "augment": "hflip+affine", "time_budget": 200.0}
     tiny_latent_classifier(**settings).fit(X, Y)
     assert now[0] < 200
@@ -149,7 +150,7 @@ def test_an_autoencoder_is_trained_within_its_share_of_the_time(monkeypatch):
         "sklearn_msf.autoencoder_fitting._loss", lambda *a: steps.append(1) or loss(*a)
     )
     tiny_latent_classifier(autoencoder="fit", time_budget=5.0).fit(X, Y)
-    assert len(steps) == 1
+    assert len(steps) == len(autoencoder_fitting._STAGES)
 
 
 def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():

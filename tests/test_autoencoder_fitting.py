@@ -1,0 +1,87 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sklearn_msf import autoencoder_fitting
+from sklearn_msf.autoencoder import build_autoencoder
+from sklearn_msf.autoencoder_fitting import _ways_to_train, fit_autoencoder, layout_for
+
+CPU = torch.device("cpu")
+
+
+def smooth_images(n, seed=0):
+    """Blurred noise, with a brightness of its own for each image."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 1, 4, 4, generator=generator) * torch.rand(
+        n, 1, 1, 1, generator=generator
+    )
+    x = F.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
+    return (x * 255).round().byte().numpy()
+
+
+def fit(images, **settings):
+    settings = {"seed": 0, "device": CPU, "precision": "float32", **settings}
+    return fit_autoencoder(images, images.shape[2:], **settings)
+
+
+def set_steps(monkeypatch, *n_steps):
+    stages = [
+        stage._replace(n_steps=n)
+        for stage, n in zip(autoencoder_fitting._STAGES, n_steps, strict=True)
+    ]
+    monkeypatch.setattr(autoencoder_fitting, "_STAGES", stages)
+
+
+def squared_error(autoencoder, images):
+    x = torch.from_numpy(images).float() / 127.5 - 1
+    return float(F.mse_loss(autoencoder.decode(autoencoder.encode(x).mean), x))
+
+
+def test_images_come_back(monkeypatch):
+    set_steps(monkeypatch, 60, 10)
+    autoencoder, unseen = fit(smooth_images(64)), smooth_images(16, seed=1)
+    each_images_mean = unseen.mean(axis=(2, 3), keepdims=True) / 127.5
+    of_the_mean = float(((unseen / 127.5 - each_images_mean) ** 2).mean())
+    assert squared_error(autoencoder, unseen) < 0.3 * of_the_mean
+
+
+def test_the_trunk_trains_first_and_then_all(monkeypatch):
+    def branches(n_steps):
+        set_steps(monkeypatch, *n_steps)
+        module = fit(smooth_images(8)).module
+        return [block.conv2.weight for block in autoencoder_fitting._residual_blocks(module)]
+
+    assert not any(weight.any() for weight in branches((3, 0)))
+    # The first step of a schedule has a rate of nearly zero.
+    assert all(weight.any() for weight in branches((3, 3)))
+
+
+def test_the_same_seed_gives_the_same_autoencoder(monkeypatch):
+    set_steps(monkeypatch, 2, 2)
+    one, two, other = (fit(smooth_images(8), seed=seed) for seed in (0, 0, 1))
+    assert one.fingerprint()[0] == two.fingerprint()[0] != other.fingerprint()[0]
+
+
+def test_what_comes_out_is_an_autoencoder_as_diffusers_has_it(monkeypatch):
+    set_steps(monkeypatch, 1, 1)
+    module = fit(smooth_images(8)).module
+    assert not any("forward" in vars(block) for block in module.modules())
+    again = pickle.loads(pickle.dumps(module))
+    x = torch.rand(1, 1, 32, 32)
+    assert torch.equal(again.encode(x).latent_dist.mean, module.encode(x).latent_dist.mean)
+
+
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_training_normalises_as_diffusers_does(n_channels):
+    torch.manual_seed(0)
+    module = build_autoencoder("AutoencoderKL", layout_for(n_channels, (32, 32)))
+    x = torch.rand(2, n_channels, 32, 32)
+    plain = module(x).sample
+    with _ways_to_train(module, has_branches=True):
+        torch.testing.assert_close(module(x).sample, plain, rtol=1e-3, atol=1e-4)
+    with _ways_to_train(module, has_branches=False):
+        assert not torch.allclose(module(x).sample, plain, atol=1e-2)
+    assert np.array_equal(module(x).sample.detach(), plain.detach())
