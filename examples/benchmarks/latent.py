@@ -66,11 +66,19 @@ def resized(X: np.ndarray, side: int) -> np.ndarray:
 # Accuracy at equal time
 
 
-def latent(autoencoder, **settings):
+class FlippingLatents(LatentMedSymmFlowClassifier):
+    """Flips latents instead of encoding flipped images."""
+
+    def _training_data(self, data, device, started):
+        kept = super()._training_data(data, device, started)
+        # Two variations of each image: itself, and its flip.
+        kept.images[1::2] = kept.images[::2].flip(-1)
+        return kept
+
+
+def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
     def system(X, y, seconds, seed):
-        classifier = LatentMedSymmFlowClassifier(
-            autoencoder(), time_budget=seconds, random_state=seed, **settings
-        )
+        classifier = cls(autoencoder(), time_budget=seconds, random_state=seed, **settings)
         return classifier.fit(X, y).predict_proba, classifier
 
     return system
@@ -118,6 +126,13 @@ def systems(taef2: Path | None) -> dict:
                 label_prediction="velocity",
                 label_decoding=decoding,
                 n_draws=8,
+            )
+        for what, cls in (
+            ("flipped images encoded", LatentMedSymmFlowClassifier),
+            ("latents flipped", FlippingLatents),
+        ):
+            found[f"latents, TAEF2, {what}"] = latent(
+                lambda: TAEF2(taef2), cls, augment="hflip", n_variations=2
             )
     return found
 
@@ -182,33 +197,38 @@ def measure_systems(name, data, chosen, arguments, records, gflops):
 
 def measure_reconstruction(arguments, records, gflops):
     """PSNR of reconstructions, and what a plain classifier loses on them."""
-    data = load("busi", {"busi": str(arguments.data)})
+    if arguments.data is None:
+        name, data, side = "PneumoniaMNIST 28 at 64", load("pneumoniamnist", {}), 64
+        data = {split: (resized(X, side), y) for split, (X, y) in data.items()}
+    else:
+        name, side = "BUSI 224 (rebuilt)", 224
+        data = load("busi", {"busi": str(arguments.data)})
     (X, y), (X_test, y_test) = data["train"], data["test"]
     seconds = arguments.seconds * REFERENCE_GFLOPS / gflops
     x, x_test = ImageFormat.normalise(as_tensor(X)), ImageFormat.normalise(as_tensor(X_test))
-    autoencoders = {"fit": None}
+    fitted = autoencoder_fitting.fit_autoencoder(
+        as_bytes(x),
+        (side, side),
+        seed=0,
+        device=CPU,
+        precision=resolve_precision("auto", CPU),
+        seconds=seconds / 2,
+    )
+    autoencoders = {"fit": fitted}
     if arguments.taef2 is not None:
         autoencoders["TAEF2"] = ImageAutoencoder(TAEF2(arguments.taef2))
     versions = {"the images themselves": (X, X_test, None)}
-    for name, autoencoder in autoencoders.items():
-        if autoencoder is None:
-            autoencoder = autoencoder_fitting.fit_autoencoder(
-                as_bytes(x),
-                (224, 224),
-                seed=0,
-                device=CPU,
-                precision=resolve_precision("auto", CPU),
-                seconds=seconds / 2,
-            )
+    for title, autoencoder in autoencoders.items():
         decoded = [reconstruct(autoencoder, images) for images in (x, x_test)]
         psnr = peak_signal_to_noise(decoded[1], x_test)
-        versions[name] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
-    for name, (images, images_test, psnr) in versions.items():
-        predict = resnet18("", images, y, seconds, 0, make=make_resnet18_224)
-        p = predict(images_test)
+        versions[title] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
+    make = make_resnet18_224 if side > 64 else make_resnet18
+    for title, (images, images_test, psnr) in versions.items():
+        p = resnet18("", images, y, seconds, 0, make=make)(images_test)
         record = {
             "part": "reconstruction",
-            "images": name,
+            "dataset": name,
+            "images": title,
             "psnr": None if psnr is None else round(float(psnr.median()), 1),
             "resnet_auc": round(100 * auc_score(y_test, p), 2),
             "resnet_acc": round(100 * accuracy(y_test, p), 2),
@@ -438,12 +458,12 @@ def accuracy_table(records) -> str:
 
 def reconstruction_table(records) -> str:
     rows = [
-        f"| {r['images']} | {'-' if r['psnr'] is None else r['psnr']} "
+        f"| {r['dataset']} | {r['images']} | {'-' if r['psnr'] is None else r['psnr']} "
         f"| {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
         for r in records
         if r["part"] == "reconstruction"
     ]
-    return markdown("| images | median PSNR, dB | ResNet-18 AUC | ACC |", rows)
+    return markdown("| data | images | median PSNR, dB | ResNet-18 AUC | ACC |", rows)
 
 
 def speed_table(records) -> str:
