@@ -1,14 +1,35 @@
-"""Selective prediction: which rows to answer and what that does to the accuracy.
+"""Selective prediction: which rows to answer and what that does to the errors.
 
-Numpy only, and for the scores of any classifier.
+Numpy and scipy only, and for the scores of any classifier. A row is accepted where its
+uncertainty is at most a threshold, so rows of equal uncertainty are accepted together; a coverage
+that cuts through such a tie accepts a part of each of its rows, and the order of rows never
+matters.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import beta
 
-__all__ = ["AccuracyRejectionCurve", "accept_most_certain", "accuracy_rejection_curve"]
+__all__ = [
+    "AccuracyRejectionCurve",
+    "RiskCoverageCurve",
+    "accept_most_certain",
+    "accuracy_rejection_curve",
+    "augrc",
+    "aurc",
+    "certified_threshold",
+    "coverage_at_risk",
+    "excess_aurc",
+    "neg_augrc_scorer",
+    "neg_aurc_scorer",
+    "neg_excess_aurc_scorer",
+    "risk_at_coverage",
+    "risk_coverage_curve",
+]
 
 
 def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
@@ -82,3 +103,299 @@ def accuracy_rejection_curve(
     n_accepted = np.arange(1, len(correct) + 1)
     expected_correct = np.cumsum(share_correct[np.sort(group)])
     return AccuracyRejectionCurve(n_accepted / len(correct), expected_correct / n_accepted)
+
+
+@dataclass(frozen=True)
+class RiskCoverageCurve:
+    """Selective risk at every threshold.
+
+    Attributes
+    ----------
+    threshold : ndarray of shape (m,)
+        The different uncertainties, rising; rows up to one are accepted.
+    coverage : ndarray of shape (m,)
+        Share of the weight accepted, rising to 1.
+    risk : ndarray of shape (m,)
+        Mean loss of the accepted rows.
+    """
+
+    threshold: np.ndarray
+    coverage: np.ndarray
+    risk: np.ndarray
+
+
+def risk_coverage_curve(
+    errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
+) -> RiskCoverageCurve:
+    """Risk of the accepted rows at every threshold (El-Yaniv and Wiener, 2010).
+
+    Parameters
+    ----------
+    errors : array-like of shape (n,)
+        Loss of each row, finite and not negative: True or 1 where the prediction is wrong.
+    uncertainty : array-like of shape (n,)
+        Uncertainty of each row; lower is more certain.
+    sample_weight : array-like of shape (n,), optional
+        Weights; rows of weight zero are left out.
+
+    Returns
+    -------
+    RiskCoverageCurve
+
+    Raises
+    ------
+    ValueError
+        For arrays of other shapes, NaN, infinity, negative losses or weights, and no rows.
+    """
+    losses, scores, weights = _checked(errors, uncertainty, sample_weight)
+    threshold, group = np.unique(scores, return_inverse=True)
+    weight = np.cumsum(np.bincount(group, weights=weights))
+    loss = np.cumsum(np.bincount(group, weights=weights * losses))
+    return RiskCoverageCurve(threshold, weight / weight[-1], loss / weight)
+
+
+def aurc(
+    errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
+) -> float:
+    """Area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, 2019); lower is better.
+
+    The area is exact; sums over rows, as others print them, differ from it by about 1 / n.
+
+    Parameters
+    ----------
+    errors, uncertainty, sample_weight :
+        As in :func:`risk_coverage_curve`.
+
+    Returns
+    -------
+    float
+        Between 0 and the largest loss; the mean loss where uncertainty says nothing.
+    """
+    curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
+    start, end, before, loss = _pieces(curve)
+    # Integral of (before + rate * (c - start)) / c over the coverages of each tie.
+    width = end - start
+    rate = loss / width
+    log_growth = np.log(np.divide(end, start, out=np.ones_like(end), where=start > 0))
+    return float(np.sum(rate * width + (before - rate * start) * log_growth))
+
+
+def excess_aurc(
+    errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
+) -> float:
+    """AURC above that of the best ranking: r + (1 - r) log(1 - r) at an error rate of r.
+
+    Parameters
+    ----------
+    errors, uncertainty, sample_weight :
+        As in :func:`risk_coverage_curve`.
+
+    Returns
+    -------
+    float
+    """
+    best = aurc(errors, errors, sample_weight=sample_weight)
+    return aurc(errors, uncertainty, sample_weight=sample_weight) - best
+
+
+def augrc(
+    errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
+) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al., 2024); lower is better.
+
+    The generalised risk is the chance that a row is answered, and wrongly: unlike AURC it does
+    not weigh the first few rows heavily.
+
+    Parameters
+    ----------
+    errors, uncertainty, sample_weight :
+        As in :func:`risk_coverage_curve`.
+
+    Returns
+    -------
+    float
+        Between 0 and the mean loss; half of it where uncertainty says nothing.
+    """
+    curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
+    start, end, before, loss = _pieces(curve)
+    return float(np.sum((end - start) * (before + loss / 2)))
+
+
+def risk_at_coverage(
+    errors: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    coverage: float,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Mean loss of the most certain share.
+
+    Parameters
+    ----------
+    errors, uncertainty, sample_weight :
+        As in :func:`risk_coverage_curve`.
+    coverage : float
+        Share to accept, in (0, 1].
+
+    Returns
+    -------
+    float
+    """
+    _check_share("coverage", coverage, includes_one=True)
+    curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
+    lost = np.interp(coverage, [0, *curve.coverage], [0, *(curve.coverage * curve.risk)])
+    return float(lost / coverage)
+
+
+def coverage_at_risk(
+    errors: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    risk: float,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Largest coverage of a threshold at which the risk is at most a given one.
+
+    An estimate and no promise: see :func:`certified_threshold`.
+
+    Parameters
+    ----------
+    errors, uncertainty, sample_weight :
+        As in :func:`risk_coverage_curve`.
+    risk : float
+        Risk to stay at or below, at least 0.
+
+    Returns
+    -------
+    float
+        0.0 where no threshold reaches it.
+    """
+    if not (np.isfinite(risk) and risk >= 0):
+        raise ValueError(f"risk must be a finite number >= 0, got {risk!r}.")
+    curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
+    reached = curve.coverage[curve.risk <= risk + 1e-12]
+    return float(reached[-1]) if len(reached) else 0.0
+
+
+def certified_threshold(
+    errors: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    target_risk: float,
+    confidence: float = 0.95,
+) -> float | None:
+    """Find a threshold whose selective risk is bounded with a confidence.
+
+    Selection with guaranteed risk (Geifman and El-Yaniv, 2017): a binary search over the
+    thresholds, each tested by the exact binomial bound of Clopper and Pearson at a confidence that
+    allows for all of them. Where later rows are drawn as these were, and risk grows with the
+    threshold, it is at most `target_risk` in all but 1 - `confidence` of calibrations.
+
+    Parameters
+    ----------
+    errors : array-like of shape (n,)
+        1 or True where the prediction of a calibration row is wrong, else 0. Rows that trained
+        the classifier are no calibration rows.
+    uncertainty : array-like of shape (n,)
+        Uncertainty of each row; lower is more certain.
+    target_risk : float
+        Share of errors among accepted rows that is allowed, in (0, 1).
+    confidence : float, default=0.95
+        In (0, 1).
+
+    Returns
+    -------
+    float or None
+        Accept where uncertainty <= it; None where nothing can be certified.
+
+    Raises
+    ------
+    ValueError
+        For a target or a confidence outside (0, 1), and errors other than 0 and 1.
+    """
+    _check_share("target_risk", target_risk)
+    _check_share("confidence", confidence)
+    wrong, scores, _ = _checked(errors, uncertainty, None)
+    if not np.isin(wrong, (0, 1)).all():
+        raise ValueError("errors must be 0 or 1 for a certified threshold.")
+    thresholds, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    n_accepted = np.cumsum(sizes)
+    n_wrong = np.cumsum(np.bincount(group, weights=wrong)).astype(int)
+    # A binary search over m thresholds makes as many tests as m has binary digits, at most.
+    allowed = (1 - confidence) / len(thresholds).bit_length()
+    low, high, found = 0, len(thresholds) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        if _error_bound(n_wrong[middle], n_accepted[middle], allowed) <= target_risk:
+            found, low = float(thresholds[middle]), middle + 1
+        else:
+            high = middle - 1
+    return found
+
+
+def _error_bound(n_wrong: int, n: int, allowed: float) -> float:
+    """Upper bound of an error rate that is too low with a chance of `allowed` at most."""
+    return 1.0 if n_wrong >= n else float(beta.ppf(1 - allowed, n_wrong + 1, n - n_wrong))
+
+
+def _pieces(
+    curve: RiskCoverageCurve,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Coverage where each tie starts and ends, loss before it and in it (shares of all rows)."""
+    start = np.concatenate([[0.0], curve.coverage[:-1]])
+    lost = curve.coverage * curve.risk
+    before = np.concatenate([[0.0], lost[:-1]])
+    return start, curve.coverage, before, lost - before
+
+
+def _checked(
+    errors: ArrayLike, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses, scores and weights of the rows that count, in float64."""
+    losses, scores = (np.asarray(v, dtype=float) for v in (errors, uncertainty))
+    weights = np.ones_like(losses) if sample_weight is None else np.asarray(sample_weight, float)
+    named = {"errors": losses, "uncertainty": scores, "sample_weight": weights}
+    for name, values in named.items():
+        if values.ndim != 1 or len(values) != len(losses) or not len(values):
+            raise ValueError(
+                f"{name} must be of shape (n,) with n >= 1, the same for all; got "
+                f"{values.shape} beside errors of {losses.shape}."
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} contains NaN or infinity.")
+        if name != "uncertainty" and (values < 0).any():
+            raise ValueError(f"{name} must not be negative, got {values.min()}.")
+    counts = weights > 0
+    if not counts.any():
+        raise ValueError("sample_weight must not be zero for all rows.")
+    return losses[counts], scores[counts], weights[counts]
+
+
+def _check_share(name: str, value: float, *, includes_one: bool = False) -> None:
+    if not (0 < value < 1 or (includes_one and value == 1)):
+        closing = "]" if includes_one else ")"
+        raise ValueError(f"{name} must be a number in (0, 1{closing}, got {value!r}.")
+
+
+def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:
+    def score(
+        estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
+        errors = np.asarray(estimator.predict(X)) != np.asarray(y)
+        if hasattr(estimator, "predict_uncertainty"):
+            uncertainty = estimator.predict_uncertainty(X)
+        else:
+            uncertainty = 1 - estimator.predict_proba(X).max(axis=1)
+        return -metric(errors, uncertainty, sample_weight=sample_weight)
+
+    score.__name__ = score.__qualname__ = f"neg_{metric.__name__}_scorer"
+    score.__doc__ = (
+        f"Negative {metric.__name__} of a classifier's uncertainty, for ``scoring=``; of 1 - max p "
+        "where it has no `predict_uncertainty`."
+    )
+    return score
+
+
+neg_aurc_scorer = _uncertainty_scorer(aurc)
+neg_excess_aurc_scorer = _uncertainty_scorer(excess_aurc)
+neg_augrc_scorer = _uncertainty_scorer(augrc)

@@ -93,7 +93,7 @@ def tiny_latent_classifier(**overrides):
 CLASSIFIERS = {"pixels": tiny_classifier, "latents": tiny_latent_classifier}
 
 
-@pytest.fixture(params=CLASSIFIERS)
+@pytest.fixture(scope="session", params=CLASSIFIERS)
 def make_classifier(request):
     """Factory of tiny classifiers of both classes."""
     return CLASSIFIERS[request.param]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -15,13 +14,13 @@ Y = np.array([0, 1] * 3)
 
 
 @pytest.fixture(scope="module")
-def on_bytes():
-    return tiny_classifier(max_epochs=1).fit(X, Y)
+def on_bytes(make_classifier):
+    return make_classifier(max_epochs=1).fit(X, Y)
 
 
 @pytest.fixture(scope="module")
-def on_floats():
-    return tiny_classifier(max_epochs=1).fit(X / 255, Y)
+def on_floats(make_classifier):
+    return make_classifier(max_epochs=1).fit(X / 255, Y)
 
 
 @pytest.mark.parametrize(
@@ -83,33 +82,35 @@ def on_floats():
         ("class_weight", np.array([1.0, 2.0])),
     ],
 )
-def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value):
+def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value, make_classifier):
     with pytest.raises(ValueError, match=f"{parameter} must be .*got"):
-        tiny_classifier(**{parameter: value}).fit(X, Y)
+        make_classifier(**{parameter: value}).fit(X, Y)
 
 
 @given(
     st.sampled_from(["beta", "t1_share", "dropout", "learning_rate"]), st.floats(max_value=-1e-9)
 )
-def test_negative_numbers_are_refused_where_they_mean_nothing(parameter, value):
+def test_negative_numbers_are_refused_where_they_mean_nothing(parameter, value, make_classifier):
     with pytest.raises(ValueError, match=f"{parameter} must be"):
-        tiny_classifier(**{parameter: value}).fit(X, Y)
+        make_classifier(**{parameter: value}).fit(X, Y)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers_are_refused_in_fit_and_predict(on_floats, value):
+def test_values_that_are_no_numbers_are_refused_in_fit_and_predict(
+    on_floats, value, make_classifier
+):
     bad = X / 255
     bad[2, 3, 4] = value
     with pytest.raises(ValueError, match="X contains (NaN|infinity)"):
-        tiny_classifier().fit(bad, Y)
+        make_classifier().fit(bad, Y)
     with pytest.raises(ValueError, match="X contains (NaN|infinity)"):
         on_floats.predict(bad)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8), (0, 64), (6, 0, 8)])
-def test_empty_images_are_refused(shape):
+def test_empty_images_are_refused(shape, make_classifier):
     with pytest.raises(ValueError, match="0 (sample|feature)"):
-        tiny_classifier().fit(np.empty(shape), Y[: shape[0]])
+        make_classifier().fit(np.empty(shape), Y[: shape[0]])
 
 
 def test_predicting_nothing_is_refused(on_bytes):
@@ -118,44 +119,44 @@ def test_predicting_nothing_is_refused(on_bytes):
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 2, 2, 2, 2)])
-def test_other_dimensions_are_refused(shape):
+def test_other_dimensions_are_refused(shape, make_classifier):
     with pytest.raises(ValueError, match=r"(1D|dim)"):
-        tiny_classifier().fit(np.zeros(shape), Y)
+        make_classifier().fit(np.zeros(shape), Y)
 
 
-def test_one_class_is_refused():
+def test_one_class_is_refused(make_classifier):
     with pytest.raises(ValueError, match="at least 2 classes; got 1 class"):
-        tiny_classifier().fit(X, np.zeros(6))
+        make_classifier().fit(X, np.zeros(6))
 
 
-def test_one_class_left_by_zero_weights_is_refused():
+def test_one_class_left_by_zero_weights_is_refused(make_classifier):
     with pytest.raises(ValueError, match="at least 2 classes; got 1 class"):
-        tiny_classifier().fit(X, Y, sample_weight=1 - Y)
+        make_classifier().fit(X, Y, sample_weight=1 - Y)
 
 
-def test_several_label_columns_are_not_supported_and_said_so():
+def test_several_label_columns_are_not_supported_and_said_so(make_classifier):
     with pytest.raises(ValueError, match=r"y must be of shape .*got \(6, 3\).*multi-label"):
-        tiny_classifier().fit(X, np.zeros((6, 3)))
+        make_classifier().fit(X, np.zeros((6, 3)))
 
 
-def test_continuous_labels_are_refused():
+def test_continuous_labels_are_refused(make_classifier):
     with pytest.raises(ValueError, match="Unknown label type: continuous"):
-        tiny_classifier().fit(X, Y + 0.5 * np.arange(6) / 7)
+        make_classifier().fit(X, Y + 0.5 * np.arange(6) / 7)
 
 
-def test_labels_and_images_must_be_as_many():
+def test_labels_and_images_must_be_as_many(make_classifier):
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        tiny_classifier().fit(X, Y[:5])
+        make_classifier().fit(X, Y[:5])
 
 
-def test_rows_that_do_not_match_image_shape_are_named():
+def test_rows_that_do_not_match_image_shape_are_named(make_classifier):
     with pytest.raises(ValueError, match=r"image_shape=\(7, 9\) has 63 values, but X has 64"):
-        tiny_classifier(image_shape=(7, 9)).fit(X.reshape(6, 64), Y)
+        make_classifier(image_shape=(7, 9)).fit(X.reshape(6, 64), Y)
 
 
-def test_images_that_contradict_image_shape_are_named():
+def test_images_that_contradict_image_shape_are_named(make_classifier):
     with pytest.raises(ValueError, match=r"shape \(8, 8\), but image_shape=\(4, 16\)"):
-        tiny_classifier(image_shape=(4, 16)).fit(X, Y)
+        make_classifier(image_shape=(4, 16)).fit(X, Y)
 
 
 @pytest.mark.parametrize("shape", [(9, 8), (4, 16), (8, 8, 3)])
@@ -165,7 +166,9 @@ def test_images_of_another_size_or_other_channels_are_named(on_bytes, shape):
 
 
 def test_rows_of_another_length_are_named(on_bytes):
-    with pytest.raises(ValueError, match="63 features, but MedSymmFlowClassifier is expecting 64"):
+    with pytest.raises(
+        ValueError, match=r"63 features, but \w*MedSymmFlowClassifier is expecting 64"
+    ):
         on_bytes.predict(np.zeros((2, 63), dtype=np.uint8))
 
 
@@ -193,9 +196,9 @@ def test_bytes_for_a_model_of_floats_are_refused(on_floats):
 
 
 @pytest.mark.parametrize("weight", [[-1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1], [np.nan] * 6])
-def test_unusable_sample_weights_are_named(weight):
+def test_unusable_sample_weights_are_named(weight, make_classifier):
     with pytest.raises(ValueError, match="(?i)sample_weight"):
-        tiny_classifier().fit(X, Y, sample_weight=weight)
+        make_classifier().fit(X, Y, sample_weight=weight)
 
 
 @pytest.mark.parametrize("class_id", [2, "0", [0, 5], [[0, 1]], []])
@@ -222,24 +225,24 @@ def test_an_unknown_kind_of_uncertainty_is_named(on_bytes):
         on_bytes.predict_uncertainty(X, kind="doubt")
 
 
-def test_more_classes_than_colours_name_the_other_code():
+def test_more_classes_than_colours_name_the_other_code(make_classifier):
     many = np.zeros((195, 8, 8))
     with pytest.raises(ValueError, match="64 codes, got 65 classes.*simplex"):
-        tiny_classifier().fit(many, np.arange(195) % 65)
+        make_classifier().fit(many, np.arange(195) % 65)
 
 
-def test_early_stopping_on_too_little_data_is_named():
+def test_early_stopping_on_too_little_data_is_named(make_classifier):
     with pytest.raises(ValueError, match="early_stopping=True cannot hold out validation_fraction"):
-        tiny_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
+        make_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
 
 
-def test_the_first_partial_fit_needs_all_classes():
+def test_the_first_partial_fit_needs_all_classes(make_classifier):
     with pytest.raises(ValueError, match="classes must be passed on the first call"):
-        tiny_classifier().partial_fit(X, Y)
+        make_classifier().partial_fit(X, Y)
 
 
-def test_later_partial_fits_keep_classes_and_images():
-    classifier = tiny_classifier().partial_fit(X, Y, classes=[0, 1])
+def test_later_partial_fits_keep_classes_and_images(make_classifier):
+    classifier = make_classifier().partial_fit(X, Y, classes=[0, 1])
     with pytest.raises(ValueError, match="not the same as on the first call"):
         classifier.partial_fit(X, Y, classes=[0, 1, 2])
     with pytest.raises(ValueError, match=r"labels \[2\] that are not among the classes"):
@@ -249,8 +252,8 @@ def test_later_partial_fits_keep_classes_and_images():
     assert classifier.partial_fit(X, Y).score(X, Y) >= 0
 
 
-def test_a_failed_first_partial_fit_leaves_nothing_behind():
-    classifier = tiny_classifier()
+def test_a_failed_first_partial_fit_leaves_nothing_behind(make_classifier):
+    classifier = make_classifier()
     with pytest.raises(ValueError, match="sample_weight"):
         classifier.partial_fit(X, Y, classes=[0, 1], sample_weight=np.zeros(6))
     with pytest.raises(NotFittedError):
@@ -267,21 +270,21 @@ def test_a_failed_first_partial_fit_leaves_nothing_behind():
         lambda c: c.predict_with_reject(X),
     ],
 )
-def test_an_unfitted_model_says_so(call):
+def test_an_unfitted_model_says_so(call, make_classifier):
     with pytest.raises(NotFittedError):
-        call(tiny_classifier())
+        call(make_classifier())
 
 
-def test_a_failed_fit_keeps_the_model_that_was_there():
-    classifier = tiny_classifier().fit(X, Y)
+def test_a_failed_fit_keeps_the_model_that_was_there(make_classifier):
+    classifier = make_classifier().fit(X, Y)
     before = classifier.predict_proba(X)
     with pytest.raises(ValueError, match="at least 2 classes"):
         classifier.fit(X, np.zeros(6))
     np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
 
-def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept():
-    classifier = tiny_classifier().fit(X, Y)
+def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept(make_classifier):
+    classifier = make_classifier().fit(X, Y)
     before = classifier.predict_proba(X)
     with (
         pytest.warns(UserWarning, match="The epoch starts anew at 0[.][0-9]+ of the rate"),
@@ -291,8 +294,8 @@ def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept():
     np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
 
-def test_going_on_with_another_network_is_refused():
-    classifier = tiny_classifier(warm_start=True).fit(X, Y).set_params(channels=16)
+def test_going_on_with_another_network_is_refused(make_classifier):
+    classifier = make_classifier(warm_start=True).fit(X, Y).set_params(channels=16)
     with pytest.raises(ValueError, match="cannot go on with another channels"):
         classifier.fit(X, Y)
 
@@ -304,23 +307,23 @@ def test_parameters_spoiled_after_fit_are_named(on_bytes):
 
 
 @pytest.mark.parametrize("weight", [{0: -1}, {0: 0, 1: 0}, {5: 1}, {0: np.nan}, {0: "a"}])
-def test_unusable_class_weights_are_named(weight):
+def test_unusable_class_weights_are_named(weight, make_classifier):
     with pytest.raises(ValueError, match=r"class_weight must map classes out of \[0, 1\]"):
-        tiny_classifier(class_weight=weight).fit(X, Y)
+        make_classifier(class_weight=weight).fit(X, Y)
 
 
-def test_balanced_weights_in_parts_are_refused():
+def test_balanced_weights_in_parts_are_refused(make_classifier):
     with pytest.raises(ValueError, match="not supported by partial_fit"):
-        tiny_classifier(class_weight="balanced").partial_fit(X, Y, classes=[0, 1])
+        make_classifier(class_weight="balanced").partial_fit(X, Y, classes=[0, 1])
 
 
-def test_a_list_of_images_of_several_sizes_is_refused():
+def test_a_list_of_images_of_several_sizes_is_refused(make_classifier):
     with pytest.raises(ValueError, match="images of one size"):
-        tiny_classifier().fit([np.zeros((8, 8)), np.zeros((9, 8))], [0, 1])
+        make_classifier().fit([np.zeros((8, 8)), np.zeros((9, 8))], [0, 1])
 
 
-def test_a_part_whose_classes_all_weigh_nothing_is_named():
-    classifier = tiny_classifier(class_weight={0: 0})
+def test_a_part_whose_classes_all_weigh_nothing_is_named(make_classifier):
+    classifier = make_classifier(class_weight={0: 0})
     with pytest.raises(ValueError, match="class_weight=.*gives weight zero to every sample"):
         classifier.partial_fit(X[:2], [0, 0], classes=[0, 1])
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from conftest import tiny_classifier
 from sklearn.model_selection import GridSearchCV
 
 callback = pytest.importorskip("sklearn.callback")
@@ -35,9 +34,9 @@ class Recorder:
         return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
 
 
-def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts():
+def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_classifier):
     recorder = Recorder()
-    tiny_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
+    make_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
     assert recorder.events == [
         "setup",
         "begin fit 0",
@@ -51,20 +50,20 @@ def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts():
     assert all(0 <= score <= 1 for score in recorder.scores)
 
 
-def test_a_callback_can_end_training():
-    classifier = tiny_classifier(max_epochs=50).set_callbacks(Recorder(stop_after=3)).fit(X, Y)
+def test_a_callback_can_end_training(make_classifier):
+    classifier = make_classifier(max_epochs=50).set_callbacks(Recorder(stop_after=3)).fit(X, Y)
     assert classifier.n_iter_ == 3
 
 
-def test_callbacks_do_not_change_what_is_learned():
-    plain = tiny_classifier(dropout=0.5).fit(X, Y)
-    watched = tiny_classifier(dropout=0.5).set_callbacks(Recorder()).fit(X, Y)
+def test_callbacks_do_not_change_what_is_learned(make_classifier):
+    plain = make_classifier(dropout=0.5).fit(X, Y)
+    watched = make_classifier(dropout=0.5).set_callbacks(Recorder()).fit(X, Y)
     np.testing.assert_array_equal(plain.predict_proba(X), watched.predict_proba(X))
 
 
-def test_callbacks_are_told_that_a_fit_failed():
+def test_callbacks_are_told_that_a_fit_failed(make_classifier):
     recorder = Recorder()
-    classifier = tiny_classifier(max_epochs=3).set_callbacks(recorder)
+    classifier = make_classifier(max_epochs=3).set_callbacks(recorder)
 
     def fail(estimator, context, *, X, y, fitted_estimator):
         raise RuntimeError("no more")
@@ -76,28 +75,28 @@ def test_callbacks_are_told_that_a_fit_failed():
     assert not hasattr(classifier, "field_")
 
 
-def test_the_scoring_monitor_writes_down_every_epoch():
+def test_the_scoring_monitor_writes_down_every_epoch(make_classifier):
     monitor = callback.ScoringMonitor(scoring="accuracy")
-    tiny_classifier(max_epochs=3).set_callbacks(monitor).fit(X, Y)
+    make_classifier(max_epochs=3).set_callbacks(monitor).fit(X, Y)
     rows = [row for row in monitor.get_logs().data if row["task_name"] == "epoch"]
     assert [row["task_id"] for row in rows] == [0, 1, 2]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
 
 
-def test_callbacks_reach_the_fits_of_a_search():
+def test_callbacks_reach_the_fits_of_a_search(make_classifier):
     monitor = callback.ScoringMonitor(scoring="accuracy")
     search = GridSearchCV(
-        tiny_classifier(max_epochs=2).set_callbacks(monitor), {"beta": [1.0, 4.0]}, cv=2
+        make_classifier(max_epochs=2).set_callbacks(monitor), {"beta": [1.0, 4.0]}, cv=2
     )
     assert search.fit(X, Y).best_score_ >= 0
 
 
-def test_the_progress_bar_runs():
+def test_the_progress_bar_runs(make_classifier):
     pytest.importorskip("rich")
-    tiny_classifier(max_epochs=2).set_callbacks(callback.ProgressBar()).fit(X, Y)
+    make_classifier(max_epochs=2).set_callbacks(callback.ProgressBar()).fit(X, Y)
 
 
-def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch):
+def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classifier):
     from sklearn_msf.training import Trainer
 
     losses, count = Trainer._losses, iter(range(1000))
@@ -108,12 +107,12 @@ def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch):
     monkeypatch.setattr(Trainer, "_losses", one_bad)
     recorder = Recorder()
     with pytest.warns(UserWarning, match="starts anew"):
-        tiny_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
+        make_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
     epochs = [event for event in recorder.events if "epoch" in event]
     assert epochs == ["begin epoch 0", "end epoch 0", "begin epoch 1", "end epoch 1"]
 
 
-def test_an_interrupted_epoch_is_ended(monkeypatch):
+def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
     from sklearn_msf.training import Trainer
 
     losses, count = Trainer._losses, iter(range(1000))
@@ -126,5 +125,5 @@ def test_an_interrupted_epoch_is_ended(monkeypatch):
     monkeypatch.setattr(Trainer, "_losses", interrupted)
     recorder = Recorder()
     with pytest.warns(UserWarning, match="interrupted after 1 whole epochs"):
-        tiny_classifier(max_epochs=5).set_callbacks(recorder).fit(X, Y)
+        make_classifier(max_epochs=5).set_callbacks(recorder).fit(X, Y)
     assert recorder.events[-4:] == ["begin epoch 1", "end epoch 1", "end fit 0", "teardown"]

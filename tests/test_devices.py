@@ -5,9 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_classifier
-
-from sklearn_msf import MedSymmFlowClassifier
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 RNG = np.random.default_rng(0)
@@ -22,8 +19,8 @@ def device(request):
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_device_trains_classifies_and_draws(device, form, precision):
-    classifier = tiny_classifier(
+def test_a_device_trains_classifies_and_draws(device, form, precision, make_classifier):
+    classifier = make_classifier(
         device=device, label_prediction=form, precision=precision, dropout=0.2, augment="flip"
     ).fit(X, Y)
     assert next(classifier.field_.parameters()).device.type == device
@@ -33,34 +30,34 @@ def test_a_device_trains_classifies_and_draws(device, form, precision):
     assert classifier.sample("b", 3, n_steps=2).shape == (3, 8, 8, 3)
 
 
-def test_a_device_repeats_itself(device):
-    first, second = (tiny_classifier(device=device, dropout=0.2).fit(X, Y) for _ in range(2))
+def test_a_device_repeats_itself(device, make_classifier):
+    first, second = (make_classifier(device=device, dropout=0.2).fit(X, Y) for _ in range(2))
     np.testing.assert_allclose(first.predict_proba(X), second.predict_proba(X), rtol=1e-4)
 
 
-def test_a_device_goes_on_from_its_checkpoints(device, tmp_path):
-    whole = tiny_classifier(device=device).fit(X, Y)
-    kept = tiny_classifier(device=device, checkpoint_dir=tmp_path, checkpoint_every=1).fit(X, Y)
+def test_a_device_goes_on_from_its_checkpoints(device, tmp_path, make_classifier):
+    whole = make_classifier(device=device).fit(X, Y)
+    kept = make_classifier(device=device, checkpoint_dir=tmp_path, checkpoint_every=1).fit(X, Y)
     for path in tmp_path.glob("checkpoint-0000002*"):
         path.unlink()
-    resumed = tiny_classifier(device=device, checkpoint_dir=tmp_path).fit(X, Y)
+    resumed = make_classifier(device=device, checkpoint_dir=tmp_path).fit(X, Y)
     np.testing.assert_allclose(whole.predict_proba(X), kept.predict_proba(X), rtol=1e-4)
     np.testing.assert_allclose(whole.predict_proba(X), resumed.predict_proba(X), rtol=1e-4)
 
 
-def test_models_move_between_devices(device, tmp_path):
-    classifier = tiny_classifier(device=device).fit(X, Y)
+def test_models_move_between_devices(device, tmp_path, make_classifier):
+    classifier = make_classifier(device=device).fit(X, Y)
     expected = classifier.predict_proba(X)
     classifier.save_pretrained(tmp_path)
     for opened in (
-        MedSymmFlowClassifier.from_pretrained(tmp_path),
+        type(classifier).from_pretrained(tmp_path),
         pickle.loads(pickle.dumps(classifier)),
     ):
         np.testing.assert_allclose(opened.predict_proba(X), expected, rtol=1e-4)
 
 
-def test_a_warm_start_and_partial_fit_stay_on_their_device(device):
-    classifier = tiny_classifier(device=device, warm_start=True).fit(X, Y)
+def test_a_warm_start_and_partial_fit_stay_on_their_device(device, make_classifier):
+    classifier = make_classifier(device=device, warm_start=True).fit(X, Y)
     classifier.fit(X, Y).partial_fit(X, Y)
     assert next(classifier.field_.parameters()).device.type == device
     assert len(classifier.history_) == 3

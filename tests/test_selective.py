@@ -1,9 +1,28 @@
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
-from sklearn_msf.selective import accept_most_certain, accuracy_rejection_curve
+from sklearn_msf.selective import (
+    accept_most_certain,
+    accuracy_rejection_curve,
+    augrc,
+    aurc,
+    certified_threshold,
+    coverage_at_risk,
+    excess_aurc,
+    neg_augrc_scorer,
+    neg_aurc_scorer,
+    neg_excess_aurc_scorer,
+    risk_at_coverage,
+    risk_coverage_curve,
+)
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=50)
 
@@ -43,3 +62,218 @@ def test_the_curve_does_not_depend_on_the_order_of_rows_with_ties(rows):
     other = accuracy_rejection_curve(np.ones(len(rows)), correct[order], uncertainty[order])
     np.testing.assert_allclose(curve.accuracy, other.accuracy)
     assert curve.accuracy[-1] == pytest.approx(correct.mean())
+
+
+# Risk and coverage
+
+# (wrong, uncertainty with many ties, weight)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 4), st.integers(1, 3)), min_size=1, max_size=25
+)
+
+
+def columns(rows):
+    return tuple(np.array(column) for column in zip(*rows, strict=True))
+
+
+def accepted_in_parts(errors, uncertainty, weights, n_parts=400):
+    """Loss and weight as rows are accepted part by part, ties side by side."""
+    parts = []
+    for u in np.unique(uncertainty):
+        tie = uncertainty == u
+        share = np.repeat(weights[tie].sum() / n_parts, n_parts)
+        loss = share * np.average(errors[tie], weights=weights[tie])
+        parts.append((loss, share))
+    loss, share = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return np.cumsum(loss), np.cumsum(share), share
+
+
+def test_the_risk_coverage_curve_is_the_one_worked_by_hand():
+    curve = risk_coverage_curve([0, 1, 1, 0], [0.1, 0.3, 0.3, 0.2])
+    np.testing.assert_allclose(curve.threshold, [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(curve.coverage, [0.25, 0.5, 1])
+    np.testing.assert_allclose(curve.risk, [0, 0, 0.5])
+
+
+@given(ROWS)
+def test_areas_are_those_of_rows_accepted_part_by_part(rows):
+    errors, uncertainty, weights = columns(rows)
+    loss, weight, share = accepted_in_parts(errors, uncertainty, weights)
+    total = weights.sum()
+    expected = np.sum(loss / weight * share) / total
+    assert aurc(errors, uncertainty, sample_weight=weights) == pytest.approx(expected, abs=0.01)
+    expected = np.sum(loss * share) / total**2
+    assert augrc(errors, uncertainty, sample_weight=weights) == pytest.approx(expected, abs=0.01)
+
+
+@given(ROWS)
+def test_a_weight_is_as_many_rows(rows):
+    errors, uncertainty, weights = columns(rows)
+    repeated = [np.repeat(values, weights) for values in (errors, uncertainty)]
+    for metric in (aurc, excess_aurc, augrc):
+        weighted = metric(errors, uncertainty, sample_weight=weights)
+        assert weighted == pytest.approx(metric(*repeated), abs=1e-9)
+
+
+@given(ROWS)
+def test_the_order_of_rows_does_not_matter(rows):
+    errors, uncertainty, weights = columns(rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    for metric in (aurc, excess_aurc, augrc):
+        one = metric(errors, uncertainty, sample_weight=weights)
+        other = metric(errors[order], uncertainty[order], sample_weight=weights[order])
+        assert one == pytest.approx(other, abs=1e-9)
+
+
+@given(ROWS)
+def test_no_ranking_is_better_than_that_by_the_errors(rows):
+    errors, uncertainty, weights = columns(rows)
+    assert excess_aurc(errors, uncertainty, sample_weight=weights) >= -1e-9
+    assert excess_aurc(errors, errors + 0.1, sample_weight=weights) == pytest.approx(0, abs=1e-9)
+    rate = np.average(errors, weights=weights)
+    if rate < 1:
+        best = rate + (1 - rate) * np.log(1 - rate)
+        assert aurc(errors, errors, sample_weight=weights) == pytest.approx(best, abs=1e-9)
+
+
+def test_uncertainty_that_says_nothing_leaves_the_mean_loss():
+    errors = np.array([0, 1, 1, 0, 0])
+    assert aurc(errors, np.ones(5)) == pytest.approx(0.4)
+    assert augrc(errors, np.ones(5)) == pytest.approx(0.2)
+
+
+def test_sums_over_rows_come_close_for_many_rows():
+    rng = np.random.default_rng(0)
+    uncertainty = rng.random(5000)
+    errors = rng.random(5000) < uncertainty / 2
+    risks = np.cumsum(errors[np.argsort(uncertainty)]) / np.arange(1, 5001)
+    assert aurc(errors, uncertainty) == pytest.approx(risks.mean(), abs=1e-3)
+
+
+@given(ROWS, st.floats(0.01, 1))
+def test_risk_at_a_coverage_is_that_of_rows_accepted_part_by_part(rows, coverage):
+    errors, uncertainty, weights = columns(rows)
+    loss, weight, _ = accepted_in_parts(errors, uncertainty, weights, n_parts=2000)
+    at = np.searchsorted(weight, coverage * weights.sum() - 1e-9)
+    risk = risk_at_coverage(errors, uncertainty, coverage=coverage, sample_weight=weights)
+    assert risk == pytest.approx(loss[at] / weight[at], abs=0.05)
+
+
+@given(ROWS, st.floats(0, 1))
+def test_coverage_at_a_risk_is_the_largest_of_a_threshold(rows, risk):
+    errors, uncertainty, _ = columns(rows)
+    reached = [
+        (uncertainty <= u).mean()
+        for u in uncertainty
+        if errors[uncertainty <= u].mean() <= risk + 1e-12
+    ]
+    assert coverage_at_risk(errors, uncertainty, risk=risk) == pytest.approx(
+        max(reached, default=0.0)
+    )
+
+
+# Certified thresholds
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 30)), min_size=1, max_size=200),
+    st.floats(0.05, 0.5),
+    st.floats(0.5, 0.99),
+)
+def test_a_certified_threshold_passes_the_binomial_test(rows, target_risk, confidence):
+    errors, uncertainty = columns(rows)
+    threshold = certified_threshold(
+        errors, uncertainty, target_risk=target_risk, confidence=confidence
+    )
+    if threshold is None:
+        return
+    accepted = errors[uncertainty <= threshold]
+    # So few errors had a chance of at most 1 - confidence, were the risk above the target.
+    assert binom.cdf(accepted.sum(), len(accepted), target_risk) <= 1 - confidence + 1e-9
+
+
+@pytest.mark.parametrize("n_levels", [10, 10**6])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_promise_is_broken_no_more_often_than_allowed(n_levels, confidence):
+    rng = np.random.default_rng(0)
+    broken = 0
+    for _ in range(2000):
+        # With uniform uncertainty u an answer is wrong with a chance of u / 2.
+        u = np.ceil(rng.random(300) * n_levels) / n_levels
+        errors = rng.random(300) < u / 2
+        threshold = certified_threshold(errors, u, target_risk=0.1, confidence=confidence)
+        # The mean of u / 2 over the levels up to the threshold.
+        broken += threshold is not None and (threshold + 1 / n_levels) / 4 > 0.1
+    assert broken / 2000 <= 1 - confidence
+
+
+def test_without_errors_enough_rows_certify_everything():
+    assert certified_threshold(np.zeros(1000), np.arange(1000), target_risk=0.05) == 999
+    # 0.95 ** 90 is 0.01.
+    assert certified_threshold(np.zeros(20), np.arange(20), target_risk=0.05) is None
+    assert certified_threshold(np.ones(1000), np.arange(1000), target_risk=0.5) is None
+
+
+# Scorers
+
+
+def test_scorers_choose_in_a_search():
+    X, y = load_breast_cancer(return_X_y=True)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    scoring = {
+        "aurc": neg_aurc_scorer,
+        "excess": pickle.loads(pickle.dumps(neg_excess_aurc_scorer)),
+        "augrc": neg_augrc_scorer,
+    }
+    search = GridSearchCV(
+        LogisticRegression(), {"C": [1e-6, 1.0]}, scoring=scoring, refit="aurc", cv=3
+    ).fit(X, y)
+    for name in scoring:
+        scores = search.cv_results_[f"mean_test_{name}"]
+        assert (scores <= 1e-12).all()
+
+
+def test_scorers_ask_for_predict_uncertainty_first(fitted, digits):
+    X, y = digits
+    errors = fitted.predict(X[:60]) != y[:60]
+    expected = -aurc(errors, fitted.predict_uncertainty(X[:60]))
+    assert neg_aurc_scorer(fitted, X[:60], y[:60]) == pytest.approx(expected)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("errors", "uncertainty", "weight", "message"),
+    [
+        ([0, 1], [0.1], None, r"uncertainty must be of shape \(n,\)"),
+        ([], [], None, "errors must be of shape"),
+        ([[0, 1]], [0.1, 0.2], None, "errors must be of shape"),
+        ([0, 1], [0.1, np.nan], None, "uncertainty contains NaN"),
+        ([0, np.inf], [0.1, 0.2], None, "errors contains NaN or infinity"),
+        ([0, -1], [0.1, 0.2], None, "errors must not be negative"),
+        ([0, 1], [0.1, 0.2], [1, -1], "sample_weight must not be negative"),
+        ([0, 1], [0.1, 0.2], [0, 0], "sample_weight must not be zero for all"),
+        ([0, 1], [0.1, 0.2], [1], "sample_weight must be of shape"),
+    ],
+)
+def test_unusable_rows_are_named(errors, uncertainty, weight, message):
+    with pytest.raises(ValueError, match=message):
+        aurc(errors, uncertainty, sample_weight=weight)
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, np.nan])
+def test_targets_and_confidences_outside_their_range_are_named(value):
+    with pytest.raises(ValueError, match=r"target_risk must be a number in \(0, 1\)"):
+        certified_threshold([0, 1], [0.1, 0.2], target_risk=value)
+    with pytest.raises(ValueError, match=r"confidence must be a number in \(0, 1\)"):
+        certified_threshold([0, 1], [0.1, 0.2], target_risk=0.1, confidence=value)
+
+
+def test_other_values_are_named():
+    with pytest.raises(ValueError, match="errors must be 0 or 1"):
+        certified_threshold([0.5, 1], [0.1, 0.2], target_risk=0.1)
+    with pytest.raises(ValueError, match=r"coverage must be a number in \(0, 1\]"):
+        risk_at_coverage([0, 1], [0.1, 0.2], coverage=0)
+    with pytest.raises(ValueError, match="risk must be a finite number >= 0"):
+        coverage_at_risk([0, 1], [0.1, 0.2], risk=-1)
