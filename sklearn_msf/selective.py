@@ -270,7 +270,7 @@ def coverage_at_risk(
     float
         0.0 where no threshold reaches it.
     """
-    if not (np.isfinite(risk) and risk >= 0):
+    if not 0 <= risk < np.inf:
         raise ValueError(f"risk must be a finite number >= 0, got {risk!r}.")
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     reached = curve.coverage[curve.risk <= risk + 1e-12]
@@ -378,9 +378,7 @@ def _check_share(name: str, value: float, *, includes_one: bool = False) -> None
 
 
 def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:
-    def score(
-        estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> float:
+    def score(estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         errors = np.asarray(estimator.predict(X)) != np.asarray(y)
         if hasattr(estimator, "predict_uncertainty"):
             uncertainty = estimator.predict_uncertainty(X)
