@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from sklearn_msf.device import autocast, seeded_weights, to_channels_last
+from sklearn_msf.device import autocast, seeded_weights, to_channels_last, worker_threads
 from sklearn_msf.network import ResidualBlock
 
 __all__ = ["PRECISIONS", "resolve_precision"]
@@ -19,6 +19,8 @@ _CHANNELS = 64
 _SIDE = 14
 _BATCH_SIZE = 32
 _N_ROUNDS = 7
+# Speed-ups beyond which one round tells.
+_CLEARLY_SLOWER = 0.6
 # bfloat16 has to be this much faster: it rounds, and machines where it is no faster should agree.
 _MARGIN = 1.1
 
@@ -30,7 +32,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """Turn "auto" into the precision that suits the machine.
 
     On a CPU by a calibration: steps of one block of the network, timed in both precisions once
-    a process (a fraction of a second). On CUDA by the hardware: bfloat16 where the card has it.
+    a process (fractions of a second). On CUDA by the hardware: bfloat16 where the card has it.
 
     Parameters
     ----------
@@ -57,19 +59,33 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 @functools.cache
 def _bfloat16_speed_up() -> float:
     """Seconds of a training step of a block in float32, in those of one in bfloat16."""
-    device = torch.device("cpu")
-    with seeded_weights(0):
-        block = to_channels_last(ResidualBlock(_CHANNELS, _CHANNELS, _CHANNELS, 0.0))
-    x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE).to(memory_format=torch.channels_last)
-    time_embedding = torch.zeros(_BATCH_SIZE, _CHANNELS)
+    # One thread and the time it computes: what other processes leave of the machine, and how
+    # many threads there are, changes nothing.
+    with worker_threads(1) as executor:
+        return executor.submit(_time_both).result()
+
+
+def _time_both() -> float:
+    cpu = torch.device("cpu")
+    # Whatever defaults the caller has set; modes are those of a thread.
+    with cpu, seeded_weights(0):
+        block = to_channels_last(ResidualBlock(_CHANNELS, _CHANNELS, _CHANNELS, 0.0).float())
+    x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE, dtype=torch.float32, device=cpu)
+    x = x.to(memory_format=torch.channels_last)
+    time_embedding = torch.zeros(_BATCH_SIZE, _CHANNELS, dtype=torch.float32, device=cpu)
 
     def seconds(precision: str) -> float:
-        start = time.perf_counter()
-        with torch.enable_grad(), autocast(device, precision):
+        start = time.thread_time()
+        with autocast(cpu, precision):
             loss = block(x, time_embedding).float().sum()
         torch.autograd.grad(loss, list(block.parameters()))
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
+    # The first steps set up kernels.
     seconds("float32"), seconds("bfloat16")
-    # In turns and by the median of the ratios, so that another process disturbs both alike.
-    return statistics.median(seconds("float32") / seconds("bfloat16") for _ in range(_N_ROUNDS))
+    ratios: list[float] = []
+    while len(ratios) < _N_ROUNDS:
+        ratios.append(seconds("float32") / seconds("bfloat16"))
+        if ratios[0] < _CLEARLY_SLOWER:
+            break
+    return statistics.median(ratios)

@@ -168,7 +168,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Device of the network; "auto" takes CUDA where there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of convolutions and products; "auto" takes bfloat16 where this CPU was
-        timed to be faster with it (once a process, a quarter of a second), and on CUDA where the
+        timed to be faster with it (once a process, in less than a second), and on CUDA where the
         card has it. Name one for the same bits on every machine.
     compile_network : bool or "auto", default="auto"
         Whether training compiles the network with :func:`torch.compile`. "auto" does for runs

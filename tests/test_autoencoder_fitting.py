@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from sklearn_msf import autoencoder_fitting
-from sklearn_msf.autoencoder import build_autoencoder
+from sklearn_msf.autoencoder import AutoencoderError, build_autoencoder
 from sklearn_msf.autoencoder_fitting import _ways_to_train, fit_autoencoder, layout_for
 
 CPU = torch.device("cpu")
@@ -35,17 +35,20 @@ def set_steps(monkeypatch, *n_steps):
     monkeypatch.setattr(autoencoder_fitting, "_STAGES", stages)
 
 
-def squared_error(autoencoder, images):
+def squared_error(autoencoder, images, precision):
     x = torch.from_numpy(images).float() / 127.5 - 1
-    return float(F.mse_loss(autoencoder.decode(autoencoder.encode(x).mean), x))
+    return float(F.mse_loss(autoencoder.decode(autoencoder.encode(x, precision).mean), x))
 
 
-def test_images_come_back(monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_images_come_back(monkeypatch, precision):
     set_steps(monkeypatch, 60, 10)
-    autoencoder, unseen = fit(smooth_images(64)), smooth_images(16, seed=1)
+    autoencoder = fit(smooth_images(64), precision=precision)
+    unseen = smooth_images(16, seed=1)
     each_images_mean = unseen.mean(axis=(2, 3), keepdims=True) / 127.5
     of_the_mean = float(((unseen / 127.5 - each_images_mean) ** 2).mean())
-    assert squared_error(autoencoder, unseen) < 0.3 * of_the_mean
+    # Training and use normalise with different code.
+    assert squared_error(autoencoder, unseen, precision) < 0.3 * of_the_mean
 
 
 def test_the_trunk_trains_first_and_then_all(monkeypatch):
@@ -63,6 +66,21 @@ def test_the_same_seed_gives_the_same_autoencoder(monkeypatch):
     set_steps(monkeypatch, 2, 2)
     one, two, other = (fit(smooth_images(8), seed=seed) for seed in (0, 0, 1))
     assert one.fingerprint()[0] == two.fingerprint()[0] != other.fingerprint()[0]
+
+
+def test_a_stage_that_diverges_leaves_what_was_there_before(monkeypatch):
+    loss, count = autoencoder_fitting._loss, iter(range(100))
+
+    def bad_from(first):
+        return lambda *a: loss(*a) * (float("nan") if next(count) >= first else 1.0)
+
+    set_steps(monkeypatch, 2, 2)
+    monkeypatch.setattr(autoencoder_fitting, "_loss", bad_from(2))
+    with pytest.warns(UserWarning, match="second stage .* diverged"):
+        kept = fit(smooth_images(8))
+    assert all(value.isfinite().all() for value in kept.module.state_dict().values())
+    with pytest.raises(AutoencoderError, match="weights that are not finite"):
+        fit(smooth_images(8))
 
 
 def test_what_comes_out_is_an_autoencoder_as_diffusers_has_it(monkeypatch):

@@ -88,7 +88,8 @@ def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value, make_cl
 
 
 @given(
-    st.sampled_from(["beta", "t1_share", "dropout", "learning_rate"]), st.floats(max_value=-1e-9)
+    parameter=st.sampled_from(["beta", "t1_share", "dropout", "learning_rate"]),
+    value=st.floats(max_value=-1e-9),
 )
 def test_negative_numbers_are_refused_where_they_mean_nothing(parameter, value, make_classifier):
     with pytest.raises(ValueError, match=f"{parameter} must be"):

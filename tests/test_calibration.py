@@ -31,6 +31,17 @@ def test_the_machine_is_measured_once_and_nothing_of_torch_changes():
     assert torch.get_num_threads() == n_threads
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_callers_mode_and_defaults_do_not_matter(mode):
+    calibration._bfloat16_speed_up.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mode(), torch.device("meta"):
+            assert resolve_precision("auto", CPU) in ("float32", "bfloat16")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_auto_is_bfloat16_on_cards_that_have_it(monkeypatch):
     for native, expected in [(True, "bfloat16"), (False, "float32")]:
         monkeypatch.setattr(

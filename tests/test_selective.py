@@ -136,6 +136,12 @@ def test_no_ranking_is_better_than_that_by_the_errors(rows):
         assert aurc(errors, errors, sample_weight=weights) == pytest.approx(best, abs=1e-9)
 
 
+def test_very_unequal_weights_are_no_trouble():
+    for weights in ([1, 1e-20], [1e-20, 1], [1e308, 1e308], [1e-320, 1e-320]):
+        assert 0 <= aurc([0, 1], [0.1, 0.2], sample_weight=weights) <= 1
+        assert 0 <= augrc([0, 1], [0.1, 0.2], sample_weight=weights) <= 1
+
+
 def test_uncertainty_that_says_nothing_leaves_the_mean_loss():
     errors = np.array([0, 1, 1, 0, 0])
     assert aurc(errors, np.ones(5)) == pytest.approx(0.4)
@@ -192,6 +198,27 @@ def test_a_certified_threshold_passes_the_binomial_test(rows, target_risk, confi
     assert binom.cdf(accepted.sum(), len(accepted), target_risk) <= 1 - confidence + 1e-9
 
 
+def test_a_certificate_allows_for_every_threshold_that_was_tested():
+    # A chance of 0.95 ** 60 = 0.046 is small enough for one threshold, 0.95 ** 120 = 0.0021 for
+    # twenty of them, and 0.95 ** 110 = 0.0035 is not.
+    def certify(n, uncertainty):
+        return certified_threshold(np.zeros(n), uncertainty, target_risk=0.05)
+
+    assert certify(60, np.zeros(60)) == 0
+    assert certify(60, np.arange(60)) is None
+    assert certify(120, np.arange(120)) == 119
+    assert certify(110, np.arange(110)) is None
+
+
+def test_the_most_that_can_be_certified_is_taken():
+    # Half of the rows are too few for a certificate, all of them are not.
+    assert certified_threshold(np.zeros(150), np.arange(150), target_risk=0.05) == 149
+    # Errors among the most certain rows do not end the search.
+    errors = np.zeros(2000)
+    errors[:20] = 1
+    assert certified_threshold(errors, np.arange(2000), target_risk=0.05) == 1999
+
+
 @pytest.mark.parametrize("n_levels", [10, 10**6])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_the_promise_is_broken_no_more_often_than_allowed(n_levels, confidence):
@@ -209,7 +236,6 @@ def test_the_promise_is_broken_no_more_often_than_allowed(n_levels, confidence):
 
 def test_without_errors_enough_rows_certify_everything():
     assert certified_threshold(np.zeros(1000), np.arange(1000), target_risk=0.05) == 999
-    # 0.95 ** 90 is 0.01.
     assert certified_threshold(np.zeros(20), np.arange(20), target_risk=0.05) is None
     assert certified_threshold(np.ones(1000), np.arange(1000), target_risk=0.5) is None
 
@@ -228,9 +254,15 @@ def test_scorers_choose_in_a_search():
     search = GridSearchCV(
         LogisticRegression(), {"C": [1e-6, 1.0]}, scoring=scoring, refit="aurc", cv=3
     ).fit(X, y)
+    results = search.cv_results_
+    best = search.best_index_
     for name in scoring:
-        scores = search.cv_results_[f"mean_test_{name}"]
-        assert (scores <= 1e-12).all()
+        assert results[f"mean_test_{name}"][best] == max(results[f"mean_test_{name}"])
+    model = search.best_estimator_
+    uncertainty = 1 - model.predict_proba(X).max(axis=1)
+    expected = -aurc(model.predict(X) != y, uncertainty)
+    assert neg_aurc_scorer(model, X, y) == pytest.approx(expected)
+    assert neg_aurc_scorer(model, X, y[:, None]) == pytest.approx(expected)
 
 
 def test_scorers_ask_for_predict_uncertainty_first(fitted, digits):
