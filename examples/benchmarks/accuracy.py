@@ -111,7 +111,7 @@ def as_tensor(X: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def resnet18(name, X, y, seconds, seed, make=make_resnet18):
+def resnet18(name, X, y, seconds, seed, make=make_resnet18, batch_size=128):
     """ResNet-18 in plain torch with MedMNIST's recipe: Adam, rate falling at 1/2 and 3/4."""
     start = time.perf_counter()
     torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def resnet18(name, X, y, seconds, seed, make=make_resnet18):
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     step_seconds = 0.0
     while True:
-        for rows in torch.randperm(len(x)).split(128):
+        for rows in torch.randperm(len(x)).split(batch_size):
             now = time.perf_counter() - start
             if now + 1.5 * step_seconds > seconds:
                 net.eval()

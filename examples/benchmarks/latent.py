@@ -224,7 +224,8 @@ def measure_reconstruction(arguments, records, gflops):
         versions[title] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
     make = make_resnet18_224 if side > 64 else make_resnet18
     for title, (images, images_test, psnr) in versions.items():
-        p = resnet18("", images, y, seconds, 0, make=make)(images_test)
+        # So little time is enough for steps of few images only.
+        p = resnet18("", images, y, seconds, 0, make=make, batch_size=32)(images_test)
         record = {
             "part": "reconstruction",
             "dataset": name,
