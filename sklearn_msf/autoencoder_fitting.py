@@ -11,7 +11,6 @@ import functools
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.autoencoder import AutoencoderError, ImageAutoencoder, build_autoencoder
-from sklearn_msf.device import autocast, seeded_weights, tensor_float32, to_channels_last
+from sklearn_msf.device import autocast, float32_rounding, seeded_weights, to_channels_last
 from sklearn_msf.group_norm import modulated_group_norm
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import LabelCodes
@@ -103,9 +102,7 @@ def fit_autoencoder(
     average, trained = copy.deepcopy(module), None
     generator = torch.Generator(device).manual_seed(seed)
     for stage in _STAGES:
-        allowed = None
-        if seconds is not None:
-            allowed = max(stage.share * seconds, 1e-3)
+        allowed = None if seconds is None else max(stage.share * seconds, 1e-3)
         optimiser = AveragedOptimiser(
             module,
             average,
@@ -114,7 +111,8 @@ def fit_autoencoder(
             max_grad_norm=1.0,
             ema_decay=_EMA_DECAY,
         )
-        with _ways_to_train(module, has_branches=stage.has_branches), _tf32(device, precision):
+        ways = _ways_to_train(module, has_branches=stage.has_branches)
+        with ways, float32_rounding(device, precision):
             for progress in _progress(stage.n_steps, start, allowed):
                 x = _crops(images, size, stage.batch_size, generator)
                 x = x.expand(-1, n_channels, -1, -1)
@@ -139,11 +137,6 @@ def fit_autoencoder(
             )
         start = time.perf_counter()
     return ImageAutoencoder(trained, {"kind": "embedded"})
-
-
-def _tf32(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Keep CUDA's float32 what it says, backwards too."""
-    return tensor_float32(precision == "bfloat16") if device.type == "cuda" else nullcontext()
 
 
 def _start_weights(module: nn.Module) -> None:
@@ -180,7 +173,9 @@ def _ways_to_train(module: nn.Module, *, has_branches: bool) -> Iterator[None]:
 
 def _normalise(norm: nn.GroupNorm, h: Tensor) -> Tensor:
     scale, shift = (p.expand(len(h), -1) for p in (norm.weight, norm.bias))
-    return modulated_group_norm(h, scale, shift, norm.num_groups, norm.eps)
+    # Attention has its positions in one dimension.
+    image = h if h.ndim == 4 else h.unsqueeze(3)
+    return modulated_group_norm(image, scale, shift, norm.num_groups, norm.eps).view_as(h)
 
 
 def _take_shortcut(block: Any, h: Tensor, temb: None = None) -> Tensor:

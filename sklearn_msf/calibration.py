@@ -19,7 +19,7 @@ _CHANNELS = 64
 _SIDE = 14
 _BATCH_SIZE = 32
 _N_ROUNDS = 7
-# Speed-ups beyond which one round tells.
+# Below this speed-up one round tells.
 _CLEARLY_SLOWER = 0.6
 # bfloat16 has to be this much faster: it rounds, and machines where it is no faster should agree.
 _MARGIN = 1.1

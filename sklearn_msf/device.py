@@ -10,6 +10,7 @@ import torch
 
 __all__ = [
     "autocast",
+    "float32_rounding",
     "resolve_device",
     "seeded_weights",
     "tensor_float32",
@@ -60,9 +61,20 @@ def to_channels_last(module: Module, device: torch.device | None = None) -> Modu
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Run convolutions and products in `precision`; float32 on CUDA is not TF32."""
     low = precision == "bfloat16"
-    tf32 = tensor_float32(low) if device.type == "cuda" else contextlib.nullcontext()
-    with tf32, torch.autocast(device.type, torch.bfloat16, enabled=low):
+    with (
+        float32_rounding(device, precision),
+        torch.autocast(device.type, torch.bfloat16, enabled=low),
+    ):
         yield
+
+
+def float32_rounding(
+    device: torch.device, precision: str
+) -> contextlib.AbstractContextManager[None]:
+    """On CUDA, let TF32 round products in bfloat16 runs only, backwards too."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return tensor_float32(precision == "bfloat16")
 
 
 # The seed of new weights goes through torch's global generator: one network at a time.

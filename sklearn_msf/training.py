@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.compilation import compile_or_not
-from sklearn_msf.device import autocast, tensor_float32
+from sklearn_msf.device import autocast, float32_rounding
 from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
@@ -358,7 +358,7 @@ class Trainer:
         """
         layers = [module for module in self.field.modules() if isinstance(module, Dropout)]
         cuda = [self._device] if self._device.type == "cuda" else []
-        tf32 = tensor_float32(self.settings.precision == "bfloat16") if cuda else nullcontext()
+        tf32 = float32_rounding(self._device, self.settings.precision)
         with torch.random.fork_rng(devices=cuda, enabled=self.settings.compile_network), tf32:
             try:
                 for layer in layers:

@@ -93,9 +93,11 @@ def test_what_comes_out_is_an_autoencoder_as_diffusers_has_it(monkeypatch):
 
 
 @pytest.mark.parametrize("n_channels", [1, 3])
-def test_training_normalises_as_diffusers_does(n_channels):
+@pytest.mark.parametrize("attention", [False, True])
+def test_training_normalises_as_diffusers_does(n_channels, attention):
     torch.manual_seed(0)
-    module = build_autoencoder("AutoencoderKL", layout_for(n_channels, (32, 32)))
+    layout = layout_for(n_channels, (32, 32)) | {"mid_block_add_attention": attention}
+    module = build_autoencoder("AutoencoderKL", layout)
     x = torch.rand(2, n_channels, 32, 32)
     plain = module(x).sample
     with _ways_to_train(module, has_branches=True):
