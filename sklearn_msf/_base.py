@@ -17,7 +17,6 @@ from sklearn_msf._data import (
     hold_out,
 )
 from sklearn_msf._parameters import check_parameters, draw_seed, make_random_state
-from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf._recipe import (
     build_field,
     check_layout,
@@ -26,6 +25,7 @@ from sklearn_msf._recipe import (
     training_settings,
     training_targets,
 )
+from sklearn_msf._rejection import RejectingEstimator
 from sklearn_msf._resume import open_checkpoints
 from sklearn_msf._state import all_or_nothing, move_field
 from sklearn_msf.batches import TrainingData
@@ -33,10 +33,11 @@ from sklearn_msf.device import resolve_device
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.progress import training_progress
+from sklearn_msf.temperature import fit_temperature
 from sklearn_msf.training import DivergenceError, Trainer
 
 
-class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, PredictingEstimator):
+class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, RejectingEstimator):
     """Base of the MedSymmFlow classifiers.
 
     Subclasses define the constructor.
@@ -50,6 +51,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
     n_iter_: int
     history_: list[dict[str, Any]]
     field_: VelocityField
+    temperature_: float
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -116,21 +118,23 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         seed = draw_seed(random_state) if store is None else store.seed
         random_state = np.random.RandomState(seed)
         held_out = None
-        if self.early_stopping:
+        if self.early_stopping or self.calibration is not None:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
         device = resolve_device(self.device)
         if not warm:
             self._learn_representation(data, random_state, started)
         tensors = self._training_data(data, device, started)
-        validate = None if held_out is None else self._accuracy_on(held_out, device)
+        held_out_probabilities = self._probabilities_of(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
+        if self.calibration is not None and self.time_budget is not None:
+            trainer.reserve_time_of(held_out_probabilities)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
         failure = None
         with training_progress(type(self).__name__, verbose=int(self.verbose)) as report:
             try:
                 trainer.fit(
                     tensors,
-                    validate=validate,
+                    validate=self._accuracy_on(held_out, held_out_probabilities),
                     report=report,
                     watcher=callbacks,
                     store=store,
@@ -141,6 +145,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
                 failure = error
         callbacks.end()
         self._finish(trainer, keep_state=self.warm_start)
+        if self.calibration is not None and held_out is not None:
+            p = held_out_probabilities(self.field_)
+            weights = held_out.weights / held_out.weights.mean()
+            self.temperature_ = fit_temperature(p, held_out.labels, weights)
         return failure
 
     def partial_fit(
@@ -178,6 +186,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         started = time.perf_counter()
         first = not hasattr(self, "field_")
         check_parameters(self.get_params(deep=False))
+        if self.calibration is not None:
+            raise ValueError(
+                f"calibration={self.calibration!r} is not supported by partial_fit, which holds "
+                "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
+                "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
+            )
         check_partial_classes(self, classes, first=first)
         data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
         random_state = make_random_state(self.random_state)
@@ -200,6 +214,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
     ) -> Trainer:
         """Make a trainer over a new field, or over the present one."""
         device, representation = resolve_device(self.device), self._representation
+        self.temperature_ = 1.0
+        self._forget_rejection()
         seed = draw_seed(random_state)
         if not warm:
             self._field_layout = network_layout(self, representation.shape[0])
@@ -246,14 +262,24 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Predictin
         self._mirror_draws = "flip" in (kind or "")
         return kind
 
-    def _accuracy_on(
-        self, data: TrainingRows, device: torch.device
-    ) -> Callable[[VelocityField], float]:
-        """Weighted accuracy of a field on held-out rows."""
+    def _probabilities_of(
+        self, data: TrainingRows | None, device: torch.device
+    ) -> Callable[[VelocityField], np.ndarray]:
+        """Class probabilities of held-out rows, without a temperature."""
+        if data is None:
+            return lambda field: np.empty((0, len(self.classes_)))
         inputs = self._representation.kept_inputs(data.rows, device, mirrored=self._mirror_draws)
+        return lambda field: self._classify_inputs(inputs, field).probabilities
+
+    def _accuracy_on(
+        self, data: TrainingRows | None, probabilities: Callable[[VelocityField], np.ndarray]
+    ) -> Callable[[VelocityField], float] | None:
+        """Weighted accuracy of a field on held-out rows, where it ends training."""
+        if data is None or not self.early_stopping:
+            return None
 
         def accuracy(field: VelocityField) -> float:
-            predicted = self._classify_inputs(inputs, field).probabilities.argmax(axis=1)
-            return float(np.average(predicted == data.labels, weights=data.weights))
+            correct = probabilities(field).argmax(axis=1) == data.labels
+            return float(np.average(correct, weights=data.weights))
 
         return accuracy

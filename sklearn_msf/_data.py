@@ -167,8 +167,8 @@ def hold_out(
         )
     except ValueError as error:
         raise ValueError(
-            f"early_stopping=True cannot hold out validation_fraction={share} of "
-            f"{len(data.rows)} samples by class: {error}"
+            f"validation_fraction={share} of {len(data.rows)} samples cannot be held out by "
+            f"class, as early_stopping and calibration need it: {error}"
         ) from error
     return data.take(train), data.take(valid)
 

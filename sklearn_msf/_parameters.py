@@ -17,6 +17,7 @@ from sklearn_msf.solver import ODE_SOLVERS
 
 __all__ = [
     "check_coverage",
+    "check_open_share",
     "check_parameters",
     "check_positive_integer",
     "draw_seed",
@@ -48,6 +49,11 @@ def check_coverage(value: Any) -> None:
     """Refuse what is not a share in (0, 1]."""
     if not _is_number(value) or not 0 < value <= 1:
         _fail("coverage", value, "a number in (0, 1]")
+
+
+def check_open_share(name: str, value: Any) -> None:
+    """Refuse what is not a share in (0, 1)."""
+    _check_real(name, value, 0, 1, "()")
 
 
 def _is_text(value: Any, text: str) -> bool:
@@ -179,6 +185,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
     _check_class_weight(p["class_weight"])
     _check_path("checkpoint_dir", p["checkpoint_dir"])
+    _check_choice("calibration", p["calibration"], (None, "temperature"))
     _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
     _check_bool("early_stopping", p["early_stopping"])
     _check_bool("warm_start", p["warm_start"])

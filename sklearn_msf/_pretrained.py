@@ -30,6 +30,8 @@ from sklearn_msf.persistence import (
     write_record,
 )
 from sklearn_msf.states import part_of
+from sklearn_msf.temperature import MAX_LOG_TEMPERATURE
+from sklearn_msf.uncertainty import UNCERTAINTIES
 
 __all__ = ["PretrainedEstimator"]
 
@@ -177,6 +179,12 @@ class PretrainedEstimator(PortableEstimator):
             "noise_seed": self._noise_seed,
             "n_continued": self._n_continued,
             "mirror_draws": self._mirror_draws,
+            "temperature": self.temperature_,
+            "rejection": (
+                {"threshold": self.reject_threshold_, "kind": self.reject_kind_}
+                if hasattr(self, "reject_kind_")
+                else None
+            ),
             "history": self.history_,
         }
 
@@ -227,6 +235,8 @@ class PretrainedEstimator(PortableEstimator):
             "_noise_seed": _integer("noise_seed", document["noise_seed"]),
             "_n_continued": _integer("n_continued", document["n_continued"]),
             "_mirror_draws": bool(document["mirror_draws"]),
+            "temperature_": _temperature(document["temperature"]),
+            **_rejection(document["rejection"]),
             "_training_state": None,
             "_weights": {name: value.numpy() for name, value in tensors.items()},
         }
@@ -299,3 +309,20 @@ def _integer(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SEED:
         raise RecordError(f"The model has {name}={value!r}; expected an integer >= 0.")
     return value
+
+
+def _temperature(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(math.log(value)) <= MAX_LOG_TEMPERATURE:
+        raise RecordError(f"The model has temperature={value!r}.")
+    return float(value)
+
+
+def _rejection(plain: Any) -> dict[str, Any]:
+    """Fitted attributes of a model that learned to abstain."""
+    if plain is None:
+        return {}
+    threshold, kind = plain["threshold"], plain["kind"]
+    certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
+    if not certified or kind not in UNCERTAINTIES:
+        raise RecordError(f"The model abstains by a rule that is none: {plain!r}.")
+    return {"reject_threshold_": threshold, "reject_kind_": kind}

@@ -143,8 +143,11 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     early_stopping : bool, default=False
         Whether to hold out a validation part, stop when its accuracy no longer rises, and
         keep the best weights.
+    calibration : {"temperature"} or None, default=None
+        "temperature" holds out a validation part and fits on it the one temperature of the
+        probabilities that makes its log loss smallest; training does not see that part.
     validation_fraction : float, default=0.1
-        Share held out for early stopping, in (0, 1).
+        Share held out for early stopping and calibration, in (0, 1).
     n_iter_no_change : int, default=10
         Epochs without better validation accuracy before early stopping.
     n_draws : int, default=2
@@ -197,6 +200,13 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Training loss of each epoch.
     field_ : torch.nn.Module
         The velocity field with averaged weights.
+    temperature_ : float
+        Temperature of the probabilities; 1 without calibration.
+    reject_threshold_ : float or None
+        Uncertainty from which on :meth:`predict_with_reject` abstains, after
+        :meth:`fit_reject`; None where none can be certified.
+    reject_kind_ : str
+        Kind of uncertainty that the threshold is for.
 
     See Also
     --------
@@ -249,6 +259,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         early_stopping: bool = False,
+        calibration: str | None = None,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         n_draws: int = 2,
@@ -286,6 +297,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.augment = augment
         self.class_weight = class_weight
         self.early_stopping = early_stopping
+        self.calibration = calibration
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.n_draws = n_draws

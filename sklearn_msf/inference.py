@@ -19,7 +19,7 @@ from sklearn_msf.cuda_graphs import replay
 from sklearn_msf.device import autocast
 from sklearn_msf.fields import PosteriorForm, VelocityField
 from sklearn_msf.images import ImageFormat
-from sklearn_msf.label_codes import Codes, EncodedLabelCodes, LabelCodes, PixelReading
+from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.passes import in_batches
 
 __all__ = ["FieldInputs", "InferenceSettings", "PixelInputs", "Prediction", "classify", "generate"]
@@ -41,6 +41,8 @@ class InferenceSettings:
         Precision of convolutions and products.
     mirror_draws : bool
         Whether every second draw of a classification sees the mirror image.
+    keep_draws : bool
+        Whether a prediction tells what each draw says.
     """
 
     n_steps: int
@@ -48,6 +50,7 @@ class InferenceSettings:
     batch_size: int
     precision: str
     mirror_draws: bool = False
+    keep_draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,16 @@ class Prediction:
         Class probabilities; rows sum to 1.
     distances : ndarray of shape (n, K), float64
         Distance of the predicted mask to each code (paper, eq. 2).
+    draws : ndarray of shape (n, n_draws, K), float64, or None
+        Class probabilities of each draw, where they were asked for.
+    residuals : ndarray of shape (n, K), float64, or None
+        Squared error of the image half under the code of each class, where it was asked for.
     """
 
     probabilities: np.ndarray
     distances: np.ndarray
+    draws: np.ndarray | None = None
+    residuals: np.ndarray | None = None
 
 
 class FieldInputs(Protocol):
@@ -134,23 +143,23 @@ def classify(
     read = _read_posterior if _has_posterior(field, settings) else _read_mask
     n_rows = len(inputs)
 
-    def run(start: int, size: int) -> tuple[Tensor, Tensor]:
+    def run(start: int, size: int) -> tuple[Tensor, ...]:
         n_real = min(size, n_rows - start)
+        # Costly: what only filled up is not decoded.
+        n_decoded = n_real if isinstance(codes, PixelReading) else size
         x, e_y = _draws(inputs, start, size, noise, settings)
         with autocast(noise.device, settings.precision):
             estimate = read(field, x, e_y, settings)
-        # Draws are averaged in a fixed order; the batch leaves the device here.
-        mean = estimate.float().unflatten(0, (len(noise), size)).mean(dim=0)
-        if isinstance(codes, PixelReading):
-            # Costly: what only filled up is not decoded.
-            p, distances = _decode(codes.decode(mean[:n_real]).cpu(), codes.palette)
-        else:
-            p, distances = _decode(mean.cpu(), codes.to("cpu"))
-        return p[:n_real], distances[:n_real]
+        by_draw = estimate.float().unflatten(0, (len(noise), size))[:, :n_decoded]
+        # Draws are averaged in a fixed order.
+        decoded = _decode(by_draw.mean(dim=0), codes)
+        if settings.keep_draws:
+            p_of_draws = [_decode(estimates, codes)[0] for estimates in by_draw]
+            decoded = *decoded, torch.stack(p_of_draws, dim=1)
+        return tuple(part[:n_real] for part in decoded)
 
     parts = in_batches(run, n_rows, settings.batch_size, noise.device)
-    p, distances = (torch.cat(halves).numpy() for halves in zip(*parts, strict=True))
-    return Prediction(p, distances)
+    return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def _has_posterior(field: VelocityField, settings: InferenceSettings) -> bool:
@@ -191,9 +200,14 @@ def _draws(
     return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 
-def _decode(estimate: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
-    """Probabilities and distances in float64, from probabilities or from masks."""
-    estimate = estimate.double()
+def _decode(
+    estimate: Tensor, codes: LabelCodes | EncodedLabelCodes | PixelReading
+) -> tuple[Tensor, ...]:
+    """Probabilities and distances in float64 on the CPU, from probabilities or from masks."""
+    if isinstance(codes, PixelReading):
+        estimate, codes = codes.decode(estimate), codes.palette
+    # The batch leaves the device here.
+    estimate, codes = estimate.cpu().double(), codes.to("cpu")
     if estimate.ndim == 2:
         # Only plain codes have a posterior form.
         assert isinstance(codes, LabelCodes)

@@ -8,7 +8,6 @@ equation 2 (RGB), and the SymmFlow rows of Table 2 (grayscale).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 
 __all__ = [
     "LABEL_ENCODINGS",
-    "Codes",
     "EncodedLabelCodes",
     "LabelCodes",
     "PixelReading",
@@ -31,6 +29,8 @@ _N_RGB_CODES = len(_RGB_LEVELS) ** 3
 _MAX_SIMPLEX_CODES = 1024
 # What an absent class keeps of a mixture weight, in units of 1 / K.
 _WEIGHT_FLOOR = 0.005
+# Codes are independent where they spread in every direction by this share of the widest one.
+_MIN_SPREAD = 0.1
 
 
 def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
@@ -99,14 +99,23 @@ def _soften(weights: Tensor, floor: float) -> Tensor:
     return torch.where(weights > 0, (weights + root) / 2, 2 * floor**2 / (root - weights))
 
 
-class Codes(Protocol):
-    """What masks are compared with."""
+def _positive_weights(weights: Tensor) -> Tensor:
+    """Make probabilities of mixture weights (n, K), which noise may have made negative."""
+    weights = _soften(weights, _WEIGHT_FLOOR / weights.shape[1])
+    return weights / weights.sum(dim=1, keepdim=True)
 
-    def distances(self, masks: Tensor) -> Tensor:
-        """Distance of masks (n, C, H, W) to every code: (n, K)."""
 
-    def probabilities(self, masks: Tensor) -> Tensor:
-        """Class probabilities read off masks (n, C, H, W): (n, K)."""
+def _mixture_weights(means: Tensor, codes: Tensor) -> Tensor | None:
+    """Weights (n, K) of the mixture of codes (K, D) that is nearest to each mean (n, D).
+
+    They sum to 1 and may be negative; None where the codes do not determine them, being
+    affinely dependent or close to it.
+    """
+    offsets = codes - codes.mean(dim=0)
+    spread = torch.linalg.svdvals(offsets)[: len(codes) - 1]
+    if offsets.shape[1] < len(codes) - 1 or spread[-1] < _MIN_SPREAD * spread[0]:
+        return None
+    return (means - codes.mean(dim=0)) @ torch.linalg.pinv(offsets) + 1 / len(codes)
 
 
 @dataclass(frozen=True)
@@ -200,11 +209,12 @@ class LabelCodes:
     def probabilities(self, masks: Tensor) -> Tensor:
         """Class probabilities read off masks that estimate E[code | x].
 
-        Where all codes are equally far apart (simplex codes, and any two classes) the mean
-        of the mask has unique mixture weights, p = its barycentric coordinates, bent
-        softly so that they stay positive. Elsewhere a mean of codes does not determine the
-        weights, and p = softmax(-distance / s) with s half the smallest gap between codes.
-        The most probable class is always the nearest one.
+        Where codes are affinely independent (simplex codes, and RGB codes of up to three
+        classes) the mean of the mask has unique mixture weights, p = its barycentric
+        coordinates, bent softly so that they stay positive. Elsewhere a mean of codes does not
+        determine the weights, and p = softmax(-distance / s) with s half the smallest gap
+        between codes. The most probable class is the nearest one but for the RGB codes of three
+        classes, which are not equally far apart: there it is the one of the largest weight.
 
         Parameters
         ----------
@@ -222,9 +232,11 @@ class LabelCodes:
             # For a regular simplex with edge a the weights are affine in the squared
             # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
             squared = self.distances(masks).square()
-            weights = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
-            weights = _soften(weights + 1 / self.n_classes, _WEIGHT_FLOOR / self.n_classes)
-            return weights / weights.sum(dim=1, keepdim=True)
+            offsets = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
+            return _positive_weights(offsets + 1 / self.n_classes)
+        weights = _mixture_weights(masks.mean(dim=(2, 3)), codes)
+        if weights is not None:
+            return _positive_weights(weights)
         return torch.softmax(-self.distances(masks) / (gaps.min() / 2), dim=1)
 
     @property
@@ -275,7 +287,15 @@ class EncodedLabelCodes:
         return _pixelwise_distances(masks, self.codes.to(masks.dtype))
 
     def probabilities(self, masks: Tensor) -> Tensor:
-        """softmax(-distance / s) with s half the smallest gap between two codes: (n, K)."""
+        """Class probabilities read off masks that estimate E[code | x]: (n, K).
+
+        Weights of the mixture of encoded masks that is nearest to the predicted one, bent softly
+        so that they stay positive. Where the encoded masks do not determine them,
+        softmax(-distance / s) with s half the smallest gap between two of them.
+        """
+        weights = _mixture_weights(masks.flatten(1), self.codes.to(masks.dtype).flatten(1))
+        if weights is not None:
+            return _positive_weights(weights)
         gaps = self.distances(self.codes.to(masks.dtype))
         apart = ~torch.eye(len(gaps), dtype=torch.bool, device=gaps.device)
         return torch.softmax(-self.distances(masks) / (gaps[apart].min() / 2), dim=1)

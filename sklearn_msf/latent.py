@@ -82,9 +82,9 @@ class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
     image_shape, label_encoding, label_prediction, beta, t1_share, image_weight, channels, \
 channel_mult, n_blocks, attention_levels, patch_size, dropout, max_epochs, time_budget, \
 batch_size, optimizer, learning_rate, weight_decay, max_grad_norm, ema_decay, augment, \
-class_weight, early_stopping, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
-warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, \
-random_state, verbose
+class_weight, early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, \
+n_steps, ode_solver, warm_start, checkpoint_dir, checkpoint_every, device, precision, \
+compile_network, random_state, verbose
         As in :class:`MedSymmFlowClassifier`, over latents instead of pixels. The posterior
         form has plain colours at the size of the latents, the velocity form encoded masks,
         which need ``label_encoding="rgb"``. A `time_budget` counts the autoencoder's training
@@ -95,7 +95,7 @@ random_state, verbose
     autoencoder_ : object
         The autoencoder: opened, trained, or a copy of what was passed.
     classes_, n_features_in_, feature_names_in_, image_shape_, n_iter_, history_, loss_curve_, \
-field_
+field_, temperature_, reject_threshold_, reject_kind_
         As in :class:`MedSymmFlowClassifier`.
 
     See Also
@@ -147,6 +147,7 @@ field_
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         early_stopping: bool = False,
+        calibration: str | None = None,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         n_draws: int = 2,
@@ -185,6 +186,7 @@ field_
             augment=augment,
             class_weight=class_weight,
             early_stopping=early_stopping,
+            calibration=calibration,
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
             n_draws=n_draws,

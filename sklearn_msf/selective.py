@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta
+
+from sklearn_msf._scored_rows import by_score, check_share
+from sklearn_msf.certificates import certified_threshold
 
 __all__ = [
     "AccuracyRejectionCurve",
@@ -30,9 +32,6 @@ __all__ = [
     "risk_at_coverage",
     "risk_coverage_curve",
 ]
-
-# Thresholds that are tested for a certificate.
-_N_TESTS = 20
 
 
 def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
@@ -150,7 +149,7 @@ def risk_coverage_curve(
     ValueError
         For arrays of other shapes, NaN, infinity, negative losses or weights, and no rows.
     """
-    threshold, weight, loss = _ties(errors, uncertainty, sample_weight)
+    threshold, weight, loss = by_score(errors, uncertainty, sample_weight)
     coverage = np.cumsum(weight)
     return RiskCoverageCurve(threshold, coverage, np.cumsum(loss) / coverage)
 
@@ -172,7 +171,7 @@ def aurc(
     float
         Between 0 and the largest loss; the mean loss where uncertainty says nothing.
     """
-    _, weight, loss = _ties(errors, uncertainty, sample_weight)
+    _, weight, loss = by_score(errors, uncertainty, sample_weight)
     start, before = np.cumsum(weight) - weight, np.cumsum(loss) - loss
     # Integral of (before + rate * (c - start)) / c over the coverages of each tie.
     log_growth = np.log1p(np.divide(weight, start, out=np.zeros_like(weight), where=start > 0))
@@ -215,7 +214,7 @@ def augrc(
     float
         Between 0 and the mean loss; half of it where uncertainty says nothing.
     """
-    _, weight, loss = _ties(errors, uncertainty, sample_weight)
+    _, weight, loss = by_score(errors, uncertainty, sample_weight)
     return float(np.sum(weight * (np.cumsum(loss) - loss / 2)))
 
 
@@ -239,7 +238,7 @@ def risk_at_coverage(
     -------
     float
     """
-    _check_share("coverage", coverage, includes_one=True)
+    check_share("coverage", coverage, includes_one=True)
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     lost = np.interp(coverage, [0, *curve.coverage], [0, *(curve.coverage * curve.risk)])
     return float(lost / coverage)
@@ -273,106 +272,6 @@ def coverage_at_risk(
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     reached = curve.coverage[curve.risk <= risk + 1e-12]
     return float(reached[-1]) if len(reached) else 0.0
-
-
-def certified_threshold(
-    errors: ArrayLike,
-    uncertainty: ArrayLike,
-    *,
-    target_risk: float,
-    confidence: float = 0.95,
-) -> float | None:
-    """Find a threshold whose selective risk is bounded with a confidence.
-
-    Selection with guaranteed risk (Geifman and El-Yaniv, 2017), over thresholds that accept a
-    twentieth of the rows, two, and so on: each is tested by the exact binomial bound of Clopper
-    and Pearson at a confidence that allows for all tests, and the one that accepts most is taken.
-    Where later rows are drawn as these were, their risk is at most `target_risk` in all but
-    1 - `confidence` of calibrations.
-
-    Parameters
-    ----------
-    errors : array-like of shape (n,)
-        1 or True where the prediction of a calibration row is wrong, else 0. Rows that trained
-        the classifier are no calibration rows.
-    uncertainty : array-like of shape (n,)
-        Uncertainty of each row; lower is more certain.
-    target_risk : float
-        Share of errors among accepted rows that is allowed, in (0, 1).
-    confidence : float, default=0.95
-        In (0, 1).
-
-    Returns
-    -------
-    float or None
-        Accept where uncertainty <= it; None where nothing can be certified.
-
-    Raises
-    ------
-    ValueError
-        For a target or a confidence outside (0, 1), and errors other than 0 and 1.
-    """
-    _check_share("target_risk", target_risk)
-    _check_share("confidence", confidence)
-    wrong, scores, _ = _checked(errors, uncertainty, None)
-    if not np.isin(wrong, (0, 1)).all():
-        raise ValueError("errors must be 0 or 1 for a certified threshold.")
-    n = len(scores)
-    # Of scores alone, so that it is no matter which of them pass.
-    counts = np.ceil(n * np.arange(1, _N_TESTS + 1) / _N_TESTS).astype(int)
-    thresholds = np.unique(np.sort(scores)[counts - 1])
-    allowed = (1 - confidence) / len(thresholds)
-    for threshold in thresholds[::-1]:
-        accepted = scores <= threshold
-        if _error_bound(wrong[accepted].sum(), accepted.sum(), allowed) <= target_risk:
-            return float(threshold)
-    return None
-
-
-def _error_bound(n_wrong: int, n: int, allowed: float) -> float:
-    """Upper bound of an error rate that is too low with a chance of `allowed` at most."""
-    return 1.0 if n_wrong >= n else float(beta.ppf(1 - allowed, n_wrong + 1, n - n_wrong))
-
-
-def _ties(
-    errors: ArrayLike, uncertainty: ArrayLike, sample_weight: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Different scores, rising; share of the weight, and of it times loss, that each has."""
-    losses, scores, weights = _checked(errors, uncertainty, sample_weight)
-    weights = weights / weights.max()
-    threshold, group = np.unique(scores, return_inverse=True)
-    weight = np.bincount(group, weights=weights)
-    loss = np.bincount(group, weights=weights * losses)
-    return threshold, weight / weight.sum(), loss / weight.sum()
-
-
-def _checked(
-    errors: ArrayLike, uncertainty: ArrayLike, sample_weight: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Losses, scores and weights of the rows that count, in float64."""
-    losses, scores = (np.asarray(v, dtype=float) for v in (errors, uncertainty))
-    weights = np.ones_like(losses) if sample_weight is None else np.asarray(sample_weight, float)
-    named = {"errors": losses, "uncertainty": scores, "sample_weight": weights}
-    for name, values in named.items():
-        if values.ndim != 1 or len(values) != len(losses) or not len(values):
-            raise ValueError(
-                f"{name} must be of shape (n,) with n >= 1, the same for all; got "
-                f"{values.shape} beside errors of {losses.shape}."
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} contains NaN or infinity.")
-        if name != "uncertainty" and (values < 0).any():
-            raise ValueError(f"{name} must not be negative, got {values.min()}.")
-    counts = weights > 0
-    if not counts.any():
-        raise ValueError("sample_weight must not be zero for all rows.")
-    return losses[counts], scores[counts], weights[counts]
-
-
-def _check_share(name: str, value: float, *, includes_one: bool = False) -> None:
-    if not (0 < value < 1 or (includes_one and value == 1)):
-        closing = "]" if includes_one else ")"
-        raise ValueError(f"{name} must be a number in (0, 1{closing}, got {value!r}.")
 
 
 def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:

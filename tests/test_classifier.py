@@ -59,12 +59,12 @@ def test_a_prediction_never_depends_on_the_other_rows(fitted, digits):
         assert_array_equal(fitted.predict_proba(X[rows]), together[rows])
 
 
-def test_uncertainty_is_the_distance_to_the_code_of_the_predicted_class(fitted, digits):
+def test_distance_is_that_to_the_code_of_the_predicted_class(fitted, digits):
     X = digits[0][:20]
     p = fitted.predict_proba(X)
     codes = make_label_codes("rgb", 3, 4.0).codes.double().numpy()
     expected = np.linalg.norm(p @ codes - codes[p.argmax(axis=1)], axis=1)
-    np.testing.assert_allclose(fitted.predict_uncertainty(X), expected, atol=1e-6)
+    np.testing.assert_allclose(fitted.predict_uncertainty(X, "distance"), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("coverage", [0.05, 0.5, 0.9, 1.0])

@@ -165,8 +165,8 @@ def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
 
 def test_masks_are_compared_as_latents_or_as_colours():
     classifier = tiny_latent_classifier(label_prediction="velocity", n_draws=2).fit(X, Y)
-    latent = classifier.predict_uncertainty(X)
-    pixel = classifier.set_params(label_decoding="pixel").predict_uncertainty(X)
+    latent = classifier.predict_uncertainty(X, "distance")
+    pixel = classifier.set_params(label_decoding="pixel").predict_uncertainty(X, "distance")
     assert (latent >= 0).all()
     assert (pixel >= 0).all()
     assert (latent != pixel).all()

@@ -1,0 +1,332 @@
+"""Calibration, ranking of errors and certified rejection, beside a ResNet-18 at equal time.
+
+Both systems hold out the same tenth of the training images for one temperature; the ResNet-18
+trains for as many seconds as ours took. The table of the kinds of uncertainty, by which the
+default is chosen, is of the validation splits; all others are of the test splits. Every run is
+added to a JSON file as it ends, and runs that the file already has are not repeated.
+
+    python examples/benchmarks/uncertainty.py --datasets retinamnist breastmnist pneumoniamnist
+
+Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from accuracy import accuracy, auc_score, gemm_gflops, load, resnet18
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.selective import (
+    accuracy_rejection_curve,
+    augrc,
+    aurc,
+    certified_threshold,
+    risk_coverage_curve,
+)
+from sklearn_msf.temperature import apply_temperature, fit_temperature
+
+HELD_OUT = 0.1
+COVERAGES = (1.0, 0.9, 0.8, 0.5)
+KINDS = ("margin", "entropy", "distance", "draws", "image")
+# Risks to certify: some that the classifier comes near to.
+TARGETS = {"retinamnist": 0.4, "breastmnist": 0.15, "pneumoniamnist": 0.05}
+DEFAULT_TARGET = 0.02
+N_SIMULATIONS = 2000
+
+
+# Scores
+
+
+def calibration_error(y, p, n_bins=15):
+    """Expected calibration error of the largest probability, bins of equal width."""
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(y))
+
+
+def chance_calibration_error(p, seed=0, n_repeats=200):
+    """Calibration error that these probabilities would have were they exactly right."""
+    rng = np.random.default_rng(seed)
+    cumulative = p.cumsum(axis=1)
+    draws = [(rng.random((len(p), 1)) > cumulative[:, :-1]).sum(axis=1) for _ in range(n_repeats)]
+    return float(np.mean([calibration_error(y, p) for y in draws]))
+
+
+def probability_scores(y, p):
+    """Scores of probabilities, and of 1 - (largest - second) or 1 - largest as uncertainty."""
+    return {
+        "auc": 100 * auc_score(y, p),
+        "acc": 100 * accuracy(y, p),
+        "ece": calibration_error(y, p),
+        "ece_by_chance": chance_calibration_error(p),
+        "brier": float(np.mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1))),
+        "log_loss": float(log_loss(y, p, labels=range(p.shape[1]))),
+    }
+
+
+def ranking_scores(y, predicted, uncertainty):
+    """Scores of an uncertainty."""
+    errors = predicted != y
+    curve = accuracy_rejection_curve(y, predicted, uncertainty)
+    return {
+        "aurc": 100 * aurc(errors, uncertainty),
+        "augrc": 100 * augrc(errors, uncertainty),
+        **{f"acc_at_{c:g}": 100 * curve.at(c) for c in COVERAGES},
+    }
+
+
+def simulated_failures(errors, uncertainty, target_risk, confidence, n_calibration, seed):
+    """Shares of calibrations drawn from a pool whose certificate is broken, and that have one."""
+    rng = np.random.default_rng(seed)
+    curve = risk_coverage_curve(errors, uncertainty)
+    broken = certified = 0
+    for _ in range(N_SIMULATIONS):
+        rows = rng.integers(len(errors), size=n_calibration)
+        threshold = certified_threshold(
+            errors[rows], uncertainty[rows], target_risk=target_risk, confidence=confidence
+        )
+        if threshold is not None:
+            certified += 1
+            risk = curve.risk[np.searchsorted(curve.threshold, threshold, side="right") - 1]
+            broken += risk > target_risk
+    return broken / N_SIMULATIONS, certified / N_SIMULATIONS
+
+
+# Runs
+
+
+def run(name, data, seed):
+    """Fit both systems and score them; returns one record."""
+    gflops = gemm_gflops()
+    X, y = data["train"]
+    start = time.perf_counter()
+    classifier = MedSymmFlowClassifier(
+        calibration="temperature", validation_fraction=HELD_OUT, random_state=seed
+    ).fit(X, y)
+    seconds = time.perf_counter() - start
+    record = {
+        "dataset": name,
+        "seed": seed,
+        "gemm_gflops": gflops,
+        "fit_seconds": seconds,
+        "temperature": classifier.temperature_,
+        "ours": {},
+        "resnet18": {},
+    }
+    target = TARGETS.get(name, DEFAULT_TARGET)
+    for split in ("val", "test"):
+        X_split, y_split = data[split]
+        p = classifier.predict_proba(X_split)
+        predicted = p.argmax(axis=1)
+        scores = probability_scores(y_split, p)
+        temperature, classifier.temperature_ = classifier.temperature_, 1.0
+        raw = probability_scores(y_split, classifier.predict_proba(X_split))
+        classifier.temperature_ = temperature
+        scores |= {f"raw_{key}": raw[key] for key in ("ece", "brier", "log_loss")}
+        scores["kinds"] = {}
+        for kind in KINDS:
+            start = time.perf_counter()
+            uncertainty = classifier.predict_uncertainty(X_split, kind)
+            scores["kinds"][kind] = {
+                **ranking_scores(y_split, predicted, uncertainty),
+                "seconds_per_1000": 1000 * (time.perf_counter() - start) / len(y_split),
+            }
+        record["ours"][split] = scores
+    record["opinion"] = opinion(classifier, *data["test"])
+    record["certified"] = certified(classifier, data, target, seed)
+    X_fit, X_held, y_fit, y_held = train_test_split(
+        X, y, test_size=HELD_OUT, stratify=y, random_state=seed
+    )
+    predict_proba = resnet18(name, X_fit, y_fit, seconds, seed)
+    temperature = fit_temperature(predict_proba(X_held), y_held, np.ones(len(y_held)))
+    for split in ("val", "test"):
+        X_split, y_split = data[split]
+        p = apply_temperature(predict_proba(X_split), temperature)
+        record["resnet18"][split] = {
+            **probability_scores(y_split, p),
+            **ranking_scores(y_split, p.argmax(axis=1), 1 - p.max(axis=1)),
+        }
+    return record
+
+
+def opinion(classifier, X, y):
+    """How often the image half, as a Bayes classifier, agrees, and what that says of errors."""
+    prediction = classifier._predict(X, "image")
+    predicted = prediction.probabilities.argmax(axis=1)
+    agrees = prediction.residuals.argmin(axis=1) == predicted
+    errors = predicted != y
+    return {
+        "agreement": float(agrees.mean()),
+        "accuracy_of_image_half": float((prediction.residuals.argmin(axis=1) == y).mean()),
+        "error_where_they_agree": float(errors[agrees].mean()) if agrees.any() else None,
+        "error_where_not": float(errors[~agrees].mean()) if not agrees.all() else None,
+    }
+
+
+def certified(classifier, data, target, seed):
+    """Certify a risk on the validation split, and simulate it on both splits' scores."""
+    parts = {}
+    for split in ("val", "test"):
+        X, y = data[split]
+        parts[split] = classifier.predict(X) != y, classifier.predict_uncertainty(X)
+    threshold = certified_threshold(*parts["val"], target_risk=target)
+    errors, uncertainty = parts["test"]
+    answered = uncertainty <= (-np.inf if threshold is None else threshold)
+    pool = [np.concatenate(both) for both in zip(*parts.values(), strict=True)]
+    broken, share = simulated_failures(*pool, target, 0.95, len(pool[0]), seed)
+    return {
+        "target_risk": target,
+        "threshold": threshold,
+        "test_coverage": float(answered.mean()),
+        "test_risk": float(errors[answered].mean()) if answered.any() else None,
+        "simulated_broken": broken,
+        "simulated_certified": share,
+    }
+
+
+# Tables
+
+
+def mean_of(records, *path, digits=1):
+    """Mean ± standard deviation over seeds of an entry of the records."""
+    values = []
+    for record in records:
+        for key in path:
+            record = record[key]
+        values.append(record)
+    if any(value is None for value in values):
+        return "-"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def markdown(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def tables(records):
+    """Markdown of everything."""
+    by_data = {}
+    for record in records:
+        by_data.setdefault(record["dataset"], []).append(record)
+    sections = []
+
+    rows = []
+    for name, chosen in by_data.items():
+        for system, title in (("ours", "MedSymmFlowClassifier"), ("resnet18", "ResNet-18")):
+            row = [name, title, mean_of(chosen, system, "test", "auc")]
+            row += [mean_of(chosen, system, "test", "ece", digits=3)]
+            row += [mean_of(chosen, system, "test", "ece_by_chance", digits=3)]
+            row += [mean_of(chosen, system, "test", k, digits=3) for k in ("brier", "log_loss")]
+            rows.append(row)
+    header = ["data", "system", "AUC", "ECE", "ECE by chance", "Brier", "log loss"]
+    sections += ["## Probabilities", markdown(header, rows)]
+    rows = [
+        [name]
+        + [mean_of(chosen, "temperature", digits=2)]
+        + [
+            f"{mean_of(chosen, 'ours', 'test', 'raw_' + k, digits=3)} → "
+            f"{mean_of(chosen, 'ours', 'test', k, digits=3)}"
+            for k in ("ece", "brier", "log_loss")
+        ]
+        for name, chosen in by_data.items()
+    ]
+    header = ["data", "temperature", "ECE", "Brier", "log loss"]
+    sections += ["Without → with the temperature:", markdown(header, rows)]
+
+    rows = []
+    for name, chosen in by_data.items():
+        for path, title in (
+            (("ours", "test", "kinds", "margin"), "MedSymmFlowClassifier, margin"),
+            (("resnet18", "test"), "ResNet-18, 1 - max p"),
+        ):
+            rows.append(
+                [name, title]
+                + [mean_of(chosen, *path, f"acc_at_{c:g}") for c in COVERAGES]
+                + [mean_of(chosen, *path, k, digits=2) for k in ("aurc", "augrc")]
+            )
+    header = ["data", "system", *(f"acc. at {c:g}" for c in COVERAGES), "AURC", "AUGRC"]
+    sections += ["## Rejection", markdown(header, rows)]
+
+    for split, title in (("val", "Validation splits (the choice)"), ("test", "Test splits")):
+        rows = [
+            [name, *(mean_of(chosen, "ours", split, "kinds", k, "aurc", digits=2) for k in KINDS)]
+            for name, chosen in by_data.items()
+        ]
+        seconds = [
+            np.mean([r["ours"][split]["kinds"][k]["seconds_per_1000"] for r in records])
+            for k in KINDS
+        ]
+        rows.append(["seconds for 1,000 images", *(f"{s:.2f}" for s in seconds)])
+        heading = "## Kinds of uncertainty" if split == "val" else ""
+        sections += [heading, f"{title}, AURC:", markdown(["data", *KINDS], rows)]
+
+    rows = [
+        [name]
+        + [
+            mean_of(chosen, "opinion", key, digits=2)
+            for key in (
+                "accuracy_of_image_half",
+                "agreement",
+                "error_where_they_agree",
+                "error_where_not",
+            )
+        ]
+        for name, chosen in by_data.items()
+    ]
+    header = ["data", "accuracy of the image half", "agreement", "errors where they agree"]
+    sections += ["## Second opinion", markdown([*header, "errors where not"], rows)]
+
+    rows = []
+    for name, chosen in by_data.items():
+        for record in chosen:
+            c = record["certified"]
+            risk = "-" if c["test_risk"] is None else f"{c['test_risk']:.3f}"
+            found = "none" if c["threshold"] is None else f"{c['threshold']:.3f}"
+            row = [name, str(record["seed"]), f"{c['target_risk']:g}", found]
+            row += [f"{c['test_coverage']:.2f}", risk]
+            rows.append([*row, f"{c['simulated_broken']:.4f}", f"{c['simulated_certified']:.2f}"])
+    header = ["data", "seed", "target risk", "threshold", "test coverage", "test risk"]
+    header += ["simulations broken", "simulations certified"]
+    sections += ["## Certified rejection", markdown(header, rows)]
+
+    gflops = [r["gemm_gflops"] for r in records]
+    sections.append(
+        f"2 CPU cores, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s; "
+        f"seeds {sorted({r['seed'] for r in records})}; mean ± standard deviation over seeds."
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
+    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5])
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/uncertainty.json"))
+    arguments = parser.parse_args()
+
+    files = dict(item.split("=", 1) for item in arguments.npz)
+    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    done = {(r["dataset"], r["seed"]) for r in records}
+    for seed in arguments.seeds:
+        for name in [*arguments.datasets, *files]:
+            if (name, seed) in done:
+                continue
+            records.append(run(name, load(name, files), seed))
+            print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+            arguments.output.with_suffix(".md").write_text(tables(records))
+    print(tables(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""What a fitted MedSymmFlow estimator does about its doubts: abstain."""
+
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from sklearn_msf._parameters import check_coverage, check_open_share
+from sklearn_msf._prediction import PredictingEstimator
+from sklearn_msf.certificates import certified_threshold, count_rows_to_certify
+from sklearn_msf.selective import accept_most_certain
+from sklearn_msf.uncertainty import UNCERTAINTIES
+
+__all__ = ["RejectingEstimator"]
+
+_DEFAULT_COVERAGE = 0.9
+# Types of a label by the kind of the classes' dtype.
+_SAME_TYPES: dict[str, tuple[type, ...]] = {
+    "i": (Integral,),
+    "u": (Integral,),
+    "f": (Real,),
+    "b": (bool, np.bool_),
+}
+
+
+class RejectingEstimator(PredictingEstimator):
+    """Answers only where it is certain enough."""
+
+    # What fit_reject learns.
+    reject_threshold_: float | None
+    reject_kind_: str
+
+    def fit_reject(
+        self,
+        X_cal: Any,
+        y_cal: Any,
+        *,
+        target_risk: float = 0.05,
+        confidence: float = 0.95,
+        kind: str = "margin",
+    ) -> "RejectingEstimator":
+        """Learn from which uncertainty on to abstain, so that a risk holds.
+
+        The threshold that answers most among those whose share of errors is certified, see
+        :func:`~sklearn_msf.selective.certified_threshold`: on new images drawn as those of
+        the calibration were, at most a share `target_risk` of the answers is wrong, but for a
+        share 1 - `confidence` of calibrations. `fit` and `partial_fit` forget it.
+
+        Parameters
+        ----------
+        X_cal : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images that fit did not see.
+        y_cal : array-like of shape (n,) or (n, 1)
+            Their labels, two or more of `classes_`.
+        target_risk : float, default=0.05
+            Share of the answers that may be wrong, in (0, 1).
+        confidence : float, default=0.95
+            In (0, 1).
+        kind : {"margin", "entropy", "distance", "draws", "image"}, default="margin"
+            Uncertainty to compare with the threshold, see :meth:`predict_uncertainty`.
+
+        Returns
+        -------
+        self : object
+            With `reject_threshold_`, and with a warning where no threshold can be certified:
+            it is None then, and :meth:`predict_with_reject` abstains always.
+
+        Raises
+        ------
+        ValueError
+            For a target or a confidence outside (0, 1), for labels of one class or of one that
+            fit did not see, and for so few images that nothing could be certified even if every
+            answer was right.
+        """
+        check_open_share("target_risk", target_risk)
+        check_open_share("confidence", confidence)
+        prediction = self._predict(X_cal, kind)
+        y_cal = self._checked_calibration_labels(y_cal, len(prediction.probabilities))
+        errors = self._labels(prediction) != y_cal
+        uncertainty = UNCERTAINTIES[kind](prediction)
+        targets = {"target_risk": target_risk, "confidence": confidence}
+        n_needed = count_rows_to_certify(uncertainty, **targets)
+        if len(errors) < n_needed:
+            raise ValueError(
+                f"X_cal has {len(errors)} images; target_risk={target_risk} at "
+                f"confidence={confidence} takes {n_needed} even where every answer is right. "
+                "Take more, or ask for less."
+            )
+        threshold = certified_threshold(errors, uncertainty, **targets)
+        if threshold is None:
+            warnings.warn(
+                f"None can be certified: no threshold of the {kind} keeps to "
+                f"target_risk={target_risk} at confidence={confidence} on these {len(errors)} "
+                "images. predict_with_reject abstains always.",
+                stacklevel=2,
+            )
+        self.reject_threshold_, self.reject_kind_ = threshold, kind
+        return self
+
+    def predict_with_reject(
+        self,
+        X: Any,
+        coverage: float | None = None,
+        *,
+        kind: str | None = None,
+        reject_label: Any = None,
+        return_mask: bool = False,
+    ) -> Any:
+        """Answer where the prediction is certain enough and abstain elsewhere.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        coverage : float, default=None
+            Share of X to answer, in (0, 1]: exactly floor(coverage * n) rows, at least one,
+            the most certain ones, of rows that tie the earlier ones (paper, section 4.4). None
+            answers up to the threshold of :meth:`fit_reject`, for which it is no matter what
+            else is in X; where that was not called it is 0.9.
+        kind : {"margin", "entropy", "distance", "draws", "image"}, default=None
+            Uncertainty that decides, see :meth:`predict_uncertainty`. None is that of the
+            threshold, else "margin".
+        reject_label : label, default=None
+            Stands for a rejected row; of the type of the labels, and none of them.
+        return_mask : bool, default=False
+            Whether to return also which rows are rejected.
+
+        Returns
+        -------
+        labels : numpy.ma.MaskedArray of shape (n,), or ndarray where `reject_label` is given
+            Labels; of the rejected rows masked, or `reject_label`.
+        rejected : ndarray of shape (n,), bool
+            Only with ``return_mask=True``.
+
+        Raises
+        ------
+        ValueError
+            For a `reject_label` that is a class or of another type, for a coverage outside
+            (0, 1], and for another `kind` than that of the threshold that is asked for.
+        """
+        if coverage is not None:
+            check_coverage(coverage)
+        self._check_fitted()
+        if reject_label is not None:
+            self._check_reject_label(reject_label)
+        certified = coverage is None and hasattr(self, "reject_threshold_")
+        if certified and kind not in (None, self.reject_kind_):
+            raise ValueError(
+                f"kind={kind!r} is not that of the threshold, {self.reject_kind_!r}: leave it "
+                "out, set coverage, or call fit_reject with it."
+            )
+        kind = kind or (self.reject_kind_ if certified else "margin")
+        prediction = self._predict(X, kind)
+        uncertainty = UNCERTAINTIES[kind](prediction)
+        if certified:
+            threshold = -np.inf if self.reject_threshold_ is None else self.reject_threshold_
+            rejected = uncertainty > threshold
+        else:
+            share = _DEFAULT_COVERAGE if coverage is None else coverage
+            rejected = ~accept_most_certain(uncertainty, share)
+        labels: Any = self._labels(prediction)
+        if reject_label is None:
+            labels = np.ma.MaskedArray(labels, mask=rejected)
+        elif labels.dtype == object:
+            labels[rejected] = reject_label
+        else:
+            # As an array: a plain -1 would not fit beside unsigned labels.
+            labels = np.where(rejected, np.asarray(reject_label), labels)
+        return (labels, rejected) if return_mask else labels
+
+    def _forget_rejection(self) -> None:
+        """Drop a threshold that belongs to another field."""
+        for name in ("reject_threshold_", "reject_kind_"):
+            self.__dict__.pop(name, None)
+
+    def _checked_calibration_labels(self, y: Any, n_rows: int) -> np.ndarray:
+        y = np.asarray(y)
+        if y.shape not in ((n_rows,), (n_rows, 1)):
+            raise ValueError(f"y_cal must be of shape ({n_rows},), as X_cal; got {y.shape}.")
+        y = y.ravel()
+        unknown = sorted(set(y.tolist()) - set(self.classes_.tolist()), key=str)
+        if unknown:
+            raise ValueError(
+                f"y_cal has labels {unknown} that are not among the classes "
+                f"{self.classes_.tolist()}."
+            )
+        if len(np.unique(y)) < 2:
+            raise ValueError(
+                f"y_cal has the one class {y[0]!r}: the risk on it says nothing of the others. "
+                "Calibrate on images drawn as those to come."
+            )
+        return y
+
+    def _check_reject_label(self, label: Any) -> None:
+        classes = self.classes_.tolist()
+        types = _SAME_TYPES.get(self.classes_.dtype.kind, tuple({type(c) for c in classes}))
+        if np.ndim(label) != 0 or not isinstance(label, types):
+            raise ValueError(
+                f"reject_label={label!r} must be a label of the type of the classes {classes}."
+            )
+        if label in classes:
+            raise ValueError(
+                f"reject_label={label!r} is one of the classes {classes}: choose another."
+            )

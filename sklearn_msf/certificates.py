@@ -1,0 +1,100 @@
+"""Thresholds of uncertainty whose risk is bounded with a confidence."""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import beta
+
+from sklearn_msf._scored_rows import check_share, checked_rows
+
+__all__ = ["certified_threshold", "count_rows_to_certify"]
+
+# Thresholds that are tested.
+_N_TESTS = 20
+
+
+def certified_threshold(
+    errors: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    target_risk: float,
+    confidence: float = 0.95,
+) -> float | None:
+    """Find a threshold whose selective risk is bounded with a confidence.
+
+    Selection with guaranteed risk (Geifman and El-Yaniv, 2017), over thresholds that accept a
+    twentieth of the rows, two, and so on: each is tested by the exact binomial bound of Clopper
+    and Pearson at a confidence that allows for all tests, and the one that accepts most is taken.
+    Where later rows are drawn as these were, their risk is at most `target_risk` in all but
+    1 - `confidence` of calibrations.
+
+    Parameters
+    ----------
+    errors : array-like of shape (n,)
+        1 or True where the prediction of a calibration row is wrong, else 0. Rows that trained
+        the classifier are no calibration rows.
+    uncertainty : array-like of shape (n,)
+        Uncertainty of each row; lower is more certain.
+    target_risk : float
+        Share of errors among accepted rows that is allowed, in (0, 1).
+    confidence : float, default=0.95
+        In (0, 1).
+
+    Returns
+    -------
+    float or None
+        Accept where uncertainty <= it; None where nothing can be certified.
+
+    Raises
+    ------
+    ValueError
+        For a target or a confidence outside (0, 1), and errors other than 0 and 1.
+    """
+    check_share("target_risk", target_risk)
+    check_share("confidence", confidence)
+    wrong, scores, _ = checked_rows(errors, uncertainty, None)
+    if not np.isin(wrong, (0, 1)).all():
+        raise ValueError("errors must be 0 or 1 for a certified threshold.")
+    thresholds, allowed = _thresholds(scores, confidence)
+    for threshold in thresholds[::-1]:
+        accepted = scores <= threshold
+        if _error_bound(wrong[accepted].sum(), accepted.sum(), allowed) <= target_risk:
+            return float(threshold)
+    return None
+
+
+def count_rows_to_certify(
+    uncertainty: ArrayLike, *, target_risk: float, confidence: float = 0.95
+) -> int:
+    """Count the rows without an error that it takes to certify a target.
+
+    Parameters
+    ----------
+    uncertainty : array-like of shape (n,)
+        Uncertainty of each row; ties leave fewer thresholds to allow for.
+    target_risk, confidence : float
+        As in :func:`certified_threshold`.
+
+    Returns
+    -------
+    int
+        Fewer calibration rows certify nothing, however few of them are wrong.
+    """
+    _, allowed = _thresholds(np.asarray(uncertainty, dtype=float), confidence)
+    return 1 + math.ceil(math.log(allowed) / math.log1p(-target_risk))
+
+
+def _thresholds(scores: np.ndarray, confidence: float) -> tuple[np.ndarray, float]:
+    """Thresholds to test, rising, and the chance of a false certificate allowed to each."""
+    # Of scores alone, so that it is no matter which of them pass.
+    counts = np.ceil(len(scores) * np.arange(1, _N_TESTS + 1) / _N_TESTS).astype(int)
+    thresholds = np.unique(np.sort(scores)[counts - 1])
+    return thresholds, (1 - confidence) / len(thresholds)
+
+
+def _error_bound(n_wrong: int, n_accepted: int, allowed: float) -> float:
+    """Upper bound of an error rate that is too low with a chance of `allowed` at most."""
+    # The row whose score is the threshold was not drawn at random below it.
+    n = n_accepted - 1
+    return 1.0 if n_wrong >= n else float(beta.ppf(1 - allowed, n_wrong + 1, n - n_wrong))
