@@ -2,7 +2,9 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from sklearn_msf._data import (
     check_partial_classes,
     check_training_rows,
     hold_out,
+    split_rows,
 )
+from sklearn_msf._drawing import DrawingEstimator
 from sklearn_msf._parameters import check_parameters, draw_seed, make_random_state
 from sklearn_msf._recipe import (
     build_field,
@@ -36,8 +40,13 @@ from sklearn_msf.progress import training_progress
 from sklearn_msf.temperature import fit_temperature
 from sklearn_msf.training import DivergenceError, Trainer
 
+# Too little for a step: the smallest time budget.
+_NO_TIME = 1e-9
 
-class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, RejectingEstimator):
+
+class BaseMedSymmFlowClassifier(
+    CallbackSupportMixin, ClassifierMixin, RejectingEstimator, DrawingEstimator
+):
     """Base of the MedSymmFlow classifiers.
 
     Subclasses define the constructor.
@@ -118,23 +127,21 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Rejecting
         seed = draw_seed(random_state) if store is None else store.seed
         random_state = np.random.RandomState(seed)
         held_out = None
-        if self.early_stopping or self.calibration is not None:
+        if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
         device = resolve_device(self.device)
         if not warm:
             self._learn_representation(data, random_state, started)
         tensors = self._training_data(data, device, started)
-        held_out_probabilities = self._probabilities_of(held_out, device)
+        validate = None if held_out is None else self._accuracy_on(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
-        if self.calibration is not None and self.time_budget is not None:
-            trainer.reserve_time_of(held_out_probabilities)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
         failure = None
         with training_progress(type(self).__name__, verbose=int(self.verbose)) as report:
             try:
                 trainer.fit(
                     tensors,
-                    validate=self._accuracy_on(held_out, held_out_probabilities),
+                    validate=validate,
                     report=report,
                     watcher=callbacks,
                     store=store,
@@ -145,11 +152,45 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Rejecting
                 failure = error
         callbacks.end()
         self._finish(trainer, keep_state=self.warm_start)
-        if self.calibration is not None and held_out is not None:
-            p = held_out_probabilities(self.field_)
-            weights = held_out.weights / held_out.weights.mean()
-            self.temperature_ = fit_temperature(p, held_out.labels, weights)
+        if self.calibration is not None and failure is None and not warm:
+            if trainer.interrupted:
+                warnings.warn("The probabilities have no temperature.", stacklevel=4)
+            elif held_out is not None:
+                self._fit_temperature(held_out, self.field_)
+            else:
+                self._calibrate(data, tensors, trainer, seed)
         return failure
+
+    def _calibrate(
+        self, data: TrainingRows, tensors: TrainingData, trainer: Trainer, seed: int
+    ) -> None:
+        """Fit the temperature on a part of the data, by a run without that part.
+
+        Seeds are of its own, so that the model is the one without calibration.
+        """
+        random_state = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
+        kept, rows = split_rows(data, self.validation_fraction, random_state)
+        part, held_out = tensors.take(torch.from_numpy(kept)), data.take(rows)
+        device = next(self.field_.parameters()).device
+        settings = training_settings(self, part.epoch_size, device)
+        if self.time_budget is not None:
+            left = max(self.time_budget - trainer.budget.elapsed, _NO_TIME)
+            settings = replace(settings, time_budget=left)
+        field_seed = draw_seed(random_state)
+        field = build_field(self._field_layout, field_seed, self._mask_codes())
+        generator = torch.Generator(device).manual_seed(field_seed)
+        calibrating = Trainer(move_field(field, device), settings, generator)
+        if self.time_budget is not None:
+            calibrating.reserve_time_of(self._probabilities_of(held_out, device))
+        name = f"{type(self).__name__}, calibration"
+        with training_progress(name, verbose=int(self.verbose)) as report:
+            calibrating.fit(part, report=report)
+        if not calibrating.interrupted:
+            self._fit_temperature(held_out, calibrating.average)
+
+    def _fit_temperature(self, data: TrainingRows, field: VelocityField) -> None:
+        p = self._probabilities_of(data, next(field.parameters()).device)(field)
+        self.temperature_ = fit_temperature(p, data.labels, data.weights / data.weights.mean())
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -214,7 +255,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Rejecting
     ) -> Trainer:
         """Make a trainer over a new field, or over the present one."""
         device, representation = resolve_device(self.device), self._representation
-        self.temperature_ = 1.0
+        if not warm or self.calibration is None:
+            self.temperature_ = 1.0
         self._forget_rejection()
         seed = draw_seed(random_state)
         if not warm:
@@ -230,6 +272,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Rejecting
             seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
         settings = training_settings(self, data.epoch_size, device)
+        calibrates = self.calibration is not None and not self.early_stopping
+        if calibrates and self.time_budget is not None and not warm:
+            # As long again for the run that calibrates.
+            elapsed = time.perf_counter() - started
+            settings = replace(settings, time_budget=(elapsed + self.time_budget) / 2)
         trainer = Trainer(move_field(field, device), settings, generator, started)
         state = getattr(self, "_training_state", None) if warm else None
         if state is not None:
@@ -263,20 +310,17 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, Rejecting
         return kind
 
     def _probabilities_of(
-        self, data: TrainingRows | None, device: torch.device
+        self, data: TrainingRows, device: torch.device
     ) -> Callable[[VelocityField], np.ndarray]:
-        """Class probabilities of held-out rows, without a temperature."""
-        if data is None:
-            return lambda field: np.empty((0, len(self.classes_)))
+        """Class probabilities that a field gives rows, without a temperature."""
         inputs = self._representation.kept_inputs(data.rows, device, mirrored=self._mirror_draws)
         return lambda field: self._classify_inputs(inputs, field).probabilities
 
     def _accuracy_on(
-        self, data: TrainingRows | None, probabilities: Callable[[VelocityField], np.ndarray]
-    ) -> Callable[[VelocityField], float] | None:
-        """Weighted accuracy of a field on held-out rows, where it ends training."""
-        if data is None or not self.early_stopping:
-            return None
+        self, data: TrainingRows, device: torch.device
+    ) -> Callable[[VelocityField], float]:
+        """Weighted accuracy of a field on held-out rows."""
+        probabilities = self._probabilities_of(data, device)
 
         def accuracy(field: VelocityField) -> float:
             correct = probabilities(field).argmax(axis=1) == data.labels

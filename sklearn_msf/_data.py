@@ -20,6 +20,7 @@ __all__ = [
     "check_prediction_rows",
     "check_training_rows",
     "hold_out",
+    "split_rows",
 ]
 
 
@@ -151,7 +152,15 @@ def _check_n_classes(classes: np.ndarray) -> None:
 def hold_out(
     data: TrainingRows, share: float, random_state: np.random.RandomState
 ) -> tuple[TrainingRows, TrainingRows]:
-    """Split off a stratified validation part.
+    """Split off a stratified validation part, as :func:`split_rows` does."""
+    train, valid = split_rows(data, share, random_state)
+    return data.take(train), data.take(valid)
+
+
+def split_rows(
+    data: TrainingRows, share: float, random_state: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the numbers of the rows, stratified, into those to train on and a share of others.
 
     Raises
     ------
@@ -170,7 +179,7 @@ def hold_out(
             f"validation_fraction={share} of {len(data.rows)} samples cannot be held out by "
             f"class, as early_stopping and calibration need it: {error}"
         ) from error
-    return data.take(train), data.take(valid)
+    return np.sort(train), np.sort(valid)
 
 
 def _column(y: Any) -> Any:

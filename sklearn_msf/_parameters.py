@@ -17,6 +17,7 @@ from sklearn_msf.solver import ODE_SOLVERS
 
 __all__ = [
     "check_coverage",
+    "check_ode_solver",
     "check_open_share",
     "check_parameters",
     "check_positive_integer",
@@ -54,6 +55,11 @@ def check_coverage(value: Any) -> None:
 def check_open_share(name: str, value: Any) -> None:
     """Refuse what is not a share in (0, 1)."""
     _check_real(name, value, 0, 1, "()")
+
+
+def check_ode_solver(value: Any) -> None:
+    """Refuse what is no ODE solver."""
+    _check_choice("ode_solver", value, ODE_SOLVERS)
 
 
 def _is_text(value: Any, text: str) -> bool:
@@ -189,7 +195,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
     _check_bool("early_stopping", p["early_stopping"])
     _check_bool("warm_start", p["warm_start"])
-    _check_choice("ode_solver", p["ode_solver"], ODE_SOLVERS)
+    check_ode_solver(p["ode_solver"])
     _check_choice("precision", p["precision"], PRECISIONS)
     if not _is_text(p["compile_network"], "auto"):
         _check_bool("compile_network", p["compile_network"])

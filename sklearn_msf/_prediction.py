@@ -1,4 +1,4 @@
-"""What a fitted MedSymmFlow estimator does: predict, tell its doubts, draw."""
+"""What a fitted MedSymmFlow estimator does with images: predict, and tell its doubts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +10,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklearn_msf._data import check_prediction_rows
-from sklearn_msf._parameters import (
-    check_parameters,
-    check_positive_integer,
-    draw_seed,
-    make_random_state,
-)
+from sklearn_msf._parameters import check_parameters
 from sklearn_msf._pretrained import PretrainedEstimator
 from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.image_residuals import image_residuals
-from sklearn_msf.inference import FieldInputs, InferenceSettings, Prediction, classify, generate
+from sklearn_msf.inference import FieldInputs, InferenceSettings, Prediction, classify
 from sklearn_msf.representation import PixelRepresentation, Representation
 from sklearn_msf.solver import ADAPTIVE_SOLVERS
 from sklearn_msf.temperature import apply_temperature
@@ -36,8 +31,6 @@ _MAX_PIXELS = _MAX_ROWS * 28 * 28
 # tells usual images from others.
 _OPINION_TIMES = (0.9, 0.9, 0.9, 0.9)
 _USUAL_TIMES = (0.1, 0.2, 0.5)
-# Images of a pass that draws, which is repeated for every step: one should not wait for many.
-_MAX_DRAWN = 16
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -74,23 +67,23 @@ class PredictingEstimator(PretrainedEstimator):
         # A solver that controls its steps would take rounding for curvature.
         adaptive = self.ode_solver in ADAPTIVE_SOLVERS
         precision = "float32" if adaptive else resolve_precision(self.precision, device)
-        batch_size = self._batch_size(_MAX_ROWS, rows_an_image)
-        return self._inference_settings(int(self.n_steps), precision, batch_size)
+        batch_size = self._batch_size(_MAX_ROWS, rows_an_image, self.ode_solver)
+        return self._inference_settings(int(self.n_steps), precision, batch_size, self.ode_solver)
 
-    def _batch_size(self, max_rows: int, n_draws: int) -> int:
+    def _batch_size(self, max_rows: int, n_draws: int, ode_solver: str) -> int:
         """Images of a batch whose draws are the rows of one forward pass."""
-        if self.ode_solver in ADAPTIVE_SOLVERS:
+        if ode_solver in ADAPTIVE_SOLVERS:
             # It looks at its whole batch to choose its steps.
             return 1
         _, height, width = self._representation.shape
         return max(1, min(max_rows, _MAX_PIXELS // (height * width)) // n_draws)
 
     def _inference_settings(
-        self, n_steps: int, precision: str, batch_size: int
+        self, n_steps: int, precision: str, batch_size: int, ode_solver: str
     ) -> InferenceSettings:
         return InferenceSettings(
             n_steps=n_steps,
-            ode_solver=self.ode_solver,
+            ode_solver=ode_solver,
             batch_size=batch_size,
             precision=precision,
             mirror_draws=self._mirror_draws,
@@ -109,8 +102,7 @@ class PredictingEstimator(PretrainedEstimator):
         inputs = self._checked_inputs(X)
         prediction = self._classify_inputs(inputs, self.field_, keep_draws=kind == "draws")
         if kind == "image":
-            classes = np.arange(len(self.classes_))
-            labels = np.broadcast_to(classes, (len(inputs), len(classes)))
+            labels = np.tile(np.arange(len(self.classes_)), (len(inputs), 1))
             residuals = self._image_residuals(inputs, labels, _OPINION_TIMES)
             prediction = replace(prediction, residuals=residuals.mean(axis=2))
         p = apply_temperature(prediction.probabilities, self.temperature_)
@@ -260,49 +252,3 @@ class PredictingEstimator(PretrainedEstimator):
         labels = prediction.probabilities.argmax(axis=1)[:, None]
         residuals = self._image_residuals(inputs, labels, _USUAL_TIMES)
         return -np.log(np.maximum(residuals, _TINY)).mean(axis=(1, 2))
-
-    def sample(
-        self, class_id: Any, n_samples: int = 1, *, n_steps: int = 25, random_state: Any = None
-    ) -> np.ndarray:
-        """Draw new images.
-
-        Parameters
-        ----------
-        class_id : label or sequence of labels
-            Class or classes to draw, out of `classes_`.
-        n_samples : int, default=1
-            Images of each class asked for.
-        n_steps : int, default=25
-            Steps of the ODE solver; the paper's figures have 25 Euler steps. Always in
-            float32.
-        random_state : int, RandomState instance or None, default=None
-            Seed of the noise.
-
-        Returns
-        -------
-        ndarray of shape (n_classes_asked * n_samples, ...)
-            Images in the dtype, layout and range of the training X, in the order asked for.
-        """
-        check_is_fitted(self)
-        check_parameters(self.get_params(deep=False))
-        check_positive_integer("n_samples", n_samples)
-        check_positive_integer("n_steps", n_steps)
-        asked = np.atleast_1d(np.asarray(class_id))
-        unknown = [label for label in asked.tolist() if label not in self.classes_.tolist()]
-        if unknown or asked.ndim != 1 or not len(asked):
-            raise ValueError(
-                f"class_id must be one or more of the classes {self.classes_.tolist()}, "
-                f"got {class_id!r}."
-            )
-        labels = np.repeat(np.searchsorted(self.classes_, asked), n_samples)
-        seed = draw_seed(make_random_state(random_state))
-        representation = self._representation
-        images = generate(
-            self.field_,
-            torch.from_numpy(labels.astype(np.int64)),
-            representation.shape,
-            seed,
-            self._inference_settings(n_steps, "float32", self._batch_size(_MAX_DRAWN, 1)),
-            representation.images,
-        )
-        return self._image_format.from_tensor(images)

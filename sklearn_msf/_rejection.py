@@ -187,8 +187,8 @@ class RejectingEstimator(PredictingEstimator):
             )
         if len(np.unique(y)) < 2:
             raise ValueError(
-                f"y_cal has the one class {y[0]!r}: the risk on it says nothing of the others. "
-                "Calibrate on images drawn as those to come."
+                f"y_cal has the one class {y.tolist()[0]!r}: the risk on it says nothing of the "
+                "others. Calibrate on images drawn as those to come."
             )
         return y
 

@@ -1,5 +1,6 @@
 """Training data beside the network, and the order in which an epoch sees it."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -51,7 +52,18 @@ class TrainingData:
         self.labels = labels.to(device)
         self.epoch_size = epoch_size
         self.augment = augment
+        self._weights = weights.to(device)
         self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
+
+    def take(self, rows: Tensor) -> "TrainingData":
+        """Leave only some rows to train on, (n,) int64; images are shared."""
+        part = copy.copy(self)
+        kept = torch.zeros_like(self._weights)
+        kept[rows.to(kept.device)] = self._weights[rows.to(kept.device)]
+        part._weights = kept
+        part._cumulative = kept.cumsum(0) / kept.sum()
+        part.epoch_size = max(1, round(self.epoch_size * len(rows) / len(self.labels)))
+        return part
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the row indices of each batch of one epoch, in random order.

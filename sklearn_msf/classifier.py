@@ -144,10 +144,13 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Whether to hold out a validation part, stop when its accuracy no longer rises, and
         keep the best weights.
     calibration : {"temperature"} or None, default=None
-        "temperature" holds out a validation part and fits on it the one temperature of the
-        probabilities that makes its log loss smallest; training does not see that part.
+        "temperature" gives the probabilities the one temperature that makes the log loss
+        smallest on a part of the training data, for a second model, trained in the same way
+        without that part. The model itself is that of None, trained on all; fit takes twice
+        the time, and a `time_budget` is halved. With `early_stopping` its held-out part
+        serves, without a second model; with `warm_start` later calls keep the temperature.
     validation_fraction : float, default=0.1
-        Share held out for early stopping and calibration, in (0, 1).
+        Share held out for early stopping, and for calibration; in (0, 1).
     n_iter_no_change : int, default=10
         Epochs without better validation accuracy before early stopping.
     n_draws : int, default=2

@@ -99,7 +99,55 @@ class VelocityField(nn.Module):
         -------
         Tensor of shape (n, C_x, H, W)
         """
-        raise NotImplementedError
+        return self.carry_images(
+            e_x, masks, e_y, start=0.0, end=1.0, n_steps=n_steps, method=method
+        )
+
+    def carry_images(
+        self,
+        x: Tensor,
+        masks: Tensor,
+        e_y: Tensor,
+        *,
+        start: float,
+        end: float,
+        n_steps: int,
+        method: str,
+    ) -> Tensor:
+        """Carry images from one time to another while the mask runs along its straight path.
+
+        With the class known the mask's path is known: y_t = (1 - t) mask + t e_y.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, C_x, H, W)
+            Images at time `start`.
+        masks, e_y : Tensor of shape (n, C_y, H, W)
+            Ends of the mask's path.
+        start, end : float
+            Times in [0, 1], in either order.
+        n_steps : int
+            Equal steps of the fixed-step methods.
+        method : str
+            ODE solver.
+
+        Returns
+        -------
+        Tensor of shape (n, C_x, H, W)
+            Images at time `end`.
+        """
+
+        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (x_t,) = state
+            v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), t.expand(len(x_t)))
+            return (v_x.to(x_t.dtype),)
+
+        found = integrate(velocity, (x,), start=start, end=end, n_steps=n_steps, method=method)
+        return found.state[0]
+
+    def image_velocity(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the image alone, (n, C_x, H, W)."""
+        return self(x_t, y_t, t)[0]
 
 
 class VelocityForm(VelocityField):
@@ -186,22 +234,12 @@ class PosteriorForm(VelocityField):
         v_x = self.unet.decode(encoding.rows(n_at_one, len(labels)))
         return velocity_loss(v_x, sample.u_x[n_at_one:]), label_loss
 
-    def generate(
-        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
-    ) -> Tensor:
-        """Integrate the image while the mask runs along its own straight path.
+    def image_velocity(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the image alone, (n, C_x, H, W).
 
-        With the class known the mask's path is known: y_t = (1 - t) mask + t e_y. Using it
-        avoids the quotient of :meth:`forward`, which is 0 / 0 at t = 0.
+        Without the quotient of :meth:`forward`, which is 0 / 0 at t = 0.
         """
-
-        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (x_t,) = state
-            encoding = self.encode(x_t, torch.lerp(masks, e_y, t), t.expand(len(x_t)))
-            return (self.unet.decode(encoding).to(x_t.dtype),)
-
-        end = integrate(velocity, (e_x,), start=0.0, end=1.0, n_steps=n_steps, method=method)
-        return end.state[0]
+        return self.unet.decode(self.encode(x_t, y_t, t))
 
 
 LABEL_PREDICTIONS = ("velocity", "posterior")

@@ -61,7 +61,7 @@ def image_residuals(
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
                 point = sample_path(x, masks, e_x, e_y, time.to(x.device).expand(size))
                 with autocast(x.device, settings.precision):
-                    v_x, _ = field(point.x_t, point.y_t, point.t)
+                    v_x = field.image_velocity(point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()
                 residuals[:, i, j] = error.flatten(1).mean(dim=1)
         return residuals[:n_real].cpu()

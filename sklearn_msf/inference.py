@@ -22,7 +22,15 @@ from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.passes import in_batches
 
-__all__ = ["FieldInputs", "InferenceSettings", "PixelInputs", "Prediction", "classify", "generate"]
+__all__ = [
+    "FieldInputs",
+    "InferenceSettings",
+    "PixelInputs",
+    "Prediction",
+    "classify",
+    "generate",
+    "translate",
+]
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,7 @@ def generate(
     seed: int,
     settings: InferenceSettings,
     decode: Callable[[Tensor], Tensor],
+    first: int = 0,
 ) -> Tensor:
     """Draw one image for each label.
 
@@ -243,6 +252,8 @@ def generate(
         Solver, batches and precision.
     decode : callable
         Makes images of what the field draws.
+    first : int, default=0
+        Number of the first image of the seed to draw.
 
     Returns
     -------
@@ -255,7 +266,7 @@ def generate(
     def run(start: int, size: int) -> Tensor:
         n_real = len(labels[start : start + size])
         part = F.pad(labels[start : start + size], (0, size - n_real))
-        noise = _image_noise(seed, start, size, shape).to(device)
+        noise = _image_noise(seed, first + start, size, shape).to(device)
         masks = field.codes.masks(part.to(device), image_shape[1:])
         with autocast(device, settings.precision):
             drawn = field.generate(
@@ -268,6 +279,61 @@ def generate(
         return decode(drawn[:n_real].float()).float().cpu()
 
     return torch.cat(in_batches(run, len(labels), settings.batch_size, device))
+
+
+def translate(
+    field: VelocityField,
+    inputs: FieldInputs,
+    sources: Tensor,
+    targets: Tensor,
+    e_y: Tensor,
+    settings: InferenceSettings,
+    decode: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Carry each image to noise under one class and back under another.
+
+    Parameters
+    ----------
+    field : VelocityField
+        Trained field in evaluation mode, on the device of `e_y`.
+    inputs : FieldInputs
+        The n images.
+    sources, targets : Tensor of shape (n,), int64
+        Class indices for the way to noise and for the way back.
+    e_y : Tensor of shape (1, C_y, H, W)
+        Mask noise, the same for all images.
+    settings : InferenceSettings
+        Solver, batches and precision.
+    decode : callable
+        Makes images of what the field works on.
+
+    Returns
+    -------
+    Tensor of shape (n, C, H, W)
+        Images in about [-1, 1], on the CPU.
+    """
+    n_rows, size_of_masks = len(inputs), (e_y.shape[2], e_y.shape[3])
+
+    def run(start: int, size: int) -> Tensor:
+        n_real = min(size, n_rows - start)
+        x = inputs.batch(start, size, mirrored=False)
+        ways = ((sources, 1.0, 0.0), (targets, 0.0, 1.0))
+        for classes, begin, end in ways:
+            part = F.pad(classes[start : start + n_real], (0, size - n_real))
+            masks = field.codes.masks(part.to(x.device), size_of_masks)
+            with autocast(x.device, settings.precision):
+                x = field.carry_images(
+                    x,
+                    masks,
+                    e_y,
+                    start=begin,
+                    end=end,
+                    n_steps=settings.n_steps,
+                    method=settings.ode_solver,
+                )
+        return decode(x[:n_real].float()).float().cpu()
+
+    return torch.cat(in_batches(run, n_rows, settings.batch_size, e_y.device))
 
 
 def _image_noise(seed: int, start: int, n: int, shape: tuple[int, ...]) -> Tensor:

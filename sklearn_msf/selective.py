@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_msf._scored_rows import by_score, check_share
+from sklearn_msf._scored_rows import by_score, check_share, checked_rows
 from sklearn_msf.certificates import certified_threshold
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "neg_excess_aurc_scorer",
     "risk_at_coverage",
     "risk_coverage_curve",
+    "uncertainty_of",
 ]
 
 
@@ -65,7 +66,7 @@ class AccuracyRejectionCurve:
     Attributes
     ----------
     coverage : ndarray of shape (n,)
-        Share accepted: 1/n, 2/n, ..., 1.
+        Share accepted, rising to 1: 1/n, 2/n, ... where all weigh the same.
     accuracy : ndarray of shape (n,)
         Accuracy among the accepted.
     """
@@ -74,13 +75,17 @@ class AccuracyRejectionCurve:
     accuracy: np.ndarray
 
     def at(self, coverage: float) -> float:
-        """Accuracy among the most certain floor(coverage * n) rows."""
-        n = len(self.coverage)
-        return float(self.accuracy[max(1, int(np.floor(coverage * n + 1e-9))) - 1])
+        """Accuracy among the most certain rows that make up a share; at least one row."""
+        within = int(np.searchsorted(self.coverage, coverage + 1e-9, side="right"))
+        return float(self.accuracy[max(1, within) - 1])
 
 
 def accuracy_rejection_curve(
-    y_true: ArrayLike, y_pred: ArrayLike, uncertainty: ArrayLike
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    uncertainty: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
 ) -> AccuracyRejectionCurve:
     """Accuracy of the accepted rows as the most uncertain are rejected (paper, section 4.4).
 
@@ -93,18 +98,29 @@ def accuracy_rejection_curve(
         Labels and predictions.
     uncertainty : array-like of shape (n,)
         Uncertainty of each prediction; lower is more certain.
+    sample_weight : array-like of shape (n,), optional
+        Weights; rows of weight zero are left out.
 
     Returns
     -------
     AccuracyRejectionCurve
+
+    Raises
+    ------
+    ValueError
+        For arrays of other shapes, uncertainties or weights that are not finite, and no rows.
     """
-    correct = (np.asarray(y_true) == np.asarray(y_pred)).astype(float)
-    uncertainty = np.asarray(uncertainty)
-    _, group, sizes = np.unique(uncertainty, return_inverse=True, return_counts=True)
-    share_correct = np.bincount(group, weights=correct) / sizes
-    n_accepted = np.arange(1, len(correct) + 1)
-    expected_correct = np.cumsum(share_correct[np.sort(group)])
-    return AccuracyRejectionCurve(n_accepted / len(correct), expected_correct / n_accepted)
+    y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+    if y_true.shape != y_pred.shape:
+        raise ValueError(f"y_true and y_pred differ in shape: {y_true.shape}, {y_pred.shape}.")
+    wrong, scores, weights = checked_rows(y_true != y_pred, uncertainty, sample_weight)
+    _, group = np.unique(scores, return_inverse=True)
+    share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
+    # Within a tie by weight, so that the order of the rows is no matter there either.
+    order = np.lexsort((weights, scores))
+    accepted = np.cumsum(weights[order])
+    wrong_accepted = np.cumsum(weights[order] * share_wrong[group[order]])
+    return AccuracyRejectionCurve(accepted / accepted[-1], 1 - wrong_accepted / accepted)
 
 
 @dataclass(frozen=True)
@@ -274,14 +290,31 @@ def coverage_at_risk(
     return float(reached[-1]) if len(reached) else 0.0
 
 
+def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
+    """Ask any classifier for its uncertainty.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted classifier.
+    X : array-like
+        What it takes.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        What its `predict_uncertainty` says; 1 - max p where it has none, as pipelines have
+        none.
+    """
+    if hasattr(estimator, "predict_uncertainty"):
+        return np.asarray(estimator.predict_uncertainty(X))
+    return np.asarray(1 - estimator.predict_proba(X).max(axis=1))
+
+
 def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:
     def score(estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
         errors = np.asarray(estimator.predict(X)) != np.ravel(y)
-        if hasattr(estimator, "predict_uncertainty"):
-            uncertainty = estimator.predict_uncertainty(X)
-        else:
-            uncertainty = 1 - estimator.predict_proba(X).max(axis=1)
-        return -metric(errors, uncertainty, sample_weight=sample_weight)
+        return -metric(errors, uncertainty_of(estimator, X), sample_weight=sample_weight)
 
     score.__name__ = score.__qualname__ = f"neg_{metric.__name__}_scorer"
     score.__doc__ = (

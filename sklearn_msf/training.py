@@ -59,6 +59,10 @@ class Trainer:
         The field with averaged weights: the one to predict with.
     history : list of dict
         One record an epoch.
+    budget : TimeBudget
+        Clock of the run.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended training.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._generator = generator
         self._device = generator.device
-        self._budget = TimeBudget(settings.time_budget, started)
+        self.budget = TimeBudget(settings.time_budget, started)
         self._optimizer = AveragedOptimiser(
             field,
             self.average,
@@ -89,6 +93,7 @@ class Trainer:
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
+        self.interrupted = False
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     # State
@@ -99,7 +104,7 @@ class Trainer:
         document = {
             "n_steps": self._optimizer.n_steps,
             "n_restarts": self._n_restarts,
-            "elapsed": self._budget.elapsed,
+            "elapsed": self.budget.elapsed,
             "history": [dict(record) for record in self.history],
         }
         if self._best is not None:
@@ -159,7 +164,7 @@ class Trainer:
         finished = False
         if store is not None and (state := store.latest()) is not None:
             self.resume(state)
-            self._budget.resume(state.document["elapsed"])
+            self.budget.resume(state.document["elapsed"])
             finished = state.document["finished"]
         with self._own_state():
             try:
@@ -175,9 +180,9 @@ class Trainer:
 
     def reserve_time_of(self, final: Callable[[VelocityField], Any]) -> None:
         """Keep the time that a last use of the averages takes, by doing it once."""
-        start = self._budget.elapsed
+        start = self.budget.elapsed
         final(self.average)
-        self._budget.end_pause(self._budget.elapsed - start)
+        self.budget.end_pause(self.budget.elapsed - start)
 
     def _run_epochs(
         self,
@@ -189,10 +194,10 @@ class Trainer:
         settings = self.settings
         if validate is not None and settings.time_budget is not None:
             # How long it takes must be known before the time is up.
-            start = self._budget.elapsed
+            start = self.budget.elapsed
             validate(self.average)
-            self._budget.end_pause(self._budget.elapsed - start)
-        self._budget.start_steps()
+            self.budget.end_pause(self.budget.elapsed - start)
+        self.budget.start_steps()
         finished = False
         while not finished:
             epoch = len(self.history)
@@ -201,7 +206,7 @@ class Trainer:
             record = self._restarting_epoch(data, epoch)
             if record is None:
                 continue
-            start = self._budget.elapsed
+            start = self.budget.elapsed
             # An epoch for which there was no time is none.
             ends = [not record["n_images"]]
             if not ends[0]:
@@ -216,14 +221,15 @@ class Trainer:
                     self._best is not None and self._best.ends_with(record, self.average),
                     watcher is not None and watcher.end_epoch(),
                 ]
-            self._budget.end_pause(self._budget.elapsed - start)
+            self.budget.end_pause(self.budget.elapsed - start)
             finished = any(ends) or self._time_is_up()
             if store is not None:
                 store.save(self.state, n_epochs=len(self.history), finished=finished)
             # Scores and checkpoints take time that the next step has to leave.
-            self._budget.end_pause(self._budget.elapsed - start)
+            self.budget.end_pause(self.budget.elapsed - start)
 
     def _after_interrupt(self) -> None:
+        self.interrupted = True
         if not self._optimizer.is_finite() and self._last_good is not None:
             self.resume(self._last_good)
         warnings.warn(
@@ -234,7 +240,7 @@ class Trainer:
 
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
-        self._budget.start_steps()
+        self.budget.start_steps()
         with self._own_state():
             record = None
             while record is None:
@@ -271,7 +277,7 @@ class Trainer:
         `epoch` counts from 0 and places the epoch in the schedule; without it the learning
         rate is constant.
         """
-        start = self._budget.elapsed
+        start = self.budget.elapsed
         if self.settings.compile_network:
             self._seed_global_generators()
         batches = list(data.epoch(self.settings.batch_size, self._generator))
@@ -293,7 +299,7 @@ class Trainer:
             n_images += len(rows)
             if self.settings.compile_network and self._optimizer.n_steps == 1:
                 # It took as long as compiling takes; no other will.
-                self._budget.start_steps()
+                self.budget.start_steps()
             if n_steps - n_checked >= _STEPS_BETWEEN_CHECKS:
                 self._check(losses[:n_steps], rates)
                 n_checked = n_steps
@@ -308,7 +314,7 @@ class Trainer:
             "label_loss": label_loss,
             "learning_rate": rate,
             "n_images": n_images,
-            "seconds": self._budget.elapsed - start,
+            "seconds": self.budget.elapsed - start,
         }
 
     def _check(self, losses: Tensor, rates: list[float]) -> None:
@@ -386,8 +392,8 @@ class Trainer:
         if self.settings.time_budget is not None and self._device.type == "cuda":
             # Launching a step takes no time; the step does.
             torch.cuda.synchronize(self._device)
-        return self._budget.is_up()
+        return self.budget.is_up()
 
     def _progress(self, share_of_epochs: float) -> float:
         """Share of the training done: of the epochs or of the time, whichever is further."""
-        return min(1.0, max(share_of_epochs, self._budget.share()))
+        return min(1.0, max(share_of_epochs, self.budget.share()))

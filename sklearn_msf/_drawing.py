@@ -1,0 +1,223 @@
+"""What a fitted MedSymmFlow estimator draws: new images, and others made of given ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_msf._parameters import (
+    check_ode_solver,
+    check_parameters,
+    check_positive_integer,
+    draw_seed,
+    make_random_state,
+)
+from sklearn_msf._prediction import PredictingEstimator
+from sklearn_msf.inference import InferenceSettings, generate, translate
+
+__all__ = ["DrawingEstimator"]
+
+# Images of a pass that draws, which is repeated for every step: one should not wait for many.
+_MAX_DRAWN = 16
+
+
+class DrawingEstimator(PredictingEstimator):
+    """Draws images of the classes."""
+
+    def sample(
+        self,
+        class_id: Any = None,
+        n_samples: int = 1,
+        *,
+        n_steps: int = 25,
+        ode_solver: str | None = None,
+        random_state: Any = None,
+    ) -> np.ndarray:
+        """Draw new images.
+
+        Parameters
+        ----------
+        class_id : label or sequence of labels, default=None
+            Class or classes to draw, out of `classes_`; None draws all.
+        n_samples : int, default=1
+            Images of each class asked for.
+        n_steps : int, default=25
+            Steps of the ODE solver; the paper's figures have 25 Euler steps. Always in
+            float32.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default=None
+            ODE solver; None is that of the estimator.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the noise. Image i of a seed has the same noise however many are drawn.
+
+        Returns
+        -------
+        ndarray of shape (n_classes_asked * n_samples, ...)
+            Images in the dtype, layout and range of the training X, in the order asked for.
+
+        Raises
+        ------
+        ValueError
+            For a class that is not in `classes_`, and for counts and solvers that are none.
+        """
+        classes, seed = self._asked_for(class_id, n_samples, random_state)
+        settings = self._drawing_settings(n_steps, ode_solver)
+        return self._drawn(np.repeat(classes, n_samples), seed, settings)
+
+    def iter_samples(
+        self,
+        class_id: Any = None,
+        n_samples: int = 1,
+        *,
+        batch_size: int = 64,
+        n_steps: int = 25,
+        ode_solver: str | None = None,
+        random_state: Any = None,
+    ) -> Iterator[np.ndarray]:
+        """Draw new images batch by batch, holding no more than one.
+
+        Parameters
+        ----------
+        class_id, n_samples, n_steps, ode_solver, random_state :
+            As in :meth:`sample`, which gives the same images at once.
+        batch_size : int, default=64
+            Images of a batch; the last one may have fewer.
+
+        Yields
+        ------
+        ndarray of shape (batch_size, ...)
+            Images as :meth:`sample` returns them.
+        """
+        check_positive_integer("batch_size", batch_size)
+        classes, seed = self._asked_for(class_id, n_samples, random_state)
+        settings = self._drawing_settings(n_steps, ode_solver)
+        n_images = len(classes) * n_samples
+        return (
+            self._drawn(classes[numbers // n_samples], seed, settings, first=int(numbers[0]))
+            for start in range(0, n_images, batch_size)
+            for numbers in [np.arange(start, min(start + batch_size, n_images))]
+        )
+
+    def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
+        """Carry images to noise under their predicted class, and back.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        n_steps : int, default=25
+            Steps of the ODE solver each way; more of them come closer to X.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
+            ODE solver.
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+            Images in the dtype, layout and range of the training X.
+        """
+        return self._translated(X, None, n_steps, ode_solver)
+
+    def counterfactual(
+        self, X: Any, to_class: Any, *, n_steps: int = 25, ode_solver: str = "midpoint"
+    ) -> np.ndarray:
+        """Carry images to noise under their predicted class, and back under another.
+
+        What the image would look like in the other class, as far as the model knows: position,
+        colours and texture are in the noise, which both share.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        to_class : label, or array-like of shape (n,)
+            Class to come back under, out of `classes_`: one for all, or one for each image.
+        n_steps : int, default=25
+            Steps of the ODE solver each way.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
+            ODE solver.
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+            Images in the dtype, layout and range of the training X.
+
+        Raises
+        ------
+        ValueError
+            For a class that is not in `classes_`, and for counts and solvers that are none.
+        """
+        return self._translated(X, to_class, n_steps, ode_solver)
+
+    def _translated(self, X: Any, to_class: Any, n_steps: int, ode_solver: str) -> np.ndarray:
+        check_ode_solver(ode_solver)
+        settings = self._drawing_settings(n_steps, ode_solver)
+        inputs = self._checked_inputs(X)
+        sources = self._classify_inputs(inputs, self.field_).probabilities.argmax(axis=1)
+        targets = sources
+        if to_class is not None:
+            asked = np.asarray(to_class)
+            if asked.shape not in ((), (len(inputs),)):
+                raise ValueError(
+                    f"to_class must be one class, or one for each of the {len(inputs)} images; "
+                    f"got an array of shape {asked.shape}."
+                )
+            indices = self._indices_of("to_class", np.atleast_1d(asked))
+            targets = np.broadcast_to(indices, sources.shape)
+        e_y = self._noise(1, self.field_.codes.n_channels)
+        images = translate(
+            self.field_,
+            inputs,
+            torch.from_numpy(sources.astype(np.int64)),
+            torch.from_numpy(targets.astype(np.int64)),
+            e_y.to(next(self.field_.parameters()).device),
+            settings,
+            self._representation.images,
+        )
+        return self._image_format.from_tensor(images)
+
+    def _asked_for(
+        self, class_id: Any, n_samples: int, random_state: Any
+    ) -> tuple[np.ndarray, int]:
+        """Index of each class to draw, and the seed of the noise."""
+        self._check_fitted()
+        check_positive_integer("n_samples", n_samples)
+        asked = self.classes_ if class_id is None else np.atleast_1d(np.asarray(class_id))
+        if asked.ndim != 1 or not len(asked):
+            raise ValueError(
+                f"class_id must be one or more of the classes {self.classes_.tolist()}, "
+                f"got {class_id!r}."
+            )
+        return self._indices_of("class_id", asked), draw_seed(make_random_state(random_state))
+
+    def _indices_of(self, name: str, labels: np.ndarray) -> np.ndarray:
+        """Class index of each label."""
+        classes = self.classes_.tolist()
+        unknown = [label for label in labels.tolist() if label not in classes]
+        if unknown:
+            raise ValueError(
+                f"{name} must be one or more of the classes {classes}, got {unknown[0]!r}."
+            )
+        return np.searchsorted(self.classes_, labels)
+
+    def _drawing_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:
+        self._check_fitted()
+        check_parameters(self.get_params(deep=False))
+        check_positive_integer("n_steps", n_steps)
+        solver = self.ode_solver if ode_solver is None else ode_solver
+        check_ode_solver(solver)
+        batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
+        return self._inference_settings(n_steps, "float32", batch_size, solver)
+
+    def _drawn(
+        self, labels: np.ndarray, seed: int, settings: InferenceSettings, first: int = 0
+    ) -> np.ndarray:
+        images = generate(
+            self.field_,
+            torch.from_numpy(labels.astype(np.int64)),
+            self._representation.shape,
+            seed,
+            settings,
+            self._representation.images,
+            first,
+        )
+        return self._image_format.from_tensor(images)

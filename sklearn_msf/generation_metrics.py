@@ -1,0 +1,314 @@
+"""How good generated images are: like real ones, as varied, of their class, and no copies.
+
+All but the copying check compare features: of a classifier that was trained on the real data by
+itself, or of one of ImageNet; never of the model that drew. Numpy and scikit-learn only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.metrics import balanced_accuracy_score, pairwise_distances_chunked, roc_auc_score
+from sklearn.metrics.pairwise import polynomial_kernel
+from sklearn.neighbors import NearestNeighbors
+
+__all__ = [
+    "CopyingCheck",
+    "KernelDistance",
+    "ManifoldMetrics",
+    "class_fidelity",
+    "classifier_accuracy_score",
+    "copying_check",
+    "kernel_distance",
+    "manifold_metrics",
+]
+
+
+@dataclass(frozen=True)
+class ManifoldMetrics:
+    """Overlap of two sets of features, by balls around each that reach its k-th neighbour.
+
+    Attributes
+    ----------
+    precision : float
+        Share of generated images inside a ball of a real one (Kynkäänniemi et al., 2019).
+    recall : float
+        Share of real images inside a ball of a generated one.
+    density : float
+        Balls of real images that a generated one lies in, on average over k (Naeem et al., 2020);
+        about 1 for real images, and more where they crowd.
+    coverage : float
+        Share of real images with a generated one inside their ball; for as many real images
+        about 1 - 2^-k.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold_metrics(real: ArrayLike, generated: ArrayLike, *, k: int = 5) -> ManifoldMetrics:
+    """Measure precision, recall, density and coverage.
+
+    Parameters
+    ----------
+    real : array-like of shape (n, n_features)
+        Features of real images.
+    generated : array-like of shape (m, n_features)
+        Features of generated images.
+    k : int, default=5
+        Neighbour that a ball reaches.
+
+    Returns
+    -------
+    ManifoldMetrics
+
+    Raises
+    ------
+    ValueError
+        For features of other shapes or that are not finite, and for k < 1 or not fewer than
+        the images.
+    """
+    real, generated = _checked_features(real=real, generated=generated)
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k must be an integer >= 1, got {k!r}.")
+    if k >= min(len(real), len(generated)):
+        raise ValueError(
+            f"k={k} neighbours need more than k images; there are {len(real)} real and "
+            f"{len(generated)} generated ones."
+        )
+    radius_real, radius_generated = _radii(real, k), _radii(generated, k)
+    in_real = np.zeros(len(generated), dtype=int)
+    in_generated = np.zeros(len(real), dtype=bool)
+    covered = np.zeros(len(real), dtype=bool)
+    start = 0
+    for distances in pairwise_distances_chunked(real, generated):
+        rows = slice(start, start + len(distances))
+        inside = distances <= radius_real[rows, None]
+        in_real += inside.sum(axis=0)
+        covered[rows] = inside.any(axis=1)
+        in_generated[rows] = (distances <= radius_generated).any(axis=1)
+        start = rows.stop
+    return ManifoldMetrics(
+        precision=float(np.mean(in_real > 0)),
+        recall=float(in_generated.mean()),
+        density=float(in_real.mean() / k),
+        coverage=float(covered.mean()),
+    )
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """Squared distance of two distributions in the space of a kernel.
+
+    Attributes
+    ----------
+    value : float
+        Unbiased: 0 on average for samples of one distribution, and then negative as often.
+    standard_error : float
+        Of `value`, over random subsets.
+    """
+
+    value: float
+    standard_error: float
+
+
+def kernel_distance(
+    real: ArrayLike,
+    generated: ArrayLike,
+    *,
+    n_subsets: int = 50,
+    subset_size: int = 200,
+    random_state: int = 0,
+) -> KernelDistance:
+    """Measure the kernel distance, KID (Binkowski et al., 2018): cubic kernel, unbiased.
+
+    Parameters
+    ----------
+    real : array-like of shape (n, n_features)
+        Features of real images.
+    generated : array-like of shape (m, n_features)
+        Features of generated images.
+    n_subsets : int, default=50
+        Pairs of random subsets that are compared.
+    subset_size : int, default=200
+        Images of each, at most as many as there are.
+    random_state : int, default=0
+        Seed of the subsets.
+
+    Returns
+    -------
+    KernelDistance
+
+    Raises
+    ------
+    ValueError
+        For features of other shapes or that are not finite.
+    """
+    real, generated = _checked_features(real=real, generated=generated)
+    size = min(subset_size, len(real), len(generated))
+    if size < 2:
+        raise ValueError(f"A kernel distance needs two images of each kind, got {size}.")
+    rng = np.random.default_rng(random_state)
+    values = []
+    for _ in range(n_subsets):
+        a = real[rng.choice(len(real), size, replace=False)]
+        b = generated[rng.choice(len(generated), size, replace=False)]
+        values.append(
+            _mean_off_diagonal(polynomial_kernel(a))
+            + _mean_off_diagonal(polynomial_kernel(b))
+            - 2 * polynomial_kernel(a, b).mean()
+        )
+    # The subsets overlap: what they differ by is the error of one, of which the whole has many.
+    n_independent = max(1.0, min(len(real), len(generated)) / size)
+    return KernelDistance(float(np.mean(values)), float(np.std(values) / np.sqrt(n_independent)))
+
+
+def classifier_accuracy_score(
+    generated: ArrayLike,
+    labels: ArrayLike,
+    real: ArrayLike,
+    real_labels: ArrayLike,
+    *,
+    classifier: Any = None,
+) -> float:
+    """Train on generated images, test on real ones (Ravuri and Vinyals, 2019).
+
+    Parameters
+    ----------
+    generated, real : array-like of shape (n, ...)
+        Images, or features of them; flattened.
+    labels, real_labels : array-like of shape (n,)
+        Their classes.
+    classifier : object, default=None
+        Unfitted scikit-learn classifier; 300 extremely randomised trees by default.
+
+    Returns
+    -------
+    float
+        Balanced accuracy on the real images.
+    """
+    rows, real_rows = (
+        np.reshape(x, (len(x), -1)) for x in (np.asarray(generated), np.asarray(real))
+    )
+    model = ExtraTreesClassifier(300, random_state=0) if classifier is None else clone(classifier)
+    model.fit(rows, np.asarray(labels))
+    return float(balanced_accuracy_score(np.asarray(real_labels), model.predict(real_rows)))
+
+
+def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float:
+    """Share of generated images that an independent classifier takes for the class asked for.
+
+    Parameters
+    ----------
+    judge : object
+        Classifier with `predict`, trained on real images only.
+    generated : array-like of shape (n, ...)
+        Images as the judge takes them.
+    labels : array-like of shape (n,)
+        Classes that were asked for.
+
+    Returns
+    -------
+    float
+        In [0, 1]; compare with the judge's accuracy on real images.
+    """
+    return float(np.mean(judge.predict(generated) == np.asarray(labels)))
+
+
+@dataclass(frozen=True)
+class CopyingCheck:
+    """Distances of generated and of held-out images to the nearest training image.
+
+    Attributes
+    ----------
+    generated : ndarray of shape (m,)
+        Distance of each generated image.
+    nearest : ndarray of shape (m,)
+        Index of the training image that it is nearest to.
+    held_out : ndarray of shape (n,)
+        Distance of each held-out image.
+    near_duplicates : float
+        Share of generated images that are nearer to a training image than `quantile` of the
+        held-out ones are.
+    quantile : float
+        That quantile, which is the share of near-duplicates expected without copying.
+    closer : float
+        Chance that a generated image is nearer to the training images than a held-out one;
+        0.5 without copying, 1 for copies.
+    """
+
+    generated: np.ndarray
+    nearest: np.ndarray
+    held_out: np.ndarray
+    near_duplicates: float
+    quantile: float
+    closer: float
+
+
+def copying_check(
+    generated: ArrayLike, training: ArrayLike, held_out: ArrayLike, *, quantile: float = 0.05
+) -> CopyingCheck:
+    """Compare how near generated and held-out images come to the training images.
+
+    Parameters
+    ----------
+    generated, training, held_out : array-like of shape (n, ...)
+        Images, or features of them; flattened.
+    quantile : float, default=0.05
+        Of the distances of held-out images: nearer ones are near-duplicates. In (0, 1).
+
+    Returns
+    -------
+    CopyingCheck
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must be a number in (0, 1), got {quantile!r}.")
+    generated, training, held_out = _checked_features(
+        generated=generated, training=training, held_out=held_out
+    )
+    search = NearestNeighbors(n_neighbors=1).fit(training)
+    distances, nearest = (found[:, 0] for found in search.kneighbors(generated))
+    usual = search.kneighbors(held_out)[0][:, 0]
+    truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
+    return CopyingCheck(
+        generated=distances,
+        nearest=nearest,
+        held_out=usual,
+        near_duplicates=float(np.mean(distances < np.quantile(usual, quantile))),
+        quantile=quantile,
+        closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
+    )
+
+
+def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
+    """Arrays as rows of float64, all of one width and finite."""
+    checked: list[np.ndarray] = []
+    for name, values in named.items():
+        rows = np.asarray(values, dtype=float)
+        if rows.ndim < 2 or not len(rows):
+            raise ValueError(f"{name} must be of shape (n, ...), n >= 1, got {rows.shape}.")
+        rows = rows.reshape(len(rows), -1)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"{name} contains NaN or infinity.")
+        if checked and rows.shape[1] != checked[0].shape[1]:
+            raise ValueError(
+                f"{name} has {rows.shape[1]} features, {next(iter(named))} has "
+                f"{checked[0].shape[1]}."
+            )
+        checked.append(rows)
+    return checked
+
+
+def _radii(features: np.ndarray, k: int) -> np.ndarray:
+    """Distance of each row to its k-th neighbour among the others."""
+    return np.asarray(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0][:, -1])
+
+
+def _mean_off_diagonal(kernel: np.ndarray) -> float:
+    n = len(kernel)
+    return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))

@@ -1,0 +1,29 @@
+"""Conformal prediction by other packages over our probabilities."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PATH = Path(__file__).parent.parent / "examples" / "conformal.py"
+spec = importlib.util.spec_from_file_location("conformal", PATH)
+conformal = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conformal)
+
+
+@pytest.fixture(scope="module")
+def parts(digits):
+    X, y = digits
+    rows, labels = X.reshape(len(X), -1), np.unique(y, return_inverse=True)[1]
+    return rows[:100], labels[:100], rows[100:], labels[100:]
+
+
+@pytest.mark.parametrize("make", [conformal.mapie_sets, conformal.crepes_sets])
+def test_conformal_sets_hold_the_label(make_classifier, parts, make):
+    X, y, X_new, y_new = parts
+    classifier = make_classifier(image_shape=(8, 8), max_epochs=20, channels=16).fit(X, y)
+    sets = make(classifier, X_new[:70], y_new[:70], X_new[70:], 0.8)
+    assert sets.shape == (70, 3)
+    # 0.8 less what 70 calibration and 70 test rows may miss by chance.
+    assert sets[np.arange(70), y_new[70:]].mean() > 0.6

@@ -1,0 +1,98 @@
+"""Drawing new images, and others made of given ones."""
+
+import types
+
+import numpy as np
+import pytest
+
+from sklearn_msf.solver import ODE_SOLVERS
+
+
+def test_all_classes_are_drawn_where_none_is_named(fitted):
+    together = fitted.sample(n_samples=2, n_steps=2, random_state=0)
+    named = fitted.sample(fitted.classes_, 2, n_steps=2, random_state=0)
+    np.testing.assert_array_equal(together, named)
+    assert len(together) == 6
+
+
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
+def test_every_solver_draws(fitted, solver):
+    images = fitted.sample("two", 2, n_steps=2, ode_solver=solver, random_state=0)
+    assert images.shape == (2, 8, 8)
+    assert np.isfinite(images).all()
+
+
+def test_one_step_is_enough_to_draw(fitted):
+    assert fitted.sample("one", 3, n_steps=1, random_state=0).shape == (3, 8, 8)
+
+
+def test_an_image_of_a_seed_is_the_same_however_many_are_drawn(fitted):
+    many = fitted.sample("one", 20, n_steps=2, random_state=5)
+    np.testing.assert_array_equal(fitted.sample("one", 3, n_steps=2, random_state=5), many[:3])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_batches_hold_the_images_that_sample_gives(fitted, batch_size):
+    arguments = {"class_id": ["one", "zero"], "n_samples": 5, "n_steps": 2, "random_state": 3}
+    batches = fitted.iter_samples(batch_size=batch_size, **arguments)
+    assert isinstance(batches, types.GeneratorType)
+    parts = list(batches)
+    assert {len(part) for part in parts[:-1]} <= {batch_size}
+    np.testing.assert_array_equal(np.concatenate(parts), fitted.sample(**arguments))
+
+
+def test_large_numbers_are_drawn_only_as_they_are_taken(fitted):
+    batches = fitted.iter_samples(n_samples=10**9, batch_size=2, n_steps=1, random_state=0)
+    assert next(batches).shape == (2, 8, 8)
+
+
+def test_there_and_back_under_one_class_gives_the_image(fitted, digits):
+    X = digits[0][:6]
+    # Over latents what the autoencoder itself makes of the image.
+    made = fitted._representation.images(fitted._checked_inputs(X).batch(0, 6, mirrored=False))
+    wanted = fitted._image_format.from_tensor(made)
+    coarse, fine = (np.abs(fitted.reconstruct(X, n_steps=n) - wanted).mean() for n in (4, 32))
+    assert fine < coarse
+    assert fine < 0.15 * np.abs(wanted - wanted.mean(axis=0)).mean()
+
+
+def test_a_counterfactual_of_the_own_class_is_the_reconstruction(fitted, digits):
+    X = digits[0][:6]
+    own = fitted.predict(X)
+    np.testing.assert_array_equal(
+        fitted.counterfactual(X, own, n_steps=4), fitted.reconstruct(X, n_steps=4)
+    )
+
+
+def test_one_class_for_all_is_as_that_class_for_each(fitted, digits):
+    X = digits[0][:5]
+    one, each = (fitted.counterfactual(X, to, n_steps=2) for to in ("one", ["one"] * 5))
+    np.testing.assert_array_equal(one, each)
+    assert one.shape == X.shape
+
+
+def test_a_counterfactual_does_not_depend_on_the_other_rows(fitted, digits):
+    X = digits[0][:30]
+    together = fitted.counterfactual(X, "two", n_steps=2)
+    np.testing.assert_array_equal(fitted.counterfactual(X[[17]], "two", n_steps=2), together[[17]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, X: c.sample("nine"), "class_id must be one or more of .* got 'nine'"),
+        (lambda c, X: c.sample("one", -1), "n_samples must be an integer >= 1, got -1"),
+        (lambda c, X: c.sample("one", n_steps=0), "n_steps must be an integer >= 1, got 0"),
+        (lambda c, X: c.sample("one", ode_solver="heun"), "ode_solver must be one of .*'heun'"),
+        (lambda c, X: c.iter_samples("one", batch_size=0), "batch_size must be an integer >= 1"),
+        (lambda c, X: c.iter_samples("nine"), "class_id must be one or more of .* got 'nine'"),
+        (lambda c, X: c.counterfactual(X, "nine"), "to_class must be one or more of .*'nine'"),
+        (lambda c, X: c.counterfactual(X, ["one"] * 2), r"to_class must be one class.*\(2,\)"),
+        (lambda c, X: c.counterfactual(X[:, :4], "one"), "X has images of shape"),
+        (lambda c, X: c.reconstruct(X, n_steps=0), "n_steps must be an integer >= 1, got 0"),
+        (lambda c, X: c.reconstruct(X, ode_solver=None), "ode_solver must be"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(fitted, digits, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(fitted, digits[0][:5])

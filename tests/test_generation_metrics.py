@@ -1,0 +1,127 @@
+"""Metrics of generated images where the answer is known."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.ensemble import ExtraTreesClassifier
+
+from sklearn_msf.generation_metrics import (
+    class_fidelity,
+    classifier_accuracy_score,
+    copying_check,
+    kernel_distance,
+    manifold_metrics,
+)
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """Two halves of the digits, pixels as features, with their labels."""
+    X, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(X))[:1200]
+    X, y = X[order] / 16, y[order]
+    return X[:600], y[:600], X[600:], y[600:]
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(1).uniform(size=(600, 64))
+
+
+def test_real_images_look_real(halves):
+    a, _, b, _ = halves
+    metrics = manifold_metrics(a, b)
+    assert metrics.precision > 0.8
+    assert metrics.recall > 0.8
+    assert metrics.density == pytest.approx(1, abs=0.15)
+    assert metrics.coverage == pytest.approx(1 - 2**-5, abs=0.05)
+
+
+def test_noise_is_outside(halves, noise):
+    metrics = manifold_metrics(halves[0], noise)
+    assert (metrics.precision, metrics.density, metrics.coverage) == (0, 0, 0)
+
+
+def test_a_set_covers_itself(halves):
+    metrics = manifold_metrics(halves[0], halves[0])
+    assert (metrics.precision, metrics.recall, metrics.coverage) == (1, 1, 1)
+
+
+def test_a_dropped_class_costs_recall_and_coverage_but_not_precision(halves):
+    a, _, b, labels = halves
+    whole, part = manifold_metrics(a, b), manifold_metrics(a, b[labels >= 5])
+    assert part.recall < whole.recall - 0.3
+    assert part.coverage < whole.coverage - 0.3
+    assert part.precision > whole.precision - 0.1
+
+
+def test_the_metrics_are_those_of_their_definition():
+    rng = np.random.default_rng(0)
+    real, generated, k = rng.normal(size=(12, 2)), rng.normal(size=(9, 2)) + 0.5, 2
+    across = np.linalg.norm(real[:, None] - generated, axis=2)
+    radius = {}
+    for name, x in (("real", real), ("generated", generated)):
+        radius[name] = np.sort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)[:, k]
+    inside = across <= radius["real"][:, None]
+    metrics = manifold_metrics(real, generated, k=k)
+    assert metrics.precision == pytest.approx(inside.any(axis=0).mean())
+    assert metrics.recall == pytest.approx((across <= radius["generated"]).any(axis=1).mean())
+    assert metrics.density == pytest.approx(inside.sum() / (k * 9))
+    assert metrics.coverage == pytest.approx(inside.any(axis=1).mean())
+
+
+def test_the_kernel_distance_of_real_images_is_zero_within_its_error(halves):
+    distance = kernel_distance(halves[0], halves[2])
+    assert abs(distance.value) < 4 * distance.standard_error
+
+
+def test_noise_and_a_dropped_class_are_far_away(halves, noise):
+    a, _, b, labels = halves
+    real = kernel_distance(a, b)
+    part = kernel_distance(a, b[labels >= 5])
+    far = kernel_distance(a, noise)
+    assert real.value + 4 * real.standard_error < part.value < far.value
+
+
+def test_training_on_real_images_scores_and_on_shuffled_labels_does_not(halves):
+    a, labels, b, b_labels = halves
+    trees = ExtraTreesClassifier(50, random_state=0)
+    assert classifier_accuracy_score(a, labels, b, b_labels, classifier=trees) > 0.9
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert classifier_accuracy_score(a, shuffled, b, b_labels, classifier=trees) < 0.3
+
+
+def test_a_judge_sees_the_class_of_real_images(halves):
+    a, labels, b, b_labels = halves
+    judge = ExtraTreesClassifier(50, random_state=0).fit(a, labels)
+    assert class_fidelity(judge, b, b_labels) > 0.9
+    assert class_fidelity(judge, b, (b_labels + 1) % 10) < 0.1
+
+
+def test_copies_are_found_and_held_out_images_are_none(halves):
+    a, _, b, _ = halves
+    blurred = a[:300] + np.random.default_rng(0).normal(0, 0.01, (300, 64))
+    copies = copying_check(blurred, a, b)
+    assert copies.near_duplicates > 0.99
+    assert copies.closer > 0.99
+    np.testing.assert_array_equal(copies.nearest, np.arange(300))
+    fresh = copying_check(b[:300], a, b[300:])
+    assert fresh.near_duplicates < 0.12
+    assert fresh.closer == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: manifold_metrics(a, a[:, :5]), "generated has 5 features, real has 64"),
+        (lambda a: manifold_metrics(a, a[:4]), "k=5 neighbours need more than k images"),
+        (lambda a: manifold_metrics(a, a, k=0), "k must be an integer >= 1, got 0"),
+        (lambda a: manifold_metrics(a, a[0]), r"generated must be of shape \(n, ...\)"),
+        (lambda a: kernel_distance(a, a + np.nan), "generated contains NaN"),
+        (lambda a: kernel_distance(a, a[:1]), "needs two images of each"),
+        (lambda a: copying_check(a, a, a, quantile=1.0), r"quantile must be .* \(0, 1\)"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(halves, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(halves[0])

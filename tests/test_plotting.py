@@ -1,0 +1,79 @@
+import matplotlib
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+
+from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay
+from sklearn_msf.selective import aurc, uncertainty_of
+
+matplotlib.use("agg")
+DISPLAYS = [AccuracyRejectionDisplay, RiskCoverageDisplay]
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def other_classifier():
+    X, y = load_breast_cancer(return_X_y=True)
+    return LogisticRegression(max_iter=5000).fit(X[:, :3], y), X[:, :3], y
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_a_display_draws_the_curve_of_any_classifier(display, other_classifier):
+    classifier, X, y = other_classifier
+    drawn = display.from_estimator(classifier, X, y, color="red")
+    errors = classifier.predict(X) != y
+    area = aurc(errors, uncertainty_of(classifier, X))
+    assert drawn.line_.get_label() == f"LogisticRegression (AURC = {area:.3f})"
+    assert drawn.line_.get_color() == "red"
+    assert drawn.ax_.get_legend() is not None
+    # All answered: the accuracy and the risk of the whole.
+    at = {AccuracyRejectionDisplay: errors.mean() * -1 + 1, RiskCoverageDisplay: errors.mean()}
+    assert drawn.line_.get_ydata()[-1] == pytest.approx(at[display])
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_ours_is_asked_for_its_own_uncertainty(display, fitted, digits):
+    X, y = digits
+    drawn = display.from_estimator(fitted, X, y, name="ours")
+    same = display.from_predictions(y, fitted.predict(X), fitted.predict_uncertainty(X))
+    np.testing.assert_array_equal(drawn.line_.get_xydata(), same.line_.get_xydata())
+    assert drawn.line_.get_label().startswith("ours (AURC")
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_several_share_an_axes(display):
+    first = display.from_predictions([0, 1, 1], [0, 1, 0], [0.1, 0.2, 0.3], name="a")
+    second = display.from_predictions([0, 1, 1], [0, 0, 1], [0.1, 0.2, 0.3], name="b", ax=first.ax_)
+    assert second.figure_ is first.figure_
+    assert len(first.ax_.lines) == 2
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_weights_count_as_copies(display):
+    y, p, u, w = [0, 1, 1, 0], [0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], [1, 3, 2, 1]
+    weighted = display.from_predictions(y, p, u, sample_weight=w)
+    copied = display.from_predictions(*(np.repeat(v, w) for v in (y, p, u)))
+    assert weighted.aurc == pytest.approx(copied.aurc)
+
+
+def test_a_display_of_bare_values_has_no_legend():
+    display = RiskCoverageDisplay(coverage=np.array([0.5, 1]), risk=np.array([0, 0.5])).plot()
+    assert display.ax_.get_legend() is None
+    assert (
+        RiskCoverageDisplay(coverage=np.array([1.0]), risk=np.array([0.5]), name="x")
+        .plot()
+        .line_.get_label()
+        == "x"
+    )
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"sklearn-msf\[plot\]"):
+        RiskCoverageDisplay.from_predictions([0, 1], [0, 1], [0.1, 0.2])

@@ -1,0 +1,316 @@
+"""Kinds of uncertainty, calibration and rejection as methods of the estimators."""
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from sklearn_msf.temperature import apply_temperature
+from sklearn_msf.uncertainty import UNCERTAINTIES
+
+
+@pytest.fixture(scope="module")
+def calibration(digits):
+    """Images and labels, a tenth of which are wrong."""
+    X, y = digits
+    y = y.copy()
+    y[::10] = np.where(y[::10] == "one", "two", "one")
+    return X, y
+
+
+@pytest.fixture
+def rejecting(fitted, calibration):
+    """A copy of the fitted classifier that learned to abstain."""
+    copy = pickle.loads(pickle.dumps(fitted))
+    return copy.fit_reject(*calibration, target_risk=0.3)
+
+
+# Uncertainty
+
+
+@pytest.mark.parametrize("kind", UNCERTAINTIES)
+def test_every_kind_gives_a_number_for_each_row_whatever_is_beside_it(fitted, digits, kind):
+    X = digits[0][:40]
+    together = fitted.predict_uncertainty(X, kind)
+    assert together.shape == (40,)
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(fitted.predict_uncertainty(X[[30, 5]], kind), together[[30, 5]])
+
+
+def test_the_default_kind_is_the_margin(fitted, digits):
+    X = digits[0][:40]
+    ranked = np.sort(fitted.predict_proba(X), axis=1)
+    np.testing.assert_allclose(fitted.predict_uncertainty(X), 1 - ranked[:, -1] + ranked[:, -2])
+
+
+def test_a_single_draw_cannot_disagree(fitted, digits):
+    one = pickle.loads(pickle.dumps(fitted)).set_params(n_draws=1)
+    with pytest.raises(ValueError, match="kind='draws'.*n_draws >= 2, got 1"):
+        one.predict_uncertainty(digits[0][:3], "draws")
+
+
+def test_training_images_are_more_usual_than_noise(fitted, digits):
+    X = digits[0][:40]
+    noise = np.random.default_rng(0).uniform(0, 16, X.shape)
+    scores = np.concatenate([fitted.score_samples(X), fitted.score_samples(noise)])
+    assert roc_auc_score(np.arange(80) < 40, scores) > 0.9
+
+
+def test_a_pipeline_passes_score_samples_on(fitted, digits):
+    X = digits[0][:5]
+    pipeline = make_pipeline("passthrough", fitted)
+    np.testing.assert_array_equal(pipeline.score_samples(X), fitted.score_samples(X))
+
+
+# Calibration
+
+
+def test_calibration_changes_the_probabilities_and_nothing_else(make_classifier, digits):
+    X, y = digits
+    plain = make_classifier().fit(X, y)
+    calibrated = make_classifier(calibration="temperature", validation_fraction=0.3).fit(X, y)
+    assert calibrated.temperature_ != 1
+    assert calibrated.history_[-1]["n_images"] == len(X)
+    np.testing.assert_array_equal(calibrated.predict(X), plain.predict(X))
+    np.testing.assert_array_equal(
+        calibrated.sample("one", random_state=0), plain.sample("one", random_state=0)
+    )
+    p = apply_temperature(plain.predict_proba(X), calibrated.temperature_)
+    np.testing.assert_array_equal(calibrated.predict_proba(X), p)
+
+
+def test_a_seed_has_one_temperature(make_classifier, digits):
+    fits = [make_classifier(calibration="temperature").fit(*digits) for _ in range(2)]
+    assert fits[0].temperature_ == fits[1].temperature_
+
+
+def test_labels_that_are_noise_soften_the_probabilities(make_classifier, digits):
+    X, y = digits
+    noise = np.random.default_rng(0).permutation(y)
+    settings = {"max_epochs": 30, "channels": 16, "calibration": "temperature"}
+    classifier = make_classifier(**settings).fit(X, noise)
+    assert classifier.temperature_ > 1.3
+
+
+def test_without_calibration_the_temperature_is_one(fitted):
+    assert fitted.temperature_ == 1
+
+
+def test_calibration_and_early_stopping_share_their_rows(make_classifier, digits):
+    X, y = digits
+    classifier = make_classifier(calibration="temperature", early_stopping=True).fit(X, y)
+    assert classifier.temperature_ != 1
+    assert classifier.history_[-1]["n_images"] == round(0.9 * len(X))
+    assert "validation_score" in classifier.history_[-1]
+
+
+def test_half_of_a_time_budget_is_left_to_calibrate(make_classifier, digits):
+    settings = {"max_epochs": 10**6, "calibration": "temperature"}
+    classifier = make_classifier(time_budget=1.0, **settings).fit(*digits)
+    assert classifier.temperature_ != 1
+    assert classifier.history_[-1]["seconds"] < 0.7
+
+
+def test_a_second_warm_fit_keeps_the_temperature(make_classifier, digits):
+    classifier = make_classifier(calibration="temperature", warm_start=True).fit(*digits)
+    before = classifier.temperature_
+    assert classifier.fit(*digits).temperature_ == before != 1
+    assert classifier.set_params(calibration=None).fit(*digits).temperature_ == 1
+
+
+def test_partial_fit_holds_out_nothing(make_classifier, digits):
+    X, y = digits
+    with pytest.raises(ValueError, match="calibration='temperature' is not supported by partial"):
+        make_classifier(calibration="temperature").partial_fit(X, y, classes=np.unique(y))
+
+
+# A fitted threshold
+
+
+def test_answers_come_up_to_the_threshold(rejecting, digits):
+    X = digits[0]
+    answers = rejecting.predict_with_reject(X)
+    uncertainty = rejecting.predict_uncertainty(X)
+    np.testing.assert_array_equal(answers.mask, uncertainty > rejecting.reject_threshold_)
+    assert answers.count() > 0
+    np.testing.assert_array_equal(answers.compressed(), rejecting.predict(X)[~answers.mask])
+
+
+def test_a_batch_of_one_is_answered_as_it_is_among_others(rejecting, digits):
+    X = digits[0][:30]
+    together = rejecting.predict_with_reject(X)
+    alone = [rejecting.predict_with_reject(X[i : i + 1]) for i in range(30)]
+    np.testing.assert_array_equal(np.ma.concatenate(alone).mask, together.mask)
+
+
+def test_the_certified_risk_holds_on_the_calibration_rows(rejecting, calibration):
+    X, y = calibration
+    answers = rejecting.predict_with_reject(X)
+    assert np.mean(answers.compressed() != y[~answers.mask]) <= 0.3
+
+
+def test_coverage_overrides_the_threshold(rejecting, digits):
+    assert rejecting.predict_with_reject(digits[0], coverage=0.5).count() == len(digits[0]) // 2
+
+
+def test_without_a_threshold_nine_tenths_are_answered(fitted, digits):
+    X = digits[0]
+    assert fitted.predict_with_reject(X).count() == int(0.9 * len(X))
+
+
+def test_another_kind_can_decide(fitted, digits):
+    X = digits[0]
+    answers = fitted.predict_with_reject(X, 0.5, kind="distance")
+    uncertainty = fitted.predict_uncertainty(X, "distance")
+    assert uncertainty[~answers.mask].max() <= uncertainty[answers.mask].min()
+
+
+def test_what_cannot_be_certified_is_said_and_never_answered(rejecting, digits):
+    X, y = digits
+    wrong = np.where(y == "one", "two", "one")
+    with pytest.warns(UserWarning, match="None can be certified.*target_risk=0.05"):
+        rejecting.fit_reject(X, wrong)
+    assert rejecting.reject_threshold_ is None
+    assert rejecting.predict_with_reject(X).count() == 0
+    assert rejecting.predict_with_reject(X[:1]).count() == 0
+
+
+def test_rows_without_an_error_are_all_certified(rejecting, digits):
+    X = digits[0]
+    rejecting.fit_reject(X, rejecting.predict(X))
+    assert rejecting.predict_with_reject(X).count() == len(X)
+
+
+def test_fitting_anew_forgets_the_threshold(rejecting, digits):
+    rejecting.set_params(max_epochs=1).fit(*digits)
+    assert not hasattr(rejecting, "reject_threshold_")
+    assert not hasattr(clone(rejecting), "reject_threshold_")
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_threshold_and_temperature_are_saved(fitted, calibration, tmp_path, certified):
+    X = calibration[0]
+    model = pickle.loads(pickle.dumps(fitted))
+    model.temperature_ = 1.7
+    model.fit_reject(*calibration, target_risk=0.3, kind="entropy")
+    if not certified:
+        model.reject_threshold_ = None
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path)
+    for other in (opened, pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(other.predict_proba(X), model.predict_proba(X))
+        assert (other.reject_kind_, other.reject_threshold_) == (
+            "entropy",
+            model.reject_threshold_,
+        )
+
+
+# Inside scikit-learn
+
+
+def test_the_last_step_of_a_pipeline_abstains(make_classifier, calibration):
+    X, y = calibration
+    rows = X.reshape(len(X), -1)
+    pipeline = make_pipeline(MinMaxScaler(), make_classifier(image_shape=(8, 8))).fit(rows, y)
+    before, last = pipeline[:-1], pipeline[-1]
+    last.fit_reject(before.transform(rows), y, target_risk=0.9)
+    answers = last.predict_with_reject(before.transform(rows), reject_label="?")
+    answered = answers != "?"
+    np.testing.assert_array_equal(answers[answered], pipeline.predict(rows)[answered])
+
+
+def test_a_frozen_classifier_abstains(rejecting, calibration):
+    X, y = calibration
+    frozen = FrozenEstimator(rejecting)
+    frozen.fit_reject(X, y, target_risk=0.3)
+    np.testing.assert_array_equal(
+        frozen.predict_with_reject(X).mask, rejecting.predict_with_reject(X).mask
+    )
+
+
+# Labels of rejected rows
+
+
+def test_a_reject_label_stands_for_rejected_rows(fitted, digits):
+    X = digits[0]
+    labels, rejected = fitted.predict_with_reject(X, 0.5, reject_label="unsure", return_mask=True)
+    assert type(labels) is np.ndarray
+    np.testing.assert_array_equal(labels == "unsure", rejected)
+    np.testing.assert_array_equal(labels[~rejected], fitted.predict(X)[~rejected])
+
+
+def test_the_mask_comes_with_masked_labels_too(fitted, digits):
+    labels, rejected = fitted.predict_with_reject(digits[0], 0.5, return_mask=True)
+    np.testing.assert_array_equal(labels.mask, rejected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentinel"),
+    [
+        (np.array([0, 1, 2], dtype=np.uint8), -1),
+        (np.array([0.5, 1.5, 2.5]), np.nan),
+        (np.array(["a", "b", "c"], dtype=object), "other"),
+    ],
+)
+def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
+    other = pickle.loads(pickle.dumps(fitted))
+    other.classes_ = labels
+    answers, rejected = other.predict_with_reject(
+        digits[0], 0.5, reject_label=sentinel, return_mask=True
+    )
+    np.testing.assert_array_equal(answers[rejected], np.full(rejected.sum(), sentinel))
+    np.testing.assert_array_equal(answers[~rejected], other.predict(digits[0])[~rejected])
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", ["target_risk", "confidence"])
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, np.nan, "0.5", None])
+def test_shares_are_inside_zero_and_one(fitted, calibration, name, value):
+    with pytest.raises(ValueError, match=rf"{name} must be a number in \(0, 1\), got"):
+        fitted.fit_reject(*calibration, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X, y: (X, np.full(len(y), "one")), "y_cal has the one class 'one'"),
+        (lambda X, y: (X, np.where(y == "one", "seven", y)), r"y_cal has labels \['seven'\]"),
+        (lambda X, y: (X[:30], y[:30]), r"X_cal has 30 images; target_risk=0.05.*takes \d+"),
+        (lambda X, y: (X, y[:-1]), r"y_cal must be of shape \(240,\)"),
+        (lambda X, y: (X[:, :4], y), "X has images of shape"),
+    ],
+)
+def test_calibration_data_that_cannot_be_used_are_named(fitted, calibration, change, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.fit_reject(*change(*calibration))
+    assert not hasattr(fitted, "reject_threshold_")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("one", "reject_label='one' is one of the classes"),
+        (-1, "reject_label=-1 must be a label of the type of the classes"),
+        (["?"], "must be a label of the type"),
+    ],
+)
+def test_a_reject_label_is_a_label_and_no_class(fitted, digits, label, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.predict_with_reject(digits[0], reject_label=label)
+
+
+def test_a_threshold_of_another_kind_is_not_used(rejecting, digits):
+    with pytest.raises(ValueError, match="kind='entropy' is not that of the threshold, 'margin'"):
+        rejecting.predict_with_reject(digits[0], kind="entropy")
+
+
+def test_an_unknown_calibration_is_named(make_classifier, digits):
+    with pytest.raises(ValueError, match="calibration must be one of None, 'temperature'"):
+        make_classifier(calibration="platt").fit(*digits)
