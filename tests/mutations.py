@@ -60,7 +60,9 @@ def save_victim(folder, kind="pixels"):
             random_state=0,
             **small,
         )
-    classifier.fit(X, y).save_pretrained(folder)
+    classifier.fit(X, y)
+    classifier.reject_threshold_, classifier.reject_kind_ = 0.5, "entropy"
+    classifier.save_pretrained(folder)
 
 
 def class_of(folder):

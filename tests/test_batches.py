@@ -43,3 +43,14 @@ def test_a_batch_is_a_selection_of_rows():
     chosen, chosen_labels = data.batch(torch.tensor([4, 1]), 0, torch.Generator())
     assert chosen.ravel().tolist() == [4.0, 1.0]
     assert chosen_labels.tolist() == [2, 1]
+
+
+def test_rows_left_out_are_never_seen_and_the_others_as_often_as_before():
+    data = TrainingData(
+        torch.zeros(10, 1, 4, 4), torch.arange(10), torch.full((10,), 2.0, dtype=torch.float64), 20
+    )
+    part = data.take(torch.tensor([1, 2, 5, 8]))
+    seen = torch.cat(list(part.epoch(3, torch.Generator().manual_seed(0))))
+    assert sorted(seen.tolist()) == [1, 1, 2, 2, 5, 5, 8, 8]
+    assert part.images is data.images
+    assert data.epoch_size == 20

@@ -7,16 +7,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+
+from sklearn_msf.label_codes import make_label_codes
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
 
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    # The scripts import each other.
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
+
+
 @pytest.fixture(scope="module")
 def accuracy():
-    spec = importlib.util.spec_from_file_location("accuracy", BENCHMARKS / "accuracy.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("accuracy")
+
+
+@pytest.fixture(scope="module")
+def uncertainty():
+    return script("uncertainty")
+
+
+@pytest.fixture(scope="module")
+def unusual():
+    return script("unusual")
 
 
 @pytest.mark.parametrize(("task", "n_classes"), [("binary-class", 2), ("multi-class", 5)])
@@ -99,3 +121,60 @@ def test_folds_never_share_an_image(monkeypatch):
         assert not set(X_train.ravel()) & set(X_valid.ravel())
         seen.extend(X_valid.ravel())
     assert sorted(seen) == list(range(30))
+
+
+# Uncertainty
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(uncertainty):
+    p = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    y = np.array([0] * 5 + [1] * 5 + [0] * 6 + [1] * 4)
+    assert uncertainty.calibration_error(y, p) == pytest.approx(0.2)
+
+
+def test_chance_alone_makes_a_calibration_error_that_falls_with_the_rows(uncertainty):
+    p = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
+    few, many = (uncertainty.chance_calibration_error(p[:n], n_repeats=20) for n in (100, 2000))
+    assert 0 < many < few / 2
+
+
+def test_simulated_certificates_hold_on_the_pool(uncertainty, monkeypatch):
+    monkeypatch.setattr(uncertainty, "N_SIMULATIONS", 200)
+    rng = np.random.default_rng(0)
+    scores = rng.random(400)
+    errors = rng.random(400) < 0.5 * scores
+    broken, certified = uncertainty.simulated_failures(errors, scores, 0.15, 0.9, 400, seed=0)
+    assert broken <= 0.1
+    assert certified > 0.5
+
+
+def test_the_likelihood_of_a_field_at_rest_is_that_of_the_noise(unusual):
+    class AtRest:
+        codes = make_label_codes("rgb", 2, 4.0)
+
+        def __call__(self, x_t, y_t, t):
+            return 0 * x_t, y_t
+
+    class Classifier:
+        field_ = AtRest()
+
+        def predict_proba(self, X):
+            return np.tile([1.0, 0.0], (len(X), 1))
+
+    X = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    expected = norm.logpdf(X / 127.5 - 1).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(unusual.log_likelihood(Classifier(), X), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28), (2, 28, 28, 3)])
+def test_corruptions_grow_with_their_severity(unusual, shape):
+    ramp = np.linspace(0, 200, 28, dtype=np.uint8)
+    X = np.zeros(shape, dtype=np.uint8) + ramp.reshape(28, *[1] * (len(shape) - 3))
+    X[:, 10:14, 10:14] = 250
+    for kind in unusual.CORRUPTIONS:
+        distance = [
+            np.abs(unusual.corrupted(X, kind, s).astype(float) - X).mean() for s in range(6)
+        ]
+        assert distance[0] == 0
+        assert distance == sorted(distance)
+        assert distance[1] > 0

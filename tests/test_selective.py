@@ -9,6 +9,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
+from sklearn_msf.certificates import count_rows_to_certify
 from sklearn_msf.selective import (
     accept_most_certain,
     accuracy_rejection_curve,
@@ -22,6 +23,7 @@ from sklearn_msf.selective import (
     neg_excess_aurc_scorer,
     risk_at_coverage,
     risk_coverage_curve,
+    uncertainty_of,
 )
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=50)
@@ -52,6 +54,34 @@ def test_the_curve_is_the_one_worked_by_hand():
     np.testing.assert_allclose(curve.accuracy, [1, 1, 1, 0.75])
     assert curve.at(1.0) == 0.75
     assert curve.at(0.75) == 1.0
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20
+    ).filter(lambda rows: any(weight for *_, weight in rows))
+)
+def test_weights_of_the_curve_count_as_copies(rows):
+    correct, scores, weights = (np.array(column) for column in zip(*rows, strict=True))
+    right = np.ones(len(rows), dtype=bool)
+    weighted = accuracy_rejection_curve(right, correct, scores, sample_weight=weights)
+    copies = np.repeat(np.arange(len(rows)), weights)
+    copied = accuracy_rejection_curve(right[copies], correct[copies], scores[copies])
+    for coverage, accuracy in zip(weighted.coverage, weighted.accuracy, strict=True):
+        assert copied.at(coverage) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("y_pred", "scores", "message"),
+    [
+        ([0, 1], [0.1, 0.2, 0.3], "uncertainty must be of shape"),
+        ([0], [0.1], "y_true and y_pred differ in shape"),
+        ([0, 1], [0.1, np.nan], "uncertainty contains NaN"),
+    ],
+)
+def test_a_curve_of_what_is_none_is_refused(y_pred, scores, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy_rejection_curve([0, 1], y_pred, scores)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
@@ -309,3 +339,21 @@ def test_other_values_are_named():
         risk_at_coverage([0, 1], [0.1, 0.2], coverage=0)
     with pytest.raises(ValueError, match="risk must be a finite number >= 0"):
         coverage_at_risk([0, 1], [0.1, 0.2], risk=-1)
+
+
+@pytest.mark.parametrize("target_risk", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_rows_needed_are_just_enough(target_risk, confidence):
+    targets = {"target_risk": target_risk, "confidence": confidence}
+    needed = count_rows_to_certify(np.arange(1000.0), **targets)
+    for n, certified in ((needed, True), (needed - 1, False)):
+        scores = np.arange(float(n))
+        assert (certified_threshold(np.zeros(n), scores, **targets) is not None) == certified
+    assert count_rows_to_certify(np.zeros(1000), **targets) < needed
+
+
+def test_any_classifier_tells_its_uncertainty():
+    X, y = load_breast_cancer(return_X_y=True)
+    classifier = LogisticRegression(max_iter=5000).fit(X[:, :3], y)
+    p = classifier.predict_proba(X[:, :3])
+    np.testing.assert_allclose(uncertainty_of(classifier, X[:, :3]), 1 - p.max(axis=1))

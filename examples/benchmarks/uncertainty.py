@@ -302,7 +302,8 @@ def tables(records):
     gflops = [r["gemm_gflops"] for r in records]
     sections.append(
         f"{torch.get_num_threads()} CPU threads, float32 matrix product {min(gflops):.0f} to "
-        f"{max(gflops):.0f} GFLOP/s; seeds {sorted({r['seed'] for r in records})}; mean ± standard deviation over seeds."
+        f"{max(gflops):.0f} GFLOP/s; seeds {sorted({r['seed'] for r in records})}; mean ± "
+        "standard deviation over seeds."
     )
     return "\n\n".join(section for section in sections if section) + "\n"
 
