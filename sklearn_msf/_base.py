@@ -33,6 +33,7 @@ from sklearn_msf._rejection import RejectingEstimator
 from sklearn_msf._resume import open_checkpoints
 from sklearn_msf._state import all_or_nothing, move_field
 from sklearn_msf.batches import TrainingData
+from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.device import resolve_device
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.images import ImageFormat
@@ -40,8 +41,12 @@ from sklearn_msf.progress import training_progress
 from sklearn_msf.temperature import fit_temperature
 from sklearn_msf.training import DivergenceError, Trainer
 
-# Too little for a step: the smallest time budget.
+Probabilities = Callable[[VelocityField], np.ndarray]
+
+# The smallest time budget.
 _NO_TIME = 1e-9
+# A calibrating run that sees fewer images than this share of those of the model says little of it.
+_MIN_SHARE_SEEN = 0.5
 
 
 class BaseMedSymmFlowClassifier(
@@ -127,21 +132,31 @@ class BaseMedSymmFlowClassifier(
         seed = draw_seed(random_state) if store is None else store.seed
         random_state = np.random.RandomState(seed)
         held_out = None
+        split = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
+        elif self.calibration is not None and not (warm and self.temperature_ != 1):
+            # Before training, which a part that cannot be split off must not waste.
+            own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
+            split = *split_rows(data, self.validation_fraction, own), draw_seed(own)
         device = resolve_device(self.device)
         if not warm:
             self._learn_representation(data, random_state, started)
         tensors = self._training_data(data, device, started)
-        validate = None if held_out is None else self._accuracy_on(held_out, device)
+        of_held_out = None if held_out is None else self._probabilities_of(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
+        if split is not None and self.time_budget is not None:
+            # What is left is for the run that calibrates.
+            trainer.budget.seconds = (1 + self._preparing_share()) / 2 * self.time_budget
+        if of_held_out is not None and self.time_budget is not None:
+            trainer.reserve_time_of(of_held_out)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
         failure = None
         with training_progress(type(self).__name__, verbose=int(self.verbose)) as report:
             try:
                 trainer.fit(
                     tensors,
-                    validate=validate,
+                    validate=None if of_held_out is None else _accuracy(held_out, of_held_out),
                     report=report,
                     watcher=callbacks,
                     store=store,
@@ -152,45 +167,79 @@ class BaseMedSymmFlowClassifier(
                 failure = error
         callbacks.end()
         self._finish(trainer, keep_state=self.warm_start)
-        if self.calibration is not None and failure is None and not warm:
-            if trainer.interrupted:
-                warnings.warn("The probabilities have no temperature.", stacklevel=4)
-            elif held_out is not None:
-                self._fit_temperature(held_out, self.field_)
-            else:
-                self._calibrate(data, tensors, trainer, seed)
+        if failure is None:
+            self._calibrate(trainer, held_out, of_held_out, data, tensors, split, store)
         return failure
 
     def _calibrate(
-        self, data: TrainingRows, tensors: TrainingData, trainer: Trainer, seed: int
+        self,
+        trainer: Trainer,
+        held_out: TrainingRows | None,
+        of_held_out: Probabilities | None,
+        data: TrainingRows,
+        tensors: TrainingData,
+        split: tuple[np.ndarray, np.ndarray, int] | None,
+        store: Checkpoints | None,
     ) -> None:
-        """Fit the temperature on a part of the data, by a run without that part.
+        """Fit the temperature, on rows held out anyway or by a run without some of the rows.
+
+        The model is trained already: whatever happens here, it stays.
+        """
+        if self.calibration is None:
+            return
+        reason = "training was interrupted" if trainer.interrupted else None
+        try:
+            if held_out is not None and of_held_out is not None:
+                self.temperature_ = _temperature(held_out, of_held_out(self.field_))
+            elif split is not None and reason is None:
+                kept, rows, seed = split
+                part = tensors.take(torch.from_numpy(kept))
+                reason = self._calibrate_by_run(trainer, part, data.take(rows), seed, store)
+        except KeyboardInterrupt:
+            reason = "its run was interrupted"
+        except (DivergenceError, MemoryError, RuntimeError) as error:
+            reason = f"its run failed ({error})"
+        if reason is not None:
+            warnings.warn(
+                f"The model is whole, but its probabilities have no temperature: {reason}.",
+                stacklevel=5,
+            )
+
+    def _calibrate_by_run(
+        self,
+        trainer: Trainer,
+        part: TrainingData,
+        held_out: TrainingRows,
+        seed: int,
+        store: Checkpoints | None,
+    ) -> str | None:
+        """Train another field on a part of the rows; returns why there is no temperature.
 
         Seeds are of its own, so that the model is the one without calibration.
         """
-        random_state = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-        kept, rows = split_rows(data, self.validation_fraction, random_state)
-        part, held_out = tensors.take(torch.from_numpy(kept)), data.take(rows)
         device = next(self.field_.parameters()).device
-        settings = training_settings(self, part.epoch_size, device)
+        of_held_out = self._probabilities_of(held_out, device)
+        max_epochs = training_settings(self, part.epoch_size, device).max_epochs
+        left = None
         if self.time_budget is not None:
             left = max(self.time_budget - trainer.budget.elapsed, _NO_TIME)
-            settings = replace(settings, time_budget=left)
-        field_seed = draw_seed(random_state)
-        field = build_field(self._field_layout, field_seed, self._mask_codes())
-        generator = torch.Generator(device).manual_seed(field_seed)
-        calibrating = Trainer(move_field(field, device), settings, generator)
-        if self.time_budget is not None:
-            calibrating.reserve_time_of(self._probabilities_of(held_out, device))
+        field = build_field(self._field_layout, seed, self._mask_codes())
+        calibrating = Trainer(
+            move_field(field, device),
+            replace(trainer.settings, time_budget=left, max_epochs=max_epochs),
+            torch.Generator(device).manual_seed(seed),
+        )
+        calibrating.survives_interrupts = False
+        if left is not None:
+            calibrating.reserve_time_of(of_held_out)
         name = f"{type(self).__name__}, calibration"
         with training_progress(name, verbose=int(self.verbose)) as report:
-            calibrating.fit(part, report=report)
-        if not calibrating.interrupted:
-            self._fit_temperature(held_out, calibrating.average)
-
-    def _fit_temperature(self, data: TrainingRows, field: VelocityField) -> None:
-        p = self._probabilities_of(data, next(field.parameters()).device)(field)
-        self.temperature_ = fit_temperature(p, data.labels, data.weights / data.weights.mean())
+            part_store = None if store is None else store.part("calibration")
+            calibrating.fit(part, report=report, store=part_store)
+        if _n_seen(calibrating) < _MIN_SHARE_SEEN * _n_seen(trainer):
+            return "the time budget left too little for its run"
+        self.temperature_ = _temperature(held_out, of_held_out(calibrating.average))
+        return None
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -272,11 +321,6 @@ class BaseMedSymmFlowClassifier(
             seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
         settings = training_settings(self, data.epoch_size, device)
-        calibrates = self.calibration is not None and not self.early_stopping
-        if calibrates and self.time_budget is not None and not warm:
-            # As long again for the run that calibrates.
-            elapsed = time.perf_counter() - started
-            settings = replace(settings, time_budget=(elapsed + self.time_budget) / 2)
         trainer = Trainer(move_field(field, device), settings, generator, started)
         state = getattr(self, "_training_state", None) if warm else None
         if state is not None:
@@ -309,21 +353,30 @@ class BaseMedSymmFlowClassifier(
         self._mirror_draws = "flip" in (kind or "")
         return kind
 
-    def _probabilities_of(
-        self, data: TrainingRows, device: torch.device
-    ) -> Callable[[VelocityField], np.ndarray]:
+    def _preparing_share(self) -> float:
+        """Share of a time budget that is spent before the field is trained."""
+        return 0.0
+
+    def _probabilities_of(self, data: TrainingRows, device: torch.device) -> Probabilities:
         """Class probabilities that a field gives rows, without a temperature."""
         inputs = self._representation.kept_inputs(data.rows, device, mirrored=self._mirror_draws)
         return lambda field: self._classify_inputs(inputs, field).probabilities
 
-    def _accuracy_on(
-        self, data: TrainingRows, device: torch.device
-    ) -> Callable[[VelocityField], float]:
-        """Weighted accuracy of a field on held-out rows."""
-        probabilities = self._probabilities_of(data, device)
 
-        def accuracy(field: VelocityField) -> float:
-            correct = probabilities(field).argmax(axis=1) == data.labels
-            return float(np.average(correct, weights=data.weights))
+def _accuracy(data: TrainingRows | None, of: Probabilities) -> Callable[[VelocityField], float]:
+    """Weighted accuracy of a field on held-out rows."""
+    assert data is not None
 
-        return accuracy
+    def accuracy(field: VelocityField) -> float:
+        return float(np.average(of(field).argmax(axis=1) == data.labels, weights=data.weights))
+
+    return accuracy
+
+
+def _temperature(data: TrainingRows, p: np.ndarray) -> float:
+    return fit_temperature(p, data.labels, data.weights / data.weights.mean())
+
+
+def _n_seen(trainer: Trainer) -> int:
+    """Images that a run has seen."""
+    return int(sum(record["n_images"] for record in trainer.history))

@@ -1,5 +1,6 @@
 """What a fitted MedSymmFlow estimator draws: new images, and others made of given ones."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,8 +93,10 @@ class DrawingEstimator(PredictingEstimator):
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._drawing_settings(n_steps, ode_solver)
         n_images = len(classes) * n_samples
+        # The model of now, also where it is fitted anew between two batches.
+        drawn = copy.copy(self)._drawn
         return (
-            self._drawn(classes[numbers // n_samples], seed, settings, first=int(numbers[0]))
+            drawn(classes[numbers // n_samples], seed, settings, first=int(numbers[0]))
             for start in range(0, n_images, batch_size)
             for numbers in [np.arange(start, min(start + batch_size, n_images))]
         )

@@ -127,12 +127,24 @@ class PredictingEstimator(PretrainedEstimator):
             raise ValueError(f"kind must be one of {sorted(UNCERTAINTIES)}, got {kind!r}.")
         if kind == "draws" and self.n_draws == 1:
             raise ValueError("kind='draws' compares noise draws: it needs n_draws >= 2, got 1.")
+        if kind == "image":
+            self._check_image_half("kind='image'")
+
+    def _check_image_half(self, wanted: str) -> None:
+        for name, value in (("image_weight", 0), ("t1_share", 1)):
+            if getattr(self, name) == value:
+                raise ValueError(
+                    f"{wanted} asks the image half, which {name}={value} left untrained: fit with "
+                    "another value."
+                )
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the most probable class of each image.
 
-        With ``label_prediction="velocity"`` that is the class of the nearest label code
-        (paper, eq. 2).
+        With ``label_prediction="velocity"`` that is the class of the nearest label code (paper,
+        eq. 2), but where the predicted mask is read as a mixture of codes that are not equally
+        far apart, RGB codes of three classes and encoded masks: there it is the one of the
+        largest weight.
 
         Parameters
         ----------
@@ -209,7 +221,9 @@ class PredictingEstimator(PretrainedEstimator):
             - "distance": between the predicted mask and the code of the predicted class
               (paper, eq. 2 and section 4.4); 0 or more, in units of the codes.
             - "draws": disagreement between the noise draws, the mutual information of class
-              and draw in nats, before any temperature; in [0, log K]. Needs ``n_draws >= 2``.
+              and draw in nats, before any temperature; from 0 to the logarithm of K or of
+              `n_draws`, whichever is smaller. Needs ``n_draws >= 2``. Where training included
+              mirror images it is mostly about the mirror image.
             - "image": "margin" and a second opinion of the image half: 3 times the logarithm of
               its squared error under the code of the predicted class over the smallest one
               under another. Any number. Takes 4 K passes of the whole network.
@@ -225,7 +239,8 @@ class PredictingEstimator(PretrainedEstimator):
         Raises
         ------
         ValueError
-            For another kind, and for "draws" with a single draw.
+            For another kind, for "draws" with a single draw, and for "image" where
+            ``image_weight=0`` or ``t1_share=1`` left the image half untrained.
         """
         return UNCERTAINTIES[kind](self._predict(X, kind))
 
@@ -246,7 +261,13 @@ class PredictingEstimator(PretrainedEstimator):
         ndarray of shape (n,), float64
             Higher is more usual. Compare with scores of images that are known to be usual,
             best of some that training did not see.
+
+        Raises
+        ------
+        ValueError
+            Where ``image_weight=0`` or ``t1_share=1`` left the image half untrained.
         """
+        self._check_image_half("score_samples")
         inputs = self._checked_inputs(X)
         prediction = self._classify_inputs(inputs, self.field_)
         labels = prediction.probabilities.argmax(axis=1)[:, None]

@@ -181,7 +181,11 @@ class PretrainedEstimator(PortableEstimator):
             "mirror_draws": self._mirror_draws,
             "temperature": self.temperature_,
             "rejection": (
-                {"threshold": self.reject_threshold_, "kind": self.reject_kind_}
+                {
+                    "threshold": self.reject_threshold_,
+                    "kind": self.reject_kind_,
+                    "settings": self._reject_settings,
+                }
                 if hasattr(self, "reject_kind_")
                 else None
             ),
@@ -321,8 +325,8 @@ def _rejection(plain: Any) -> dict[str, Any]:
     """Fitted attributes of a model that learned to abstain."""
     if plain is None:
         return {}
-    threshold, kind = plain["threshold"], plain["kind"]
+    threshold, kind, settings = plain["threshold"], plain["kind"], plain["settings"]
     certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
-    if not certified or kind not in UNCERTAINTIES:
+    if not certified or kind not in UNCERTAINTIES or not isinstance(settings, dict):
         raise RecordError(f"The model abstains by a rule that is none: {plain!r}.")
-    return {"reject_threshold_": threshold, "reject_kind_": kind}
+    return {"reject_threshold_": threshold, "reject_kind_": kind, "_reject_settings": settings}

@@ -20,7 +20,6 @@ _SAME_TYPES: dict[str, tuple[type, ...]] = {
     "i": (Integral,),
     "u": (Integral,),
     "f": (Real,),
-    "b": (bool, np.bool_),
 }
 
 
@@ -30,6 +29,7 @@ class RejectingEstimator(PredictingEstimator):
     # What fit_reject learns.
     reject_threshold_: float | None
     reject_kind_: str
+    _reject_settings: dict[str, Any]
 
     def fit_reject(
         self,
@@ -80,7 +80,7 @@ class RejectingEstimator(PredictingEstimator):
         errors = self._labels(prediction) != y_cal
         uncertainty = UNCERTAINTIES[kind](prediction)
         targets = {"target_risk": target_risk, "confidence": confidence}
-        n_needed = count_rows_to_certify(uncertainty, **targets)
+        n_needed = count_rows_to_certify(**targets)
         if len(errors) < n_needed:
             raise ValueError(
                 f"X_cal has {len(errors)} images; target_risk={target_risk} at "
@@ -96,6 +96,7 @@ class RejectingEstimator(PredictingEstimator):
                 stacklevel=2,
             )
         self.reject_threshold_, self.reject_kind_ = threshold, kind
+        self._reject_settings = self._decision_settings()
         return self
 
     def predict_with_reject(
@@ -119,8 +120,8 @@ class RejectingEstimator(PredictingEstimator):
             answers up to the threshold of :meth:`fit_reject`, for which it is no matter what
             else is in X; where that was not called it is 0.9.
         kind : {"margin", "entropy", "distance", "draws", "image"}, default=None
-            Uncertainty that decides, see :meth:`predict_uncertainty`. None is that of the
-            threshold, else "margin".
+            Uncertainty that decides, see :meth:`predict_uncertainty`. None is that of
+            :meth:`fit_reject`, or "margin" where that was not called.
         reject_label : label, default=None
             Stands for a rejected row; of the type of the labels, and none of them.
         return_mask : bool, default=False
@@ -137,7 +138,8 @@ class RejectingEstimator(PredictingEstimator):
         ------
         ValueError
             For a `reject_label` that is a class or of another type, for a coverage outside
-            (0, 1], and for another `kind` than that of the threshold that is asked for.
+            (0, 1], for another `kind` than that of the threshold that is asked for, and where
+            `n_draws` or another parameter of predictions has changed since :meth:`fit_reject`.
         """
         if coverage is not None:
             check_coverage(coverage)
@@ -145,12 +147,10 @@ class RejectingEstimator(PredictingEstimator):
         if reject_label is not None:
             self._check_reject_label(reject_label)
         certified = coverage is None and hasattr(self, "reject_threshold_")
-        if certified and kind not in (None, self.reject_kind_):
-            raise ValueError(
-                f"kind={kind!r} is not that of the threshold, {self.reject_kind_!r}: leave it "
-                "out, set coverage, or call fit_reject with it."
-            )
-        kind = kind or (self.reject_kind_ if certified else "margin")
+        if certified:
+            self._check_threshold(kind)
+        if kind is None:
+            kind = getattr(self, "reject_kind_", "margin")
         prediction = self._predict(X, kind)
         uncertainty = UNCERTAINTIES[kind](prediction)
         if certified:
@@ -162,17 +162,40 @@ class RejectingEstimator(PredictingEstimator):
         labels: Any = self._labels(prediction)
         if reject_label is None:
             labels = np.ma.MaskedArray(labels, mask=rejected)
-        elif labels.dtype == object:
-            labels[rejected] = reject_label
         else:
             # As an array: a plain -1 would not fit beside unsigned labels.
-            labels = np.where(rejected, np.asarray(reject_label), labels)
+            sentinel = np.asarray(reject_label)
+            common = np.result_type(sentinel, labels)
+            if labels.dtype.kind in "iu" and common.kind == "f":
+                # No integer type holds both.
+                common = np.dtype(object)
+            labels = np.where(rejected, sentinel.astype(common), labels.astype(common))
         return (labels, rejected) if return_mask else labels
 
     def _forget_rejection(self) -> None:
         """Drop a threshold that belongs to another field."""
-        for name in ("reject_threshold_", "reject_kind_"):
+        for name in ("reject_threshold_", "reject_kind_", "_reject_settings"):
             self.__dict__.pop(name, None)
+
+    def _decision_settings(self) -> dict[str, Any]:
+        """Parameters on which uncertainties depend, as plain data."""
+        names = ("n_draws", "n_steps", "ode_solver", "label_decoding")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def _check_threshold(self, kind: Any) -> None:
+        """Refuse to use the threshold for other uncertainties than it was learned for."""
+        if kind not in (None, self.reject_kind_):
+            raise ValueError(
+                f"kind={kind!r} is not that of the threshold, {self.reject_kind_!r}: leave it "
+                "out, set coverage, or call fit_reject with it."
+            )
+        for name, value in self._decision_settings().items():
+            before = self._reject_settings.get(name)
+            if value != before:
+                raise ValueError(
+                    f"{name}={value!r} was {before!r} when fit_reject learned its threshold: set "
+                    "it back, or call fit_reject again."
+                )
 
     def _checked_calibration_labels(self, y: Any, n_rows: int) -> np.ndarray:
         y = np.asarray(y)
@@ -195,7 +218,13 @@ class RejectingEstimator(PredictingEstimator):
     def _check_reject_label(self, label: Any) -> None:
         classes = self.classes_.tolist()
         types = _SAME_TYPES.get(self.classes_.dtype.kind, tuple({type(c) for c in classes}))
-        if np.ndim(label) != 0 or not isinstance(label, types):
+        if self.classes_.dtype.kind == "b":
+            raise ValueError(
+                f"reject_label={label!r}: boolean classes leave no label for rejected rows; use "
+                "the masked array, or return_mask=True."
+            )
+        truth = isinstance(label, (bool, np.bool_)) and bool not in types
+        if np.ndim(label) != 0 or not isinstance(label, types) or truth:
             raise ValueError(
                 f"reject_label={label!r} must be a label of the type of the classes {classes}."
             )

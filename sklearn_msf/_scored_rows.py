@@ -1,5 +1,7 @@
 """Losses and uncertainties of rows, checked, and tie by tie."""
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -43,6 +45,7 @@ def checked_rows(
 
 def check_share(name: str, value: float, *, includes_one: bool = False) -> None:
     """Refuse what is not a share in (0, 1), or in (0, 1]."""
-    if not (0 < value < 1 or (includes_one and value == 1)):
+    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not (number and (0 < value < 1 or (includes_one and value == 1))):
         closing = "]" if includes_one else ")"
         raise ValueError(f"{name} must be a number in (0, 1{closing}, got {value!r}.")

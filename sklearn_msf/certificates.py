@@ -56,23 +56,22 @@ def certified_threshold(
     wrong, scores, _ = checked_rows(errors, uncertainty, None)
     if not np.isin(wrong, (0, 1)).all():
         raise ValueError("errors must be 0 or 1 for a certified threshold.")
-    thresholds, allowed = _thresholds(scores, confidence)
+    # Of scores alone, so that it is no matter which of them pass.
+    counts = np.ceil(len(scores) * np.arange(1, _N_TESTS + 1) / _N_TESTS).astype(int)
+    thresholds = np.unique(np.sort(scores)[counts - 1])
     for threshold in thresholds[::-1]:
         accepted = scores <= threshold
-        if _error_bound(wrong[accepted].sum(), accepted.sum(), allowed) <= target_risk:
+        n_wrong, n_accepted = wrong[accepted].sum(), accepted.sum()
+        if _error_bound(n_wrong, n_accepted, _allowed(confidence)) <= target_risk:
             return float(threshold)
     return None
 
 
-def count_rows_to_certify(
-    uncertainty: ArrayLike, *, target_risk: float, confidence: float = 0.95
-) -> int:
+def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> int:
     """Count the rows without an error that it takes to certify a target.
 
     Parameters
     ----------
-    uncertainty : array-like of shape (n,)
-        Uncertainty of each row; ties leave fewer thresholds to allow for.
     target_risk, confidence : float
         As in :func:`certified_threshold`.
 
@@ -80,17 +79,20 @@ def count_rows_to_certify(
     -------
     int
         Fewer calibration rows certify nothing, however few of them are wrong.
+
+    Raises
+    ------
+    ValueError
+        For a target or a confidence outside (0, 1).
     """
-    _, allowed = _thresholds(np.asarray(uncertainty, dtype=float), confidence)
-    return 1 + math.ceil(math.log(allowed) / math.log1p(-target_risk))
+    check_share("target_risk", target_risk)
+    check_share("confidence", confidence)
+    return 1 + math.ceil(math.log(_allowed(confidence)) / math.log1p(-target_risk))
 
 
-def _thresholds(scores: np.ndarray, confidence: float) -> tuple[np.ndarray, float]:
-    """Thresholds to test, rising, and the chance of a false certificate allowed to each."""
-    # Of scores alone, so that it is no matter which of them pass.
-    counts = np.ceil(len(scores) * np.arange(1, _N_TESTS + 1) / _N_TESTS).astype(int)
-    thresholds = np.unique(np.sort(scores)[counts - 1])
-    return thresholds, (1 - confidence) / len(thresholds)
+def _allowed(confidence: float) -> float:
+    """Chance of a false certificate that each test may have; ties do not make tests fewer."""
+    return (1 - confidence) / _N_TESTS
 
 
 def _error_bound(n_wrong: int, n_accepted: int, allowed: float) -> float:

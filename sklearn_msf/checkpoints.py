@@ -67,6 +67,10 @@ class Checkpoints:
         self._find_latest()
         self._prepare()
 
+    def part(self, name: str) -> "Checkpoints":
+        """Give the checkpoints of a part of the run, which has its own."""
+        return Checkpoints(self._folder / name, self._every, self._fingerprint, self.seed)
+
     def _prepare(self) -> None:
         """Make the folder ready now: at the first checkpoint it would be too late."""
         probe = self._folder / f".{_PROBE}"

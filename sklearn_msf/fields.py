@@ -231,6 +231,8 @@ class PosteriorForm(VelocityField):
         """
         encoding = self.encode(sample.x_t, sample.y_t, sample.t)
         label_loss = F.cross_entropy(self.class_logits(encoding), labels)
+        if n_at_one == len(labels):
+            return label_loss.new_zeros(()), label_loss
         v_x = self.unet.decode(encoding.rows(n_at_one, len(labels)))
         return velocity_loss(v_x, sample.u_x[n_at_one:]), label_loss
 

@@ -136,7 +136,7 @@ def kernel_distance(
     n_subsets : int, default=50
         Pairs of random subsets that are compared.
     subset_size : int, default=200
-        Images of each, at most as many as there are.
+        Images of each, at most half of those that there are.
     random_state : int, default=0
         Seed of the subsets.
 
@@ -147,12 +147,17 @@ def kernel_distance(
     Raises
     ------
     ValueError
-        For features of other shapes or that are not finite.
+        For features of other shapes or that are not finite, for fewer than four images of a
+        kind, and for counts that are too small.
     """
     real, generated = _checked_features(real=real, generated=generated)
-    size = min(subset_size, len(real), len(generated))
-    if size < 2:
-        raise ValueError(f"A kernel distance needs two images of each kind, got {size}.")
+    n_least = min(len(real), len(generated))
+    if n_least < 4:
+        raise ValueError(f"A kernel distance needs four images of each kind, got {n_least}.")
+    for name, value, least in (("n_subsets", n_subsets, 2), ("subset_size", subset_size, 2)):
+        if value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
+    size = min(subset_size, n_least // 2)
     rng = np.random.default_rng(random_state)
     values = []
     for _ in range(n_subsets):
@@ -164,8 +169,7 @@ def kernel_distance(
             - 2 * polynomial_kernel(a, b).mean()
         )
     # The subsets overlap: what they differ by is the error of one, of which the whole has many.
-    n_independent = max(1.0, min(len(real), len(generated)) / size)
-    return KernelDistance(float(np.mean(values)), float(np.std(values) / np.sqrt(n_independent)))
+    return KernelDistance(float(np.mean(values)), float(np.std(values) * np.sqrt(size / n_least)))
 
 
 def classifier_accuracy_score(

@@ -341,10 +341,10 @@ def _image_noise(seed: int, start: int, n: int, shape: tuple[int, ...]) -> Tenso
 
     Drawn on the CPU: the same on every device.
     """
-    seeds = np.random.SeedSequence(seed).generate_state(start + n, np.uint64)[start:]
     generator = torch.Generator()
     draws = []
-    for image_seed in seeds:
-        generator.manual_seed(int(image_seed >> np.uint64(1)))
+    for number in range(start, start + n):
+        state = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
+        generator.manual_seed(int(state[0] >> np.uint64(1)))
         draws.append(torch.randn(shape, generator=generator))
     return torch.stack(draws)

@@ -115,7 +115,10 @@ def _mixture_weights(means: Tensor, codes: Tensor) -> Tensor | None:
     spread = torch.linalg.svdvals(offsets)[: len(codes) - 1]
     if offsets.shape[1] < len(codes) - 1 or spread[-1] < _MIN_SPREAD * spread[0]:
         return None
-    return (means - codes.mean(dim=0)) @ torch.linalg.pinv(offsets) + 1 / len(codes)
+    to_weights = torch.linalg.pinv(offsets).T
+    # Not a matrix product: it rounds differently for many rows than for few.
+    centred = means - codes.mean(dim=0)
+    return torch.stack([(centred * row).sum(dim=1) for row in to_weights], dim=1) + 1 / len(codes)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class LabelCodes:
         """Class probabilities read off masks that estimate E[code | x].
 
         Where codes are affinely independent (simplex codes, and RGB codes of up to three
-        classes) the mean of the mask has unique mixture weights, p = its barycentric
+        classes) a mask of one colour has unique mixture weights, p = its barycentric
         coordinates, bent softly so that they stay positive. Elsewhere a mean of codes does not
         determine the weights, and p = softmax(-distance / s) with s half the smallest gap
         between codes. The most probable class is the nearest one but for the RGB codes of three
@@ -291,7 +294,8 @@ class EncodedLabelCodes:
 
         Weights of the mixture of encoded masks that is nearest to the predicted one, bent softly
         so that they stay positive. Where the encoded masks do not determine them,
-        softmax(-distance / s) with s half the smallest gap between two of them.
+        softmax(-distance / s) with s half the smallest gap between two of them. The most probable
+        class is that of the largest weight, which need not be the nearest.
         """
         weights = _mixture_weights(masks.flatten(1), self.codes.to(masks.dtype).flatten(1))
         if weights is not None:

@@ -49,6 +49,11 @@ class TimeBudget:
         """Count seconds that an earlier part of the run has taken."""
         self._started -= elapsed
 
+    def reserve(self, seconds: float) -> None:
+        """Keep seconds for what follows the run."""
+        if self.seconds is not None:
+            self.seconds -= seconds
+
     def start_steps(self) -> None:
         """Forget what has passed since the last step."""
         self._checked = time.perf_counter()

@@ -50,8 +50,15 @@ def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
     ndarray of shape (n,), bool
         True for exactly floor(coverage * n) rows, at least one; of rows that tie, the
         earlier ones.
+
+    Raises
+    ------
+    ValueError
+        For uncertainties that are not finite, no rows, and coverages outside (0, 1].
     """
-    uncertainty = np.asarray(uncertainty)
+    check_share("coverage", coverage, includes_one=True)
+    uncertainty = np.asarray(uncertainty, dtype=float)
+    _, uncertainty, _ = checked_rows(np.zeros(uncertainty.shape), uncertainty, None)
     # 0.57 * 100 is a little less than 57 in floating point.
     n_accepted = max(1, int(np.floor(coverage * len(uncertainty) + 1e-9)))
     accepted = np.zeros(len(uncertainty), dtype=bool)

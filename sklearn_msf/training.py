@@ -61,8 +61,8 @@ class Trainer:
         One record an epoch.
     budget : TimeBudget
         Clock of the run.
-    interrupted : bool
-        Whether a KeyboardInterrupt ended training.
+    interrupted, survives_interrupts : bool
+        Whether a KeyboardInterrupt ended training, and whether it may, or is passed on.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
-        self.interrupted = False
+        self.interrupted, self.survives_interrupts = False, True
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     # State
@@ -171,7 +171,7 @@ class Trainer:
                 if not finished:
                     self._run_epochs(data, validate, watcher, store)
             except KeyboardInterrupt:
-                if not self._optimizer.n_steps:
+                if not (self._optimizer.n_steps and self.survives_interrupts):
                     raise
                 self._after_interrupt()
             finally:
@@ -182,7 +182,7 @@ class Trainer:
         """Keep the time that a last use of the averages takes, by doing it once."""
         start = self.budget.elapsed
         final(self.average)
-        self.budget.end_pause(self.budget.elapsed - start)
+        self.budget.reserve(self.budget.elapsed - start)
 
     def _run_epochs(
         self,

@@ -27,3 +27,4 @@ def test_conformal_sets_hold_the_label(make_classifier, parts, make):
     assert sets.shape == (70, 3)
     # 0.8 less what 70 calibration and 70 test rows may miss by chance.
     assert sets[np.arange(70), y_new[70:]].mean() > 0.6
+    assert sets.sum(axis=1).mean() < 2.5

@@ -118,7 +118,8 @@ def test_copies_are_found_and_held_out_images_are_none(halves):
         (lambda a: manifold_metrics(a, a, k=0), "k must be an integer >= 1, got 0"),
         (lambda a: manifold_metrics(a, a[0]), r"generated must be of shape \(n, ...\)"),
         (lambda a: kernel_distance(a, a + np.nan), "generated contains NaN"),
-        (lambda a: kernel_distance(a, a[:1]), "needs two images of each"),
+        (lambda a: kernel_distance(a, a[:3]), "needs four images of each kind, got 3"),
+        (lambda a: kernel_distance(a, a, n_subsets=0), "n_subsets must be an integer >= 2"),
         (lambda a: copying_check(a, a, a, quantile=1.0), r"quantile must be .* \(0, 1\)"),
     ],
 )

@@ -60,6 +60,10 @@ def test_weights_count_as_copies(display):
     weighted = display.from_predictions(y, p, u, sample_weight=w)
     copied = display.from_predictions(*(np.repeat(v, w) for v in (y, p, u)))
     assert weighted.aurc == pytest.approx(copied.aurc)
+    x, values = copied.line_.get_data()
+    for point in weighted.line_.get_xydata():
+        # Copies make more points, and these among them.
+        assert np.isclose(np.column_stack([x, values]), point).all(axis=1).any()
 
 
 def test_a_display_of_bare_values_has_no_legend():

@@ -1,6 +1,8 @@
 """Kinds of uncertainty, calibration and rejection as methods of the estimators."""
 
+import contextlib
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.temperature import apply_temperature
+from sklearn_msf.training import DivergenceError, Trainer
 from sklearn_msf.uncertainty import UNCERTAINTIES
 
 
@@ -111,9 +115,58 @@ def test_calibration_and_early_stopping_share_their_rows(make_classifier, digits
 
 def test_half_of_a_time_budget_is_left_to_calibrate(make_classifier, digits):
     settings = {"max_epochs": 10**6, "calibration": "temperature"}
-    classifier = make_classifier(time_budget=1.0, **settings).fit(*digits)
+    started = time.perf_counter()
+    classifier = make_classifier(time_budget=2.0, **settings).fit(*digits)
     assert classifier.temperature_ != 1
-    assert classifier.history_[-1]["seconds"] < 0.7
+    # The whole budget was meant to be used, half of it for the model.
+    trained = sum(record["seconds"] for record in classifier.history_)
+    assert trained < 0.6 * (time.perf_counter() - started)
+
+
+def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifier, digits):
+    X, y = digits
+    lonely = np.where(np.arange(len(y)) == 3, "lonely", y)
+    classifier = make_classifier(calibration="temperature", max_epochs=10**9)
+    with pytest.raises(ValueError, match="validation_fraction=0.1 of 240 samples"):
+        classifier.fit(X, lonely)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DivergenceError("nan"), MemoryError()])
+def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monkeypatch, error):
+    X, y = digits
+    plain = make_classifier().fit(X, y)
+    fit = Trainer.fit
+
+    def failing(trainer, *arguments, **settings):
+        if not trainer.survives_interrupts:
+            raise error
+        return fit(trainer, *arguments, **settings)
+
+    monkeypatch.setattr(Trainer, "fit", failing)
+    with pytest.warns(UserWarning, match="The model is whole, but .* no temperature"):
+        classifier = make_classifier(calibration="temperature").fit(X, y)
+    assert classifier.temperature_ == 1
+    np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
+
+
+def test_a_calibration_that_was_cut_off_goes_on(make_classifier, digits, tmp_path, monkeypatch):
+    settings = {"calibration": "temperature", "checkpoint_every": 1, "max_epochs": 3}
+    whole = make_classifier(**settings).fit(*digits)
+    epochs = []
+    save = Checkpoints.save
+
+    def cut_off(store, state, *, n_epochs, finished):
+        save(store, state, n_epochs=n_epochs, finished=finished)
+        epochs.append(n_epochs)
+        if len(epochs) == 5:
+            raise SystemExit
+
+    monkeypatch.setattr(Checkpoints, "save", cut_off)
+    for _ in range(2):
+        with contextlib.suppress(SystemExit):
+            classifier = make_classifier(checkpoint_dir=tmp_path, **settings).fit(*digits)
+    assert epochs == [1, 2, 3, 1, 2, 3]
+    assert classifier.temperature_ == whole.temperature_
 
 
 def test_a_second_warm_fit_keeps_the_temperature(make_classifier, digits):
@@ -121,6 +174,8 @@ def test_a_second_warm_fit_keeps_the_temperature(make_classifier, digits):
     before = classifier.temperature_
     assert classifier.fit(*digits).temperature_ == before != 1
     assert classifier.set_params(calibration=None).fit(*digits).temperature_ == 1
+    # There is none to keep now.
+    assert classifier.set_params(calibration="temperature").fit(*digits).temperature_ != 1
 
 
 def test_partial_fit_holds_out_nothing(make_classifier, digits):
@@ -253,6 +308,7 @@ def test_the_mask_comes_with_masked_labels_too(fitted, digits):
     ("labels", "sentinel"),
     [
         (np.array([0, 1, 2], dtype=np.uint8), -1),
+        (np.array([0, 1, 2**63 + 1], dtype=np.uint64), -1),
         (np.array([0.5, 1.5, 2.5]), np.nan),
         (np.array(["a", "b", "c"], dtype=object), "other"),
     ],
@@ -304,6 +360,47 @@ def test_calibration_data_that_cannot_be_used_are_named(fitted, calibration, cha
 def test_a_reject_label_is_a_label_and_no_class(fitted, digits, label, message):
     with pytest.raises(ValueError, match=message):
         fitted.predict_with_reject(digits[0], reject_label=label)
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        ([0, 1, 2], True, "reject_label=True must be a label of the type"),
+        ([0, 1, 2], 0.5, "reject_label=0.5 must be a label of the type"),
+        ([0, 1, 2], 2, "reject_label=2 is one of the classes"),
+        ([False, True], True, "boolean classes leave no label.*masked array"),
+    ],
+)
+def test_reject_labels_are_of_the_type_of_the_classes(fitted, digits, classes, label, message):
+    other = pickle.loads(pickle.dumps(fitted))
+    other.classes_ = np.array(classes)
+    with pytest.raises(ValueError, match=message):
+        other.predict_with_reject(digits[0], reject_label=label)
+
+
+def test_a_threshold_is_for_the_parameters_it_was_learned_with(rejecting, digits):
+    rejecting.set_params(n_draws=5)
+    with pytest.raises(ValueError, match="n_draws=5 was 2 when fit_reject learned its threshold"):
+        rejecting.predict_with_reject(digits[0])
+    assert rejecting.predict_with_reject(digits[0], coverage=0.5).count() == 120
+
+
+def test_the_kind_of_fit_reject_also_ranks_for_a_coverage(rejecting, calibration):
+    X = calibration[0]
+    rejecting.fit_reject(*calibration, target_risk=0.5, kind="entropy")
+    np.testing.assert_array_equal(
+        rejecting.predict_with_reject(X, 0.5).mask,
+        rejecting.predict_with_reject(X, 0.5, kind="entropy").mask,
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_weight", 0), ("t1_share", 1)])
+def test_an_untrained_image_half_is_not_asked(make_classifier, digits, name, value):
+    X, y = digits
+    classifier = make_classifier(max_epochs=1, **{name: value}).fit(X, y)
+    for ask in (classifier.score_samples, lambda X: classifier.predict_uncertainty(X, "image")):
+        with pytest.raises(ValueError, match=f"asks the image half, which {name}={value}"):
+            ask(X)
 
 
 def test_a_threshold_of_another_kind_is_not_used(rejecting, digits):

@@ -69,11 +69,12 @@ def log_likelihood(classifier, X, seed=0):
     direction (Hutchinson), the mask on its straight path.
     """
     field = classifier.field_
-    labels = torch.from_numpy(classifier.predict_proba(X).argmax(axis=1))
-    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    device = field.codes.codes.device
+    labels = torch.from_numpy(classifier.predict_proba(X).argmax(axis=1)).to(device)
+    x = torch.from_numpy(X).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
     generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(x.shape, generator=generator).sign()
-    e_y = torch.randn((1, field.codes.n_channels, *x.shape[2:]), generator=generator)
+    direction = torch.randn(x.shape, generator=generator).sign().to(device)
+    e_y = torch.randn((1, field.codes.n_channels, *x.shape[2:]), generator=generator).to(device)
     masks = field.codes.masks(labels, tuple(x.shape[2:]))
 
     def velocity(t, state):
@@ -83,13 +84,13 @@ def log_likelihood(classifier, X, seed=0):
             (product,) = torch.autograd.grad((v_x * direction).sum(), x_t)
         return v_x.detach(), (product * direction).flatten(1).sum(dim=1)
 
-    times = torch.linspace(1, 0, N_STEPS + 1)
-    ends = odeint(velocity, (x, torch.zeros(len(x))), times, method="euler")
+    times = torch.linspace(1, 0, N_STEPS + 1, device=device)
+    ends = odeint(velocity, (x, torch.zeros(len(x), device=device)), times, method="euler")
     x_0, change = ends[0][-1], ends[1][-1]
     n_dimensions = x[0].numel()
     log_normal = -0.5 * x_0.square().flatten(1).sum(dim=1) - n_dimensions * np.log(2 * np.pi) / 2
     # The divergence was integrated backwards: change = -(integral from 0 to 1).
-    return ((log_normal + change) / n_dimensions).detach().numpy()
+    return ((log_normal + change) / n_dimensions).detach().cpu().numpy()
 
 
 def largest_probability(classifier, X):
@@ -103,7 +104,7 @@ def auroc(usual, other):
     return float(roc_auc_score(truth, -np.r_[usual, other]))
 
 
-def compare_kinds(seeds, records):
+def compare_kinds(seeds, records, output):
     """AUROC of three scores for each set of other images."""
     data = load("retinamnist", {})
     X_test = data["test"][0]
@@ -124,6 +125,7 @@ def compare_kinds(seeds, records):
                 for kind, X in other_images(X_test).items()
             }
         records["kinds"].append(record)
+        output.write_text(json.dumps(records, indent=1) + "\n")
         print(record, flush=True)
 
 
@@ -256,9 +258,9 @@ def main():
     records = {"kinds": [], "corruptions": []}
     if arguments.output.exists():
         records = json.loads(arguments.output.read_text())
-    compare_kinds(arguments.seeds, records)
-    corrupt(["retinamnist", *files], files, arguments.seeds[0], records)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    compare_kinds(arguments.seeds, records, arguments.output)
+    corrupt(["retinamnist", *files], files, arguments.seeds[0], records)
     arguments.output.write_text(json.dumps(records, indent=1) + "\n")
     arguments.output.with_suffix(".md").write_text(table(records))
     draw(records, arguments.output.with_suffix(".png"))
