@@ -182,6 +182,11 @@ class ImageFormat:
             return images.float() / 127.5 - 1.0
         return images
 
+    def to_unit_range(self, images: np.ndarray) -> np.ndarray:
+        """Images in the range of X as float64 in [0, 1], for pictures."""
+        width = self.high - self.low
+        return np.clip((np.asarray(images, dtype=float) - self.low) / (width or 1), 0, 1)
+
     def from_tensor(self, images: Tensor) -> np.ndarray:
         """Images in [-1, 1] as arrays in the dtype, layout and range of the training X.
 

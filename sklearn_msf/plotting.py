@@ -1,281 +1,152 @@
 """Displays in scikit-learn's manner; matplotlib is imported when one is drawn."""
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.neighbors import NearestNeighbors
 
-from sklearn_msf.selective import (
-    accuracy_rejection_curve,
-    aurc,
-    risk_coverage_curve,
-    uncertainty_of,
+from sklearn_msf._curve_displays import (
+    AccuracyRejectionDisplay,
+    RiskCoverageDisplay,
+    pyplot_for,
 )
 
-__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay"]
-
-Display = TypeVar("Display", bound="_CurveDisplay")
+__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "SampleGridDisplay"]
 
 
-class _CurveDisplay:
-    """A curve over predictions and their uncertainties."""
+class SampleGridDisplay:
+    """Generated images, a row of them for each class, beside real ones.
 
-    name: str | None
-    aurc: float | None
-    _labels: tuple[str, str]
+    Parameters
+    ----------
+    blocks : dict of str to ndarray of shape (K, n, H, W) or (K, n, H, W, C)
+        Images side by side, by the name that stands over them, in [0, 1].
+    class_names : sequence of str
+        Names of the K rows.
 
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib objects
+        Axes and figure, once drawn.
+    """
 
-    def plot(self: Display, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Display:
-        """Draw the curve.
+    def __init__(self, *, blocks: dict[str, np.ndarray], class_names: Sequence[str]):
+        self.blocks = blocks
+        self.class_names = class_names
+
+    def plot(self, ax: Any = None) -> "SampleGridDisplay":
+        """Draw the images.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; a new figure without.
-        name : str, default=None
-            Name in the legend; that of the display without.
-        **kwargs : dict
-            For matplotlib's `plot`.
 
         Returns
         -------
         self : object
-            With `ax_`, `figure_` and `line_`.
+            With `ax_` and `figure_`.
 
         Raises
         ------
         ImportError
             Where there is no matplotlib.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError(
-                f'{type(self).__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
-            ) from error
+        plt = pyplot_for(self)
+        parts, centres, column = [], [], 0
+        for images in self.blocks.values():
+            n_classes, n, height, width = images.shape[:4]
+            channels = images.shape[4] if images.ndim == 5 else 1
+            tiles = images.reshape(n_classes, n, height, width, channels)
+            tiles = np.broadcast_to(tiles, (n_classes, n, height, width, 3))
+            block = tiles.transpose(0, 2, 1, 3, 4).reshape(n_classes * height, n * width, 3)
+            gap = np.ones((len(block), width // 2, 3))
+            parts += [block, gap]
+            centres.append(column + block.shape[1] / 2)
+            column += block.shape[1] + gap.shape[1]
+        picture = np.concatenate(parts[:-1], axis=1)
         if ax is None:
-            _, ax = plt.subplots()
-        name = self.name if name is None else name
-        area = None if self.aurc is None else f"AURC = {self.aurc:.3f}"
-        label = f"{name} ({area})" if name and area else name or area
-        line_kwargs = {"label": label, **kwargs} if label else kwargs
-        x, y = self._points()
-        (self.line_,) = ax.plot(x, y, **line_kwargs)
-        ax.set(xlabel=self._labels[0], ylabel=self._labels[1], xlim=(-0.01, 1.01))
-        if label:
-            ax.legend()
+            rows, columns = len(picture) / height, picture.shape[1] / width
+            _, ax = plt.subplots(figsize=(0.6 * columns + 1, 0.6 * rows + 0.6), layout="tight")
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_xticks(centres, list(self.blocks))
+        ax.set_yticks((np.arange(n_classes) + 0.5) * height, self.class_names)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
     @classmethod
     def from_estimator(
-        cls: type[Display],
+        cls,
         estimator: Any,
-        X: Any,
-        y: ArrayLike,
         *,
-        sample_weight: ArrayLike | None = None,
-        name: str | None = None,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        n_columns: int = 8,
+        n_steps: int = 25,
+        class_names: Sequence[str] | None = None,
+        random_state: Any = 0,
         ax: Any = None,
-        **kwargs: Any,
-    ) -> Display:
-        """Draw the curve of a fitted classifier.
-
-        Its uncertainty is what `predict_uncertainty` says, and 1 - max p where it has none.
+    ) -> "SampleGridDisplay":
+        """Draw images of every class; with X and y beside real ones, and the nearest of these.
 
         Parameters
         ----------
         estimator : object
-            Fitted classifier.
-        X : array-like
-            What it takes.
-        y : array-like of shape (n,)
-            Labels.
-        sample_weight : array-like of shape (n,), default=None
-            Weights.
-        name : str, default=None
-            Name in the legend; that of the class without.
+            Fitted MedSymmFlow classifier.
+        X : array-like of shape (n, ...), default=None
+            Training images. With them there are three blocks: real images, generated ones, and
+            for each of these the training image whose pixels are nearest.
+        y : array-like of shape (n,), default=None
+            Their labels.
+        n_columns : int, default=8
+            Images of a class.
+        n_steps : int, default=25
+            Steps of the ODE solver.
+        class_names : sequence of str, default=None
+            Names of the classes, in their order; the labels without.
+        random_state : int, RandomState instance or None, default=0
+            Seed of the noise.
         ax : matplotlib Axes, default=None
             Where to draw; a new figure without.
-        **kwargs : dict
-            For matplotlib's `plot`.
 
         Returns
         -------
-        display : object
+        SampleGridDisplay
+
+        Raises
+        ------
+        ValueError
+            For X without y, and where a class has fewer than `n_columns` images in X.
         """
-        return cls.from_predictions(
-            y,
-            estimator.predict(X),
-            uncertainty_of(estimator, X),
-            sample_weight=sample_weight,
-            name=type(estimator).__name__ if name is None else name,
-            ax=ax,
-            **kwargs,
-        )
-
-    @classmethod
-    def from_predictions(
-        cls: type[Display],
-        y_true: ArrayLike,
-        y_pred: ArrayLike,
-        uncertainty: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        name: str | None = None,
-        ax: Any = None,
-        **kwargs: Any,
-    ) -> Display:
-        """Draw the curve of predictions.
-
-        Parameters
-        ----------
-        y_true, y_pred : array-like of shape (n,)
-            Labels and predictions.
-        uncertainty : array-like of shape (n,)
-            Uncertainty of each prediction; lower is more certain.
-        sample_weight : array-like of shape (n,), default=None
-            Weights.
-        name : str, default=None
-            Name in the legend.
-        ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
-        **kwargs : dict
-            For matplotlib's `plot`.
-
-        Returns
-        -------
-        display : object
-        """
-        errors = np.ravel(y_true) != np.ravel(y_pred)
-        # Subclasses name their values in their constructors.
-        make: Any = cls
-        display: Display = make(
-            **cls._values(errors, uncertainty, sample_weight),
-            name=name,
-            aurc=aurc(errors, uncertainty, sample_weight=sample_weight),
-        )
-        return display.plot(ax=ax, **kwargs)
-
-    @staticmethod
-    def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
-    ) -> dict[str, np.ndarray]:
-        raise NotImplementedError
-
-
-class AccuracyRejectionDisplay(_CurveDisplay):
-    """Accuracy of the answers against the share of rows rejected (paper, Figure 2).
-
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
-
-    Parameters
-    ----------
-    rejection : ndarray of shape (n,)
-        Share of rows rejected.
-    accuracy : ndarray of shape (n,)
-        Accuracy among the others.
-    name : str, default=None
-        Name in the legend.
-    aurc : float, default=None
-        Area under the risk-coverage curve, for the legend.
-
-    Attributes
-    ----------
-    ax_, figure_, line_ : matplotlib objects
-        Axes, figure and curve, once drawn.
-
-    Examples
-    --------
-    >>> from sklearn_msf.plotting import AccuracyRejectionDisplay
-    >>> display = AccuracyRejectionDisplay.from_predictions(
-    ...     [0, 0, 1, 1], [0, 1, 1, 1], uncertainty=[0.3, 0.4, 0.1, 0.2]
-    ... )
-    >>> display.accuracy[display.rejection >= 0.25].tolist()
-    [1.0, 1.0, 1.0]
-    """
-
-    _labels = "Rejected share", "Accuracy of the answers"
-
-    def __init__(
-        self,
-        *,
-        rejection: np.ndarray,
-        accuracy: np.ndarray,
-        name: str | None = None,
-        aurc: float | None = None,
-    ):
-        self.rejection = rejection
-        self.accuracy = accuracy
-        self.name = name
-        self.aurc = aurc
-
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.rejection, self.accuracy
-
-    @staticmethod
-    def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
-    ) -> dict[str, np.ndarray]:
-        right = np.zeros(len(errors))
-        curve = accuracy_rejection_curve(right, errors, uncertainty, sample_weight=sample_weight)
-        return {"rejection": 1 - curve.coverage, "accuracy": curve.accuracy}
-
-
-class RiskCoverageDisplay(_CurveDisplay):
-    """Share of errors among the answers against the share of rows answered.
-
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
-
-    Parameters
-    ----------
-    coverage : ndarray of shape (m,)
-        Share of rows answered.
-    risk : ndarray of shape (m,)
-        Share of errors among them.
-    name : str, default=None
-        Name in the legend.
-    aurc : float, default=None
-        Area under the curve, for the legend.
-
-    Attributes
-    ----------
-    ax_, figure_, line_ : matplotlib objects
-        Axes, figure and curve, once drawn.
-
-    Examples
-    --------
-    >>> from sklearn_msf.plotting import RiskCoverageDisplay
-    >>> display = RiskCoverageDisplay.from_predictions(
-    ...     [0, 0, 1, 1], [0, 1, 1, 1], uncertainty=[0.3, 0.4, 0.1, 0.2]
-    ... )
-    >>> display.risk.tolist()
-    [0.0, 0.0, 0.0, 0.25]
-    """
-
-    _labels = "Coverage", "Selective risk"
-
-    def __init__(
-        self,
-        *,
-        coverage: np.ndarray,
-        risk: np.ndarray,
-        name: str | None = None,
-        aurc: float | None = None,
-    ):
-        self.coverage = coverage
-        self.risk = risk
-        self.name = name
-        self.aurc = aurc
-
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.coverage, self.risk
-
-    @staticmethod
-    def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
-    ) -> dict[str, np.ndarray]:
-        curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
-        return {"coverage": curve.coverage, "risk": curve.risk}
+        classes = estimator.classes_
+        names = [str(label) for label in classes] if class_names is None else class_names
+        if len(names) != len(classes):
+            raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
+        if (X is None) != (y is None):
+            raise ValueError("X and y must be given together.")
+        drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
+        shape = (len(classes), n_columns, *estimator.image_shape_)
+        if X is None:
+            blocks = {"generated": drawn}
+        else:
+            X, y = np.asarray(X), np.ravel(np.asarray(y))
+            chosen = [np.flatnonzero(y == label)[:n_columns] for label in classes]
+            if any(len(rows) < n_columns for rows in chosen):
+                raise ValueError(f"X has a class of fewer than n_columns={n_columns} images.")
+            search = NearestNeighbors(n_neighbors=1).fit(X.reshape(len(X), -1))
+            nearest = search.kneighbors(drawn.reshape(len(drawn), -1), return_distance=False)[:, 0]
+            blocks = {
+                "real": X[np.concatenate(chosen)],
+                "generated": drawn,
+                "nearest training image": X[nearest],
+            }
+        scaled = {
+            name: estimator._image_format.to_unit_range(images).reshape(shape)
+            for name, images in blocks.items()
+        }
+        return cls(blocks=scaled, class_names=names).plot(ax)

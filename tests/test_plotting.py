@@ -4,7 +4,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay
+from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay, SampleGridDisplay
 from sklearn_msf.selective import aurc, uncertainty_of
 
 matplotlib.use("agg")
@@ -81,3 +81,35 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"sklearn-msf\[plot\]"):
         RiskCoverageDisplay.from_predictions([0, 1], [0, 1], [0.1, 0.2])
+
+
+def test_a_grid_has_a_row_for_each_class(fitted):
+    display = SampleGridDisplay.from_estimator(fitted, n_columns=4, n_steps=2)
+    (picture,) = display.ax_.get_images()
+    assert picture.get_array().shape == (3 * 8, 4 * 8, 3)
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["one", "two", "zero"]
+    drawn = fitted.sample("two", 4, n_steps=2, random_state=0)
+    assert drawn.shape == (4, 8, 8)
+
+
+def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits):
+    X, y = digits
+    display = SampleGridDisplay.from_estimator(fitted, X=X, y=y, n_columns=3, n_steps=2)
+    assert list(display.blocks) == ["real", "generated", "nearest training image"]
+    np.testing.assert_allclose(display.blocks["real"][1] * 16, X[y == "two"][:3])
+    generated, nearest = (display.blocks[name] for name in list(display.blocks)[1:])
+    best = np.linalg.norm((generated[2, 0] - X / 16).reshape(len(X), -1), axis=1).argmin()
+    np.testing.assert_allclose(nearest[2, 0] * 16, X[best])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"X": np.zeros((2, 8, 8))}, "X and y must be given together"),
+        ({"class_names": ["a"]}, "class_names has 1 names for 3 classes"),
+        ({"X": np.zeros((2, 8, 8)), "y": ["one", "two"]}, "fewer than n_columns=8"),
+    ],
+)
+def test_a_grid_that_cannot_be_made_is_named(fitted, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SampleGridDisplay.from_estimator(fitted, n_steps=1, **settings)

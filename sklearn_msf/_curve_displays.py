@@ -1,0 +1,286 @@
+"""Displays of accuracy and risk when uncertain answers are rejected."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sklearn_msf.selective import (
+    accuracy_rejection_curve,
+    aurc,
+    risk_coverage_curve,
+    uncertainty_of,
+)
+
+__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "pyplot_for"]
+
+Display = TypeVar("Display", bound="_CurveDisplay")
+
+
+def pyplot_for(display: Any) -> Any:
+    """matplotlib, which is needed from here on."""
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise ImportError(
+            f'{type(display).__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
+        ) from error
+    return matplotlib.pyplot
+
+
+class _CurveDisplay:
+    """A curve over predictions and their uncertainties."""
+
+    name: str | None
+    aurc: float | None
+    _labels: tuple[str, str]
+
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def plot(self: Display, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Display:
+        """Draw the curve.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure without.
+        name : str, default=None
+            Name in the legend; that of the display without.
+        **kwargs : dict
+            For matplotlib's `plot`.
+
+        Returns
+        -------
+        self : object
+            With `ax_`, `figure_` and `line_`.
+
+        Raises
+        ------
+        ImportError
+            Where there is no matplotlib.
+        """
+        if ax is None:
+            _, ax = pyplot_for(self).subplots()
+        name = self.name if name is None else name
+        area = None if self.aurc is None else f"AURC = {self.aurc:.3f}"
+        label = f"{name} ({area})" if name and area else name or area
+        line_kwargs = {"label": label, **kwargs} if label else kwargs
+        x, y = self._points()
+        (self.line_,) = ax.plot(x, y, **line_kwargs)
+        ax.set(xlabel=self._labels[0], ylabel=self._labels[1], xlim=(-0.01, 1.01))
+        if label:
+            ax.legend()
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls: type[Display],
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Display:
+        """Draw the curve of a fitted classifier.
+
+        Its uncertainty is what `predict_uncertainty` says, and 1 - max p where it has none.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted classifier.
+        X : array-like
+            What it takes.
+        y : array-like of shape (n,)
+            Labels.
+        sample_weight : array-like of shape (n,), default=None
+            Weights.
+        name : str, default=None
+            Name in the legend; that of the class without.
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure without.
+        **kwargs : dict
+            For matplotlib's `plot`.
+
+        Returns
+        -------
+        display : object
+        """
+        return cls.from_predictions(
+            y,
+            estimator.predict(X),
+            uncertainty_of(estimator, X),
+            sample_weight=sample_weight,
+            name=type(estimator).__name__ if name is None else name,
+            ax=ax,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls: type[Display],
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        uncertainty: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Display:
+        """Draw the curve of predictions.
+
+        Parameters
+        ----------
+        y_true, y_pred : array-like of shape (n,)
+            Labels and predictions.
+        uncertainty : array-like of shape (n,)
+            Uncertainty of each prediction; lower is more certain.
+        sample_weight : array-like of shape (n,), default=None
+            Weights.
+        name : str, default=None
+            Name in the legend.
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure without.
+        **kwargs : dict
+            For matplotlib's `plot`.
+
+        Returns
+        -------
+        display : object
+        """
+        errors = np.ravel(y_true) != np.ravel(y_pred)
+        # Subclasses name their values in their constructors.
+        make: Any = cls
+        display: Display = make(
+            **cls._values(errors, uncertainty, sample_weight),
+            name=name,
+            aurc=aurc(errors, uncertainty, sample_weight=sample_weight),
+        )
+        return display.plot(ax=ax, **kwargs)
+
+    @staticmethod
+    def _values(
+        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+    ) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class AccuracyRejectionDisplay(_CurveDisplay):
+    """Accuracy of the answers against the share of rows rejected (paper, Figure 2).
+
+    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
+
+    Parameters
+    ----------
+    rejection : ndarray of shape (n,)
+        Share of rows rejected.
+    accuracy : ndarray of shape (n,)
+        Accuracy among the others.
+    name : str, default=None
+        Name in the legend.
+    aurc : float, default=None
+        Area under the risk-coverage curve, for the legend.
+
+    Attributes
+    ----------
+    ax_, figure_, line_ : matplotlib objects
+        Axes, figure and curve, once drawn.
+
+    Examples
+    --------
+    >>> from sklearn_msf.plotting import AccuracyRejectionDisplay
+    >>> display = AccuracyRejectionDisplay.from_predictions(
+    ...     [0, 0, 1, 1], [0, 1, 1, 1], uncertainty=[0.3, 0.4, 0.1, 0.2]
+    ... )
+    >>> display.accuracy[display.rejection >= 0.25].tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    _labels = "Rejected share", "Accuracy of the answers"
+
+    def __init__(
+        self,
+        *,
+        rejection: np.ndarray,
+        accuracy: np.ndarray,
+        name: str | None = None,
+        aurc: float | None = None,
+    ):
+        self.rejection = rejection
+        self.accuracy = accuracy
+        self.name = name
+        self.aurc = aurc
+
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.rejection, self.accuracy
+
+    @staticmethod
+    def _values(
+        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+    ) -> dict[str, np.ndarray]:
+        right = np.zeros(len(errors))
+        curve = accuracy_rejection_curve(right, errors, uncertainty, sample_weight=sample_weight)
+        return {"rejection": 1 - curve.coverage, "accuracy": curve.accuracy}
+
+
+class RiskCoverageDisplay(_CurveDisplay):
+    """Share of errors among the answers against the share of rows answered.
+
+    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
+
+    Parameters
+    ----------
+    coverage : ndarray of shape (m,)
+        Share of rows answered.
+    risk : ndarray of shape (m,)
+        Share of errors among them.
+    name : str, default=None
+        Name in the legend.
+    aurc : float, default=None
+        Area under the curve, for the legend.
+
+    Attributes
+    ----------
+    ax_, figure_, line_ : matplotlib objects
+        Axes, figure and curve, once drawn.
+
+    Examples
+    --------
+    >>> from sklearn_msf.plotting import RiskCoverageDisplay
+    >>> display = RiskCoverageDisplay.from_predictions(
+    ...     [0, 0, 1, 1], [0, 1, 1, 1], uncertainty=[0.3, 0.4, 0.1, 0.2]
+    ... )
+    >>> display.risk.tolist()
+    [0.0, 0.0, 0.0, 0.25]
+    """
+
+    _labels = "Coverage", "Selective risk"
+
+    def __init__(
+        self,
+        *,
+        coverage: np.ndarray,
+        risk: np.ndarray,
+        name: str | None = None,
+        aurc: float | None = None,
+    ):
+        self.coverage = coverage
+        self.risk = risk
+        self.name = name
+        self.aurc = aurc
+
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.coverage, self.risk
+
+    @staticmethod
+    def _values(
+        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+    ) -> dict[str, np.ndarray]:
+        curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
+        return {"coverage": curve.coverage, "risk": curve.risk}

@@ -1,0 +1,135 @@
+"""Training data balanced or enlarged by generated images."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
+
+__all__ = ["augment_with_samples"]
+
+# Nearer to a training image than this quantile of the distances between training images: a copy.
+_COPY_QUANTILE = 0.01
+# How many images may be drawn for each that is wanted.
+_MAX_DRAWN_EACH = 4
+_MAX_SEED = np.iinfo(np.int32).max
+
+
+def augment_with_samples(
+    estimator: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    n_per_class: int | Mapping[Any, int] | str = "balance",
+    judge: Any = None,
+    remove_copies: bool = True,
+    n_steps: int = 25,
+    random_state: Any = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add generated images to training images.
+
+    Parameters
+    ----------
+    estimator : object
+        Fitted MedSymmFlow classifier, which draws. Fit it on X: images that it saw and others
+        must not mix.
+    X : array-like of shape (n, ...)
+        Training images as the estimator takes them.
+    y : array-like of shape (n,)
+        Their labels.
+    n_per_class : int, dict or "balance", default="balance"
+        Generated images to add: as many to every class, as many as a dict has for each, or so
+        many that every class is as large as the largest.
+    judge : object, default=None
+        Classifier with `predict` that was trained by itself on real images: what it takes for
+        another class than the one asked for is left out.
+    remove_copies : bool, default=True
+        Whether to leave out what is nearer to a training image than training images are to each
+        other, but for one in a hundred.
+    n_steps : int, default=25
+        Steps of the ODE solver.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the noise.
+
+    Returns
+    -------
+    X_augmented : ndarray of shape (n + n_generated, ...)
+        X, and behind it the generated images.
+    y_augmented : ndarray of shape (n + n_generated,)
+        y, and behind it the classes asked for.
+
+    Raises
+    ------
+    ValueError
+        For counts that are none, and for labels and classes that the estimator does not know.
+    """
+    X, y = np.asarray(X), np.asarray(y).ravel()
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} images and y {len(y)} labels.")
+    unknown = sorted(set(y.tolist()) - set(estimator.classes_.tolist()), key=str)
+    if unknown:
+        raise ValueError(f"y has labels {unknown} that the estimator does not know.")
+    wanted = _counts(n_per_class, y, estimator.classes_)
+    random_state = check_random_state(random_state)
+    is_copy = _CopyFilter(X) if remove_copies and any(wanted.values()) else None
+    images, labels = [X], [y]
+    for label, n_wanted in wanted.items():
+        kept: list[np.ndarray] = []
+        n_drawn = n_kept = 0
+        while n_kept < n_wanted and n_drawn < _MAX_DRAWN_EACH * n_wanted:
+            n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
+            seed = random_state.randint(_MAX_SEED)
+            drawn = estimator.sample(label, n, n_steps=n_steps, random_state=seed)
+            n_drawn += n
+            good = np.ones(n, dtype=bool)
+            if judge is not None:
+                good &= np.asarray(judge.predict(drawn)) == label
+            if is_copy is not None:
+                good &= ~is_copy(drawn)
+            kept.append(drawn[good])
+            n_kept += int(good.sum())
+        if n_kept < n_wanted:
+            warnings.warn(
+                f"Class {label!r}: of {n_drawn} images drawn only {n_kept} passed, {n_wanted} were "
+                "wanted.",
+                stacklevel=2,
+            )
+        images += kept
+        labels.append(np.full(n_kept, label, dtype=y.dtype))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:
+    """Images to add to each class."""
+    names = classes.tolist()
+    present = {label: int(np.sum(y == label)) for label in names}
+    if isinstance(n_per_class, str) and n_per_class == "balance":
+        return {label: max(present.values()) - n for label, n in present.items()}
+    counts = n_per_class if isinstance(n_per_class, Mapping) else dict.fromkeys(names, n_per_class)
+    for label, n in counts.items():
+        whole = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+        if label not in names or not whole or n < 0:
+            raise ValueError(
+                "n_per_class must be 'balance', an integer >= 0, or such integers for classes out "
+                f"of {names}; got {n_per_class!r}."
+            )
+    return {label: int(n) for label, n in counts.items()}
+
+
+class _CopyFilter:
+    """Tells images that are nearer to a training image than these are to each other."""
+
+    def __init__(self, X: np.ndarray):
+        rows = X.reshape(len(X), -1).astype(float)
+        self._search = NearestNeighbors(n_neighbors=1).fit(rows)
+        # A training image that is there twice says nothing of how near others come.
+        apart = self._search.kneighbors()[0][:, 0]
+        apart = apart[apart > 0]
+        self._threshold = np.quantile(apart, _COPY_QUANTILE) if len(apart) else 0.0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        rows = images.reshape(len(images), -1).astype(float)
+        return np.asarray(self._search.kneighbors(rows)[0][:, 0] < self._threshold)

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+
+from sklearn_msf.sample_augmentation import augment_with_samples
+
+
+class Painter:
+    """Draws images of one value a class."""
+
+    classes_ = np.array(["bright", "dark"])
+
+    def sample(self, class_id, n_samples, *, n_steps, random_state):
+        rng = np.random.default_rng(random_state)
+        level = 200 if class_id == "bright" else 50
+        return rng.integers(level - 20, level + 20, (n_samples, 4, 4)).astype(np.uint8)
+
+
+class Threshold:
+    """Takes bright images for bright ones."""
+
+    def predict(self, X):
+        return np.where(X.mean(axis=(1, 2)) > 125, "bright", "dark")
+
+
+@pytest.fixture
+def few_bright():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (30, 4, 4)).astype(np.uint8)
+    return X, np.array(["bright"] * 5 + ["dark"] * 25)
+
+
+def test_classes_are_balanced_and_the_originals_come_first(few_bright):
+    X, y = few_bright
+    X_new, y_new = augment_with_samples(Painter(), X, y, random_state=0)
+    np.testing.assert_array_equal(X_new[:30], X)
+    np.testing.assert_array_equal(y_new, [*y, *["bright"] * 20])
+    assert X_new.dtype == X.dtype
+    assert X_new[30:].min() >= 180
+
+
+@pytest.mark.parametrize(
+    ("n_per_class", "added"), [(3, {"bright": 3, "dark": 3}), ({"dark": 2}, {"dark": 2}), (0, {})]
+)
+def test_as_many_are_added_as_asked_for(few_bright, n_per_class, added):
+    _, y = augment_with_samples(Painter(), *few_bright, n_per_class=n_per_class, random_state=0)
+    new = y[30:].tolist()
+    assert {label: new.count(label) for label in set(new)} == added
+
+
+def test_what_the_judge_takes_for_another_class_is_left_out(few_bright):
+    class Undecided(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            images = super().sample(class_id, n_samples, **settings)
+            images[1::2] = 0
+            return images
+
+    X, _ = augment_with_samples(
+        Undecided(), *few_bright, judge=Threshold(), remove_copies=False, random_state=0
+    )
+    assert len(X) == 50
+    assert Threshold().predict(X[30:]).tolist() == ["bright"] * 20
+
+
+def test_copies_are_left_out_and_too_few_are_said(few_bright):
+    class Copyist(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            return np.repeat(few_bright[0][:1], n_samples, axis=0)
+
+    with pytest.warns(UserWarning, match="'bright': of 80 images drawn only 0 passed, 20 were"):
+        X, y = augment_with_samples(Copyist(), *few_bright, random_state=0)
+    assert len(X) == len(y) == 30
+
+
+def test_a_seed_gives_the_same_images(few_bright):
+    first, second = (augment_with_samples(Painter(), *few_bright, random_state=1) for _ in range(2))
+    np.testing.assert_array_equal(first[0], second[0])
+
+
+def test_it_works_with_the_estimators(fitted, digits):
+    X, y = digits
+    X_new, y_new = augment_with_samples(
+        fitted, X, y, n_per_class={"two": 3}, n_steps=2, random_state=0
+    )
+    assert X_new.shape == (len(X) + len(y_new[len(X) :]), 8, 8)
+    assert set(y_new[len(X) :]) <= {"two"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_per_class": -1}, "n_per_class must be"),
+        ({"n_per_class": 1.5}, "n_per_class must be"),
+        ({"n_per_class": {"blue": 1}}, "n_per_class must be"),
+        ({"n_per_class": "all"}, "n_per_class must be"),
+        ({"y": ["bright"] * 29 + ["blue"]}, r"y has labels \['blue'\]"),
+        ({"y": ["bright"]}, "X has 30 images and y 1 labels"),
+    ],
+)
+def test_what_cannot_be_added_is_named(few_bright, change, message):
+    X, y = few_bright
+    with pytest.raises(ValueError, match=message):
+        augment_with_samples(Painter(), **{"X": X, "y": y, **change})
