@@ -15,7 +15,7 @@ from sklearn_msf._parameters import (
     make_random_state,
 )
 from sklearn_msf._prediction import PredictingEstimator
-from sklearn_msf.inference import InferenceSettings, generate, translate
+from sklearn_msf.inference import InferenceSettings, generate, trace, translate
 
 __all__ = ["DrawingEstimator"]
 
@@ -100,6 +100,40 @@ class DrawingEstimator(PredictingEstimator):
             for start in range(0, n_images, batch_size)
             for numbers in [np.arange(start, min(start + batch_size, n_images))]
         )
+
+    def sample_trajectory(
+        self,
+        class_id: Any,
+        *,
+        n_steps: int = 25,
+        ode_solver: str | None = None,
+        random_state: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw one image and show it and its mask on their way (paper, Figure 1).
+
+        Parameters
+        ----------
+        class_id : label
+            Class to draw, out of `classes_`.
+        n_steps, ode_solver, random_state :
+            As in :meth:`sample`, whose first image is the last one here.
+
+        Returns
+        -------
+        images : ndarray of shape (n_steps + 1, ...)
+            From noise (t = 0) to the image (t = 1), in the dtype, layout and range of the
+            training X; what lies outside is cut off.
+        masks : ndarray of shape (n_steps + 1, H, W, C), float32
+            From the code of the class (t = 0) to noise (t = 1), in units of the codes.
+        """
+        classes, seed = self._asked_for(class_id, 1, random_state)
+        if len(classes) > 1:
+            raise ValueError(f"class_id must be a single class, got {class_id!r}.")
+        settings = self._drawing_settings(n_steps, ode_solver)
+        representation = self._representation
+        points, masks = trace(self.field_, int(classes[0]), representation.shape, seed, settings)
+        images = self._image_format.from_tensor(representation.images(points.float()))
+        return images, representation.masks(masks.float()).permute(0, 2, 3, 1).cpu().numpy()
 
     def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
         """Carry images to noise under their predicted class, and back.

@@ -9,6 +9,7 @@ Both fields map (x_t, y_t, t) to the two velocities. They differ in what the net
   middle block give p; only v_x needs the way up.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -149,6 +150,25 @@ class VelocityField(nn.Module):
         """Velocity of the image alone, (n, C_x, H, W)."""
         return self(x_t, y_t, t)[0]
 
+    def trajectory(
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Carry [e_x, masks] as :meth:`generate` does, and return where they are after each step.
+
+        Returns
+        -------
+        list of (x_t, y_t), of length n_steps + 1
+            At times 0, 1 / n_steps, ..., 1.
+        """
+        points = [(e_x, masks)]
+        times = [step / n_steps for step in range(n_steps + 1)]
+        for start, end in pairwise(times):
+            x = self.carry_images(
+                points[-1][0], masks, e_y, start=start, end=end, n_steps=1, method=method
+            )
+            points.append((x, torch.lerp(masks, e_y, end)))
+        return points
+
 
 class VelocityForm(VelocityField):
     """Label half as a regression of u_y per pixel (paper, section 3)."""
@@ -171,6 +191,19 @@ class VelocityForm(VelocityField):
             self._velocity, (e_x, masks), start=0.0, end=1.0, n_steps=n_steps, method=method
         )
         return end.state[0]
+
+    def trajectory(
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Carry image and mask together, and return where they are after each step."""
+        points = [(e_x, masks)]
+        times = [step / n_steps for step in range(n_steps + 1)]
+        for start, end in pairwise(times):
+            found = integrate(
+                self._velocity, points[-1], start=start, end=end, n_steps=1, method=method
+            )
+            points.append((found.state[0], found.state[1]))
+        return points
 
 
 class PosteriorForm(VelocityField):

@@ -29,6 +29,7 @@ __all__ = [
     "Prediction",
     "classify",
     "generate",
+    "trace",
     "translate",
 ]
 
@@ -279,6 +280,45 @@ def generate(
         return decode(drawn[:n_real].float()).float().cpu()
 
     return torch.cat(in_batches(run, len(labels), settings.batch_size, device))
+
+
+@torch.inference_mode()
+def trace(
+    field: VelocityField,
+    label: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    settings: InferenceSettings,
+) -> tuple[Tensor, Tensor]:
+    """Draw one image, the first of a seed, and keep it and its mask after every step.
+
+    Parameters
+    ----------
+    field, image_shape, seed, settings :
+        As in :func:`generate`.
+    label : int
+        Class index.
+
+    Returns
+    -------
+    images : Tensor of shape (n_steps + 1, C, H, W)
+        What the field draws, from noise to the image.
+    masks : Tensor of shape (n_steps + 1, C_y, H, W)
+        From the code of the class to noise.
+    """
+    device = next(field.parameters()).device
+    shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
+    noise = _image_noise(seed, 0, 1, shape).to(device)
+    masks = field.codes.masks(torch.tensor([label], device=device), image_shape[1:])
+    points = field.trajectory(
+        noise[:, : image_shape[0]],
+        masks,
+        noise[:, image_shape[0] :],
+        n_steps=settings.n_steps,
+        method=settings.ode_solver,
+    )
+    images, on_path = (torch.cat(part) for part in zip(*points, strict=True))
+    return images, on_path
 
 
 def translate(

@@ -106,6 +106,10 @@ class LatentRepresentation:
             images = images.mean(dim=1, keepdim=True)
         return resize_images(images, self._format.size)
 
+    def masks(self, drawn: Tensor) -> Tensor:
+        """Decode masks where the field carries encoded ones."""
+        return drawn if self._latent_format.mask_codes is None else self._decoded(drawn)
+
     def encode(self, x: Tensor) -> Tensor:
         """Normalised posterior means of images, (n, C, H, W) in [-1, 1]."""
         return self.normalise(self.posterior(self.resized(x)).mean)

@@ -13,7 +13,12 @@ from sklearn_msf._curve_displays import (
     pyplot_for,
 )
 
-__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "SampleGridDisplay"]
+__all__ = [
+    "AccuracyRejectionDisplay",
+    "RiskCoverageDisplay",
+    "SampleGridDisplay",
+    "TrajectoryDisplay",
+]
 
 
 class SampleGridDisplay:
@@ -150,3 +155,108 @@ class SampleGridDisplay:
             for name, images in blocks.items()
         }
         return cls(blocks=scaled, class_names=names).plot(ax)
+
+
+class TrajectoryDisplay:
+    """An image and its mask side by side on their way from t = 0 to 1 (paper, Figure 1).
+
+    Parameters
+    ----------
+    images : ndarray of shape (T, H, W) or (T, H, W, C)
+        Image at each time, in [0, 1].
+    masks : ndarray of shape (T, h, w, 3)
+        Mask at each time, in [0, 1].
+    times : ndarray of shape (T,)
+        Times.
+
+    Attributes
+    ----------
+    axes_, figure_ : matplotlib objects
+        Axes, (2, T), and figure, once drawn.
+    """
+
+    def __init__(self, *, images: np.ndarray, masks: np.ndarray, times: np.ndarray):
+        self.images = images
+        self.masks = masks
+        self.times = times
+
+    def plot(self) -> "TrajectoryDisplay":
+        """Draw images above masks.
+
+        Returns
+        -------
+        self : object
+            With `axes_` and `figure_`.
+
+        Raises
+        ------
+        ImportError
+            Where there is no matplotlib.
+        """
+        n = len(self.times)
+        figure, axes = pyplot_for(self).subplots(
+            2, n, figsize=(1.1 * n, 2.6), layout="tight", squeeze=False
+        )
+        for column, time in enumerate(self.times):
+            for row, values in enumerate((self.images, self.masks)):
+                image = values[column]
+                image = image[..., None] if image.ndim == 2 else image
+                axes[row, column].imshow(
+                    np.broadcast_to(image, (*image.shape[:2], 3)), interpolation="nearest"
+                )
+                axes[row, column].set_axis_off()
+            axes[0, column].set_title(f"t = {time:.2f}", fontsize=9)
+        self.axes_, self.figure_ = axes, figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        class_id: Any,
+        *,
+        n_columns: int = 9,
+        n_steps: int = 24,
+        random_state: Any = 0,
+    ) -> "TrajectoryDisplay":
+        """Draw an image of a class and show its way.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted MedSymmFlow classifier.
+        class_id : label
+            Class to draw.
+        n_columns : int, default=9
+            Times that are shown, the first and the last among them; at least 2.
+        n_steps : int, default=24
+            Steps of the ODE solver.
+        random_state : int, RandomState instance or None, default=0
+            Seed of the noise.
+
+        Returns
+        -------
+        TrajectoryDisplay
+
+        Raises
+        ------
+        ValueError
+            For fewer than two columns.
+        """
+        if n_columns < 2:
+            raise ValueError(f"n_columns must be an integer >= 2, got {n_columns!r}.")
+        images, masks = estimator.sample_trajectory(
+            class_id, n_steps=n_steps, random_state=random_state
+        )
+        shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
+        pictures = estimator._image_format.to_unit_range(images[shown])
+        # Up to three channels of the code are colours; its own range is theirs.
+        colours = masks[shown][..., :3]
+        colours = np.clip(0.5 + 0.5 * colours / max(1.0, float(np.abs(masks[0]).max())), 0, 1)
+        if colours.shape[3] == 2:
+            colours = np.concatenate([colours, np.full((*colours.shape[:3], 1), 0.5)], axis=3)
+        return cls(
+            images=pictures.reshape(len(shown), *estimator.image_shape_),
+            masks=np.broadcast_to(colours, (*colours.shape[:3], 3)),
+            times=shown / n_steps,
+        ).plot()

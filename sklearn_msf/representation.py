@@ -34,6 +34,9 @@ class Representation(Protocol):
     def images(self, drawn: Tensor) -> Tensor:
         """Make images (n, C, H, W) in about [-1, 1] of what the field draws."""
 
+    def masks(self, drawn: Tensor) -> Tensor:
+        """Make masks of colours of the masks that the field carries."""
+
 
 class PixelRepresentation:
     """Images as they are.
@@ -68,4 +71,8 @@ class PixelRepresentation:
 
     def images(self, drawn: Tensor) -> Tensor:
         """Return what the field draws."""
+        return drawn
+
+    def masks(self, drawn: Tensor) -> Tensor:
+        """Return the masks that the field carries."""
         return drawn

@@ -46,6 +46,20 @@ def test_large_numbers_are_drawn_only_as_they_are_taken(fitted):
     assert next(batches).shape == (2, 8, 8)
 
 
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_a_trajectory_ends_at_the_image_that_sample_draws(make_classifier, digits, form):
+    classifier = make_classifier(label_prediction=form).fit(*digits)
+    images, masks = classifier.sample_trajectory("two", n_steps=6, random_state=3)
+    assert images.shape == (7, 8, 8)
+    drawn = classifier.sample("two", n_steps=6, random_state=3)
+    np.testing.assert_allclose(images[-1], drawn[0], atol=1e-3)
+    assert len(masks) == 7
+    if form == "velocity":
+        return
+    # From one colour to noise; encoded masks are decoded, and of no one colour.
+    assert masks[0].std(axis=(0, 1)).max() < masks[-1].std(axis=(0, 1)).min()
+
+
 def test_there_and_back_under_one_class_gives_the_image(fitted, digits):
     X = digits[0][:6]
     # Over latents what the autoencoder itself makes of the image.
@@ -86,6 +100,7 @@ def test_a_counterfactual_does_not_depend_on_the_other_rows(fitted, digits):
         (lambda c, X: c.sample("one", ode_solver="heun"), "ode_solver must be one of .*'heun'"),
         (lambda c, X: c.iter_samples("one", batch_size=0), "batch_size must be an integer >= 1"),
         (lambda c, X: c.iter_samples("nine"), "class_id must be one or more of .* got 'nine'"),
+        (lambda c, X: c.sample_trajectory(["one", "two"]), "class_id must be a single class"),
         (lambda c, X: c.counterfactual(X, "nine"), "to_class must be one or more of .*'nine'"),
         (lambda c, X: c.counterfactual(X, ["one"] * 2), r"to_class must be one class.*\(2,\)"),
         (lambda c, X: c.counterfactual(X[:, :4], "one"), "X has images of shape"),

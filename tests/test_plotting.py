@@ -1,10 +1,16 @@
 import matplotlib
 import numpy as np
 import pytest
+from conftest import tiny_classifier
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay, SampleGridDisplay
+from sklearn_msf.plotting import (
+    AccuracyRejectionDisplay,
+    RiskCoverageDisplay,
+    SampleGridDisplay,
+    TrajectoryDisplay,
+)
 from sklearn_msf.selective import aurc, uncertainty_of
 
 matplotlib.use("agg")
@@ -113,3 +119,16 @@ def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits)
 def test_a_grid_that_cannot_be_made_is_named(fitted, settings, message):
     with pytest.raises(ValueError, match=message):
         SampleGridDisplay.from_estimator(fitted, n_steps=1, **settings)
+
+
+@pytest.mark.parametrize("encoding", ["rgb", "grayscale", "simplex"])
+def test_image_and_mask_are_shown_on_their_way(digits, encoding):
+    classifier = tiny_classifier(label_encoding=encoding).fit(*digits)
+    display = TrajectoryDisplay.from_estimator(classifier, "two", n_columns=5, n_steps=8)
+    assert display.axes_.shape == (2, 5)
+    np.testing.assert_allclose(display.times, [0, 0.25, 0.5, 0.75, 1])
+    assert display.masks.shape == (5, 8, 8, 3)
+    assert display.masks.min() >= 0
+    assert display.masks.max() <= 1
+    with pytest.raises(ValueError, match="n_columns must be an integer >= 2, got 1"):
+        TrajectoryDisplay.from_estimator(classifier, "two", n_columns=1)

@@ -1,0 +1,231 @@
+"""How well the classifier draws: metrics in the features of an independent judge.
+
+The judge is a ResNet-18 trained on the real training images; its pooled features are the space of
+precision, recall, density, coverage and kernel distance, its predictions the class fidelity. The
+classifier accuracy score trains extremely randomised trees on generated images and tests them on
+real ones. Every figure stands beside that of real training images, as many. Runs that the JSON
+file has are not repeated.
+
+    python examples/benchmarks/generation.py --datasets retinamnist breastmnist
+
+Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. Other settings of the classifier:
+``--set t1_share=0.3 max_epochs=200``, under a name of its own, ``--name long``.
+"""
+
+import argparse
+import ast
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accuracy import (
+    REFERENCE_GFLOPS,
+    accuracy,
+    as_tensor,
+    auc_score,
+    gemm_gflops,
+    load,
+    make_resnet18,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.generation_metrics import (
+    class_fidelity,
+    classifier_accuracy_score,
+    copying_check,
+    kernel_distance,
+    manifold_metrics,
+)
+
+N_GENERATED = 400
+N_REAL = 1500
+JUDGE_IMAGES = 40_000
+STEPS = (1, 2, 4, 8, 25, 100)
+# Methods at 24 function evaluations.
+EQUAL_NFE = {"euler": 24, "midpoint": 12, "rk4": 6}
+
+
+class Judge:
+    """ResNet-18 that classifies real images and gives their features."""
+
+    def __init__(self, X, y, seed=0):
+        torch.manual_seed(seed)
+        x, labels = as_tensor(X), torch.from_numpy(y.astype(np.int64))
+        net = make_resnet18(x.shape[1], len(np.unique(y))).to(memory_format=torch.channels_last)
+        n_steps = max(8 * len(x), JUDGE_IMAGES) // 64
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=n_steps)
+        for _ in range(n_steps):
+            rows = torch.randint(len(x), (64,))
+            batch = x[rows].flip(3) if torch.rand(1) < 0.5 else x[rows]
+            loss = F.cross_entropy(net(batch), labels[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        self._head = net[-1].eval()
+        self._body = nn.Sequential(*list(net.children())[:-1]).eval()
+
+    @torch.inference_mode()
+    def features(self, X):
+        """Pooled features, (n, 512)."""
+        return torch.cat([self._body(part) for part in as_tensor(X).split(256)]).numpy()
+
+    @torch.inference_mode()
+    def predict(self, X):
+        """Class indices."""
+        return self._head(torch.from_numpy(self.features(X))).argmax(dim=1).numpy()
+
+
+def counts_of(y, n):
+    """Images of each class, n in all, in the shares of the labels."""
+    counts = np.floor(np.bincount(y) / len(y) * n).astype(int)
+    counts[counts.argmax()] += n - counts.sum()
+    return counts
+
+
+def draw(classifier, counts, **settings):
+    """Images of each class and their labels."""
+    images, labels = [], []
+    for index, (label, n) in enumerate(zip(classifier.classes_, counts, strict=True)):
+        images.append(classifier.sample(label, int(n), random_state=index, **settings))
+        labels.append(np.full(n, label))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def quality(judge, real, generated):
+    """Overlap and distance of two sets of images in the judge's features."""
+    features, drawn = judge.features(real), judge.features(generated)
+    overlap, distance = manifold_metrics(features, drawn), kernel_distance(features, drawn)
+    return {
+        **vars(overlap),
+        "kernel_distance": distance.value,
+        "kernel_distance_error": distance.standard_error,
+    }
+
+
+def run(name, data, seed, title, settings, steps):
+    """Fit, draw, measure; one record."""
+    gflops = gemm_gflops()
+    (X, y), (X_test, y_test) = data["train"], data["test"]
+    rng = np.random.default_rng(seed)
+    judge = Judge(X, y)
+    start = time.perf_counter()
+    classifier = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    seconds = time.perf_counter() - start
+    p = classifier.predict_proba(X_test)
+    real = X_test[rng.permutation(len(X_test))[:N_REAL]]
+    as_many = rng.permutation(len(X))[:N_GENERATED]
+    counts = counts_of(y, N_GENERATED)
+    record = {
+        "dataset": name,
+        "seed": seed,
+        "title": title,
+        "gemm_gflops": gflops,
+        "fit_seconds": seconds,
+        "reference_seconds": seconds * gflops / REFERENCE_GFLOPS,
+        "test_auc": 100 * auc_score(y_test, p),
+        "test_acc": 100 * accuracy(y_test, p),
+        "real": {
+            **quality(judge, real, X[as_many]),
+            "fidelity": class_fidelity(judge, X_test, y_test),
+            "accuracy_score": classifier_accuracy_score(X, y, X_test, y_test),
+            "accuracy_score_as_many": classifier_accuracy_score(
+                X[as_many], y[as_many], X_test, y_test
+            ),
+        },
+        "steps": {},
+        "solvers": {},
+    }
+    for n_steps in steps:
+        images, labels = draw(classifier, counts, n_steps=n_steps)
+        record["steps"][str(n_steps)] = {
+            **quality(judge, real, images),
+            "fidelity": class_fidelity(judge, images, labels),
+        }
+    for solver, n_steps in EQUAL_NFE.items():
+        images, labels = draw(classifier, counts, n_steps=n_steps, ode_solver=solver)
+        record["solvers"][solver] = quality(judge, real, images)
+    # As many of every class as there are on average, twice: a classifier can be trained on these.
+    n_each = int(np.clip(2 * len(X) // len(counts), 50, 400))
+    start = time.perf_counter()
+    images, labels = draw(classifier, np.full(len(counts), n_each))
+    record["seconds_of_64_a_class"] = (time.perf_counter() - start) * 64 / n_each
+    check = copying_check(images, X, X_test)
+    record |= {
+        "accuracy_score": classifier_accuracy_score(images, labels, X_test, y_test),
+        "balanced_fidelity": class_fidelity(judge, images, labels),
+        "near_duplicates": check.near_duplicates,
+        "near_duplicates_expected": check.quantile,
+        "closer": check.closer,
+    }
+    return record
+
+
+def table(records):
+    """Markdown of everything."""
+    lines = [
+        "| data | recipe | reference seconds | AUC / ACC | coverage (of real) | precision (real) | "
+        "KID (real) | fidelity (real) | accuracy score (real) | near-duplicates (0.05) |",
+        "|" + "---|" * 10,
+    ]
+    for r in records:
+        real, drawn = r["real"], r["steps"]["25"]
+        lines.append(
+            f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {r['reference_seconds']:.0f} | "
+            f"{r['test_auc']:.1f} / {r['test_acc']:.1f} | {drawn['coverage']:.2f} "
+            f"({drawn['coverage'] / real['coverage']:.2f}) | {drawn['precision']:.2f} "
+            f"({real['precision']:.2f}) | {drawn['kernel_distance']:.2f} ± "
+            f"{drawn['kernel_distance_error']:.2f} ({real['kernel_distance']:.2f}) | "
+            f"{r['balanced_fidelity']:.2f} ({real['fidelity']:.2f}) | {r['accuracy_score']:.2f} "
+            f"({real['accuracy_score']:.2f}) | {r['near_duplicates']:.2f} |"
+        )
+    lines += ["", "| data | recipe | steps: coverage, KID | solvers at 24 evaluations: KID |"]
+    lines += ["|---|---|---|---|"]
+    for r in records:
+        steps = "; ".join(
+            f"{n}: {m['coverage']:.2f}, {m['kernel_distance']:.2f}" for n, m in r["steps"].items()
+        )
+        solvers = "; ".join(f"{s}: {m['kernel_distance']:.2f}" for s, m in r["solvers"].items())
+        lines.append(f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {steps} | {solvers} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
+    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE")
+    parser.add_argument("--name", default="defaults", help="name of the recipe")
+    parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/generation.json"))
+    arguments = parser.parse_args()
+
+    files = dict(item.split("=", 1) for item in arguments.npz)
+    settings = {}
+    for item in arguments.set:
+        key, value = item.split("=", 1)
+        settings[key] = ast.literal_eval(value)
+    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    done = {(r["dataset"], r["seed"], r["title"]) for r in records}
+    for seed in arguments.seeds:
+        for name in [*arguments.datasets, *files]:
+            if (name, seed, arguments.name) in done:
+                continue
+            steps = sorted({25, *arguments.steps})
+            data = load(name, files)
+            records.append(run(name, data, seed, arguments.name, settings, steps))
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+            arguments.output.with_suffix(".md").write_text(table(records))
+            print(name, seed, flush=True)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
