@@ -4,7 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,26 @@ Probabilities = Callable[[VelocityField], np.ndarray]
 _NO_TIME = 1e-9
 # A calibrating run that sees fewer images than this share of those of the model says little of it.
 _MIN_SHARE_SEEN = 0.5
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A run without some rows, on which a temperature is fitted then.
+
+    Attributes
+    ----------
+    kept, rows : ndarray of int
+        Rows to train on, and the others.
+    seed : int
+        Seed of the run.
+    store : Checkpoints or None
+        Its checkpoints.
+    """
+
+    kept: np.ndarray
+    rows: np.ndarray
+    seed: int
+    store: Checkpoints | None
 
 
 class BaseMedSymmFlowClassifier(
@@ -132,23 +152,24 @@ class BaseMedSymmFlowClassifier(
         seed = draw_seed(random_state) if store is None else store.seed
         random_state = np.random.RandomState(seed)
         held_out = None
-        split = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
-        elif self.calibration is not None and not (warm and self.temperature_ != 1):
-            # Before training, which a part that cannot be split off must not waste.
-            own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-            split = *split_rows(data, self.validation_fraction, own), draw_seed(own)
+        # Later rows to hold out may be ones that the model knows.
+        calibrates = self.calibration is not None and not (warm and self.temperature_ != 1)
+        run = None
+        if calibrates and held_out is None:
+            # Before training, which a part or a folder that cannot be had must not waste.
+            run = self._plan_calibration(data, seed, store)
         device = resolve_device(self.device)
         if not warm:
             self._learn_representation(data, random_state, started)
         tensors = self._training_data(data, device, started)
         of_held_out = None if held_out is None else self._probabilities_of(held_out, device)
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
-        if split is not None and self.time_budget is not None:
+        if run is not None and self.time_budget is not None:
             # What is left is for the run that calibrates.
             trainer.budget.seconds = (1 + self._preparing_share()) / 2 * self.time_budget
-        if of_held_out is not None and self.time_budget is not None:
+        if of_held_out is not None and calibrates and self.time_budget is not None:
             trainer.reserve_time_of(of_held_out)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
         failure = None
@@ -167,38 +188,40 @@ class BaseMedSymmFlowClassifier(
                 failure = error
         callbacks.end()
         self._finish(trainer, keep_state=self.warm_start)
-        if failure is None:
-            self._calibrate(trainer, held_out, of_held_out, data, tensors, split, store)
+        if failure is None and run is not None:
+            self._calibrate(trainer, data, tensors, run)
+        elif failure is None and calibrates and held_out is not None and of_held_out is not None:
+            self.temperature_ = _temperature(held_out, of_held_out(self.field_))
         return failure
 
+    def _plan_calibration(
+        self, data: TrainingRows, seed: int, store: Checkpoints | None
+    ) -> CalibrationRun:
+        """Choose the rows of the run that calibrates.
+
+        Seeds are of its own, so that the model is the one without calibration.
+        """
+        own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
+        kept, rows = split_rows(data, self.validation_fraction, own)
+        part_store = None if store is None else store.part("calibration")
+        return CalibrationRun(kept, rows, draw_seed(own), part_store)
+
     def _calibrate(
-        self,
-        trainer: Trainer,
-        held_out: TrainingRows | None,
-        of_held_out: Probabilities | None,
-        data: TrainingRows,
-        tensors: TrainingData,
-        split: tuple[np.ndarray, np.ndarray, int] | None,
-        store: Checkpoints | None,
+        self, trainer: Trainer, data: TrainingRows, tensors: TrainingData, run: CalibrationRun
     ) -> None:
-        """Fit the temperature, on rows held out anyway or by a run without some of the rows.
+        """Fit the temperature by a run without some of the rows.
 
         The model is trained already: whatever happens here, it stays.
         """
-        if self.calibration is None:
-            return
-        reason = "training was interrupted" if trainer.interrupted else None
+        reason: str | None = "training was interrupted"
         try:
-            if held_out is not None and of_held_out is not None:
-                self.temperature_ = _temperature(held_out, of_held_out(self.field_))
-            elif split is not None and reason is None:
-                kept, rows, seed = split
-                part = tensors.take(torch.from_numpy(kept))
-                reason = self._calibrate_by_run(trainer, part, data.take(rows), seed, store)
+            if not trainer.interrupted:
+                part = tensors.take(torch.from_numpy(run.kept))
+                reason = self._calibrate_by_run(trainer, part, data.take(run.rows), run)
         except KeyboardInterrupt:
             reason = "its run was interrupted"
-        except (DivergenceError, MemoryError, RuntimeError) as error:
-            reason = f"its run failed ({error})"
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            reason = f"its run failed ({type(error).__name__}: {error})"
         if reason is not None:
             warnings.warn(
                 f"The model is whole, but its probabilities have no temperature: {reason}.",
@@ -206,36 +229,27 @@ class BaseMedSymmFlowClassifier(
             )
 
     def _calibrate_by_run(
-        self,
-        trainer: Trainer,
-        part: TrainingData,
-        held_out: TrainingRows,
-        seed: int,
-        store: Checkpoints | None,
+        self, trainer: Trainer, part: TrainingData, held_out: TrainingRows, run: CalibrationRun
     ) -> str | None:
-        """Train another field on a part of the rows; returns why there is no temperature.
-
-        Seeds are of its own, so that the model is the one without calibration.
-        """
+        """Train another field on a part of the rows; returns why there is no temperature."""
         device = next(self.field_.parameters()).device
         of_held_out = self._probabilities_of(held_out, device)
         max_epochs = training_settings(self, part.epoch_size, device).max_epochs
         left = None
         if self.time_budget is not None:
             left = max(self.time_budget - trainer.budget.elapsed, _NO_TIME)
-        field = build_field(self._field_layout, seed, self._mask_codes())
+        field = build_field(self._field_layout, run.seed, self._mask_codes())
         calibrating = Trainer(
             move_field(field, device),
             replace(trainer.settings, time_budget=left, max_epochs=max_epochs),
-            torch.Generator(device).manual_seed(seed),
+            torch.Generator(device).manual_seed(run.seed),
         )
         calibrating.survives_interrupts = False
         if left is not None:
             calibrating.reserve_time_of(of_held_out)
         name = f"{type(self).__name__}, calibration"
         with training_progress(name, verbose=int(self.verbose)) as report:
-            part_store = None if store is None else store.part("calibration")
-            calibrating.fit(part, report=report, store=part_store)
+            calibrating.fit(part, report=report, store=run.store)
         if _n_seen(calibrating) < _MIN_SHARE_SEEN * _n_seen(trainer):
             return "the time budget left too little for its run"
         self.temperature_ = _temperature(held_out, of_held_out(calibrating.average))

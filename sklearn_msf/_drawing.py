@@ -1,6 +1,5 @@
 """What a fitted MedSymmFlow estimator draws: new images, and others made of given ones."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,10 @@ from sklearn_msf._parameters import (
     make_random_state,
 )
 from sklearn_msf._prediction import PredictingEstimator
+from sklearn_msf.fields import VelocityField
+from sklearn_msf.images import ImageFormat
 from sklearn_msf.inference import InferenceSettings, generate, trace, translate
+from sklearn_msf.representation import Representation
 
 __all__ = ["DrawingEstimator"]
 
@@ -59,11 +61,12 @@ class DrawingEstimator(PredictingEstimator):
         Raises
         ------
         ValueError
-            For a class that is not in `classes_`, and for counts and solvers that are none.
+            For a class that is not in `classes_`, for counts and solvers that are none, and where
+            ``image_weight=0`` or ``t1_share=1`` left the image half untrained.
         """
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._drawing_settings(n_steps, ode_solver)
-        return self._drawn(np.repeat(classes, n_samples), seed, settings)
+        return _drawn(self._model(), np.repeat(classes, n_samples), seed, settings)
 
     def iter_samples(
         self,
@@ -93,10 +96,9 @@ class DrawingEstimator(PredictingEstimator):
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._drawing_settings(n_steps, ode_solver)
         n_images = len(classes) * n_samples
-        # The model of now, also where it is fitted anew between two batches.
-        drawn = copy.copy(self)._drawn
+        model = self._model()
         return (
-            drawn(classes[numbers // n_samples], seed, settings, first=int(numbers[0]))
+            _drawn(model, classes[numbers // n_samples], seed, settings, first=int(numbers[0]))
             for start in range(0, n_images, batch_size)
             for numbers in [np.arange(start, min(start + batch_size, n_images))]
         )
@@ -116,15 +118,23 @@ class DrawingEstimator(PredictingEstimator):
         class_id : label
             Class to draw, out of `classes_`.
         n_steps, ode_solver, random_state :
-            As in :meth:`sample`, whose first image is the last one here.
+            As in :meth:`sample`, whose first image is the last one here, but for rounding; an
+            adaptive solver starts anew at each step.
 
         Returns
         -------
         images : ndarray of shape (n_steps + 1, ...)
             From noise (t = 0) to the image (t = 1), in the dtype, layout and range of the
             training X; what lies outside is cut off.
-        masks : ndarray of shape (n_steps + 1, H, W, C), float32
-            From the code of the class (t = 0) to noise (t = 1), in units of the codes.
+        masks : ndarray of shape (n_steps + 1, height, width, C), float32
+            From the code of the class (t = 0) to noise (t = 1), in units of the codes; of the
+            size that the field works on, which over latents is that of the latents.
+
+        Raises
+        ------
+        ValueError
+            For a class that is not in `classes_` or several, and for steps and solvers that are
+            none.
         """
         classes, seed = self._asked_for(class_id, 1, random_state)
         if len(classes) > 1:
@@ -151,6 +161,11 @@ class DrawingEstimator(PredictingEstimator):
         -------
         ndarray of shape (n, ...)
             Images in the dtype, layout and range of the training X.
+
+        Raises
+        ------
+        ValueError
+            For images unlike those of fit, and for steps and solvers that are none.
         """
         return self._translated(X, None, n_steps, ode_solver)
 
@@ -239,22 +254,33 @@ class DrawingEstimator(PredictingEstimator):
     def _drawing_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:
         self._check_fitted()
         check_parameters(self.get_params(deep=False))
+        self._check_image_half("Drawing")
         check_positive_integer("n_steps", n_steps)
         solver = self.ode_solver if ode_solver is None else ode_solver
         check_ode_solver(solver)
         batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
         return self._inference_settings(n_steps, "float32", batch_size, solver)
 
-    def _drawn(
-        self, labels: np.ndarray, seed: int, settings: InferenceSettings, first: int = 0
-    ) -> np.ndarray:
-        images = generate(
-            self.field_,
-            torch.from_numpy(labels.astype(np.int64)),
-            self._representation.shape,
-            seed,
-            settings,
-            self._representation.images,
-            first,
-        )
-        return self._image_format.from_tensor(images)
+    def _model(self) -> tuple[VelocityField, Representation, ImageFormat]:
+        """Collect what draws now: fitting anew does not change it."""
+        return self.field_, self._representation, self._image_format
+
+
+def _drawn(
+    model: tuple[VelocityField, Representation, ImageFormat],
+    labels: np.ndarray,
+    seed: int,
+    settings: InferenceSettings,
+    first: int = 0,
+) -> np.ndarray:
+    field, representation, image_format = model
+    images = generate(
+        field,
+        torch.from_numpy(labels.astype(np.int64)),
+        representation.shape,
+        seed,
+        settings,
+        representation.images,
+        first,
+    )
+    return image_format.from_tensor(images)

@@ -94,8 +94,8 @@ class LatentMixin(LatentState, BaseMedSymmFlowClassifier):
     # Fitting
 
     def _preparing_share(self) -> float:
-        wanted = self.autoencoder
-        return _FIT_SHARE if isinstance(wanted, str) and wanted in ("fit", "auto") else 0.0
+        named = isinstance(self.autoencoder, str) and self.autoencoder in ("fit", "auto")
+        return _FIT_SHARE if named and self._autoencoder.source["kind"] != "hub" else 0.0
 
     def _learn_representation(
         self, data: TrainingRows, random_state: np.random.RandomState, started: float

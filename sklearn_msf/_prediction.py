@@ -119,7 +119,9 @@ class PredictingEstimator(PretrainedEstimator):
         device = next(self.field_.parameters()).device
         n_channels = self._representation.shape[0] + self.field_.codes.n_channels
         noise = self._noise(len(times), n_channels).to(device)
-        settings = self._classification_settings(1, device)
+        # No ODE is solved: a batch need not be as small as a solver may want it.
+        batch_size = self._batch_size(_MAX_ROWS, 1, "euler")
+        settings = replace(self._classification_settings(1, device), batch_size=batch_size)
         return image_residuals(self.field_, inputs, labels, torch.tensor(times), noise, settings)
 
     def _check_kind(self, kind: Any) -> None:

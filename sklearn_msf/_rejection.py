@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_msf._parameters import check_coverage, check_open_share
+from sklearn_msf._plain_data import to_plain
 from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf.certificates import certified_threshold, count_rows_to_certify
 from sklearn_msf.selective import accept_most_certain
@@ -179,8 +180,8 @@ class RejectingEstimator(PredictingEstimator):
 
     def _decision_settings(self) -> dict[str, Any]:
         """Parameters on which uncertainties depend, as plain data."""
-        names = ("n_draws", "n_steps", "ode_solver", "label_decoding")
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        names = ("n_draws", "n_steps", "ode_solver", "precision", "label_decoding")
+        return {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
 
     def _check_threshold(self, kind: Any) -> None:
         """Refuse to use the threshold for other uncertainties than it was learned for."""

@@ -69,7 +69,8 @@ class Checkpoints:
 
     def part(self, name: str) -> "Checkpoints":
         """Give the checkpoints of a part of the run, which has its own."""
-        return Checkpoints(self._folder / name, self._every, self._fingerprint, self.seed)
+        fingerprint = {**self._fingerprint, "seed of the run": self.seed}
+        return Checkpoints(self._folder / name, self._every, fingerprint, self.seed)
 
     def _prepare(self) -> None:
         """Make the folder ready now: at the first checkpoint it would be too late."""

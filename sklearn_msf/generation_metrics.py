@@ -110,7 +110,8 @@ class KernelDistance:
     value : float
         Unbiased: 0 on average for samples of one distribution, and then negative as often.
     standard_error : float
-        Of `value`, over random subsets.
+        Of `value`, from blocks of the images; on the large side where both distributions are
+        the same.
     """
 
     value: float
@@ -118,12 +119,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    real: ArrayLike,
-    generated: ArrayLike,
-    *,
-    n_subsets: int = 50,
-    subset_size: int = 200,
-    random_state: int = 0,
+    real: ArrayLike, generated: ArrayLike, *, n_blocks: int = 8, random_state: int = 0
 ) -> KernelDistance:
     """Measure the kernel distance, KID (Binkowski et al., 2018): cubic kernel, unbiased.
 
@@ -133,12 +129,10 @@ def kernel_distance(
         Features of real images.
     generated : array-like of shape (m, n_features)
         Features of generated images.
-    n_subsets : int, default=50
-        Pairs of random subsets that are compared.
-    subset_size : int, default=200
-        Images of each, at most half of those that there are.
+    n_blocks : int, default=8
+        Blocks without common images from which the standard error is estimated; at least 2.
     random_state : int, default=0
-        Seed of the subsets.
+        Seed by which images are dealt out to the blocks.
 
     Returns
     -------
@@ -147,29 +141,29 @@ def kernel_distance(
     Raises
     ------
     ValueError
-        For features of other shapes or that are not finite, for fewer than four images of a
-        kind, and for counts that are too small.
+        For features of other shapes or that are not finite, and for fewer than two images of a
+        kind in each block.
     """
     real, generated = _checked_features(real=real, generated=generated)
     n_least = min(len(real), len(generated))
-    if n_least < 4:
-        raise ValueError(f"A kernel distance needs four images of each kind, got {n_least}.")
-    for name, value, least in (("n_subsets", n_subsets, 2), ("subset_size", subset_size, 2)):
-        if value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}.")
-    size = min(subset_size, n_least // 2)
-    rng = np.random.default_rng(random_state)
-    values = []
-    for _ in range(n_subsets):
-        a = real[rng.choice(len(real), size, replace=False)]
-        b = generated[rng.choice(len(generated), size, replace=False)]
-        values.append(
-            _mean_off_diagonal(polynomial_kernel(a))
-            + _mean_off_diagonal(polynomial_kernel(b))
-            - 2 * polynomial_kernel(a, b).mean()
+    if not isinstance(n_blocks, (int, np.integer)) or n_blocks < 2 or n_least < 2 * n_blocks:
+        raise ValueError(
+            f"n_blocks must be an integer >= 2 with two images of a kind for each block; got "
+            f"{n_blocks!r} for {len(real)} real and {len(generated)} generated images."
         )
-    # The subsets overlap: what they differ by is the error of one, of which the whole has many.
-    return KernelDistance(float(np.mean(values)), float(np.std(values) * np.sqrt(size / n_least)))
+    within = polynomial_kernel(real), polynomial_kernel(generated)
+    across = polynomial_kernel(real, generated)
+    value = _mean_off_diagonal(within[0]) + _mean_off_diagonal(within[1]) - 2 * across.mean()
+    rng = np.random.default_rng(random_state)
+    parts = (np.array_split(rng.permutation(len(rows)), n_blocks) for rows in (real, generated))
+    of_blocks = [
+        _mean_off_diagonal(within[0][np.ix_(a, a)])
+        + _mean_off_diagonal(within[1][np.ix_(b, b)])
+        - 2 * across[np.ix_(a, b)].mean()
+        for a, b in zip(*parts, strict=True)
+    ]
+    error = np.std(of_blocks, ddof=1) / np.sqrt(n_blocks)
+    return KernelDistance(float(value), float(error))
 
 
 def classifier_accuracy_score(
@@ -195,13 +189,20 @@ def classifier_accuracy_score(
     -------
     float
         Balanced accuracy on the real images.
+
+    Raises
+    ------
+    ValueError
+        For images of other shapes or that are not finite, and for other numbers of labels.
     """
+    labels = _checked_labels("labels", labels, generated)
+    real_labels = _checked_labels("real_labels", real_labels, real)
     rows, real_rows = (
         np.reshape(x, (len(x), -1)) for x in (np.asarray(generated), np.asarray(real))
     )
     model = ExtraTreesClassifier(300, random_state=0) if classifier is None else clone(classifier)
-    model.fit(rows, np.asarray(labels))
-    return float(balanced_accuracy_score(np.asarray(real_labels), model.predict(real_rows)))
+    model.fit(rows, labels)
+    return float(balanced_accuracy_score(real_labels, model.predict(real_rows)))
 
 
 def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float:
@@ -220,8 +221,14 @@ def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float
     -------
     float
         In [0, 1]; compare with the judge's accuracy on real images.
+
+    Raises
+    ------
+    ValueError
+        For another number of labels than of images.
     """
-    return float(np.mean(judge.predict(generated) == np.asarray(labels)))
+    labels = _checked_labels("labels", labels, generated)
+    return float(np.mean(judge.predict(generated) == labels))
 
 
 @dataclass(frozen=True)
@@ -237,8 +244,8 @@ class CopyingCheck:
     held_out : ndarray of shape (n,)
         Distance of each held-out image.
     near_duplicates : float
-        Share of generated images that are nearer to a training image than `quantile` of the
-        held-out ones are.
+        Share of generated images that are as near to a training image as `quantile` of the
+        held-out ones are, or nearer.
     quantile : float
         That quantile, which is the share of near-duplicates expected without copying.
     closer : float
@@ -283,10 +290,21 @@ def copying_check(
         generated=distances,
         nearest=nearest,
         held_out=usual,
-        near_duplicates=float(np.mean(distances < np.quantile(usual, quantile))),
+        near_duplicates=float(np.mean(distances <= np.quantile(usual, quantile))),
         quantile=quantile,
         closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
     )
+
+
+def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarray:
+    """Labels of shape (n,) for n images."""
+    checked = np.asarray(labels)
+    n = len(np.asarray(images))
+    if checked.shape not in ((n,), (n, 1)):
+        raise ValueError(
+            f"{name} must be of shape ({n},), one for each image; got {checked.shape}."
+        )
+    return checked.ravel()
 
 
 def _checked_features(**named: ArrayLike) -> list[np.ndarray]:

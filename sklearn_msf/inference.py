@@ -310,13 +310,14 @@ def trace(
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
     noise = _image_noise(seed, 0, 1, shape).to(device)
     masks = field.codes.masks(torch.tensor([label], device=device), image_shape[1:])
-    points = field.trajectory(
-        noise[:, : image_shape[0]],
-        masks,
-        noise[:, image_shape[0] :],
-        n_steps=settings.n_steps,
-        method=settings.ode_solver,
-    )
+    with autocast(device, settings.precision):
+        points = field.trajectory(
+            noise[:, : image_shape[0]],
+            masks,
+            noise[:, image_shape[0] :],
+            n_steps=settings.n_steps,
+            method=settings.ode_solver,
+        )
     images, on_path = (torch.cat(part) for part in zip(*points, strict=True))
     return images, on_path
 

@@ -12,6 +12,7 @@ from sklearn_msf._curve_displays import (
     RiskCoverageDisplay,
     pyplot_for,
 )
+from sklearn_msf.sample_augmentation import check_like
 
 __all__ = [
     "AccuracyRejectionDisplay",
@@ -19,6 +20,15 @@ __all__ = [
     "SampleGridDisplay",
     "TrajectoryDisplay",
 ]
+
+
+def _in_colour(images: np.ndarray) -> np.ndarray:
+    """Images of any number of channels, the last dimension, as RGB."""
+    if images.shape[-1] == 1:
+        return np.repeat(images, 3, axis=-1)
+    colours = images[..., :3]
+    missing = 3 - colours.shape[-1]
+    return np.pad(colours, [(0, 0)] * (images.ndim - 1) + [(0, missing)], constant_values=0.5)
 
 
 class SampleGridDisplay:
@@ -63,9 +73,7 @@ class SampleGridDisplay:
         parts, centres, column = [], [], 0
         for images in self.blocks.values():
             n_classes, n, height, width = images.shape[:4]
-            channels = images.shape[4] if images.ndim == 5 else 1
-            tiles = images.reshape(n_classes, n, height, width, channels)
-            tiles = np.broadcast_to(tiles, (n_classes, n, height, width, 3))
+            tiles = _in_colour(images.reshape(n_classes, n, height, width, -1))
             block = tiles.transpose(0, 2, 1, 3, 4).reshape(n_classes * height, n * width, 3)
             gap = np.ones((len(block), width // 2, 3))
             parts += [block, gap]
@@ -126,7 +134,8 @@ class SampleGridDisplay:
         Raises
         ------
         ValueError
-            For X without y, and where a class has fewer than `n_columns` images in X.
+            For X without y or unlike the images of fit, and where a class has fewer than
+            `n_columns` images in X.
         """
         classes = estimator.classes_
         names = [str(label) for label in classes] if class_names is None else class_names
@@ -134,15 +143,20 @@ class SampleGridDisplay:
             raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together.")
-        drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
-        shape = (len(classes), n_columns, *estimator.image_shape_)
-        if X is None:
-            blocks = {"generated": drawn}
-        else:
+        if n_columns < 1:
+            raise ValueError(f"n_columns must be an integer >= 1, got {n_columns!r}.")
+        if X is not None:
             X, y = np.asarray(X), np.ravel(np.asarray(y))
+            if len(X) != len(y):
+                raise ValueError(f"X has {len(X)} images and y {len(y)} labels.")
             chosen = [np.flatnonzero(y == label)[:n_columns] for label in classes]
             if any(len(rows) < n_columns for rows in chosen):
                 raise ValueError(f"X has a class of fewer than n_columns={n_columns} images.")
+        drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
+        shape = (len(classes), n_columns, *estimator.image_shape_)
+        blocks = {"generated": drawn}
+        if X is not None:
+            check_like(X, drawn)
             search = NearestNeighbors(n_neighbors=1).fit(X.reshape(len(X), -1))
             nearest = search.kneighbors(drawn.reshape(len(drawn), -1), return_distance=False)[:, 0]
             blocks = {
@@ -200,10 +214,8 @@ class TrajectoryDisplay:
         for column, time in enumerate(self.times):
             for row, values in enumerate((self.images, self.masks)):
                 image = values[column]
-                image = image[..., None] if image.ndim == 2 else image
-                axes[row, column].imshow(
-                    np.broadcast_to(image, (*image.shape[:2], 3)), interpolation="nearest"
-                )
+                image = _in_colour(image[..., None] if image.ndim == 2 else image)
+                axes[row, column].imshow(image, interpolation="nearest")
                 axes[row, column].set_axis_off()
             axes[0, column].set_title(f"t = {time:.2f}", fontsize=9)
         self.axes_, self.figure_ = axes, figure
@@ -250,13 +262,10 @@ class TrajectoryDisplay:
         )
         shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
         pictures = estimator._image_format.to_unit_range(images[shown])
-        # Up to three channels of the code are colours; its own range is theirs.
-        colours = masks[shown][..., :3]
-        colours = np.clip(0.5 + 0.5 * colours / max(1.0, float(np.abs(masks[0]).max())), 0, 1)
-        if colours.shape[3] == 2:
-            colours = np.concatenate([colours, np.full((*colours.shape[:3], 1), 0.5)], axis=3)
+        # In the range of the code itself.
+        colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
         return cls(
             images=pictures.reshape(len(shown), *estimator.image_shape_),
-            masks=np.broadcast_to(colours, (*colours.shape[:3], 3)),
+            masks=_in_colour(np.clip(colours, 0, 1)),
             times=shown / n_steps,
         ).plot()

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
-__all__ = ["augment_with_samples"]
+__all__ = ["augment_with_samples", "check_like"]
 
 # Nearer to a training image than this quantile of the distances between training images: a copy.
 _COPY_QUANTILE = 0.01
@@ -64,7 +64,8 @@ def augment_with_samples(
     Raises
     ------
     ValueError
-        For counts that are none, and for labels and classes that the estimator does not know.
+        For counts that are none, for labels and classes that the estimator does not know, and
+        for images of another shape or dtype than it draws.
     """
     X, y = np.asarray(X), np.asarray(y).ravel()
     if len(X) != len(y):
@@ -83,6 +84,7 @@ def augment_with_samples(
             n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
             seed = random_state.randint(_MAX_SEED)
             drawn = estimator.sample(label, n, n_steps=n_steps, random_state=seed)
+            check_like(X, drawn)
             n_drawn += n
             good = np.ones(n, dtype=bool)
             if judge is not None:
@@ -98,8 +100,23 @@ def augment_with_samples(
                 stacklevel=2,
             )
         images += kept
-        labels.append(np.full(n_kept, label, dtype=y.dtype))
+        labels.append(np.full(n_kept, label, dtype=estimator.classes_.dtype))
     return np.concatenate(images), np.concatenate(labels)
+
+
+def check_like(X: np.ndarray, drawn: np.ndarray) -> None:
+    """Refuse images of another shape or dtype than the estimator draws.
+
+    Raises
+    ------
+    ValueError
+        With both.
+    """
+    if X.shape[1:] != drawn.shape[1:] or X.dtype != drawn.dtype:
+        raise ValueError(
+            f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator draws {drawn.dtype} "
+            f"of shape {drawn.shape[1:]}: pass them as those that it was fitted on."
+        )
 
 
 def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:
@@ -126,10 +143,12 @@ class _CopyFilter:
         rows = X.reshape(len(X), -1).astype(float)
         self._search = NearestNeighbors(n_neighbors=1).fit(rows)
         # A training image that is there twice says nothing of how near others come.
-        apart = self._search.kneighbors()[0][:, 0]
-        apart = apart[apart > 0]
-        self._threshold = np.quantile(apart, _COPY_QUANTILE) if len(apart) else 0.0
+        different = np.unique(rows, axis=0)
+        self._threshold = 0.0
+        if len(different) > 1:
+            apart = NearestNeighbors(n_neighbors=1).fit(different).kneighbors()[0][:, 0]
+            self._threshold = float(np.quantile(apart, _COPY_QUANTILE))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         rows = images.reshape(len(images), -1).astype(float)
-        return np.asarray(self._search.kneighbors(rows)[0][:, 0] < self._threshold)
+        return np.asarray(self._search.kneighbors(rows)[0][:, 0] <= self._threshold)

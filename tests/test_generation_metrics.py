@@ -75,6 +75,25 @@ def test_the_kernel_distance_of_real_images_is_zero_within_its_error(halves):
     assert abs(distance.value) < 4 * distance.standard_error
 
 
+def test_the_kernel_distance_is_that_of_its_definition_and_its_error_covers_it():
+    rng = np.random.default_rng(0)
+    distances = []
+    for _ in range(30):
+        a, b = rng.normal(size=(40, 3)), rng.normal(size=(60, 3)) + 0.5
+        distances.append(kernel_distance(a, b, n_blocks=5))
+    k = [(x @ y.T / 3 + 1) ** 3 for x, y in ((a, a), (b, b), (a, b))]
+    off = [(m.sum() - np.trace(m)) / (len(m) * (len(m) - 1)) for m in k[:2]]
+    assert distances[-1].value == pytest.approx(sum(off) - 2 * k[2].mean())
+    spread = np.std([d.value for d in distances], ddof=1)
+    assert 0.6 < np.mean([d.standard_error for d in distances]) / spread < 1.8
+
+
+def test_labels_of_one_column_are_labels(halves):
+    a, labels, *_ = halves
+    judge = ExtraTreesClassifier(20, random_state=0).fit(a, labels)
+    assert class_fidelity(judge, a, labels[:, None]) == class_fidelity(judge, a, labels) == 1
+
+
 def test_noise_and_a_dropped_class_are_far_away(halves, noise):
     a, _, b, labels = halves
     real = kernel_distance(a, b)
@@ -118,8 +137,13 @@ def test_copies_are_found_and_held_out_images_are_none(halves):
         (lambda a: manifold_metrics(a, a, k=0), "k must be an integer >= 1, got 0"),
         (lambda a: manifold_metrics(a, a[0]), r"generated must be of shape \(n, ...\)"),
         (lambda a: kernel_distance(a, a + np.nan), "generated contains NaN"),
-        (lambda a: kernel_distance(a, a[:3]), "needs four images of each kind, got 3"),
-        (lambda a: kernel_distance(a, a, n_subsets=0), "n_subsets must be an integer >= 2"),
+        (lambda a: kernel_distance(a, a[:3]), "n_blocks must be .* got 8 for 600 real and 3"),
+        (lambda a: kernel_distance(a, a, n_blocks=2.5), "n_blocks must be an integer >= 2"),
+        (lambda a: class_fidelity(None, a, [0, 1]), r"labels must be of shape \(600,\)"),
+        (
+            lambda a: classifier_accuracy_score(a, [0] * 600, a, [1]),
+            r"real_labels must be of shape \(600,\)",
+        ),
         (lambda a: copying_check(a, a, a, quantile=1.0), r"quantile must be .* \(0, 1\)"),
     ],
 )

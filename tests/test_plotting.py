@@ -94,8 +94,11 @@ def test_a_grid_has_a_row_for_each_class(fitted):
     (picture,) = display.ax_.get_images()
     assert picture.get_array().shape == (3 * 8, 4 * 8, 3)
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["one", "two", "zero"]
-    drawn = fitted.sample("two", 4, n_steps=2, random_state=0)
-    assert drawn.shape == (4, 8, 8)
+    drawn = fitted.sample(n_samples=4, n_steps=2, random_state=0) / 16
+    for row in range(3):
+        for column in range(4):
+            tile = picture.get_array()[8 * row : 8 * row + 8, 8 * column : 8 * column + 8, 1]
+            np.testing.assert_allclose(tile, drawn[4 * row + column])
 
 
 def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits):
@@ -114,11 +117,21 @@ def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits)
         ({"X": np.zeros((2, 8, 8))}, "X and y must be given together"),
         ({"class_names": ["a"]}, "class_names has 1 names for 3 classes"),
         ({"X": np.zeros((2, 8, 8)), "y": ["one", "two"]}, "fewer than n_columns=8"),
+        ({"X": np.zeros((2, 8, 8)), "y": ["one"]}, "X has 2 images and y 1 labels"),
+        ({"n_columns": 0}, "n_columns must be an integer >= 1, got 0"),
     ],
 )
 def test_a_grid_that_cannot_be_made_is_named(fitted, settings, message):
     with pytest.raises(ValueError, match=message):
         SampleGridDisplay.from_estimator(fitted, n_steps=1, **settings)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_images_of_any_number_of_channels_are_shown(channels):
+    images = np.random.default_rng(0).random((2, 3, 4, 4, channels))
+    display = SampleGridDisplay(blocks={"some": images}, class_names=["a", "b"]).plot()
+    (picture,) = display.ax_.get_images()
+    assert picture.get_array().shape == (8, 12, 3)
 
 
 @pytest.mark.parametrize("encoding", ["rgb", "grayscale", "simplex"])

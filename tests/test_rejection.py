@@ -131,7 +131,9 @@ def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifie
         classifier.fit(X, lonely)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), DivergenceError("nan"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), DivergenceError("nan"), MemoryError(), OSError("disk full")]
+)
 def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monkeypatch, error):
     X, y = digits
     plain = make_classifier().fit(X, y)
@@ -242,9 +244,19 @@ def test_rows_without_an_error_are_all_certified(rejecting, digits):
 
 
 def test_fitting_anew_forgets_the_threshold(rejecting, digits):
+    assert not hasattr(clone(rejecting), "reject_threshold_")
     rejecting.set_params(max_epochs=1).fit(*digits)
     assert not hasattr(rejecting, "reject_threshold_")
-    assert not hasattr(clone(rejecting), "reject_threshold_")
+
+
+def test_a_threshold_is_saved_with_numbers_of_numpy(rejecting, calibration, tmp_path):
+    rejecting.set_params(n_draws=np.int64(2)).fit_reject(*calibration, target_risk=0.3)
+    rejecting.save_pretrained(tmp_path)
+    opened = type(rejecting).from_pretrained(tmp_path)
+    X = calibration[0]
+    np.testing.assert_array_equal(
+        opened.predict_with_reject(X).mask, rejecting.predict_with_reject(X).mask
+    )
 
 
 @pytest.mark.parametrize("certified", [True, False])

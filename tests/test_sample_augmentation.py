@@ -71,6 +71,24 @@ def test_copies_are_left_out_and_too_few_are_said(few_bright):
     assert len(X) == len(y) == 30
 
 
+def test_a_class_that_is_absent_keeps_its_whole_name(few_bright):
+    X, y = few_bright
+    dark = y == "dark"
+    _, labels = augment_with_samples(Painter(), X[dark], y[dark].astype("<U4"), random_state=0)
+    assert sorted(set(labels.tolist())) == ["bright", "dark"]
+
+
+def test_copies_are_found_among_training_images_that_are_there_twice(few_bright):
+    X, y = few_bright
+
+    class Copyist(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            return np.repeat(X[:1], n_samples, axis=0)
+
+    with pytest.warns(UserWarning, match="only 0 passed"):
+        augment_with_samples(Copyist(), np.tile(X, (2, 1, 1)), np.tile(y, 2), random_state=0)
+
+
 def test_a_seed_gives_the_same_images(few_bright):
     first, second = (augment_with_samples(Painter(), *few_bright, random_state=1) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])
@@ -93,6 +111,8 @@ def test_it_works_with_the_estimators(fitted, digits):
         ({"n_per_class": {"blue": 1}}, "n_per_class must be"),
         ({"n_per_class": "all"}, "n_per_class must be"),
         ({"y": ["bright"] * 29 + ["blue"]}, r"y has labels \['blue'\]"),
+        ({"X": np.zeros((30, 4, 4))}, "X has float64 images of shape .4, 4., but .* draws uint8"),
+        ({"X": np.zeros((30, 16), np.uint8)}, r"X has uint8 images of shape \(16,\), but"),
         ({"y": ["bright"]}, "X has 30 images and y 1 labels"),
     ],
 )

@@ -164,7 +164,7 @@ def corrupted(X, kind, severity):
     return np.stack([np.asarray(CORRUPTIONS[kind](Image.fromarray(i), severity)) for i in X])
 
 
-def corrupt(names, files, seed, records):
+def corrupt(names, files, seed, records, output):
     """Accuracy, uncertainty and score of corrupted test images."""
     for name in names:
         if any(r["dataset"] == name for r in records["corruptions"]):
@@ -188,6 +188,7 @@ def corrupt(names, files, seed, records):
                     }
                 )
             print(name, kind, flush=True)
+        output.write_text(json.dumps(records, indent=1) + "\n")
 
 
 # Output
@@ -260,8 +261,7 @@ def main():
         records = json.loads(arguments.output.read_text())
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     compare_kinds(arguments.seeds, records, arguments.output)
-    corrupt(["retinamnist", *files], files, arguments.seeds[0], records)
-    arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+    corrupt(["retinamnist", *files], files, arguments.seeds[0], records, arguments.output)
     arguments.output.with_suffix(".md").write_text(table(records))
     draw(records, arguments.output.with_suffix(".png"))
     print(table(records))
