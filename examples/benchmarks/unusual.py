@@ -170,8 +170,7 @@ def corrupt(names, files, seed, records, output):
         if any(r["dataset"] == name for r in records["corruptions"]):
             continue
         data = load(name, files)
-        classifier = MedSymmFlowClassifier(calibration="temperature", random_state=seed)
-        classifier.fit(*data["train"])
+        classifier = MedSymmFlowClassifier(random_state=seed).fit(*data["train"])
         X, y = data["test"][0][:2000], data["test"][1][:2000]
         for kind in CORRUPTIONS:
             for severity in (0, *SEVERITIES):
