@@ -27,7 +27,6 @@ from sklearn_msf.autoencoder import (
 from sklearn_msf.autoencoder_fitting import fit_autoencoder, fitted_factor
 from sklearn_msf.autoencoder_record import read_autoencoder, write_autoencoder
 from sklearn_msf.batches import TrainingData
-from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.checkpoints import CheckpointMismatchError
 from sklearn_msf.device import resolve_device
 from sklearn_msf.images import ImageFormat
@@ -35,6 +34,7 @@ from sklearn_msf.label_codes import LabelCodes, make_label_codes
 from sklearn_msf.latent_cache import keep_latents
 from sklearn_msf.latent_format import LatentFormat, learn_latent_format
 from sklearn_msf.latents import LatentRepresentation, LatentTrainingData, encode_variations
+from sklearn_msf.precision import resolve_precision
 
 __all__ = ["LatentMixin"]
 

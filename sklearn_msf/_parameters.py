@@ -9,10 +9,10 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from sklearn_msf.augmentation import AUGMENTATIONS
-from sklearn_msf.calibration import PRECISIONS
 from sklearn_msf.fields import LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 from sklearn_msf.optimiser import OPTIMIZERS
+from sklearn_msf.precision import PRECISIONS
 from sklearn_msf.solver import ODE_SOLVERS
 
 __all__ = [

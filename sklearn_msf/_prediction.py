@@ -12,10 +12,10 @@ from torch import Tensor
 from sklearn_msf._data import check_prediction_rows
 from sklearn_msf._parameters import check_parameters
 from sklearn_msf._pretrained import PretrainedEstimator
-from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.image_residuals import image_residuals
 from sklearn_msf.inference import FieldInputs, InferenceSettings, Prediction, classify
+from sklearn_msf.precision import resolve_precision
 from sklearn_msf.representation import PixelRepresentation, Representation
 from sklearn_msf.solver import ADAPTIVE_SOLVERS
 from sklearn_msf.temperature import apply_temperature

@@ -9,11 +9,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from sklearn_msf._data import TrainingRows
-from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.device import seeded_weights
 from sklearn_msf.fields import VelocityField, make_field
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, make_label_codes
+from sklearn_msf.precision import resolve_precision
 from sklearn_msf.settings import TrainingSettings
 
 __all__ = [

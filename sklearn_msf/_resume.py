@@ -11,9 +11,9 @@ from sklearn_msf._data import TrainingRows
 from sklearn_msf._parameters import draw_seed
 from sklearn_msf._plain_data import to_plain
 from sklearn_msf._version import __version__
-from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.checkpoints import Checkpoints
 from sklearn_msf.device import resolve_device
+from sklearn_msf.precision import resolve_precision
 
 __all__ = ["digest_arrays", "open_checkpoints"]
 

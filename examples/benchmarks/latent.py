@@ -37,10 +37,10 @@ from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier, autoencoder_fitting
 from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.calibration import resolve_precision
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.latent_format import resize_images
 from sklearn_msf.latents import LatentTrainingData
+from sklearn_msf.precision import resolve_precision
 
 CPU = torch.device("cpu")
 # The architecture of stabilityai/sd-vae-ft-mse.

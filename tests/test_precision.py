@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sklearn_msf import calibration
-from sklearn_msf.calibration import resolve_precision
+from sklearn_msf import precision
+from sklearn_msf.precision import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -14,26 +14,26 @@ def test_a_chosen_precision_stands():
 
 @pytest.mark.parametrize(("speed_up", "expected"), [(1.8, "bfloat16"), (1.05, "float32")])
 def test_auto_is_bfloat16_where_that_is_clearly_faster(monkeypatch, speed_up, expected):
-    monkeypatch.setattr(calibration, "_bfloat16_speed_up", lambda: speed_up)
+    monkeypatch.setattr(precision, "_bfloat16_speed_up", lambda: speed_up)
     assert resolve_precision("auto", CPU) == expected
 
 
 def test_the_machine_is_measured_once_and_nothing_of_torch_changes():
-    calibration._bfloat16_speed_up.cache_clear()
+    precision._bfloat16_speed_up.cache_clear()
     random_state, n_threads = torch.get_rng_state(), torch.get_num_threads()
     with torch.no_grad():
         first = resolve_precision("auto", CPU)
         assert not torch.is_grad_enabled()
     assert resolve_precision("auto", CPU) == first
-    assert calibration._bfloat16_speed_up.cache_info().misses == 1
-    assert calibration._bfloat16_speed_up() > 0
+    assert precision._bfloat16_speed_up.cache_info().misses == 1
+    assert precision._bfloat16_speed_up() > 0
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.get_num_threads() == n_threads
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_the_callers_mode_and_defaults_do_not_matter(mode):
-    calibration._bfloat16_speed_up.cache_clear()
+    precision._bfloat16_speed_up.cache_clear()
     torch.set_default_dtype(torch.float64)
     try:
         with mode(), torch.device("meta"):
