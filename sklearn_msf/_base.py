@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 
-from sklearn_msf._calibrating import CalibratingEstimator, Probabilities, temperature_of
+from sklearn_msf._calibrating import (
+    MODEL_SHARE,
+    CalibratingEstimator,
+    Probabilities,
+    temperature_of,
+)
 from sklearn_msf._callbacks import CallbackSupportMixin, FitCallbacks, with_callbacks
 from sklearn_msf._data import (
     TrainingRows,
@@ -141,7 +146,9 @@ class BaseMedSymmFlowClassifier(
         trainer = self._make_trainer(tensors, random_state, started, warm=warm)
         if run is not None and self.time_budget is not None:
             # What is left is for the run that calibrates.
-            trainer.budget.seconds = (1 + self._preparing_share()) / 2 * self.time_budget
+            prepared = self._preparing_share()
+            share = prepared + (1 - prepared) * MODEL_SHARE
+            trainer.budget.seconds = share * self.time_budget
         if of_held_out is not None and calibrates and self.time_budget is not None:
             trainer.reserve_time_of(of_held_out)
         callbacks = FitCallbacks(self, X, y, sample_weight, trainer)

@@ -11,7 +11,7 @@ import torch
 from sklearn_msf._data import TrainingRows, split_rows
 from sklearn_msf._parameters import draw_seed
 from sklearn_msf._prediction import PredictingEstimator
-from sklearn_msf._recipe import build_field, training_settings
+from sklearn_msf._recipe import build_field
 from sklearn_msf._state import move_field
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.checkpoints import Checkpoints
@@ -20,14 +20,25 @@ from sklearn_msf.progress import training_progress
 from sklearn_msf.temperature import fit_temperature
 from sklearn_msf.training import Trainer
 
-__all__ = ["CalibratingEstimator", "CalibrationRun", "Probabilities", "temperature_of"]
+__all__ = [
+    "MODEL_SHARE",
+    "CalibratingEstimator",
+    "CalibrationRun",
+    "Probabilities",
+    "temperature_of",
+]
 
 Probabilities = Callable[[VelocityField], np.ndarray]
 
 # The smallest time budget.
 _NO_TIME = 1e-9
-# A calibrating run that sees fewer images than this share of those of the model says little of it.
-_MIN_SHARE_SEEN = 0.5
+# Share of the rows that the run does not see: a temperature takes some hundred rows, and with as
+# many epochs a run on fewer rows is as sure of itself as the model.
+_HELD_OUT_SHARE = 1 / 3
+# Share of a time budget, after what prepares for training, that is the model's.
+MODEL_SHARE = 1 / (2 - _HELD_OUT_SHARE)
+# A run that sees fewer images than this share of those of the model says little of it.
+_MIN_SHARE_SEEN = 0.5 * (1 - _HELD_OUT_SHARE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class CalibratingEstimator(PredictingEstimator):
         Seeds are of its own, so that the model is the one without calibration.
         """
         own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-        kept, rows = split_rows(data, self.validation_fraction, own)
+        kept, rows = split_rows("calibration", data, _HELD_OUT_SHARE, own)
         part_store = None if store is None else store.part("calibration")
         return CalibrationRun(kept, rows, draw_seed(own), part_store)
 
@@ -97,14 +108,13 @@ class CalibratingEstimator(PredictingEstimator):
         """Train another field on a part of the rows; returns why there is no temperature."""
         device = next(self.field_.parameters()).device
         of_held_out = self._probabilities_of(held_out, device)
-        max_epochs = training_settings(self, part.epoch_size, device).max_epochs
         left = None
         if self.time_budget is not None:
             left = max(self.time_budget - trainer.budget.elapsed, _NO_TIME)
         field = build_field(self._field_layout, run.seed, self._mask_codes())
         calibrating = Trainer(
             move_field(field, device),
-            replace(trainer.settings, time_budget=left, max_epochs=max_epochs),
+            replace(trainer.settings, time_budget=left),
             torch.Generator(device).manual_seed(run.seed),
         )
         calibrating.survives_interrupts = False

@@ -153,12 +153,12 @@ def hold_out(
     data: TrainingRows, share: float, random_state: np.random.RandomState
 ) -> tuple[TrainingRows, TrainingRows]:
     """Split off a stratified validation part, as :func:`split_rows` does."""
-    train, valid = split_rows(data, share, random_state)
+    train, valid = split_rows("early_stopping", data, share, random_state)
     return data.take(train), data.take(valid)
 
 
 def split_rows(
-    data: TrainingRows, share: float, random_state: np.random.RandomState
+    purpose: str, data: TrainingRows, share: float, random_state: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split the numbers of the rows, stratified, into those to train on and a share of others.
 
@@ -176,8 +176,8 @@ def split_rows(
         )
     except ValueError as error:
         raise ValueError(
-            f"validation_fraction={share} of {len(data.rows)} samples cannot be held out by "
-            f"class, as early_stopping and calibration need it: {error}"
+            f"{purpose} cannot hold out a share of {share:.3g} of {len(data.rows)} samples by "
+            f"class: {error}"
         ) from error
     return np.sort(train), np.sort(valid)
 

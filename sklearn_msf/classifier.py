@@ -145,12 +145,12 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         keep the best weights.
     calibration : {"temperature"} or None, default=None
         "temperature" gives the probabilities the one temperature that makes the log loss
-        smallest on a part of the training data, for a second model, trained in the same way
-        without that part. The model itself is that of None, trained on all; fit takes twice
-        the time, and a `time_budget` is halved. With `early_stopping` its held-out part
-        serves, without a second model; with `warm_start` later calls keep the temperature.
+        smallest on a third of the training data, for a second model, trained in the same way
+        without that third. The model itself is that of None, trained on all; fit takes 5/3 of
+        the time, and of a `time_budget` the model gets 3/5. With `early_stopping` its held-out
+        part serves, without a second model; with `warm_start` later calls keep the temperature.
     validation_fraction : float, default=0.1
-        Share held out for early stopping, and for calibration; in (0, 1).
+        Share held out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10
         Epochs without better validation accuracy before early stopping.
     n_draws : int, default=2

@@ -233,7 +233,7 @@ def test_more_classes_than_colours_name_the_other_code(make_classifier):
 
 
 def test_early_stopping_on_too_little_data_is_named(make_classifier):
-    with pytest.raises(ValueError, match="validation_fraction=0.1 of 3 samples cannot"):
+    with pytest.raises(ValueError, match="early_stopping cannot hold out a share of 0.1 of 3"):
         make_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
 
 

@@ -77,7 +77,7 @@ def test_a_pipeline_passes_score_samples_on(fitted, digits):
 def test_calibration_changes_the_probabilities_and_nothing_else(make_classifier, digits):
     X, y = digits
     plain = make_classifier().fit(X, y)
-    calibrated = make_classifier(calibration="temperature", validation_fraction=0.3).fit(X, y)
+    calibrated = make_classifier(calibration="temperature").fit(X, y)
     assert calibrated.temperature_ != 1
     assert calibrated.history_[-1]["n_images"] == len(X)
     np.testing.assert_array_equal(calibrated.predict(X), plain.predict(X))
@@ -113,21 +113,23 @@ def test_calibration_and_early_stopping_share_their_rows(make_classifier, digits
     assert "validation_score" in classifier.history_[-1]
 
 
-def test_half_of_a_time_budget_is_left_to_calibrate(make_classifier, digits):
+def test_time_is_left_to_calibrate(make_classifier, digits):
     settings = {"max_epochs": 10**6, "calibration": "temperature"}
     started = time.perf_counter()
     classifier = make_classifier(time_budget=2.0, **settings).fit(*digits)
     assert classifier.temperature_ != 1
-    # The whole budget was meant to be used, half of it for the model.
+    # The whole budget was meant to be used, three fifths of it for the model.
     trained = sum(record["seconds"] for record in classifier.history_)
-    assert trained < 0.6 * (time.perf_counter() - started)
+    assert trained < 0.7 * (time.perf_counter() - started)
 
 
 def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifier, digits):
     X, y = digits
     lonely = np.where(np.arange(len(y)) == 3, "lonely", y)
     classifier = make_classifier(calibration="temperature", max_epochs=10**9)
-    with pytest.raises(ValueError, match="validation_fraction=0.1 of 240 samples"):
+    with pytest.raises(
+        ValueError, match="calibration cannot hold out a share of 0.333 of 240 samples"
+    ):
         classifier.fit(X, lonely)
 
 
