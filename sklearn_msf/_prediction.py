@@ -244,7 +244,8 @@ class PredictingEstimator(PretrainedEstimator):
             For another kind, for "draws" with a single draw, and for "image" where
             ``image_weight=0`` or ``t1_share=1`` left the image half untrained.
         """
-        return UNCERTAINTIES[kind](self._predict(X, kind))
+        prediction = self._predict(X, kind)
+        return UNCERTAINTIES[kind](prediction)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Tell how usual images are beside those of training.

@@ -224,6 +224,10 @@ def test_coverage_is_a_share(on_bytes, coverage):
 def test_an_unknown_kind_of_uncertainty_is_named(on_bytes):
     with pytest.raises(ValueError, match="kind must be one of .*got 'doubt'"):
         on_bytes.predict_uncertainty(X, kind="doubt")
+    with pytest.raises(ValueError, match="kind must be one of .*got 'doubt'"):
+        on_bytes.predict_with_reject(X, kind="doubt")
+    with pytest.raises(ValueError, match="kind must be one of .*got 'doubt'"):
+        on_bytes.fit_reject(X, Y, kind="doubt")
 
 
 def test_more_classes_than_colours_name_the_other_code(make_classifier):
