@@ -16,9 +16,7 @@ from sklearn_msf.precision import PRECISIONS
 from sklearn_msf.solver import ODE_SOLVERS
 
 __all__ = [
-    "check_coverage",
     "check_ode_solver",
-    "check_open_share",
     "check_parameters",
     "check_positive_integer",
     "draw_seed",
@@ -44,17 +42,6 @@ def check_positive_integer(name: str, value: Any) -> None:
     """Refuse what is not an integer of at least 1."""
     if not _is_integer(value) or value < 1:
         _fail(name, value, "an integer >= 1")
-
-
-def check_coverage(value: Any) -> None:
-    """Refuse what is not a share in (0, 1]."""
-    if not _is_number(value) or not 0 < value <= 1:
-        _fail("coverage", value, "a number in (0, 1]")
-
-
-def check_open_share(name: str, value: Any) -> None:
-    """Refuse what is not a share in (0, 1)."""
-    _check_real(name, value, 0, 1, "()")
 
 
 def check_ode_solver(value: Any) -> None:

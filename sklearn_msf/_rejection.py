@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._parameters import check_coverage, check_open_share
 from sklearn_msf._plain_data import to_plain
 from sklearn_msf._prediction import PredictingEstimator
+from sklearn_msf._scored_rows import check_share
 from sklearn_msf.certificates import certified_threshold, count_rows_to_certify
 from sklearn_msf.selective import accept_most_certain
 from sklearn_msf.uncertainty import UNCERTAINTIES
@@ -74,8 +74,8 @@ class RejectingEstimator(PredictingEstimator):
             fit did not see, and for so few images that nothing could be certified even if every
             answer was right.
         """
-        check_open_share("target_risk", target_risk)
-        check_open_share("confidence", confidence)
+        check_share("target_risk", target_risk)
+        check_share("confidence", confidence)
         prediction = self._predict(X_cal, kind)
         y_cal = self._checked_calibration_labels(y_cal, len(prediction.probabilities))
         errors = self._labels(prediction) != y_cal
@@ -143,7 +143,7 @@ class RejectingEstimator(PredictingEstimator):
             `n_draws` or another parameter of predictions has changed since :meth:`fit_reject`.
         """
         if coverage is not None:
-            check_coverage(coverage)
+            check_share("coverage", coverage, includes_one=True)
         self._check_fitted()
         if reject_label is not None:
             self._check_reject_label(reject_label)

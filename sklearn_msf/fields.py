@@ -100,9 +100,27 @@ class VelocityField(nn.Module):
         -------
         Tensor of shape (n, C_x, H, W)
         """
-        return self.carry_images(
-            e_x, masks, e_y, start=0.0, end=1.0, n_steps=n_steps, method=method
+        x, _ = self._carry(
+            (e_x, masks), masks, e_y, start=0.0, end=1.0, n_steps=n_steps, method=method
         )
+        return x
+
+    def _carry(
+        self,
+        state: tuple[Tensor, Tensor],
+        masks: Tensor,
+        e_y: Tensor,
+        *,
+        start: float,
+        end: float,
+        n_steps: int,
+        method: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Carry image and mask on the way from [e_x, masks] from one time to another."""
+        x = self.carry_images(
+            state[0], masks, e_y, start=start, end=end, n_steps=n_steps, method=method
+        )
+        return x, torch.lerp(masks, e_y, end)
 
     def carry_images(
         self,
@@ -163,10 +181,9 @@ class VelocityField(nn.Module):
         points = [(e_x, masks)]
         times = [step / n_steps for step in range(n_steps + 1)]
         for start, end in pairwise(times):
-            x = self.carry_images(
-                points[-1][0], masks, e_y, start=start, end=end, n_steps=1, method=method
+            points.append(
+                self._carry(points[-1], masks, e_y, start=start, end=end, n_steps=1, method=method)
             )
-            points.append((x, torch.lerp(masks, e_y, end)))
         return points
 
 
@@ -183,27 +200,22 @@ class VelocityForm(VelocityField):
         v_x, v_y = self(sample.x_t, sample.y_t, sample.t)
         return velocity_loss(v_x[n_at_one:], sample.u_x[n_at_one:]), velocity_loss(v_y, sample.u_y)
 
-    def generate(
-        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
-    ) -> Tensor:
+    def _carry(
+        self,
+        state: tuple[Tensor, Tensor],
+        masks: Tensor,
+        e_y: Tensor,
+        *,
+        start: float,
+        end: float,
+        n_steps: int,
+        method: str,
+    ) -> tuple[Tensor, Tensor]:
         """Integrate image and mask together; the field draws its own end of the mask."""
-        end = integrate(
-            self._velocity, (e_x, masks), start=0.0, end=1.0, n_steps=n_steps, method=method
+        found = integrate(
+            self._velocity, state, start=start, end=end, n_steps=n_steps, method=method
         )
-        return end.state[0]
-
-    def trajectory(
-        self, e_x: Tensor, masks: Tensor, e_y: Tensor, *, n_steps: int, method: str
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Carry image and mask together, and return where they are after each step."""
-        points = [(e_x, masks)]
-        times = [step / n_steps for step in range(n_steps + 1)]
-        for start, end in pairwise(times):
-            found = integrate(
-                self._velocity, points[-1], start=start, end=end, n_steps=1, method=method
-            )
-            points.append((found.state[0], found.state[1]))
-        return points
+        return found.state[0], found.state[1]
 
 
 class PosteriorForm(VelocityField):
