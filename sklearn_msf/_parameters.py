@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from sklearn_msf.augmentation import AUGMENTATIONS
-from sklearn_msf.fields import LABEL_PREDICTIONS
+from sklearn_msf.fields import IMAGE_PREDICTIONS, LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 from sklearn_msf.optimiser import OPTIMIZERS
 from sklearn_msf.precision import PRECISIONS
@@ -153,6 +153,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_image_shape(p["image_shape"])
     _check_choice("label_encoding", p["label_encoding"], LABEL_ENCODINGS)
     _check_choice("label_prediction", p["label_prediction"], LABEL_PREDICTIONS)
+    _check_choice("image_prediction", p["image_prediction"], IMAGE_PREDICTIONS)
     _check_real("beta", p["beta"], 0, 255)
     _check_real("t1_share", p["t1_share"], 0, 1)
     _check_real("image_weight", p["image_weight"], 0, 1, "[)")

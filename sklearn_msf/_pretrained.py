@@ -265,8 +265,8 @@ def _check_layout(
     Everything that would take time or memory in proportion to a number in the file is
     compared first with what the file really holds.
     """
-    wanted = {"label_encoding", "beta", "n_classes", "form", "image_channels", "channels"}
-    wanted |= {"channel_mult", "n_blocks", "attention_levels", "patch_size", "dropout"}
+    wanted = {"label_encoding", "beta", "n_classes", "form", "image_prediction", "image_channels"}
+    wanted |= {"channels", "channel_mult", "n_blocks", "attention_levels", "patch_size", "dropout"}
     if layout.keys() != wanted:
         raise RecordError(f"The layout must have the entries {sorted(wanted)}.")
     named = {**layout, "label_prediction": layout["form"]}

@@ -44,6 +44,7 @@ def network_layout(estimator: BaseEstimator, n_channels: int) -> dict[str, Any]:
         "beta": float(estimator.beta),
         "n_classes": len(estimator.classes_),
         "form": estimator.label_prediction,
+        "image_prediction": estimator.image_prediction,
         "image_channels": n_channels,
         "channels": int(estimator.channels),
         "channel_mult": tuple(int(n) for n in estimator.channel_mult),

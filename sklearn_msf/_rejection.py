@@ -65,7 +65,8 @@ class RejectingEstimator(PredictingEstimator):
         -------
         self : object
             With `reject_threshold_`, and with a warning where no threshold can be certified:
-            it is None then, and :meth:`predict_with_reject` abstains always.
+            it is None then, and :meth:`predict_with_reject` abstains always. A warning too
+            where no answer is wrong, as images have that training saw.
 
         Raises
         ------
@@ -94,6 +95,13 @@ class RejectingEstimator(PredictingEstimator):
                 f"None can be certified: no threshold of the {kind} keeps to "
                 f"target_risk={target_risk} at confidence={confidence} on these {len(errors)} "
                 "images. predict_with_reject abstains always.",
+                stacklevel=2,
+            )
+        elif not errors.any():
+            warnings.warn(
+                f"X_cal has {len(errors)} images without an error. The certificate holds for "
+                "images drawn as these, which training must not have seen; if it has, give "
+                "others.",
                 stacklevel=2,
             )
         self.reject_threshold_, self.reject_kind_ = threshold, kind

@@ -10,6 +10,7 @@ __all__ = ["PAPER", "MedSymmFlowClassifier", "paper_key"]
 # What Tables 3 and 4 have in common; the rest of the method is section 3 of the paper.
 PAPER: dict[str, Any] = {
     "label_prediction": "velocity",
+    "image_prediction": "velocity",
     "t1_share": 0.0,
     "image_weight": 0.7,
     "channels": 64,
@@ -89,6 +90,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         What the label half of the network learns: the class posterior, from which the
         mask's velocity follows in closed form, or that velocity itself, pixel by pixel (the
         paper). See the user guide for how they compare.
+    image_prediction : {"velocity", "image"}, default="velocity"
+        What the image half of the network learns: the image's velocity (the paper), or the mean
+        of the images that x_t can come from, of which the velocity is a function. The mean is
+        far easier for a small network, see "Drawing well" in the user guide.
     beta : float, default=4.0
         Width of the uniform noise on the masks in 8-bit steps; for grayscale codes the
         range of the codes. In [0, 255].
@@ -242,6 +247,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         image_shape: Sequence[int] | None = None,
         label_encoding: str = "rgb",
         label_prediction: str = "posterior",
+        image_prediction: str = "velocity",
         beta: float = 4.0,
         t1_share: float = 0.8,
         image_weight: float = 0.5,
@@ -280,6 +286,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.image_shape = image_shape
         self.label_encoding = label_encoding
         self.label_prediction = label_prediction
+        self.image_prediction = image_prediction
         self.beta = beta
         self.t1_share = t1_share
         self.image_weight = image_weight

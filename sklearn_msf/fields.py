@@ -7,6 +7,13 @@ Both fields map (x_t, y_t, t) to the two velocities. They differ in what the net
   ``u_y = (y_t - y) / t`` for every point of the path, hence
   ``v_y = (y_t - sum_c p(c | x_t, y_t) code_c) / t``. The pooled features of the U-Net's
   middle block give p; only v_x needs the way up.
+
+The image half, too, is either the velocity itself or, as u_x is a function of the image for every
+point of the path, follows from the mean of the images that a point can come from::
+
+    v_x = (E[x | x_t, y_t] - (1 - s) x_t) / (1 - (1 - s) t)
+
+The mean lies where images lie, which a narrow network can hold; a velocity holds all the noise.
 """
 
 from itertools import pairwise
@@ -16,15 +23,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
+from sklearn_msf.flow import SIGMA_MIN, PathSample, denoise_masks, velocity_loss
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import Encoding, UNet
 from sklearn_msf.solver import END_EVALUATING_SOLVERS, integrate
 
-__all__ = ["LABEL_PREDICTIONS", "PosteriorForm", "VelocityField", "VelocityForm", "make_field"]
+__all__ = [
+    "IMAGE_PREDICTIONS",
+    "LABEL_PREDICTIONS",
+    "PosteriorForm",
+    "VelocityField",
+    "VelocityForm",
+    "make_field",
+]
 
 # Below this time the label velocity of the posterior form, 0 / 0 at t = 0, is not asked for.
 _MIN_TIME = 0.05
+# Least share of noise that an error of the mean image is divided by.
+_MIN_REMAINING = 0.05
 
 
 class VelocityField(nn.Module):
@@ -36,16 +52,28 @@ class VelocityField(nn.Module):
         Network over [x_t, y_t].
     codes : LabelCodes or EncodedLabelCodes
         Codes of the classes.
+    image_prediction : {"velocity", "image"}
+        What the network returns for the image half.
     """
 
-    def __init__(self, unet: UNet, codes: LabelCodes | EncodedLabelCodes):
+    def __init__(
+        self, unet: UNet, codes: LabelCodes | EncodedLabelCodes, image_prediction: str = "velocity"
+    ):
         super().__init__()
         self.unet = unet
         self.codes = codes
+        self._predicts_images = image_prediction == "image"
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
         raise NotImplementedError
+
+    def _as_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Velocity of the images from what the network returns for them."""
+        if not self._predicts_images:
+            return output
+        remaining = (1.0 - (1.0 - SIGMA_MIN) * t).clamp_min(_MIN_REMAINING)[:, None, None, None]
+        return (output.float() - (1.0 - SIGMA_MIN) * x_t) / remaining
 
     def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x_t, y_t = state
@@ -192,8 +220,9 @@ class VelocityForm(VelocityField):
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
-        velocity = self.unet(torch.cat([x_t, y_t], dim=1), t)
-        return velocity[:, : x_t.shape[1]], velocity[:, x_t.shape[1] :]
+        output = self.unet(torch.cat([x_t, y_t], dim=1), t)
+        n_channels = x_t.shape[1]
+        return self._as_velocity(output[:, :n_channels], x_t, t), output[:, n_channels:]
 
     def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
         """Mean squared errors of both velocities (paper, section 3)."""
@@ -223,8 +252,8 @@ class PosteriorForm(VelocityField):
 
     codes: LabelCodes
 
-    def __init__(self, unet: UNet, codes: LabelCodes):
-        super().__init__(unet, codes)
+    def __init__(self, unet: UNet, codes: LabelCodes, image_prediction: str = "velocity"):
+        super().__init__(unet, codes, image_prediction)
         self.head = nn.Linear(unet.feature_channels, codes.n_classes)
 
     def encode(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Encoding:
@@ -267,7 +296,7 @@ class PosteriorForm(VelocityField):
         p = torch.softmax(self.class_logits(encoding), dim=1)
         y_0 = self.codes.mean_codes(p)[:, :, None, None]
         v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
-        return self.unet.decode(encoding), v_y
+        return self._as_velocity(self.unet.decode(encoding), x_t, t), v_y
 
     def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
         """Mean squared error of v_x and the cross-entropy of p, which has the same best field.
@@ -278,22 +307,29 @@ class PosteriorForm(VelocityField):
         label_loss = F.cross_entropy(self.class_logits(encoding), labels)
         if n_at_one == len(labels):
             return label_loss.new_zeros(()), label_loss
-        v_x = self.unet.decode(encoding.rows(n_at_one, len(labels)))
-        return velocity_loss(v_x, sample.u_x[n_at_one:]), label_loss
+        drawing = slice(n_at_one, None)
+        output = self.unet.decode(encoding.rows(n_at_one, len(labels)))
+        v_x = self._as_velocity(output, sample.x_t[drawing], sample.t[drawing])
+        return velocity_loss(v_x, sample.u_x[drawing]), label_loss
 
     def image_velocity(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
         """Velocity of the image alone, (n, C_x, H, W).
 
         Without the quotient of :meth:`forward`, which is 0 / 0 at t = 0.
         """
-        return self.unet.decode(self.encode(x_t, y_t, t))
+        return self._as_velocity(self.unet.decode(self.encode(x_t, y_t, t)), x_t, t)
 
 
 LABEL_PREDICTIONS = ("velocity", "posterior")
+IMAGE_PREDICTIONS = ("velocity", "image")
 
 
 def make_field(
-    form: str, codes: LabelCodes | EncodedLabelCodes, image_channels: int, **unet: Any
+    form: str,
+    codes: LabelCodes | EncodedLabelCodes,
+    image_channels: int,
+    image_prediction: str = "velocity",
+    **unet: Any,
 ) -> VelocityField:
     """Make an untrained velocity field.
 
@@ -305,6 +341,8 @@ def make_field(
         Codes of the classes; the posterior form takes plain ones.
     image_channels : int
         Channels of the images.
+    image_prediction : {"velocity", "image"}
+        What the image half of the network returns.
     **unet : dict
         Layout of the network, see :class:`~sklearn_msf.network.UNet`.
 
@@ -314,6 +352,6 @@ def make_field(
     """
     n_channels = image_channels + codes.n_channels
     if form == "velocity":
-        return VelocityForm(UNet(n_channels, n_channels, **unet), codes)
+        return VelocityForm(UNet(n_channels, n_channels, **unet), codes, image_prediction)
     assert isinstance(codes, LabelCodes)
-    return PosteriorForm(UNet(n_channels, image_channels, **unet), codes)
+    return PosteriorForm(UNet(n_channels, image_channels, **unet), codes, image_prediction)

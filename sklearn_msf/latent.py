@@ -79,11 +79,11 @@ class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
     cache_bytes : int, default=2**31
         Latents up to this size are kept in memory; more are written to a file, beside the
         checkpoints where there are any.
-    image_shape, label_encoding, label_prediction, beta, t1_share, image_weight, channels, \
-channel_mult, n_blocks, attention_levels, patch_size, dropout, max_epochs, time_budget, \
-batch_size, optimizer, learning_rate, weight_decay, max_grad_norm, ema_decay, augment, \
-class_weight, early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, \
-n_steps, ode_solver, warm_start, checkpoint_dir, checkpoint_every, device, precision, \
+    image_shape, label_encoding, label_prediction, image_prediction, beta, t1_share, image_weight, \
+channels, channel_mult, n_blocks, attention_levels, patch_size, dropout, max_epochs, \
+time_budget, batch_size, optimizer, learning_rate, weight_decay, max_grad_norm, ema_decay, \
+augment, class_weight, early_stopping, calibration, validation_fraction, n_iter_no_change, \
+n_draws, n_steps, ode_solver, warm_start, checkpoint_dir, checkpoint_every, device, precision, \
 compile_network, random_state, verbose
         As in :class:`MedSymmFlowClassifier`, over latents instead of pixels. The posterior
         form has plain colours at the size of the latents, the velocity form encoded masks,
@@ -127,6 +127,7 @@ field_, temperature_, reject_threshold_, reject_kind_
         image_shape: Sequence[int] | None = None,
         label_encoding: str = "rgb",
         label_prediction: str = "posterior",
+        image_prediction: str = "velocity",
         beta: float = 4.0,
         t1_share: float = 0.8,
         image_weight: float = 0.5,
@@ -166,6 +167,7 @@ field_, temperature_, reject_threshold_, reject_kind_
             image_shape=image_shape,
             label_encoding=label_encoding,
             label_prediction=label_prediction,
+            image_prediction=image_prediction,
             beta=beta,
             t1_share=t1_share,
             image_weight=image_weight,

@@ -34,6 +34,7 @@ def on_floats(make_classifier):
         ("label_encoding", "RGB"),
         ("label_encoding", None),
         ("label_prediction", "score"),
+        ("image_prediction", "noise"),
         ("beta", -1),
         ("beta", "4"),
         ("beta", np.nan),

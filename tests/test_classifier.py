@@ -279,6 +279,7 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
         "beta": 4,
         "label_encoding": "rgb",
         "label_prediction": "velocity",
+        "image_prediction": "velocity",
         "t1_share": 0.0,
         "image_weight": 0.7,
         "patch_size": 1,

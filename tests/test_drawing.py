@@ -22,6 +22,18 @@ def test_every_solver_draws(fitted, solver):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_a_mean_image_is_learned_and_kept_instead_of_a_velocity(
+    make_classifier, digits, form, tmp_path
+):
+    classifier = make_classifier(label_prediction=form, image_prediction="image").fit(*digits)
+    drawn = classifier.sample(n_samples=2, n_steps=3, random_state=0)
+    assert np.isfinite(drawn).all()
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.sample(n_samples=2, n_steps=3, random_state=0), drawn)
+
+
 def test_one_step_is_enough_to_draw(fitted):
     assert fitted.sample("one", 3, n_steps=1, random_state=0).shape == (3, 8, 8)
 

@@ -3,7 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_msf.fields import LABEL_PREDICTIONS, PosteriorForm, VelocityField, VelocityForm
+from sklearn_msf.fields import (
+    IMAGE_PREDICTIONS,
+    LABEL_PREDICTIONS,
+    PosteriorForm,
+    VelocityField,
+    VelocityForm,
+)
 from sklearn_msf.flow import sample_path
 from sklearn_msf.label_codes import make_label_codes
 
@@ -27,15 +33,16 @@ class SureUNet(nn.Module):
 
     feature_channels = 3
 
-    def __init__(self, logits):
+    def __init__(self, logits, image=None):
         super().__init__()
         self.logits = logits
+        self.image = torch.zeros(len(logits), 1, *SIZE) if image is None else image
 
     def encode(self, z, t):
         return type("Features", (), {"features": self.logits[:, :, None, None]})()
 
     def decode(self, encoding):
-        return torch.zeros(len(self.logits), 1, *SIZE)
+        return self.image
 
 
 @pytest.fixture
@@ -74,6 +81,23 @@ def test_both_forms_give_the_same_label_velocity_where_p_is_exact(ends, t):
     nn.init.zeros_(field.head.bias)
     _, v_y = field(sample.x_t, sample.y_t, sample.t)
     torch.testing.assert_close(v_y, sample.u_y, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
+def test_the_velocity_follows_from_the_image_where_that_is_known(ends, t):
+    x, y, e_x, e_y, _ = ends
+    field = PosteriorForm(SureUNet(torch.zeros(2, 3), image=x), CODES, image_prediction="image")
+    point = sample_path(x, y, e_x, e_y, torch.full((2,), t))
+    v_x = field.image_velocity(point.x_t, point.y_t, point.t)
+    torch.testing.assert_close(v_x, point.u_x, atol=1e-4, rtol=1e-4)
+
+
+def test_the_velocity_stays_finite_where_no_noise_is_left(ends):
+    x, y, e_x, e_y, _ = ends
+    field = PosteriorForm(SureUNet(torch.zeros(2, 3)), CODES, image_prediction="image")
+    point = sample_path(x, y, e_x, e_y, torch.ones(2))
+    v_x = field.image_velocity(point.x_t, point.y_t, point.t)
+    torch.testing.assert_close(v_x, -20 * x, atol=0.1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 1.0])
@@ -164,9 +188,12 @@ def test_one_euler_step_of_the_posterior_form_is_the_mean_code(make_tiny_field):
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("image_prediction", IMAGE_PREDICTIONS)
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
-def test_both_forms_generate_finite_images_with_every_solver(make_tiny_field, form, method):
-    field = make_tiny_field(form)
+def test_all_forms_generate_finite_images_with_every_solver(
+    make_tiny_field, form, image_prediction, method
+):
+    field = make_tiny_field(form, image_prediction=image_prediction)
     masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
     e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
     with torch.no_grad():

@@ -91,18 +91,19 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(r)) + self.shortcut(h))
 
 
-def make_resnet18(n_channels: int, n_classes: int) -> nn.Module:
+def make_resnet18(n_channels: int, n_classes: int, width: int = 64) -> nn.Module:
     """ResNet-18 for 28 px as in MedMNIST's own baselines: 3x3 stem, no pooling after it."""
     layers: list[nn.Module] = [
-        nn.Conv2d(n_channels, 64, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(n_channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
         nn.ReLU(),
     ]
-    n_in = 64
-    for n_out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+    n_in = width
+    for n_out, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
         layers += [ResidualBlock(n_in, n_out, stride), ResidualBlock(n_out, n_out, 1)]
         n_in = n_out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))
+    head = nn.Linear(8 * width, n_classes)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
 def as_tensor(X: np.ndarray) -> torch.Tensor:
