@@ -1,11 +1,11 @@
 """How well the classifier draws: metrics in the features of an independent judge.
 
-The judge is a ResNet-18 of half the width, trained on the real training images; its pooled features are the space of
-precision, recall, density, coverage and kernel distance, its predictions the class fidelity. The
-classifier accuracy score trains extremely randomised trees on generated images and tests them on
-real ones. Beside every figure stands that of real images that nothing has learned from (the
-validation split), or for the accuracy score that of as many training images. Runs that the JSON
-file has are not repeated.
+The judge is a ResNet-18 of half the width, trained on the real training images; its pooled
+features are the space of precision, recall, density, coverage and kernel distance, its
+predictions the class fidelity. The classifier accuracy score trains extremely randomised trees on
+generated images and tests them on real ones. Beside every figure stands that of real images that
+nothing has learned from (the validation split), or for the accuracy score that of as many
+training images. Runs that the JSON file has are not repeated.
 
     python examples/benchmarks/generation.py --datasets retinamnist breastmnist
 
