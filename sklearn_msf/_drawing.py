@@ -1,6 +1,6 @@
 """What a fitted MedSymmFlow estimator draws: new images, and others made of given ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.inference import InferenceSettings, generate, trace, translate
+from sklearn_msf.progress import drawing_progress
 from sklearn_msf.representation import Representation
 
 __all__ = ["DrawingEstimator"]
@@ -66,7 +67,9 @@ class DrawingEstimator(PredictingEstimator):
         """
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._drawing_settings(n_steps, ode_solver)
-        return _drawn(self._model(), np.repeat(classes, n_samples), seed, settings)
+        labels = np.repeat(classes, n_samples)
+        with drawing_progress(type(self).__name__, len(labels), verbose=self.verbose) as report:
+            return _drawn(self._model(), labels, seed, settings, report=report)
 
     def iter_samples(
         self,
@@ -272,6 +275,7 @@ def _drawn(
     seed: int,
     settings: InferenceSettings,
     first: int = 0,
+    report: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     field, representation, image_format = model
     images = generate(
@@ -282,5 +286,6 @@ def _drawn(
         settings,
         representation.images,
         first,
+        report,
     )
     return image_format.from_tensor(images)

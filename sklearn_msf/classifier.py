@@ -188,7 +188,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, order, noise and augmentation.
     verbose : int, default=0
-        1 shows a progress bar.
+        1 shows a progress bar while training, and while :meth:`sample` draws.
 
     Attributes
     ----------

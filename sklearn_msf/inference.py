@@ -235,6 +235,7 @@ def generate(
     settings: InferenceSettings,
     decode: Callable[[Tensor], Tensor],
     first: int = 0,
+    report: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Draw one image for each label.
 
@@ -255,6 +256,8 @@ def generate(
         Makes images of what the field draws.
     first : int, default=0
         Number of the first image of the seed to draw.
+    report : callable, optional
+        Called with the number of images drawn since the last call.
 
     Returns
     -------
@@ -279,7 +282,7 @@ def generate(
             )
         return decode(drawn[:n_real].float()).float().cpu()
 
-    return torch.cat(in_batches(run, len(labels), settings.batch_size, device))
+    return torch.cat(in_batches(run, len(labels), settings.batch_size, device, report))
 
 
 @torch.inference_mode()

@@ -17,7 +17,11 @@ Result = TypeVar("Result")
 
 
 def in_batches(
-    run: Callable[[int, int], Result], n_rows: int, batch_size: int, device: torch.device
+    run: Callable[[int, int], Result],
+    n_rows: int,
+    batch_size: int,
+    device: torch.device,
+    report: Callable[[int], object] | None = None,
 ) -> list[Result]:
     """Call run(start, batch_size) for each batch, with smaller ones where memory runs out.
 
@@ -34,6 +38,8 @@ def in_batches(
         Rows of a batch.
     device : torch.device
         Where the batches are computed.
+    report : callable, optional
+        Called after each batch with the number of its rows.
 
     Returns
     -------
@@ -46,6 +52,8 @@ def in_batches(
         try:
             for result in _side_by_side(run, range(start, n_rows, batch_size), batch_size, device):
                 results.append(result)
+                if report is not None:
+                    report(min(batch_size, n_rows - start))
                 start += batch_size
         except (MemoryError, RuntimeError) as error:
             if batch_size == 1 or not _is_out_of_memory(error):

@@ -1,12 +1,12 @@
-"""A progress bar over one training run."""
+"""Progress bars over training and drawing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-__all__ = ["Report", "training_progress"]
+__all__ = ["Report", "drawing_progress", "training_progress"]
 
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
 
@@ -52,3 +52,30 @@ def training_progress(description: str, *, verbose: int) -> Iterator[Report | No
         yield report
         # Early stopping and the last step of a time budget end before the bar does.
         bar.update(1.0 - bar.n)
+
+
+@contextmanager
+def drawing_progress(
+    description: str, n_images: int, *, verbose: int
+) -> Iterator[Callable[[int], object] | None]:
+    """Show how many images are drawn and the time left.
+
+    Parameters
+    ----------
+    description : str
+        What draws.
+    n_images : int
+        Images to draw.
+    verbose : int
+        0 shows nothing.
+
+    Yields
+    ------
+    callable or None
+        Takes the number of images drawn since its last call.
+    """
+    if not verbose:
+        yield None
+        return
+    with tqdm(total=n_images, desc=description, unit=" images") as bar:
+        yield bar.update

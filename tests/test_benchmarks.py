@@ -41,6 +41,11 @@ def unusual():
     return script("unusual")
 
 
+@pytest.fixture(scope="module")
+def generation():
+    return script("generation")
+
+
 @pytest.mark.parametrize(("task", "n_classes"), [("binary-class", 2), ("multi-class", 5)])
 def test_scores_equal_those_of_the_medmnist_evaluator(accuracy, capsys, task, n_classes):
     evaluator = pytest.importorskip("medmnist.evaluator")
@@ -178,3 +183,56 @@ def test_corruptions_grow_with_their_severity(unusual, shape):
         assert distance[0] == 0
         assert distance == sorted(distance)
         assert distance[1] > 0
+
+
+def test_counts_keep_the_shares_of_the_labels_and_no_class_is_left_out(generation):
+    y = np.repeat([0, 1, 2], [890, 100, 10])
+    assert generation.counts_of(y, 50).tolist() == [44, 5, 1]
+
+
+def test_a_judge_finds_the_class_of_images_that_tell_it(generation, monkeypatch):
+    monkeypatch.setattr(generation, "JUDGE_IMAGES", 6400)
+    monkeypatch.setattr(generation, "JUDGE_WIDTH", 4)
+    y = np.arange(60) % 2
+    X = np.random.default_rng(0).integers(0, 128, (60, 8, 8), dtype=np.uint8)
+    X[y == 1] += 100
+    judge = generation.Judge(X, y)
+    assert (judge.predict(X) == y).all()
+    assert judge.features(X).shape == (60, 32)
+
+
+def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatch, tmp_path):
+    for name, value in {
+        "N_GENERATED": 24,
+        "N_TRAINED": 24,
+        "N_CHANGED": 4,
+        "JUDGE_IMAGES": 64,
+        "JUDGE_WIDTH": 4,
+    }.items():
+        monkeypatch.setattr(generation, name, value)
+    monkeypatch.setattr(generation, "gemm_gflops", lambda: 150.0)
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    X = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    data = dict.fromkeys(("train", "val", "test"), (X, y))
+    tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
+    judge = generation.Judge(X, y)
+    record = generation.run(
+        "toy",
+        data,
+        0,
+        "tiny",
+        tiny,
+        [1, 25],
+        judge=judge,
+        imagenet=judge.features,
+        pictures=tmp_path,
+    )
+    assert record["real"]["kernel_distance"] < 0.1
+    assert record["changed_classes"]["rms_reconstructed"] < 200
+    assert set(record["imagenet"]) == {"generated", "fresh", "training"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "generation_toy_grid.png",
+        "generation_toy_trajectory.png",
+    }
+    assert "| toy, seed 0 | tiny |" in generation.table([json.loads(json.dumps(record))])

