@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +237,24 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
         "generation_toy_trajectory.png",
     }
     assert "| toy, seed 0 | tiny |" in generation.table([json.loads(json.dumps(record))])
+
+
+def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
+    augmentation = script("augmentation")
+    monkeypatch.setattr(augmentation, "N_IMAGES", 64)
+    monkeypatch.setattr(augmentation, "WIDTH", 4)
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [18, 6])
+    X = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    assert augmentation.counts_to_add(y) == {0: 0, 1: 12}
+    X_more, y_more = augmentation.oversampled(X, y, {0: 0, 1: 12}, seed=0)
+    assert np.bincount(y_more).tolist() == [18, 18]
+    assert {row.tobytes() for row in X_more} == {row.tobytes() for row in X}
+    tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
+    with warnings.catch_warnings():
+        # So short a training draws hardly an image that passes.
+        warnings.simplefilter("ignore", UserWarning)
+        record = augmentation.run("toy", {"train": (X, y), "test": (X, y)}, 0, tiny)
+    assert record["n_added"][0] == 12
+    assert len(record["scores"]) == 5
+    assert "| toy | generated, filtered |" in augmentation.table([record])

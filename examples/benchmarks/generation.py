@@ -57,20 +57,28 @@ EQUAL_NFE = {"euler": 24, "midpoint": 12, "rk4": 6}
 
 
 class Judge:
-    """ResNet-18 that classifies real images and gives their features."""
+    """ResNet-18 of a width that classifies real images and gives their features.
 
-    def __init__(self, X, y, seed=0):
+    As many images are seen as `n_images`, or eight times all; `class_weights`, (K,), weigh the
+    loss.
+    """
+
+    def __init__(self, X, y, seed=0, *, width=None, n_images=None, class_weights=None):
         torch.manual_seed(seed)
         x, labels = as_tensor(X), torch.from_numpy(y.astype(np.int64))
-        net = make_resnet18(x.shape[1], len(np.unique(y)), JUDGE_WIDTH)
+        net = make_resnet18(x.shape[1], len(np.unique(y)), width or JUDGE_WIDTH)
         net = net.to(memory_format=torch.channels_last)
-        n_steps = max(8 * len(x), JUDGE_IMAGES) // 64
+        if class_weights is not None:
+            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+        n_steps = (n_images or max(8 * len(x), JUDGE_IMAGES)) // 64
         optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=n_steps)
         for _ in range(n_steps):
             rows = torch.randint(len(x), (64,))
             batch = x[rows].flip(3) if torch.rand(1) < 0.5 else x[rows]
-            loss = F.cross_entropy(net(batch), labels[rows], label_smoothing=0.05)
+            loss = F.cross_entropy(
+                net(batch), labels[rows], weight=class_weights, label_smoothing=0.05
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -80,13 +88,17 @@ class Judge:
 
     @torch.inference_mode()
     def features(self, X):
-        """Pooled features, (n, 256)."""
+        """Pooled features, (n, 8 * width)."""
         return torch.cat([self._body(part) for part in as_tensor(X).split(256)]).numpy()
 
     @torch.inference_mode()
+    def predict_proba(self, X):
+        """Class probabilities, (n, K)."""
+        return torch.softmax(self._head(torch.from_numpy(self.features(X))), dim=1).numpy()
+
     def predict(self, X):
         """Class indices."""
-        return self._head(torch.from_numpy(self.features(X))).argmax(dim=1).numpy()
+        return self.predict_proba(X).argmax(axis=1)
 
 
 def counts_of(y, n):
@@ -283,6 +295,12 @@ def table(records):
     return "\n".join(lines) + "\n"
 
 
+def parse_settings(items):
+    """Parameters of the classifier from PARAMETER=VALUE."""
+    pairs = (item.split("=", 1) for item in items)
+    return {key: ast.literal_eval(value) for key, value in pairs}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
@@ -295,10 +313,7 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(item.split("=", 1) for item in arguments.npz)
-    settings = {}
-    for item in arguments.set:
-        key, value = item.split("=", 1)
-        settings[key] = ast.literal_eval(value)
+    settings = parse_settings(arguments.set)
     records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

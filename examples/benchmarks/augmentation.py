@@ -1,0 +1,130 @@
+"""Do generated images help a plain classifier? Beside class weights and plain oversampling.
+
+MedSymmFlowClassifier is fitted on the training images and draws more of the rare classes, up to
+the size of the largest one and 1,000 at most. A ResNet-18 of a quarter of the width then trains on
+the images as they are, with balanced class weights, with rare images repeated to the same counts,
+and with the generated ones: all of them, or those that the first of these classifiers takes for
+the class asked for and that are no copies. Each sees as many images. Test split; every seed is a
+model that draws and a classifier of its own. Runs that the JSON file has are not repeated.
+
+    python examples/benchmarks/augmentation.py --datasets retinamnist --npz ham10000=PATH
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from accuracy import auc_score, load
+from generation import Judge, parse_settings
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.sample_augmentation import augment_with_samples
+
+N_IMAGES = 40_000
+WIDTH = 16
+LARGEST = 1000
+
+
+def counts_to_add(y):
+    """Images by class that bring each to the largest one, or to LARGEST."""
+    counts = np.bincount(y)
+    wanted = min(int(counts.max()), LARGEST)
+    return {label: max(0, wanted - int(n)) for label, n in enumerate(counts)}
+
+
+def oversampled(X, y, counts, seed):
+    """Training images, and behind them some of each class once more."""
+    rng = np.random.default_rng(seed)
+    more = [rng.choice(np.flatnonzero(y == label), n) for label, n in counts.items()]
+    rows = np.concatenate([np.arange(len(y)), *more])
+    return X[rows], y[rows]
+
+
+def scores_of(classifier, X, y):
+    """Balanced accuracy and AUC, in percent."""
+    p = classifier.predict_proba(X)
+    return {
+        "balanced_accuracy": 100 * float(balanced_accuracy_score(y, p.argmax(axis=1))),
+        "auc": 100 * auc_score(y, p),
+    }
+
+
+def run(name, data, seed, settings):
+    """Train all five classifiers; one record."""
+    X, y = data["train"]
+    counts = counts_to_add(y)
+
+    def train(X, y, class_weights=None):
+        return Judge(X, y, seed, width=WIDTH, n_images=N_IMAGES, class_weights=class_weights)
+
+    plain = train(X, y)
+    start = time.perf_counter()
+    ours = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    seconds = time.perf_counter() - start
+    common = {"n_per_class": counts, "random_state": seed}
+    all_drawn = augment_with_samples(ours, X, y, remove_copies=False, **common)
+    filtered = augment_with_samples(ours, X, y, judge=plain, **common)
+    classifiers = {
+        "as they are": plain,
+        "class weights": train(X, y, compute_class_weight("balanced", classes=np.unique(y), y=y)),
+        "oversampling": train(*oversampled(X, y, counts, seed)),
+        "generated": train(*all_drawn),
+        "generated, filtered": train(*filtered),
+    }
+    return {
+        "dataset": name,
+        "seed": seed,
+        "fit_seconds": seconds,
+        "settings": {key: repr(value) for key, value in settings.items()},
+        "n_added": [len(all_drawn[1]) - len(y), len(filtered[1]) - len(y)],
+        "scores": {key: scores_of(c, *data["test"]) for key, c in classifiers.items()},
+    }
+
+
+def table(records):
+    """Markdown: means and standard deviations over seeds."""
+    lines = ["| data | training images | balanced accuracy | AUC |", "|---|---|---|---|"]
+    for name in dict.fromkeys(r["dataset"] for r in records):
+        chosen = [r for r in records if r["dataset"] == name]
+        for kind in chosen[0]["scores"]:
+            cells = []
+            for key in ("balanced_accuracy", "auc"):
+                values = [r["scores"][kind][key] for r in chosen]
+                spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.1f}{spread}")
+            lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+    seeds = sorted({r["seed"] for r in records})
+    return "\n".join([*lines, "", f"Test splits, seeds {seeds}."]) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", nargs="*", default=["retinamnist"])
+    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE")
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/augmentation.json"))
+    arguments = parser.parse_args()
+
+    files = dict(item.split("=", 1) for item in arguments.npz)
+    settings = parse_settings(arguments.set)
+    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    done = {(r["dataset"], r["seed"]) for r in records}
+    for seed in arguments.seeds:
+        for name in [*arguments.datasets, *files]:
+            if (name, seed) in done:
+                continue
+            records.append(run(name, load(name, files), seed, settings))
+            print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
+            arguments.output.with_suffix(".md").write_text(table(records))
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
