@@ -106,7 +106,7 @@ class CalibratingEstimator(PredictingEstimator):
         self, trainer: Trainer, part: TrainingData, held_out: TrainingRows, run: CalibrationRun
     ) -> str | None:
         """Train another field on a part of the rows; returns why there is no temperature."""
-        device = next(self.field_.parameters()).device
+        device = self.field_.device
         of_held_out = self._probabilities_of(held_out, device)
         left = None
         if self.time_budget is not None:

@@ -224,7 +224,7 @@ class DrawingEstimator(PredictingEstimator):
             inputs,
             torch.from_numpy(sources.astype(np.int64)),
             torch.from_numpy(targets.astype(np.int64)),
-            e_y.to(next(self.field_.parameters()).device),
+            e_y.to(self.field_.device),
             settings,
             self._representation.images,
         )

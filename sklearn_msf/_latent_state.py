@@ -74,7 +74,7 @@ class LatentState(PretrainedEstimator):
             state["_latent_format"] = LatentFormat(**{**plain, "size": tuple(plain["size"])})
         super().__setstate__(state)
         if "_autoencoder" in state and hasattr(self, "field_"):
-            self._autoencoder.to(next(self.field_.parameters()).device)
+            self._autoencoder.to(self.field_.device)
 
     def _saved_representation(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         document, weights = autoencoder_to_record(self._autoencoder, by_name=True)

@@ -49,7 +49,7 @@ class PredictingEstimator(PretrainedEstimator):
         self, inputs: FieldInputs, field: VelocityField, *, keep_draws: bool = False
     ) -> Prediction:
         """Classify by what the field says, without a temperature."""
-        n_draws, device = int(self.n_draws), next(field.parameters()).device
+        n_draws, device = int(self.n_draws), field.device
         noise = self._noise(n_draws, field.codes.n_channels).to(device)
         settings = self._classification_settings(n_draws, device)
         codes = self._representation.codes(field.codes)
@@ -93,7 +93,7 @@ class PredictingEstimator(PretrainedEstimator):
         """Check X against fit."""
         check_is_fitted(self)
         check_parameters(self.get_params(deep=False))
-        rows, device = check_prediction_rows(self, X), next(self.field_.parameters()).device
+        rows, device = check_prediction_rows(self, X), self.field_.device
         return self._representation.inputs(rows, device)
 
     def _predict(self, X: Any, kind: str = "margin") -> Prediction:
@@ -116,7 +116,7 @@ class PredictingEstimator(PretrainedEstimator):
     def _image_residuals(
         self, inputs: FieldInputs, labels: np.ndarray, times: Sequence[float]
     ) -> np.ndarray:
-        device = next(self.field_.parameters()).device
+        device = self.field_.device
         n_channels = self._representation.shape[0] + self.field_.codes.n_channels
         noise = self._noise(len(times), n_channels).to(device)
         # No ODE is solved: a batch need not be as small as a solver may want it.

@@ -64,6 +64,11 @@ class VelocityField(nn.Module):
         self.codes = codes
         self._predicts_images = image_prediction == "image"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
         raise NotImplementedError

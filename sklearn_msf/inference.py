@@ -264,7 +264,7 @@ def generate(
     Tensor of shape (n, C, H, W)
         Images in about [-1, 1], on the CPU.
     """
-    device = next(field.parameters()).device
+    device = field.device
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
 
     def run(start: int, size: int) -> Tensor:
@@ -309,7 +309,7 @@ def trace(
     masks : Tensor of shape (n_steps + 1, C_y, H, W)
         From the code of the class to noise.
     """
-    device = next(field.parameters()).device
+    device = field.device
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
     noise = _image_noise(seed, 0, 1, shape).to(device)
     masks = field.codes.masks(torch.tensor([label], device=device), image_shape[1:])
