@@ -1,6 +1,7 @@
 """What a fitted MedSymmFlow estimator draws: new images, and others made of given ones."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class DrawingEstimator(PredictingEstimator):
         Raises
         ------
         ValueError
-            For a class that is not in `classes_`, for counts and solvers that are none, and where
-            ``image_weight=0`` or ``t1_share=1`` left the image half untrained.
+            For a class that is not in `classes_`, for counts and solvers that are none, where
+            ``image_weight=0`` or ``t1_share=1`` left the image half untrained, and for a `guidance`
+            without `class_dropout`.
         """
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._drawing_settings(n_steps, ode_solver)
@@ -261,8 +263,14 @@ class DrawingEstimator(PredictingEstimator):
         check_positive_integer("n_steps", n_steps)
         solver = self.ode_solver if ode_solver is None else ode_solver
         check_ode_solver(solver)
+        if self.guidance and not self.class_dropout:
+            raise ValueError(
+                f"guidance={self.guidance} needs a field that can draw without a class: fit with "
+                "class_dropout=0.1, or set guidance=0."
+            )
         batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
-        return self._inference_settings(n_steps, "float32", batch_size, solver)
+        settings = self._inference_settings(n_steps, "float32", batch_size, solver)
+        return replace(settings, guidance=float(self.guidance))
 
     def _model(self) -> tuple[VelocityField, Representation, ImageFormat]:
         """Collect what draws now: fitting anew does not change it."""

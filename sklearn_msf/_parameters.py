@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from sklearn_msf.augmentation import AUGMENTATIONS
-from sklearn_msf.fields import IMAGE_PREDICTIONS, LABEL_PREDICTIONS
+from sklearn_msf.forms import IMAGE_PREDICTIONS, LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 from sklearn_msf.optimiser import OPTIMIZERS
 from sklearn_msf.precision import PRECISIONS
@@ -156,6 +156,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_choice("image_prediction", p["image_prediction"], IMAGE_PREDICTIONS)
     _check_real("beta", p["beta"], 0, 255)
     _check_real("t1_share", p["t1_share"], 0, 1)
+    _check_real("class_dropout", p["class_dropout"], 0, 1, "[)")
+    _check_real("guidance", p["guidance"], 0, 100)
     _check_real("image_weight", p["image_weight"], 0, 1, "[)")
     for name in ("channels", "n_blocks", "patch_size", "batch_size", "n_iter_no_change"):
         check_positive_integer(name, p[name])

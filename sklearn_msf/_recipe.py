@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sklearn_msf._data import TrainingRows
 from sklearn_msf.device import seeded_weights
-from sklearn_msf.fields import VelocityField, make_field
+from sklearn_msf.fields import VelocityField
+from sklearn_msf.forms import make_field
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, make_label_codes
 from sklearn_msf.precision import resolve_precision
@@ -100,6 +101,7 @@ def training_settings(
         ema_decay=float(estimator.ema_decay),
         image_weight=float(estimator.image_weight),
         t1_share=float(estimator.t1_share),
+        class_dropout=float(estimator.class_dropout),
         precision=resolve_precision(estimator.precision, device),
         compile_network=_compilation(estimator, device, n_steps),
         early_stopping=bool(estimator.early_stopping),

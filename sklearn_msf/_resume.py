@@ -22,6 +22,7 @@ _FREE = {
     "cache_bytes",
     "checkpoint_dir",
     "checkpoint_every",
+    "guidance",
     "label_decoding",
     "n_draws",
     "n_steps",

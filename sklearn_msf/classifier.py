@@ -12,6 +12,7 @@ PAPER: dict[str, Any] = {
     "label_prediction": "velocity",
     "image_prediction": "velocity",
     "t1_share": 0.0,
+    "class_dropout": 0.0,
     "image_weight": 0.7,
     "channels": 64,
     "channel_mult": (1, 2, 2, 2),
@@ -26,6 +27,7 @@ PAPER: dict[str, Any] = {
     "n_draws": 1,
     "n_steps": 1,
     "ode_solver": "euler",
+    "guidance": 0.0,
     "precision": "bfloat16",
 }
 _PAPER_DATASETS: dict[str, dict[str, Any]] = {
@@ -100,6 +102,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     t1_share : float, default=0.8
         Share of each batch at t = 1, where the image is clean and the mask pure noise: what
         classification sees. The other rows have t ~ U(0, 1) and teach generation too.
+    class_dropout : float, default=0.0
+        Share of the rows that teach generation whose mask says nothing of the class, in [0, 1):
+        `guidance` needs them; 0.1 is enough.
     image_weight : float, default=0.5
         Weight w of the image half of the loss, in [0, 1); the label half has 1 - w.
     channels : int, default=32
@@ -166,6 +171,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Solver steps for classification; the paper publishes one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
         ODE solver for classification and generation.
+    guidance : float, default=0.0
+        How far drawing goes beyond the velocity of the class asked for, away from that of no class,
+        in units of their difference (classifier-free guidance), at least 0. Images are more of
+        their class and less varied; it needs `class_dropout` in training and twice the time.
     warm_start : bool, default=False
         Whether fit goes on from the weights of the call before.
     checkpoint_dir : str or Path, default=None
@@ -250,6 +259,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         image_prediction: str = "velocity",
         beta: float = 4.0,
         t1_share: float = 0.8,
+        class_dropout: float = 0.0,
         image_weight: float = 0.5,
         channels: int = 32,
         channel_mult: Sequence[int] = (1, 2, 2, 2),
@@ -274,6 +284,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         n_draws: int = 2,
         n_steps: int = 1,
         ode_solver: str = "euler",
+        guidance: float = 0.0,
         warm_start: bool = False,
         checkpoint_dir: Any = None,
         checkpoint_every: int = 5,
@@ -289,6 +300,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.image_prediction = image_prediction
         self.beta = beta
         self.t1_share = t1_share
+        self.class_dropout = class_dropout
         self.image_weight = image_weight
         self.channels = channels
         self.channel_mult = channel_mult
@@ -313,6 +325,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self.n_draws = n_draws
         self.n_steps = n_steps
         self.ode_solver = ode_solver
+        self.guidance = guidance
         self.warm_start = warm_start
         self.checkpoint_dir = checkpoint_dir
         self.checkpoint_every = checkpoint_every

@@ -41,6 +41,8 @@ class PathSample:
         Images on the path and their velocities.
     y_t, u_y : Tensor of shape (n, C_y, H, W)
         Masks on the path and their velocities.
+    mask_t : Tensor of shape (n,)
+        Times of the masks: `t`, but 1 in rows that are to be drawn without a class.
     """
 
     t: Tensor
@@ -48,9 +50,12 @@ class PathSample:
     y_t: Tensor
     u_x: Tensor
     u_y: Tensor
+    mask_t: Tensor
 
 
-def sample_path(x: Tensor, y: Tensor, e_x: Tensor, e_y: Tensor, t: Tensor) -> PathSample:
+def sample_path(
+    x: Tensor, y: Tensor, e_x: Tensor, e_y: Tensor, t: Tensor, mask_t: Tensor | None = None
+) -> PathSample:
     """Evaluate the path and its velocity.
 
     Parameters
@@ -61,31 +66,40 @@ def sample_path(x: Tensor, y: Tensor, e_x: Tensor, e_y: Tensor, t: Tensor) -> Pa
         Label masks and their noise.
     t : Tensor of shape (n,)
         Times in [0, 1].
+    mask_t : Tensor of shape (n,), optional
+        Times of the masks; `t` by default.
 
     Returns
     -------
     PathSample
     """
-    time = t[:, None, None, None]
-    remaining = 1.0 - (1.0 - SIGMA_MIN) * time
+    mask_t = t if mask_t is None else mask_t
+    time, mask_time = t[:, None, None, None], mask_t[:, None, None, None]
     return PathSample(
         t=t,
-        x_t=remaining * e_x + time * x,
-        y_t=remaining * y + time * e_y,
+        x_t=(1.0 - (1.0 - SIGMA_MIN) * time) * e_x + time * x,
+        y_t=(1.0 - (1.0 - SIGMA_MIN) * mask_time) * y + mask_time * e_y,
         u_x=x - (1.0 - SIGMA_MIN) * e_x,
         u_y=e_y - (1.0 - SIGMA_MIN) * y,
+        mask_t=mask_t,
     )
 
 
-def sample_times(n: int, n_at_one: int, generator: torch.Generator) -> Tensor:
-    """Draw times: exactly 1 for the first `n_at_one` of the n, U(0, 1) for the others.
+def sample_times(
+    n: int, n_at_one: int, n_classless: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw times of images and of masks, two tensors of shape (n,).
 
-    At t = 1 the image is clean and the mask pure noise: the one point of the path at which
-    one Euler step classifies, and one that U(0, 1) hardly ever comes near.
+    Exactly 1 for the first `n_at_one` of the n, U(0, 1) for the others. At t = 1 the image is
+    clean and the mask pure noise: the one point of the path at which one Euler step classifies,
+    and one that U(0, 1) hardly ever comes near. The `n_classless` rows after these have masks at
+    t = 1 too, which say nothing of the class: what is learned there guides drawing.
     """
     t = torch.rand(n, generator=generator, device=generator.device)
     t[:n_at_one] = 1.0
-    return t
+    mask_t = t.clone()
+    mask_t[n_at_one : n_at_one + n_classless] = 1.0
+    return t, mask_t
 
 
 def velocity_loss(v: Tensor, u: Tensor) -> Tensor:

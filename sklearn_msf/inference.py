@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from sklearn_msf.cuda_graphs import replay
 from sklearn_msf.device import autocast
-from sklearn_msf.fields import PosteriorForm, VelocityField
+from sklearn_msf.fields import VelocityField
+from sklearn_msf.forms import PosteriorForm
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.passes import in_batches
@@ -52,6 +53,8 @@ class InferenceSettings:
         Whether every second draw of a classification sees the mirror image.
     keep_draws : bool
         Whether a prediction tells what each draw says.
+    guidance : float
+        How far to draw beyond the velocity of the class.
     """
 
     n_steps: int
@@ -60,6 +63,7 @@ class InferenceSettings:
     precision: str
     mirror_draws: bool = False
     keep_draws: bool = False
+    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -279,6 +283,7 @@ def generate(
                 noise[:, image_shape[0] :],
                 n_steps=settings.n_steps,
                 method=settings.ode_solver,
+                guidance=settings.guidance,
             )
         return decode(drawn[:n_real].float()).float().cpu()
 
@@ -320,6 +325,7 @@ def trace(
             noise[:, image_shape[0] :],
             n_steps=settings.n_steps,
             method=settings.ode_solver,
+            guidance=settings.guidance,
         )
     images, on_path = (torch.cat(part) for part in zip(*points, strict=True))
     return images, on_path

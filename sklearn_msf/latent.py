@@ -79,12 +79,12 @@ class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
     cache_bytes : int, default=2**31
         Latents up to this size are kept in memory; more are written to a file, beside the
         checkpoints where there are any.
-    image_shape, label_encoding, label_prediction, image_prediction, beta, t1_share, image_weight, \
-channels, channel_mult, n_blocks, attention_levels, patch_size, dropout, max_epochs, \
-time_budget, batch_size, optimizer, learning_rate, weight_decay, max_grad_norm, ema_decay, \
-augment, class_weight, early_stopping, calibration, validation_fraction, n_iter_no_change, \
-n_draws, n_steps, ode_solver, warm_start, checkpoint_dir, checkpoint_every, device, precision, \
-compile_network, random_state, verbose
+    image_shape, label_encoding, label_prediction, image_prediction, beta, t1_share, \
+class_dropout, image_weight, channels, channel_mult, n_blocks, attention_levels, patch_size, \
+dropout, max_epochs, time_budget, batch_size, optimizer, learning_rate, weight_decay, \
+max_grad_norm, ema_decay, augment, class_weight, early_stopping, calibration, \
+validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, guidance, warm_start, \
+checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, verbose
         As in :class:`MedSymmFlowClassifier`, over latents instead of pixels. The posterior
         form has plain colours at the size of the latents, the velocity form encoded masks,
         which need ``label_encoding="rgb"``. A `time_budget` counts the autoencoder's training
@@ -130,6 +130,7 @@ field_, temperature_, reject_threshold_, reject_kind_
         image_prediction: str = "velocity",
         beta: float = 4.0,
         t1_share: float = 0.8,
+        class_dropout: float = 0.0,
         image_weight: float = 0.5,
         channels: int = 32,
         channel_mult: Sequence[int] = (1, 2, 2, 2),
@@ -154,6 +155,7 @@ field_, temperature_, reject_threshold_, reject_kind_
         n_draws: int = 2,
         n_steps: int = 1,
         ode_solver: str = "euler",
+        guidance: float = 0.0,
         warm_start: bool = False,
         checkpoint_dir: Any = None,
         checkpoint_every: int = 5,
@@ -170,6 +172,7 @@ field_, temperature_, reject_threshold_, reject_kind_
             image_prediction=image_prediction,
             beta=beta,
             t1_share=t1_share,
+            class_dropout=class_dropout,
             image_weight=image_weight,
             channels=channels,
             channel_mult=channel_mult,
@@ -194,6 +197,7 @@ field_, temperature_, reject_threshold_, reject_kind_
             n_draws=n_draws,
             n_steps=n_steps,
             ode_solver=ode_solver,
+            guidance=guidance,
             warm_start=warm_start,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,

@@ -29,6 +29,8 @@ class TrainingSettings:
         w, weight of the image half in the loss; the label half has 1 - w.
     t1_share : float
         Share of each batch at t = 1.
+    class_dropout : float
+        Share of the other rows whose mask says nothing of the class.
     precision : {"float32", "bfloat16"}
         Precision of convolutions and products.
     compile_network : bool
@@ -49,7 +51,13 @@ class TrainingSettings:
     ema_decay: float
     image_weight: float
     t1_share: float
+    class_dropout: float
     precision: str
     compile_network: bool
     early_stopping: bool
     n_iter_no_change: int
+
+    @property
+    def classless_share(self) -> float:
+        """Share of each batch whose mask says nothing of the class."""
+        return self.class_dropout * (1 - self.t1_share)

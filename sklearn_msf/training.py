@@ -332,7 +332,7 @@ class Trainer:
 
     def _step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
         """One optimiser step; returns the weighted image and label losses, detached."""
-        n_at_one = self._n_at_one(len(rows))
+        n_at_one = self._n_rows(self.settings.t1_share, len(rows))
         # Without rows at t = 1 all rows classify and draw alike.
         n_varied = n_at_one if self.settings.t1_share > 0 else len(rows)
         x, labels = data.batch(rows, n_varied, self._generator)
@@ -347,7 +347,8 @@ class Trainer:
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        return sample_path(x, y, e_x, e_y, sample_times(len(x), n_at_one, generator))
+        n_classless = self._n_rows(self.settings.classless_share, len(x))
+        return sample_path(x, y, e_x, e_y, *sample_times(len(x), n_at_one, n_classless, generator))
 
     def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> Tensor:
         """Weighted image and label losses of one batch."""
@@ -356,10 +357,10 @@ class Trainer:
         w = self.settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
 
-    def _n_at_one(self, n: int) -> int:
-        """Rows of this step at t = 1, such that the share holds over the steps."""
-        share, n_steps = self.settings.t1_share * n, self._optimizer.n_steps
-        return math.floor((n_steps + 1) * share) - math.floor(n_steps * share)
+    def _n_rows(self, share: float, n: int) -> int:
+        """Rows of this step such that they are a share over the steps."""
+        rows, n_steps = share * n, self._optimizer.n_steps
+        return math.floor((n_steps + 1) * rows) - math.floor(n_steps * rows)
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:

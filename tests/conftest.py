@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.autoencoder import build_autoencoder
-from sklearn_msf.fields import make_field
+from sklearn_msf.forms import make_field
 from sklearn_msf.label_codes import make_label_codes
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.

@@ -35,6 +35,23 @@ def test_a_mean_image_is_learned_and_kept_instead_of_a_velocity(
     np.testing.assert_array_equal(opened.sample(n_samples=2, n_steps=3, random_state=0), drawn)
 
 
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_guidance_changes_what_is_drawn(make_classifier, digits, form):
+    classifier = make_classifier(label_prediction=form, class_dropout=0.2).fit(*digits)
+    drawn = classifier.sample("one", 2, n_steps=3, random_state=0)
+    guided = classifier.set_params(guidance=1.0).sample("one", 2, n_steps=3, random_state=0)
+    assert np.isfinite(guided).all()
+    assert not np.array_equal(guided, drawn)
+    images, _ = classifier.sample_trajectory("one", n_steps=3, random_state=0)
+    np.testing.assert_allclose(images[-1], guided[0], atol=1e-3)
+
+
+def test_guidance_needs_a_field_that_draws_without_a_class(fitted):
+    guided = copy.copy(fitted).set_params(guidance=0.5)
+    with pytest.raises(ValueError, match="guidance=0.5 needs .* class_dropout=0.1"):
+        guided.sample("one")
+
+
 def test_one_step_is_enough_to_draw(fitted):
     assert fitted.sample("one", 3, n_steps=1, random_state=0).shape == (3, 8, 8)
 

@@ -3,14 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_msf.fields import (
-    IMAGE_PREDICTIONS,
-    LABEL_PREDICTIONS,
-    PosteriorForm,
-    VelocityField,
-    VelocityForm,
-)
+from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import sample_path
+from sklearn_msf.forms import IMAGE_PREDICTIONS, LABEL_PREDICTIONS, PosteriorForm, VelocityForm
 from sklearn_msf.label_codes import make_label_codes
 
 SIZE = (6, 5)
@@ -200,3 +195,33 @@ def test_all_forms_generate_finite_images_with_every_solver(
         images = field.generate(e_x, masks, e_y, n_steps=3, method=method)
     assert images.shape == e_x.shape
     assert torch.isfinite(images).all()
+
+
+def test_the_posterior_form_sees_nothing_of_the_class_in_a_mask_at_time_one(make_tiny_field):
+    field = make_tiny_field("posterior")
+    x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
+    t, one = torch.full((2,), 0.4), torch.ones(2)
+
+    def velocity(labels):
+        masks = CODES.masks(torch.tensor(labels), (8, 8))
+        return field.image_velocity(x, sample_path(x, masks, x, e_y, one).y_t, t, one)
+
+    first, second = velocity([0, 0]), velocity([2, 1])
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_guidance_goes_beyond_the_class_away_from_none(make_tiny_field, form):
+    field = make_tiny_field(form)
+    masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
+    e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
+    one_step = {"n_steps": 1, "method": "euler"}
+    with torch.no_grad():
+        plain, half, whole = (
+            field.generate(e_x, masks, e_y, guidance=w, **one_step) for w in (0.0, 0.5, 1.0)
+        )
+        t = torch.zeros(2)
+        classless = e_x + field.image_velocity(e_x, e_y, t, torch.ones(2))
+    torch.testing.assert_close(whole - plain, plain - classless, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(half, (plain + whole) / 2, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(whole, plain, atol=1e-3)

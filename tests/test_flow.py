@@ -60,12 +60,23 @@ def test_the_ends_of_the_path():
     torch.testing.assert_close(end.y_t, e_y + SIGMA_MIN * y)
 
 
-@given(st.integers(1, 50), st.floats(0, 1))
-def test_the_first_times_are_one_and_the_others_uniform(n, share):
+@given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
+def test_the_first_times_are_one_and_the_others_uniform(n, share, share_of_others):
     n_at_one = round(share * n)
-    t = sample_times(n, n_at_one, torch.Generator().manual_seed(0))
+    n_classless = round(share_of_others * (n - n_at_one))
+    t, mask_t = sample_times(n, n_at_one, n_classless, torch.Generator().manual_seed(0))
     assert (t[:n_at_one] == 1).all()
     assert ((t[n_at_one:] >= 0) & (t[n_at_one:] < 1)).all()
+    assert (mask_t[: n_at_one + n_classless] == 1).all()
+    assert torch.equal(mask_t[n_at_one + n_classless :], t[n_at_one + n_classless :])
+
+
+def test_a_mask_at_time_one_is_noise_whatever_the_image_is():
+    x, y, e_x, e_y = torch.randn(4, 2, 3, 4, 4)
+    t, one = torch.tensor([0.2, 0.7]), torch.ones(2)
+    sample = sample_path(x, y, e_x, e_y, t, one)
+    torch.testing.assert_close(sample.y_t, e_y, atol=1e-3, rtol=0)
+    assert torch.equal(sample.x_t, sample_path(x, y, e_x, e_y, t).x_t)
 
 
 def test_velocity_loss_is_the_mean_squared_error_and_zero_without_rows():
@@ -95,6 +106,6 @@ def test_denoised_masks_are_the_gaussian_posterior_mean(t):
 
 
 def test_a_path_sample_is_frozen():
-    sample = PathSample(*[torch.zeros(1)] * 5)
+    sample = PathSample(*[torch.zeros(1)] * 6)
     with pytest.raises(AttributeError):
         sample.t = torch.ones(1)

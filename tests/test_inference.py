@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_msf.fields import LABEL_PREDICTIONS
+from sklearn_msf.forms import LABEL_PREDICTIONS
 from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 

@@ -53,6 +53,7 @@ LAYERS = [
     "inference",
     "passes",
     "cuda_graphs",
+    "forms",
     "fields",
     "flow",
     "solver",

@@ -23,6 +23,7 @@ SETTINGS = {
     "ema_decay": 0.5,
     "image_weight": 0.5,
     "t1_share": 0.5,
+    "class_dropout": 0.0,
     "precision": "float32",
     "compile_network": False,
     "early_stopping": False,
@@ -101,15 +102,14 @@ def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark)
 
 
 @given(st.integers(1, 9), st.floats(0, 1))
-def test_the_share_at_time_one_holds_over_the_steps_of_any_batch_size(n, share):
+def test_a_share_of_the_rows_holds_over_the_steps_of_any_batch_size(n, share):
     trainer = object.__new__(Trainer)
-    trainer.settings = TrainingSettings(**{**SETTINGS, "t1_share": share})
     trainer._optimizer = SimpleNamespace()
     total = 0
     for trainer._optimizer.n_steps in range(50):
-        n_at_one = trainer._n_at_one(n)
-        assert 0 <= n_at_one <= n
-        total += n_at_one
+        n_rows = trainer._n_rows(share, n)
+        assert 0 <= n_rows <= n
+        total += n_rows
     assert abs(total - 50 * n * share) <= 1
 
 
