@@ -132,8 +132,7 @@ class BaseMedSymmFlowClassifier(
         held_out = None
         if self.early_stopping:
             data, held_out = hold_out(data, self.validation_fraction, random_state)
-        # Later rows to hold out may be ones that the model knows.
-        calibrates = self.calibration is not None and not (warm and self.temperature_ != 1)
+        calibrates = self._calibrates(warm=warm)
         run = None
         if calibrates and held_out is None:
             # Before training, which a part or a folder that cannot be had must not waste.

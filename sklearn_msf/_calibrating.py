@@ -68,6 +68,17 @@ class CalibratingEstimator(PredictingEstimator):
     temperature_: float
     _field_layout: dict[str, Any]
 
+    def _calibrates(self, *, warm: bool) -> bool:
+        """Whether this fit gives the probabilities a temperature."""
+        if warm and self.calibration is not None and self.temperature_ == 1:
+            # Rows to hold out now may be ones that the model knows.
+            warnings.warn(
+                f"calibration={self.calibration!r} is left out: warm_start goes on with a model "
+                "without a temperature. Fit anew with warm_start=False for one.",
+                stacklevel=4,
+            )
+        return self.calibration is not None and not warm
+
     def _plan_calibration(
         self, data: TrainingRows, seed: int, store: Checkpoints | None
     ) -> CalibrationRun:

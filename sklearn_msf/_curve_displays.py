@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn_msf.selective import (
     accuracy_rejection_curve,
     aurc,
+    errors_of,
     risk_coverage_curve,
     uncertainty_of,
 )
@@ -154,7 +155,7 @@ class _CurveDisplay:
         -------
         display : object
         """
-        errors = np.ravel(y_true) != np.ravel(y_pred)
+        errors = errors_of(y_true, y_pred)
         # Subclasses name their values in their constructors.
         make: Any = cls
         display: Display = make(

@@ -99,7 +99,10 @@ class PredictingEstimator(PretrainedEstimator):
     def _predict(self, X: Any, kind: str = "margin") -> Prediction:
         """Check X and classify it, with what a kind of uncertainty needs."""
         self._check_kind(kind)
-        inputs = self._checked_inputs(X)
+        return self._predict_inputs(self._checked_inputs(X), kind)
+
+    def _predict_inputs(self, inputs: FieldInputs, kind: str) -> Prediction:
+        """Classify, with what a kind of uncertainty needs."""
         prediction = self._classify_inputs(inputs, self.field_, keep_draws=kind == "draws")
         if kind == "image":
             labels = np.tile(np.arange(len(self.classes_)), (len(inputs), 1))
@@ -133,12 +136,12 @@ class PredictingEstimator(PretrainedEstimator):
             self._check_image_half("kind='image'")
 
     def _check_image_half(self, wanted: str) -> None:
-        for name, value in (("image_weight", 0), ("t1_share", 1)):
-            if getattr(self, name) == value:
-                raise ValueError(
-                    f"{wanted} asks the image half, which {name}={value} left untrained: fit with "
-                    "another value."
-                )
+        check_is_fitted(self)
+        if not any(record["image_loss"] for record in self.history_):
+            raise ValueError(
+                f"{wanted} asks the image half, which image_weight=0 or t1_share=1 left untrained: "
+                "fit with another value."
+            )
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict the most probable class of each image.
@@ -163,7 +166,8 @@ class PredictingEstimator(PretrainedEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict class probabilities.
 
-        With ``label_prediction="posterior"`` the network's own posterior; with "velocity"
+        With ``label_prediction="posterior"`` the network's own posterior, with several `n_steps`
+        that at the start of the last one; with "velocity"
         read off the predicted mask (see :meth:`LabelCodes.probabilities
         <sklearn_msf.label_codes.LabelCodes.probabilities>`). A row's result does not depend
         on the other rows of X.

@@ -10,6 +10,7 @@ from sklearn_msf._plain_data import to_plain
 from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf._scored_rows import check_share
 from sklearn_msf.certificates import certified_threshold, count_rows_to_certify
+from sklearn_msf.precision import resolve_precision
 from sklearn_msf.selective import accept_most_certain
 from sklearn_msf.uncertainty import UNCERTAINTIES
 
@@ -45,8 +46,10 @@ class RejectingEstimator(PredictingEstimator):
 
         The threshold that answers most among those whose share of errors is certified, see
         :func:`~sklearn_msf.selective.certified_threshold`: on new images drawn as those of
-        the calibration were, at most a share `target_risk` of the answers is wrong, but for a
-        share 1 - `confidence` of calibrations. `fit` and `partial_fit` forget it.
+        the calibration were, the error rate of the answers is at most `target_risk`, but for a
+        share 1 - `confidence` of calibrations. The images must be independent: of a patient
+        with several take one, and for each of several kinds or targets that are tried others.
+        `fit` and `partial_fit` forget the threshold.
 
         Parameters
         ----------
@@ -77,18 +80,20 @@ class RejectingEstimator(PredictingEstimator):
         """
         check_share("target_risk", target_risk)
         check_share("confidence", confidence)
-        prediction = self._predict(X_cal, kind)
-        y_cal = self._checked_calibration_labels(y_cal, len(prediction.probabilities))
-        errors = self._labels(prediction) != y_cal
-        uncertainty = UNCERTAINTIES[kind](prediction)
+        self._check_kind(kind)
+        inputs = self._checked_inputs(X_cal)
+        y_cal = self._checked_calibration_labels(y_cal, len(inputs))
         targets = {"target_risk": target_risk, "confidence": confidence}
         n_needed = count_rows_to_certify(**targets)
-        if len(errors) < n_needed:
+        if len(inputs) < n_needed:
             raise ValueError(
-                f"X_cal has {len(errors)} images; target_risk={target_risk} at "
+                f"X_cal has {len(inputs)} images; target_risk={target_risk} at "
                 f"confidence={confidence} takes {n_needed} even where every answer is right. "
                 "Take more, or ask for less."
             )
+        prediction = self._predict_inputs(inputs, kind)
+        errors = self._labels(prediction) != y_cal
+        uncertainty = UNCERTAINTIES[kind](prediction)
         threshold = certified_threshold(errors, uncertainty, **targets)
         if threshold is None:
             warnings.warn(
@@ -139,7 +144,9 @@ class RejectingEstimator(PredictingEstimator):
         Returns
         -------
         labels : numpy.ma.MaskedArray of shape (n,), or ndarray where `reject_label` is given
-            Labels; of the rejected rows masked, or `reject_label`.
+            Labels; of the rejected rows masked, or `reject_label`. What makes a plain array of
+            a masked one, as metrics do, takes the mask off: give them
+            ``labels.compressed()`` and the rows ``~labels.mask``.
         rejected : ndarray of shape (n,), bool
             Only with ``return_mask=True``.
 
@@ -188,8 +195,10 @@ class RejectingEstimator(PredictingEstimator):
 
     def _decision_settings(self) -> dict[str, Any]:
         """Parameters on which uncertainties depend, as plain data."""
-        names = ("n_draws", "n_steps", "ode_solver", "precision", "label_decoding")
-        return {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
+        names = ("n_draws", "n_steps", "ode_solver", "label_decoding")
+        plain = {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
+        # "auto" is not the same on every machine.
+        return {**plain, "precision": resolve_precision(self.precision, self.field_.device)}
 
     def _check_threshold(self, kind: Any) -> None:
         """Refuse to use the threshold for other uncertainties than it was learned for."""
@@ -215,7 +224,7 @@ class RejectingEstimator(PredictingEstimator):
         if unknown:
             raise ValueError(
                 f"y_cal has labels {unknown} that are not among the classes "
-                f"{self.classes_.tolist()}."
+                f"{self.classes_.tolist()}: leave their images out, or fit with them."
             )
         if len(np.unique(y)) < 2:
             raise ValueError(
@@ -235,7 +244,8 @@ class RejectingEstimator(PredictingEstimator):
         truth = isinstance(label, (bool, np.bool_)) and bool not in types
         if np.ndim(label) != 0 or not isinstance(label, types) or truth:
             raise ValueError(
-                f"reject_label={label!r} must be a label of the type of the classes {classes}."
+                f"reject_label={label!r} must be a label of the type of the classes {classes}; "
+                "without one rejected rows are masked."
             )
         if label in classes:
             raise ValueError(

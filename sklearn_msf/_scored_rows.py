@@ -34,7 +34,11 @@ def checked_rows(
                 f"{values.shape} beside errors of {losses.shape}."
             )
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} contains NaN or infinity.")
+            n_bad = int(np.sum(~np.isfinite(values)))
+            raise ValueError(
+                f"{name} contains NaN or infinity in {n_bad} of {len(values)} rows, first in row "
+                f"{int(np.argmin(np.isfinite(values)))}: leave these rows out."
+            )
         if name != "uncertainty" and (values < 0).any():
             raise ValueError(f"{name} must not be negative, got {values.min()}.")
     counts = weights > 0

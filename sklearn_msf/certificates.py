@@ -26,8 +26,9 @@ def certified_threshold(
     Selection with guaranteed risk (Geifman and El-Yaniv, 2017), over thresholds that accept a
     twentieth of the rows, two, and so on: each is tested by the exact binomial bound of Clopper
     and Pearson at a confidence that allows for all tests, and the one that accepts most is taken.
-    Where later rows are drawn as these were, their risk is at most `target_risk` in all but
-    1 - `confidence` of calibrations.
+    Where later rows are drawn as these were, and these independently of each other, their risk is
+    at most `target_risk` in all but 1 - `confidence` of calibrations. The binary search of the
+    authors tests fewer thresholds, but ends at a first that fails, be it for want of rows.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import Encoding, UNet
-from sklearn_msf.solver import END_EVALUATING_SOLVERS, integrate
+from sklearn_msf.solver import ADAPTIVE_SOLVERS, integrate
 
 __all__ = ["IMAGE_PREDICTIONS", "LABEL_PREDICTIONS", "PosteriorForm", "VelocityForm", "make_field"]
 
@@ -93,26 +93,31 @@ class PosteriorForm(VelocityField):
         """Unnormalised log p(c | x_t, y_t), float32, (n, K)."""
         return self.head(encoding.features.float().mean(dim=(2, 3))).float()
 
-    def posterior(self, x: Tensor, e_y: Tensor) -> Tensor:
-        """p(c | x, e_y) at t = 1, (n, K): one Euler step of the label half."""
+    def posterior(
+        self, x: Tensor, e_y: Tensor, *, n_steps: int = 1, method: str = "euler"
+    ) -> Tensor:
+        """p(c | x_t, y_t) where the last step to t = 0 begins, (n, K).
+
+        From there the mask is a straight line to the mean code, whatever the method: with one
+        step p is that at t = 1, and nothing is integrated. Where the label velocity is close to
+        0 / 0 the last step is not begun.
+        """
         # One time for all rows: its embedding is computed once.
-        t = torch.ones(1, device=x.device)
-        return torch.softmax(self.class_logits(self.encode(x, e_y, t)), dim=1)
+        t, y_t = torch.ones(1, device=x.device), e_y
+        adaptive = method in ADAPTIVE_SOLVERS
+        if adaptive or n_steps > 1:
+            last = _MIN_TIME if adaptive else max(_MIN_TIME, 1 / n_steps)
+            n_before = 1 if adaptive else n_steps - 1
+            x, y_t = integrate(
+                self._velocity, (x, e_y), start=1.0, end=last, n_steps=n_before, method=method
+            ).state
+            t = t * last
+        return torch.softmax(self.class_logits(self.encode(x, y_t, t)), dim=1)
 
     def classify(self, x: Tensor, e_y: Tensor, *, n_steps: int, method: str) -> Tensor:
-        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the mask y_0.
-
-        Solvers that evaluate the end, where the velocity is 0 / 0, stop a little before it.
-        From there the mask is a straight line to the mean code.
-        """
-        if method not in END_EVALUATING_SOLVERS:
-            return super().classify(x, e_y, n_steps=n_steps, method=method)
-        end = integrate(
-            self._velocity, (x, e_y), start=1.0, end=_MIN_TIME, n_steps=n_steps, method=method
-        )
-        x_t, y_t = end.state
-        t = torch.full((len(x),), _MIN_TIME, device=x.device)
-        return y_t - _MIN_TIME * self(x_t, y_t, t)[1]
+        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the mask y_0."""
+        p = self.posterior(x, e_y, n_steps=n_steps, method=method)
+        return self.codes.mean_codes(p)[:, :, None, None].expand_as(e_y)
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""

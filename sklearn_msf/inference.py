@@ -22,6 +22,7 @@ from sklearn_msf.forms import PosteriorForm
 from sklearn_msf.images import ImageFormat
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
 from sklearn_msf.passes import in_batches
+from sklearn_msf.solver import ADAPTIVE_SOLVERS
 
 __all__ = [
     "FieldInputs",
@@ -153,7 +154,7 @@ def classify(
     -------
     Prediction
     """
-    read = _read_posterior if _has_posterior(field, settings) else _read_mask
+    read = _read_posterior if isinstance(field, PosteriorForm) else _read_mask
     n_rows = len(inputs)
 
     def run(start: int, size: int) -> tuple[Tensor, ...]:
@@ -175,22 +176,15 @@ def classify(
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
-def _has_posterior(field: VelocityField, settings: InferenceSettings) -> bool:
-    """Whether one Euler step is read off the posterior without running the way up."""
-    return isinstance(field, PosteriorForm) and (settings.n_steps, settings.ode_solver) == (
-        1,
-        "euler",
-    )
-
-
 def _read_posterior(
     field: VelocityField, x: Tensor, e_y: Tensor, settings: InferenceSettings
 ) -> Tensor:
     """Class probabilities, (n, K)."""
     assert isinstance(field, PosteriorForm)
-    if x.device.type == "cuda":
+    one_step = settings.n_steps == 1 and settings.ode_solver not in ADAPTIVE_SOLVERS
+    if x.device.type == "cuda" and one_step:
         return replay(field, settings.precision, field.posterior, x, e_y)
-    return field.posterior(x, e_y)
+    return field.posterior(x, e_y, n_steps=settings.n_steps, method=settings.ode_solver)
 
 
 def _read_mask(field: VelocityField, x: Tensor, e_y: Tensor, settings: InferenceSettings) -> Tensor:

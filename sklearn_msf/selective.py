@@ -8,6 +8,7 @@ matters.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "aurc",
     "certified_threshold",
     "coverage_at_risk",
+    "errors_of",
     "excess_aurc",
     "neg_augrc_scorer",
     "neg_aurc_scorer",
@@ -82,7 +84,8 @@ class AccuracyRejectionCurve:
     accuracy: np.ndarray
 
     def at(self, coverage: float) -> float:
-        """Accuracy among the most certain rows that make up a share; at least one row."""
+        """Accuracy among the most certain rows that make up a share in (0, 1]; at least one."""
+        check_share("coverage", coverage, includes_one=True)
         within = int(np.searchsorted(self.coverage, coverage + 1e-9, side="right"))
         return float(self.accuracy[max(1, within) - 1])
 
@@ -117,10 +120,7 @@ def accuracy_rejection_curve(
     ValueError
         For arrays of other shapes, uncertainties or weights that are not finite, and no rows.
     """
-    y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
-    if y_true.shape != y_pred.shape:
-        raise ValueError(f"y_true and y_pred differ in shape: {y_true.shape}, {y_pred.shape}.")
-    wrong, scores, weights = checked_rows(y_true != y_pred, uncertainty, sample_weight)
+    wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
     _, group = np.unique(scores, return_inverse=True)
     share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
     # Within a tie by weight, so that the order of the rows is no matter there either.
@@ -290,11 +290,37 @@ def coverage_at_risk(
     float
         0.0 where no threshold reaches it.
     """
-    if not 0 <= risk < np.inf:
+    if not isinstance(risk, Real) or isinstance(risk, (bool, np.bool_)) or not 0 <= risk < np.inf:
         raise ValueError(f"risk must be a finite number >= 0, got {risk!r}.")
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     reached = curve.coverage[curve.risk <= risk + 1e-12]
     return float(reached[-1]) if len(reached) else 0.0
+
+
+def errors_of(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
+    """Tell which predictions are wrong.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,) or (n, 1)
+        Labels and predictions.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+
+    Raises
+    ------
+    ValueError
+        For as many predictions as there are no labels.
+    """
+    labels, predictions = np.ravel(np.asarray(y_true)), np.ravel(np.asarray(y_pred))
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"y_true has {len(labels)} labels and y_pred {len(predictions)} predictions: give one "
+            "for each row."
+        )
+    return np.asarray(labels != predictions)
 
 
 def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
@@ -312,15 +338,26 @@ def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
     ndarray of shape (n,)
         What its `predict_uncertainty` says; 1 - max p where it has none, as pipelines have
         none.
+
+    Raises
+    ------
+    ValueError
+        For a classifier without probabilities too.
     """
     if hasattr(estimator, "predict_uncertainty"):
         return np.asarray(estimator.predict_uncertainty(X))
+    if not hasattr(estimator, "predict_proba"):
+        raise ValueError(
+            f"{type(estimator).__name__} has neither predict_uncertainty nor predict_proba: give "
+            "its uncertainties yourself, as from_predictions and the functions of "
+            "sklearn_msf.selective take them."
+        )
     return np.asarray(1 - estimator.predict_proba(X).max(axis=1))
 
 
 def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:
     def score(estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        errors = np.asarray(estimator.predict(X)) != np.ravel(y)
+        errors = errors_of(y, estimator.predict(X))
         return -metric(errors, uncertainty_of(estimator, X), sample_weight=sample_weight)
 
     score.__name__ = score.__qualname__ = f"neg_{metric.__name__}_scorer"

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ADAPTIVE_SOLVERS", "END_EVALUATING_SOLVERS", "ODE_SOLVERS", "Solution", "integrate"]
+__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "Solution", "integrate"]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
 ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
-# Those that evaluate the velocity at the end time.
-END_EVALUATING_SOLVERS = ("rk4", *ADAPTIVE_SOLVERS)
 ODE_SOLVERS = ("euler", "midpoint", "rk4", *ADAPTIVE_SOLVERS)
 
 

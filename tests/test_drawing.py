@@ -112,7 +112,7 @@ def test_an_untrained_image_half_does_not_draw(make_classifier, digits, name, va
     X, y = digits
     classifier = make_classifier(max_epochs=1, **{name: value}).fit(X, y)
     for draw in (classifier.sample, lambda: classifier.reconstruct(X)):
-        with pytest.raises(ValueError, match=f"Drawing asks the image half, which {name}={value}"):
+        with pytest.raises(ValueError, match=f"Drawing asks the image half.*{name}={value}"):
             draw()
 
 

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sklearn_msf.fields import VelocityField
 from sklearn_msf.forms import LABEL_PREDICTIONS
 from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate
 from sklearn_msf.label_codes import LABEL_ENCODINGS
@@ -75,14 +76,18 @@ def test_every_second_draw_may_see_the_mirror_image(make_tiny_field, form):
     np.testing.assert_allclose(both, swapped, atol=1e-6)
 
 
-def test_the_posterior_shortcut_equals_the_euler_step_it_stands_for(make_tiny_field):
-    field = make_tiny_field("posterior", encoding="simplex")
-    shortcut = classified(field, IMAGES, NOISE[:, :2], inference())
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_the_posterior_is_that_of_the_euler_steps_it_stands_for(make_tiny_field, n_steps):
+    # Five colours: no mask tells p, which the network does.
+    field = make_tiny_field("posterior", n_classes=5)
+    prediction = classified(field, IMAGES, NOISE[:1], inference(n_steps=n_steps))
     x = torch.from_numpy(IMAGES) / 127.5 - 1
-    e_y = NOISE[:1, :2].expand(N, -1, -1, -1)
-    mask = field.classify(x, e_y, n_steps=1, method="euler")
+    e_y = NOISE[:1].expand(N, -1, -1, -1)
+    mask = VelocityField.classify(field, x, e_y, n_steps=n_steps, method="euler")
     distances = field.codes.distances(mask).detach().numpy()
-    np.testing.assert_allclose(shortcut.distances, distances, atol=1e-3)
+    np.testing.assert_allclose(prediction.distances, distances, atol=1e-3)
+    mean_codes = field.codes.mean_codes(torch.from_numpy(prediction.probabilities))
+    np.testing.assert_allclose(mean_codes, mask.mean(dim=(2, 3)).detach(), atol=1e-3)
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
@@ -127,10 +132,10 @@ class TooLarge:
         self.encode, self.limit, self.error = field.encode, limit, error
         field.encode = self
 
-    def __call__(self, x_t, y_t, t):
+    def __call__(self, x_t, *arguments):
         if len(x_t) > self.limit:
             raise self.error
-        return self.encode(x_t, y_t, t)
+        return self.encode(x_t, *arguments)
 
 
 OUT_OF_MEMORY = [

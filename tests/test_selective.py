@@ -8,6 +8,7 @@ from scipy.stats import binom
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.svm import LinearSVC
 
 from sklearn_msf.certificates import count_rows_to_certify
 from sklearn_msf.selective import (
@@ -53,6 +54,9 @@ def test_the_curve_is_the_one_worked_by_hand():
     np.testing.assert_allclose(curve.coverage, [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(curve.accuracy, [1, 1, 1, 0.75])
     assert curve.at(1.0) == 0.75
+    for coverage in (0, -1, 2, np.nan):
+        with pytest.raises(ValueError, match=r"coverage must be a number in \(0, 1\]"):
+            curve.at(coverage)
     assert curve.at(0.75) == 1.0
 
 
@@ -75,7 +79,7 @@ def test_weights_of_the_curve_count_as_copies(rows):
     ("y_pred", "scores", "message"),
     [
         ([0, 1], [0.1, 0.2, 0.3], "uncertainty must be of shape"),
-        ([0], [0.1], "y_true and y_pred differ in shape"),
+        ([0], [0.1], "y_true has 2 labels and y_pred 1"),
         ([0, 1], [0.1, np.nan], "uncertainty contains NaN"),
     ],
 )
@@ -387,3 +391,14 @@ def test_any_classifier_tells_its_uncertainty():
     classifier = LogisticRegression(max_iter=5000).fit(X[:, :3], y)
     p = classifier.predict_proba(X[:, :3])
     np.testing.assert_allclose(uncertainty_of(classifier, X[:, :3]), 1 - p.max(axis=1))
+
+
+def test_a_classifier_without_probabilities_has_no_uncertainty():
+    with pytest.raises(ValueError, match="LinearSVC has neither predict_uncertainty nor"):
+        uncertainty_of(LinearSVC(), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("risk", ["0.1", None, -0.1, np.nan, True])
+def test_a_risk_is_a_number(risk):
+    with pytest.raises(ValueError, match="risk must be a finite number >= 0, got"):
+        coverage_at_risk([0, 1], [0.1, 0.2], risk=risk)
