@@ -275,7 +275,8 @@ def table(records):
     """Markdown of everything."""
     lines = [
         "| data | recipe | reference seconds | AUC / ACC (alone) | coverage (of real) | "
-        "precision (real) | KID (real) | fidelity (real) | accuracy score (real) | near-duplicates (0.05) |",
+        "precision (real) | KID (real) | fidelity (real) | accuracy score (real) | "
+        "near-duplicates (0.05) |",
         "|" + "---|" * 10,
     ]
     for r in records:
