@@ -75,7 +75,7 @@ class CalibratingEstimator(PredictingEstimator):
             warnings.warn(
                 f"calibration={self.calibration!r} is left out: warm_start goes on with a model "
                 "without a temperature. Fit anew with warm_start=False for one.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return self.calibration is not None and not warm
 

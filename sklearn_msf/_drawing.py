@@ -68,7 +68,7 @@ class DrawingEstimator(PredictingEstimator):
             without `class_dropout`.
         """
         classes, seed = self._asked_for(class_id, n_samples, random_state)
-        settings = self._drawing_settings(n_steps, ode_solver)
+        settings = self._sampling_settings(n_steps, ode_solver)
         labels = np.repeat(classes, n_samples)
         with drawing_progress(type(self).__name__, len(labels), verbose=self.verbose) as report:
             return _drawn(self._model(), labels, seed, settings, report=report)
@@ -99,7 +99,7 @@ class DrawingEstimator(PredictingEstimator):
         """
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._asked_for(class_id, n_samples, random_state)
-        settings = self._drawing_settings(n_steps, ode_solver)
+        settings = self._sampling_settings(n_steps, ode_solver)
         n_images = len(classes) * n_samples
         model = self._model()
         return (
@@ -144,14 +144,14 @@ class DrawingEstimator(PredictingEstimator):
         classes, seed = self._asked_for(class_id, 1, random_state)
         if len(classes) > 1:
             raise ValueError(f"class_id must be a single class, got {class_id!r}.")
-        settings = self._drawing_settings(n_steps, ode_solver)
+        settings = self._sampling_settings(n_steps, ode_solver)
         representation = self._representation
         points, masks = trace(self.field_, int(classes[0]), representation.shape, seed, settings)
         images = self._image_format.from_tensor(representation.images(points.float()))
         return images, representation.masks(masks.float()).permute(0, 2, 3, 1).cpu().numpy()
 
     def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
-        """Carry images to noise under their predicted class, and back.
+        """Carry images to noise under their predicted class, and back, without guidance.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ class DrawingEstimator(PredictingEstimator):
         """Carry images to noise under their predicted class, and back under another.
 
         What the image would look like in the other class, as far as the model knows: position,
-        colours and texture are in the noise, which both share.
+        colours and texture are in the noise, which both share. Not guided.
 
         Parameters
         ----------
@@ -263,13 +263,17 @@ class DrawingEstimator(PredictingEstimator):
         check_positive_integer("n_steps", n_steps)
         solver = self.ode_solver if ode_solver is None else ode_solver
         check_ode_solver(solver)
-        if self.guidance and not self.class_dropout:
+        batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
+        return self._inference_settings(n_steps, "float32", batch_size, solver)
+
+    def _sampling_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:
+        """Collect the settings of what starts from noise, which may be guided."""
+        settings = self._drawing_settings(n_steps, ode_solver)
+        if self.guidance and not self._draws_classless:
             raise ValueError(
                 f"guidance={self.guidance} needs a field that can draw without a class: fit with "
                 "class_dropout=0.1, or set guidance=0."
             )
-        batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
-        settings = self._inference_settings(n_steps, "float32", batch_size, solver)
         return replace(settings, guidance=float(self.guidance))
 
     def _model(self) -> tuple[VelocityField, Representation, ImageFormat]:

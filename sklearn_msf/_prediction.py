@@ -37,6 +37,10 @@ _TINY = np.finfo(np.float64).tiny
 class PredictingEstimator(PretrainedEstimator):
     """Predictions of a fitted velocity field."""
 
+    # Whether the image half was trained, and whether to draw without a class too.
+    _draws: bool
+    _draws_classless: bool
+
     @property
     def _representation(self) -> Representation:
         """What the field works on."""
@@ -137,7 +141,7 @@ class PredictingEstimator(PretrainedEstimator):
 
     def _check_image_half(self, wanted: str) -> None:
         check_is_fitted(self)
-        if not any(record["image_loss"] for record in self.history_):
+        if not self._draws:
             raise ValueError(
                 f"{wanted} asks the image half, which image_weight=0 or t1_share=1 left untrained: "
                 "fit with another value."

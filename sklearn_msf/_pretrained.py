@@ -179,6 +179,8 @@ class PretrainedEstimator(PortableEstimator):
             "noise_seed": self._noise_seed,
             "n_continued": self._n_continued,
             "mirror_draws": self._mirror_draws,
+            "draws": self._draws,
+            "draws_classless": self._draws_classless,
             "temperature": self.temperature_,
             "rejection": (
                 {
@@ -239,6 +241,8 @@ class PretrainedEstimator(PortableEstimator):
             "_noise_seed": _integer("noise_seed", document["noise_seed"]),
             "_n_continued": _integer("n_continued", document["n_continued"]),
             "_mirror_draws": bool(document["mirror_draws"]),
+            "_draws": bool(document["draws"]),
+            "_draws_classless": bool(document["draws_classless"]),
             "temperature_": _temperature(document["temperature"]),
             **_rejection(document["rejection"]),
             "_training_state": None,

@@ -10,7 +10,6 @@ from sklearn_msf._plain_data import to_plain
 from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf._scored_rows import check_share
 from sklearn_msf.certificates import certified_threshold, count_rows_to_certify
-from sklearn_msf.precision import resolve_precision
 from sklearn_msf.selective import accept_most_certain
 from sklearn_msf.uncertainty import UNCERTAINTIES
 
@@ -195,10 +194,8 @@ class RejectingEstimator(PredictingEstimator):
 
     def _decision_settings(self) -> dict[str, Any]:
         """Parameters on which uncertainties depend, as plain data."""
-        names = ("n_draws", "n_steps", "ode_solver", "label_decoding")
-        plain = {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
-        # "auto" is not the same on every machine.
-        return {**plain, "precision": resolve_precision(self.precision, self.field_.device)}
+        names = ("n_draws", "n_steps", "ode_solver", "precision", "label_decoding")
+        return {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
 
     def _check_threshold(self, kind: Any) -> None:
         """Refuse to use the threshold for other uncertainties than it was learned for."""

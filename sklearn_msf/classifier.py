@@ -170,7 +170,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     n_steps : int, default=1
         Solver steps for classification; the paper publishes one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
-        ODE solver for classification and generation.
+        ODE solver for classification and generation. In the posterior form the last step of a
+        classification is the same for all.
     guidance : float, default=0.0
         How far drawing goes beyond the velocity of the class asked for, away from that of no class,
         in units of their difference (classifier-free guidance), at least 0. Images are more of

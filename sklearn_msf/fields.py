@@ -1,19 +1,21 @@
 """The velocity field over image and mask, and the ODE in both directions."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from sklearn_msf.flow import SIGMA_MIN, PathSample
+from sklearn_msf.flow import SIGMA_MIN, PathSample, velocity_loss
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import UNet
-from sklearn_msf.solver import integrate
+from sklearn_msf.solver import ADAPTIVE_SOLVERS, integrate
 
 __all__ = ["VelocityField"]
 
-# Least share of noise that an error of the mean image is divided by.
-_MIN_REMAINING = 0.05
+# Later the velocity is not asked of the mean image, whose error would be divided by nearly 0.
+_MAX_TIME = 0.95
+_MIN_REMAINING = 1.0 - (1.0 - SIGMA_MIN) * _MAX_TIME
 
 
 class VelocityField(nn.Module):
@@ -50,8 +52,47 @@ class VelocityField(nn.Module):
         """Velocity of the images from what the network returns for them."""
         if not self._predicts_images:
             return output
-        remaining = (1.0 - (1.0 - SIGMA_MIN) * t).clamp_min(_MIN_REMAINING)[:, None, None, None]
-        return (output.float() - (1.0 - SIGMA_MIN) * x_t) / remaining
+        remaining = _remaining_noise(t).clamp_min(_MIN_REMAINING)
+        v_x = (output.float() - (1.0 - SIGMA_MIN) * x_t) / remaining
+        # Later no noise is left to speak of: at t = 1 u_x is x_t on average.
+        return torch.where(t[:, None, None, None] > _MAX_TIME + 1e-3, x_t, v_x)
+
+    def _image_loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
+        """Mean squared error of the velocity of some rows.
+
+        That of a mean image counts 1 / remaining noise, and no more than at the last time.
+        """
+        u_x, x_t = sample.u_x[rows], sample.x_t[rows]
+        if not self._predicts_images:
+            return velocity_loss(output, u_x)
+        remaining = _remaining_noise(sample.t[rows])
+        scale = remaining.clamp_min(_MIN_REMAINING)
+        x = (1.0 - SIGMA_MIN) * x_t + remaining * u_x
+        return velocity_loss(output.float() / scale, x / scale)
+
+    def _integrate(
+        self,
+        velocity: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+        state: tuple[Tensor, ...],
+        *,
+        start: float,
+        end: float,
+        n_steps: int,
+        method: str,
+    ) -> tuple[Tensor, ...]:
+        """Integrate; of mean images the last step to t = 1 goes straight to the image."""
+        if end < 1.0 or not self._predicts_images:
+            return integrate(
+                velocity, state, start=start, end=end, n_steps=n_steps, method=method
+            ).state
+        last, n_before = min(_MAX_TIME, end - (end - start) / n_steps), n_steps - 1
+        if method in ADAPTIVE_SOLVERS:
+            last, n_before = _MAX_TIME, 1
+        if n_before and start < last:
+            state = integrate(
+                velocity, state, start=start, end=last, n_steps=n_before, method=method
+            ).state
+        return integrate(velocity, state, start=max(start, last), end=end, n_steps=1).state
 
     def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x_t, y_t = state
@@ -196,8 +237,8 @@ class VelocityField(nn.Module):
             v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), times)
             return (self._guided(v_x, x_t, e_y.expand_as(masks), times, guidance).to(x_t.dtype),)
 
-        found = integrate(velocity, (x,), start=start, end=end, n_steps=n_steps, method=method)
-        return found.state[0]
+        (x,) = self._integrate(velocity, (x,), start=start, end=end, n_steps=n_steps, method=method)
+        return x
 
     def _guided(self, v_x: Tensor, x_t: Tensor, e_y: Tensor, t: Tensor, guidance: float) -> Tensor:
         """Go beyond the velocity of a class, away from that of a mask that says nothing of it."""
@@ -230,10 +271,12 @@ class VelocityField(nn.Module):
         Returns
         -------
         list of (x_t, y_t), of length n_steps + 1
-            At times 0, 1 / n_steps, ..., 1.
+            At times 0, 1 / n_steps, ..., 1; of mean images the last step is 0.05 long at least.
         """
         points = [(e_x, masks)]
         times = [step / n_steps for step in range(n_steps + 1)]
+        if self._predicts_images and times[-2] > _MAX_TIME:
+            times = [_MAX_TIME * step / (n_steps - 1) for step in range(n_steps)] + [1.0]
         for start, end in pairwise(times):
             points.append(
                 self._carry(
@@ -248,3 +291,8 @@ class VelocityField(nn.Module):
                 )
             )
         return points
+
+
+def _remaining_noise(t: Tensor) -> Tensor:
+    """Share of the noise in x_t, (n, 1, 1, 1) from times (n,)."""
+    return (1.0 - (1.0 - SIGMA_MIN) * t)[:, None, None, None]

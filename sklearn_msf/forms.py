@@ -14,6 +14,7 @@ point of the path, follows from the mean of the images that a point can come fro
     v_x = (E[x | x_t, y_t] - (1 - s) x_t) / (1 - (1 - s) t)
 
 The mean lies where images lie, which a narrow network can hold; a velocity holds all the noise.
+Near t = 1 the quotient is 0 / 0: drawing ends with one step straight to the mean image.
 """
 
 from typing import Any
@@ -39,14 +40,19 @@ class VelocityForm(VelocityField):
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
+        output, v_y = self._outputs(x_t, y_t, t)
+        return self._as_velocity(output, x_t, t), v_y
+
+    def _outputs(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the network, for image and mask."""
         output = self.unet(torch.cat([x_t, y_t], dim=1), t)
-        n_channels = x_t.shape[1]
-        return self._as_velocity(output[:, :n_channels], x_t, t), output[:, n_channels:]
+        return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
 
     def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
         """Mean squared errors of both velocities (paper, section 3)."""
-        v_x, v_y = self(sample.x_t, sample.y_t, sample.t)
-        return velocity_loss(v_x[n_at_one:], sample.u_x[n_at_one:]), velocity_loss(v_y, sample.u_y)
+        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t)
+        drawing = slice(n_at_one, None)
+        return self._image_loss(output[drawing], sample, drawing), velocity_loss(v_y, sample.u_y)
 
     def _carry(
         self,
@@ -67,8 +73,10 @@ class VelocityForm(VelocityField):
             x_t, times = state[0], t.expand(len(state[0]))
             return self._guided(v_x, x_t, e_y.expand_as(masks), times, guidance), v_y
 
-        found = integrate(velocity, state, start=start, end=end, n_steps=n_steps, method=method)
-        return found.state[0], found.state[1]
+        x, y = self._integrate(
+            velocity, state, start=start, end=end, n_steps=n_steps, method=method
+        )
+        return x, y
 
 
 class PosteriorForm(VelocityField):
@@ -138,8 +146,7 @@ class PosteriorForm(VelocityField):
             return label_loss.new_zeros(()), label_loss
         drawing = slice(n_at_one, None)
         output = self.unet.decode(encoding.rows(n_at_one, len(labels)))
-        v_x = self._as_velocity(output, sample.x_t[drawing], sample.t[drawing])
-        return velocity_loss(v_x, sample.u_x[drawing]), label_loss
+        return self._image_loss(output, sample, drawing), label_loss
 
     def image_velocity(
         self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None

@@ -61,3 +61,13 @@ class TrainingSettings:
     def classless_share(self) -> float:
         """Share of each batch whose mask says nothing of the class."""
         return self.class_dropout * (1 - self.t1_share)
+
+    @property
+    def trains_images(self) -> bool:
+        """Whether the image half learns."""
+        return self.image_weight > 0 and self.t1_share < 1
+
+    @property
+    def trains_classless(self) -> bool:
+        """Whether the image half learns to draw without a class."""
+        return self.trains_images and self.class_dropout > 0

@@ -66,7 +66,10 @@ def integrate(
         return velocity(t, z)
 
     times = torch.linspace(start, end, n_steps + 1, device=state[0].device)
+    tolerances, options = _ADAPTIVE.get(method, {}), None
     if method in _ADAPTIVE:
         times = times[[0, -1]]
-    path = odeint(counted, state, times, method=method, **_ADAPTIVE.get(method, {}))
+        # Else it steps past the end, where there is no field, and interpolates.
+        options = {"step_t": times[1:]}
+    path = odeint(counted, state, times, method=method, options=options, **tolerances)
     return Solution(tuple(part[-1] for part in path), nfe)

@@ -46,10 +46,31 @@ def test_guidance_changes_what_is_drawn(make_classifier, digits, form):
     np.testing.assert_allclose(images[-1], guided[0], atol=1e-3)
 
 
-def test_guidance_needs_a_field_that_draws_without_a_class(fitted):
-    guided = copy.copy(fitted).set_params(guidance=0.5)
+def test_guidance_needs_a_field_that_draws_without_a_class(fitted, digits):
+    # What is set now has trained nothing.
+    guided = copy.copy(fitted).set_params(guidance=0.5, class_dropout=0.1)
     with pytest.raises(ValueError, match="guidance=0.5 needs .* class_dropout=0.1"):
         guided.sample("one")
+    # Nothing starts from noise here.
+    X = digits[0][:2]
+    np.testing.assert_array_equal(guided.reconstruct(X), fitted.reconstruct(X))
+
+
+def test_what_a_field_can_draw_is_saved_with_it(make_classifier, digits, tmp_path):
+    classifier = make_classifier(class_dropout=0.2, max_epochs=1).fit(*digits)
+    classifier.set_params(guidance=0.5, class_dropout=0.0).save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    drawn = classifier.sample("one", n_steps=2, random_state=0)
+    np.testing.assert_array_equal(opened.sample("one", n_steps=2, random_state=0), drawn)
+
+
+@pytest.mark.parametrize("image_prediction", ["velocity", "image"])
+def test_going_on_does_not_forget_how_to_draw(make_classifier, digits, image_prediction):
+    classifier = make_classifier(
+        warm_start=True, max_epochs=1, image_prediction=image_prediction
+    ).fit(*digits)
+    classifier.set_params(t1_share=1.0).fit(*digits)
+    assert np.isfinite(classifier.sample("one", n_steps=2)).all()
 
 
 def test_one_step_is_enough_to_draw(fitted):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -31,10 +33,13 @@ class SureUNet(nn.Module):
     def __init__(self, logits, image=None):
         super().__init__()
         self.logits = logits
+        self.times = []
         self.image = torch.zeros(len(logits), 1, *SIZE) if image is None else image
 
     def encode(self, z, t):
-        return type("Features", (), {"features": self.logits[:, :, None, None]})()
+        self.times.append(t[0].item())
+        features = self.logits[:, :, None, None]
+        return SimpleNamespace(features=features, rows=lambda start, stop: None)
 
     def decode(self, encoding):
         return self.image
@@ -87,12 +92,39 @@ def test_the_velocity_follows_from_the_image_where_that_is_known(ends, t):
     torch.testing.assert_close(v_x, point.u_x, atol=1e-4, rtol=1e-4)
 
 
-def test_the_velocity_stays_finite_where_no_noise_is_left(ends):
+def test_where_no_noise_is_left_the_mean_image_is_not_asked_for_a_velocity(ends):
     x, y, e_x, e_y, _ = ends
     field = PosteriorForm(SureUNet(torch.zeros(2, 3)), CODES, image_prediction="image")
     point = sample_path(x, y, e_x, e_y, torch.ones(2))
     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
-    torch.testing.assert_close(v_x, -20 * x, atol=0.1, rtol=1e-3)
+    assert torch.equal(v_x, point.x_t)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize("n_steps", [1, 2, 25, 100])
+def test_drawing_ends_at_the_mean_image(ends, method, n_steps):
+    x, y, e_x, e_y, _ = ends
+    unet = SureUNet(torch.zeros(2, 3), image=x)
+    field = PosteriorForm(unet, CODES, image_prediction="image")
+    drawn = field.generate(e_x, y, e_y, n_steps=n_steps, method=method)
+    torch.testing.assert_close(drawn, x, atol=1e-3, rtol=1e-3)
+    assert max(unet.times) <= 0.951
+
+
+def test_the_loss_of_a_mean_image_is_that_of_its_velocity_up_to_a_limit(ends):
+    x, y, e_x, e_y, labels = ends
+    error = 0.1
+    field = PosteriorForm(SureUNet(torch.zeros(2, 3), x + error), CODES, image_prediction="image")
+
+    def loss(t):
+        point = sample_path(x, y, e_x, e_y, torch.full((2,), t))
+        return field.losses(point, labels, 0)[0].item()
+
+    assert loss(0.0) == pytest.approx(error**2, rel=1e-3)
+    assert loss(0.5) == pytest.approx(4 * error**2, rel=1e-3)
+    assert loss(0.95) == pytest.approx(400 * error**2, rel=1e-2)
+    # It stays the mean image that is learned.
+    assert loss(0.999) == pytest.approx(loss(0.95), rel=1e-2)
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 1.0])
@@ -119,6 +151,26 @@ def test_every_solver_carries_a_constant_posterior_to_its_mean_code(ends, method
     mask = field.classify(x, e_y, n_steps=n_steps, method=method)
     expected = CODES.mean_codes(p)[:, :, None, None].expand_as(mask)
     torch.testing.assert_close(mask, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "n_steps", "times"),
+    [
+        ("euler", 1, [1.0]),
+        ("rk4", 1, [1.0]),
+        ("euler", 4, [1.0, 0.75, 0.5, 0.25]),
+        ("midpoint", 2, [1.0, 0.75, 0.5]),
+        ("euler", 100, [*np.linspace(1, 0.05, 100)]),
+        ("dopri5", 1, None),
+    ],
+)
+def test_the_posterior_is_read_where_the_last_step_begins(ends, method, n_steps, times):
+    x, _, _, e_y, _ = ends
+    unet = SureUNet(torch.zeros(2, 3))
+    PosteriorForm(unet, CODES).posterior(x, e_y, n_steps=n_steps, method=method)
+    assert unet.times[-1] == pytest.approx(0.05 if times is None else times[-1])
+    if times is not None:
+        np.testing.assert_allclose(unet.times, times, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
@@ -208,6 +260,19 @@ def test_the_posterior_form_sees_nothing_of_the_class_in_a_mask_at_time_one(make
 
     first, second = velocity([0, 0]), velocity([2, 1])
     torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
+def test_rows_without_a_class_have_the_same_loss_whatever_their_mask_was(make_tiny_field):
+    field = make_tiny_field("posterior")
+    x, e_x, labels = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    e_y, t = torch.randn(2, 3, 8, 8), torch.full((2,), 0.4)
+    first, second = (
+        field.losses(
+            sample_path(x, CODES.masks(of, (8, 8)), e_x, e_y, t, torch.ones(2)), labels, 0
+        )[0].item()
+        for of in (labels, 2 - labels)
+    )
+    assert first == pytest.approx(second, rel=1e-3)
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)

@@ -47,3 +47,19 @@ def test_parts_of_the_state_move_together():
         n_steps=4,
     )
     assert torch.equal(solution.state[1], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("method", ODE_SOLVERS)
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.95), (1.0, 0.05)])
+def test_no_solver_leaves_the_interval(method, start, end):
+    asked = []
+
+    def velocity(t, state):
+        asked.append(t.item())
+        return (torch.ones_like(state[0]),)
+
+    z = torch.zeros(2, 3)
+    found = integrate(velocity, (z,), start=start, end=end, n_steps=3, method=method)
+    assert min(asked) >= min(start, end) - 1e-6
+    assert max(asked) <= max(start, end) + 1e-6
+    torch.testing.assert_close(found.state[0], z + (end - start))

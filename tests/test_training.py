@@ -113,6 +113,26 @@ def test_a_share_of_the_rows_holds_over_the_steps_of_any_batch_size(n, share):
     assert abs(total - 50 * n * share) <= 1
 
 
+def test_a_share_of_the_rows_that_draw_is_without_a_class(
+    make_tiny_field, bright_and_dark, monkeypatch
+):
+    trainer = make_trainer(
+        make_tiny_field(n_classes=2), max_epochs=5, t1_share=0.5, class_dropout=0.5
+    )
+    seen, losses = [], trainer.field.losses
+
+    def spied(sample, labels, n_at_one):
+        seen.append((sample.t, sample.mask_t))
+        return losses(sample, labels, n_at_one)
+
+    monkeypatch.setattr(trainer, "_field_losses", spied)
+    trainer.fit(bright_and_dark)
+    t, mask_t = (torch.cat(part) for part in zip(*seen, strict=True))
+    classless = (mask_t == 1) & (t < 1)
+    assert abs(int(classless.sum()) - len(t) / 4) <= len(seen)
+    assert torch.equal(mask_t[~classless], t[~classless])
+
+
 def all_weights(field):
     return torch.cat([p.ravel() for p in field.parameters()])
 

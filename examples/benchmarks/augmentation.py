@@ -114,6 +114,9 @@ def main():
     settings = parse_settings(arguments.set)
     records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
     done = {(r["dataset"], r["seed"]) for r in records}
+    shown = {key: repr(value) for key, value in settings.items()}
+    if any(r["settings"] != shown for r in records):
+        parser.error(f"{arguments.output} has runs of other settings: name another --output.")
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
             if (name, seed) in done:

@@ -188,7 +188,10 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     classifier = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
-    alone = MedSymmFlowClassifier(random_state=seed, t1_share=1.0).fit(X, y).predict_proba(X_test)
+    # For classification alone: as many epochs as the defaults have.
+    without = {"t1_share": 1.0, "class_dropout": 0.0, "guidance": 0.0, "max_epochs": "auto"}
+    alone = MedSymmFlowClassifier(**{**settings, **without, "random_state": seed}).fit(X, y)
+    alone = alone.predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
     order = rng.permutation(len(X))
     some, as_many = order[:N_GENERATED], order[:N_TRAINED]
