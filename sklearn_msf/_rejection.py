@@ -67,15 +67,14 @@ class RejectingEstimator(PredictingEstimator):
         -------
         self : object
             With `reject_threshold_`, and with a warning where no threshold can be certified:
-            it is None then, and :meth:`predict_with_reject` abstains always. A warning too
-            where no answer is wrong, as images have that training saw.
+            it is None then, and :meth:`predict_with_reject` abstains always.
 
         Raises
         ------
         ValueError
             For a target or a confidence outside (0, 1), for labels of one class or of one that
-            fit did not see, and for so few images that nothing could be certified even if every
-            answer was right.
+            fit did not see, for so few images that nothing could be certified even if every
+            answer was right, and where every answer is right, as on images that training saw.
         """
         check_share("target_risk", target_risk)
         check_share("confidence", confidence)
@@ -92,6 +91,12 @@ class RejectingEstimator(PredictingEstimator):
             )
         prediction = self._predict_inputs(inputs, kind)
         errors = self._labels(prediction) != y_cal
+        if not errors.any():
+            raise ValueError(
+                f"y_cal has {len(errors)} labels and no answer on X_cal is wrong, as on images "
+                "that training saw: calibrate on others, or on more. A classifier that makes no "
+                "errors needs no threshold: coverage=1.0 answers always."
+            )
         uncertainty = UNCERTAINTIES[kind](prediction)
         threshold = certified_threshold(errors, uncertainty, **targets)
         if threshold is None:
@@ -99,13 +104,6 @@ class RejectingEstimator(PredictingEstimator):
                 f"None can be certified: no threshold of the {kind} keeps to "
                 f"target_risk={target_risk} at confidence={confidence} on these {len(errors)} "
                 "images. predict_with_reject abstains always.",
-                stacklevel=2,
-            )
-        elif not errors.any():
-            warnings.warn(
-                f"X_cal has {len(errors)} images without an error. The certificate holds for "
-                "images drawn as these, which training must not have seen; if it has, give "
-                "others.",
                 stacklevel=2,
             )
         self.reject_threshold_, self.reject_kind_ = threshold, kind

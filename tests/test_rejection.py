@@ -245,11 +245,12 @@ def test_what_cannot_be_certified_is_said_and_never_answered(rejecting, digits):
     assert rejecting.predict_with_reject(X[:1]).count() == 0
 
 
-def test_rows_without_an_error_are_all_certified(rejecting, digits):
+def test_rows_without_an_error_calibrate_nothing_and_change_nothing(rejecting, digits):
     X = digits[0]
-    with pytest.warns(UserWarning, match="without an error.*training must not have seen"):
+    before = rejecting.reject_threshold_
+    with pytest.raises(ValueError, match="y_cal has 240 labels and no answer on X_cal is wrong"):
         rejecting.fit_reject(X, rejecting.predict(X))
-    assert rejecting.predict_with_reject(X).count() == len(X)
+    assert rejecting.reject_threshold_ == before
 
 
 def test_fitting_anew_forgets_the_threshold(rejecting, digits):
