@@ -38,7 +38,7 @@ def main():
         calibration="temperature", time_budget=arguments.seconds, random_state=0
     ).fit(X, y)
     trees = ExtraTreesClassifier(300, random_state=0).fit(rows, y)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4)).fit(rows, y)
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4, max_iter=1000)).fit(rows, y)
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 5))
     for display, axes in ((AccuracyRejectionDisplay, left), (RiskCoverageDisplay, middle)):
