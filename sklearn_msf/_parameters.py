@@ -1,13 +1,14 @@
 """Checks of constructor parameters, made when fit is called."""
 
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
 
+from sklearn_msf._scored_rows import is_number
 from sklearn_msf.augmentation import AUGMENTATIONS
 from sklearn_msf.forms import IMAGE_PREDICTIONS, LABEL_PREDICTIONS
 from sklearn_msf.label_codes import LABEL_ENCODINGS
@@ -32,10 +33,6 @@ def _fail(name: str, value: Any, expected: str) -> None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -66,7 +63,7 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def _check_real(name: str, value: Any, low: float, high: float, ends: str = "[]") -> None:
     """Refuse numbers outside an interval, whose ends are open or closed as `ends` writes them."""
-    inside = _is_number(value) and np.isfinite(value)
+    inside = is_number(value) and np.isfinite(value)
     inside = inside and (value > low if ends[0] == "(" else value >= low)
     inside = inside and (value < high if ends[1] == ")" else value <= high)
     if not inside:

@@ -1,11 +1,12 @@
 """Losses and uncertainties of rows, checked, and tie by tie."""
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["by_score", "check_share", "checked_rows"]
+__all__ = ["by_score", "check_share", "checked_rows", "is_number"]
 
 
 def by_score(
@@ -47,9 +48,13 @@ def checked_rows(
     return losses[counts], scores[counts], weights[counts]
 
 
+def is_number(value: Any) -> bool:
+    """Tell real numbers from truth values and everything else."""
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+
+
 def check_share(name: str, value: float, *, includes_one: bool = False) -> None:
     """Refuse what is not a share in (0, 1), or in (0, 1]."""
-    number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if not (number and (0 < value < 1 or (includes_one and value == 1))):
+    if not (is_number(value) and (0 < value < 1 or (includes_one and value == 1))):
         closing = "]" if includes_one else ")"
         raise ValueError(f"{name} must be a number in (0, 1{closing}, got {value!r}.")

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from sklearn_msf.flow import SIGMA_MIN, PathSample, velocity_loss
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import UNet
-from sklearn_msf.solver import ADAPTIVE_SOLVERS, integrate
+from sklearn_msf.solver import integrate, last_step
 
 __all__ = ["VelocityField"]
 
 # Later the velocity is not asked of the mean image, whose error would be divided by nearly 0.
-_MAX_TIME = 0.95
+_MIN_LAST_STEP = 0.05
+_MAX_TIME = 1.0 - _MIN_LAST_STEP
 _MIN_REMAINING = 1.0 - (1.0 - SIGMA_MIN) * _MAX_TIME
 
 
@@ -85,9 +86,8 @@ class VelocityField(nn.Module):
             return integrate(
                 velocity, state, start=start, end=end, n_steps=n_steps, method=method
             ).state
-        last, n_before = min(_MAX_TIME, end - (end - start) / n_steps), n_steps - 1
-        if method in ADAPTIVE_SOLVERS:
-            last, n_before = _MAX_TIME, 1
+        length, n_before = last_step(end - start, n_steps, method, least=_MIN_LAST_STEP)
+        last = end - length
         if n_before and start < last:
             state = integrate(
                 velocity, state, start=start, end=last, n_steps=n_before, method=method

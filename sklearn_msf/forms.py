@@ -27,7 +27,7 @@ from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import Encoding, UNet
-from sklearn_msf.solver import ADAPTIVE_SOLVERS, integrate
+from sklearn_msf.solver import integrate, last_step
 
 __all__ = ["IMAGE_PREDICTIONS", "LABEL_PREDICTIONS", "PosteriorForm", "VelocityForm", "make_field"]
 
@@ -112,10 +112,8 @@ class PosteriorForm(VelocityField):
         """
         # One time for all rows: its embedding is computed once.
         t, y_t = torch.ones(1, device=x.device), e_y
-        adaptive = method in ADAPTIVE_SOLVERS
-        if adaptive or n_steps > 1:
-            last = _MIN_TIME if adaptive else max(_MIN_TIME, 1 / n_steps)
-            n_before = 1 if adaptive else n_steps - 1
+        last, n_before = last_step(1.0, n_steps, method, least=_MIN_TIME)
+        if n_before:
             x, y_t = integrate(
                 self._velocity, (x, e_y), start=1.0, end=last, n_steps=n_before, method=method
             ).state

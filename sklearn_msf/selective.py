@@ -8,13 +8,12 @@ matters.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_msf._scored_rows import by_score, check_share, checked_rows
+from sklearn_msf._scored_rows import by_score, check_share, checked_rows, is_number
 from sklearn_msf.certificates import certified_threshold
 
 __all__ = [
@@ -290,7 +289,7 @@ def coverage_at_risk(
     float
         0.0 where no threshold reaches it.
     """
-    if not isinstance(risk, Real) or isinstance(risk, (bool, np.bool_)) or not 0 <= risk < np.inf:
+    if not is_number(risk) or not 0 <= risk < np.inf:
         raise ValueError(f"risk must be a finite number >= 0, got {risk!r}.")
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     reached = curve.coverage[curve.risk <= risk + 1e-12]

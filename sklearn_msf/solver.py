@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "Solution", "integrate"]
+__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "Solution", "integrate", "last_step"]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
 ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
@@ -28,6 +28,23 @@ class Solution:
 
     state: tuple[Tensor, ...]
     nfe: int
+
+
+def last_step(span: float, n_steps: int, method: str, least: float) -> tuple[float, int]:
+    """Length of the last step of a way that is not to be shorter than `least`, and steps before it.
+
+    Parameters
+    ----------
+    span : float
+        Length of the way.
+    n_steps, method :
+        As in :func:`integrate`; what an adaptive method does before the last step counts as one.
+    least : float
+        Shortest last step.
+    """
+    if method in ADAPTIVE_SOLVERS:
+        return least, 1
+    return max(least, span / n_steps), n_steps - 1
 
 
 def integrate(

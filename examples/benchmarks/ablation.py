@@ -9,14 +9,21 @@ little. No test split is touched.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from accuracy import REFERENCE_GFLOPS, accuracy, auc_score, gemm_gflops, load
+from accuracy import (
+    REFERENCE_GFLOPS,
+    accuracy,
+    auc_score,
+    gemm_gflops,
+    load,
+    read_records,
+    write_records,
+)
 from sklearn.model_selection import StratifiedKFold
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -156,7 +163,7 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(item.split("=", 1) for item in arguments.npz)
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     identity = ("dataset", "variant", "seed", "reference_seconds", "n_folds")
     done = {tuple(r[key] for key in identity) for r in records}
     for seed in arguments.seeds:
@@ -167,9 +174,7 @@ def main():
                 data = load(name, files)
                 records.append(run(name, variant, data, arguments.folds, arguments.seconds, seed))
                 print(records[-1], flush=True)
-                arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-                arguments.output.with_suffix(".md").write_text(table(records))
+                write_records(arguments.output, records, table)
     print(table(records))
 
 

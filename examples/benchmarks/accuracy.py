@@ -205,6 +205,18 @@ def load(name: str, files: dict[str, str]) -> dict[str, tuple[np.ndarray, np.nda
         }
 
 
+def read_records(path: Path) -> list[dict]:
+    """Runs that a JSON file has; none where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def write_records(path: Path, records: list[dict], table) -> None:
+    """Write runs as JSON, and their table as Markdown beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(records))
+
+
 def run(system, name, data, reference_seconds, seed):
     """One run: measure the machine, train for its share of seconds, score on the test split."""
     gflops = gemm_gflops()
@@ -274,7 +286,7 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(item.split("=", 1) for item in arguments.npz)
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     identity = ("dataset", "system", "seed", "reference_seconds")
     done = {tuple(r[key] for key in identity) for r in records}
     for seed in arguments.seeds:
@@ -286,9 +298,7 @@ def main():
                     continue
                 records.append(run(system, name, data, seconds, seed))
                 print(records[-1], flush=True)
-                arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-                arguments.output.with_suffix(".md").write_text(table(records))
+                write_records(arguments.output, records, table)
     print(table(records))
 
 

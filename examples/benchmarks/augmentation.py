@@ -11,12 +11,11 @@ model that draws and a classifier of its own. Runs that the JSON file has are no
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import auc_score, load
+from accuracy import auc_score, load, read_records, write_records
 from generation import Judge, parse_settings
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
@@ -112,7 +111,7 @@ def main():
 
     files = dict(item.split("=", 1) for item in arguments.npz)
     settings = parse_settings(arguments.set)
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     done = {(r["dataset"], r["seed"]) for r in records}
     shown = {key: repr(value) for key, value in settings.items()}
     if any(r["settings"] != shown for r in records):
@@ -123,9 +122,7 @@ def main():
                 continue
             records.append(run(name, load(name, files), seed, settings))
             print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-            arguments.output.with_suffix(".md").write_text(table(records))
+            write_records(arguments.output, records, table)
     print(table(records))
 
 

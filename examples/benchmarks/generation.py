@@ -16,7 +16,6 @@ Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. Other settings
 
 import argparse
 import ast
-import json
 import os
 import time
 from pathlib import Path
@@ -31,6 +30,8 @@ from accuracy import (
     gemm_gflops,
     load,
     make_resnet18,
+    read_records,
+    write_records,
 )
 from sklearn.metrics import log_loss
 from torch import nn
@@ -124,9 +125,9 @@ def draw(classifier, counts, **settings):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def quality(features_of, real, generated):
-    """Overlap and distance of two sets of images in some features."""
-    features, drawn = features_of(real), features_of(generated)
+def quality(features_of, features, generated):
+    """Overlap and distance of images from the features of real ones."""
+    drawn = features_of(generated)
     overlap, distance = manifold_metrics(features, drawn), kernel_distance(features, drawn)
     return {
         **vars(overlap),
@@ -166,17 +167,12 @@ def changed_classes(judge, classifier, X):
         return float(np.sqrt(np.mean((images.astype(float) - X) ** 2)))
 
     return {
-        "follows": accuracy_of(classifier, other, target),
-        "judge_follows": accuracy_of(judge, other, target),
+        "follows": class_fidelity(classifier, other, target),
+        "judge_follows": class_fidelity(judge, other, target),
         "rms_reconstructed": root_mean_square(back),
         "rms_counterfactual": root_mean_square(other),
         "rms_between_images": root_mean_square(np.roll(X, 1, axis=0)),
     }
-
-
-def accuracy_of(predictor, X, y):
-    """Share of labels that are found."""
-    return float(np.mean(predictor.predict(X) == y))
 
 
 def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
@@ -193,6 +189,7 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     alone = MedSymmFlowClassifier(**{**settings, **without, "random_state": seed}).fit(X, y)
     alone = alone.predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
+    features = judge.features(real)
     order = rng.permutation(len(X))
     some, as_many = order[:N_GENERATED], order[:N_TRAINED]
     # Real images that neither the judge nor the classifier has learned from.
@@ -214,9 +211,9 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
         "alone_acc": 100 * accuracy(y_test, alone),
         "alone_log_loss": float(log_loss(y_test, alone, labels=range(p.shape[1]))),
         "real": {
-            **quality(judge.features, real, fresh),
+            **quality(judge.features, features, fresh),
             "n": len(fresh),
-            "coverage_by_training": quality(judge.features, real, X[some])["coverage"],
+            "coverage_by_training": quality(judge.features, features, X[some])["coverage"],
             "fidelity": balanced_fidelity(judge, X_test, y_test),
             "accuracy_score": classifier_accuracy_score(X[as_many], y[as_many], X_test, y_test),
         },
@@ -226,18 +223,19 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     for n_steps in steps:
         images, labels = draw(classifier, counts, n_steps=n_steps)
         record["steps"][str(n_steps)] = {
-            **quality(judge.features, real, images),
+            **quality(judge.features, features, images),
             "fidelity": balanced_fidelity(judge, images, labels),
         }
         if n_steps == 25 and imagenet is not None:
+            of_real = imagenet(real)
             record["imagenet"] = {
-                "generated": quality(imagenet, real, images),
-                "fresh": quality(imagenet, real, fresh),
-                "training": quality(imagenet, real, X[some]),
+                "generated": quality(imagenet, of_real, images),
+                "fresh": quality(imagenet, of_real, fresh),
+                "training": quality(imagenet, of_real, X[some]),
             }
     for solver, n_steps in EQUAL_NFE.items():
         images, labels = draw(classifier, counts, n_steps=n_steps, ode_solver=solver)
-        record["solvers"][solver] = quality(judge.features, real, images)
+        record["solvers"][solver] = quality(judge.features, features, images)
     # As many as the real ones that the same trees are trained on, in the same shares.
     counts = counts_of(y, min(len(X), N_TRAINED))
     start = time.perf_counter()
@@ -324,7 +322,7 @@ def main():
 
     files = dict(item.split("=", 1) for item in arguments.npz)
     settings = parse_settings(arguments.set)
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["dataset"], r["seed"], r["title"]) for r in records}
@@ -350,8 +348,7 @@ def main():
                     pictures=pictures,
                 )
             )
-            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-            arguments.output.with_suffix(".md").write_text(table(records))
+            write_records(arguments.output, records, table)
             print(name, seed, flush=True)
     print(table(records))
 

@@ -12,7 +12,6 @@ accuracy.py, and count everything: training an autoencoder, encoding, training t
 """
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -29,7 +28,9 @@ from accuracy import (
     gemm_gflops,
     load,
     make_resnet18,
+    read_records,
     resnet18,
+    write_records,
 )
 from taef2 import TAEF2
 from torch import nn
@@ -419,9 +420,7 @@ def draw(arguments, records, gflops):
 def add(records, record, arguments):
     print(record, flush=True)
     records.append(record)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(tables(records))
+    write_records(arguments.output, records, tables)
 
 
 def tables(records) -> str:
@@ -512,7 +511,7 @@ def main():
     parser.add_argument("--models", type=Path, help="where to save models over latents")
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/latent.json"))
     arguments = parser.parse_args()
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     PARTS[arguments.part](arguments, records, gemm_gflops())
     print(tables(records))
 

@@ -12,13 +12,12 @@ Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import accuracy, auc_score, gemm_gflops, load, resnet18
+from accuracy import accuracy, auc_score, gemm_gflops, load, read_records, resnet18, write_records
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
@@ -315,7 +314,7 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(item.split("=", 1) for item in arguments.npz)
-    records = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    records = read_records(arguments.output)
     done = {(r["dataset"], r["seed"]) for r in records}
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
@@ -323,9 +322,7 @@ def main():
                 continue
             records.append(run(name, load(name, files), seed))
             print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(records, indent=1) + "\n")
-            arguments.output.with_suffix(".md").write_text(tables(records))
+            write_records(arguments.output, records, tables)
     print(tables(records))
 
 
