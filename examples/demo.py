@@ -60,13 +60,7 @@ def main():
     name, augment, X_train, y_train, X_test, y_test, class_names = load()
     print(f"{name}: {len(X_train)} training and {len(X_test)} test images, {X_train.shape[1:]}")
 
-    # Settings that draw well; for classification alone the defaults take half the time.
     classifier = MedSymmFlowClassifier(
-        image_prediction="image",
-        t1_share=0.4,
-        class_dropout=0.1,
-        guidance=0.5,
-        max_epochs=84,
         augment=augment,
         time_budget=arguments.seconds,
         random_state=0,

@@ -17,7 +17,7 @@ from sklearn_msf._parameters import (
 from sklearn_msf._prediction import PredictingEstimator
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.images import ImageFormat
-from sklearn_msf.inference import InferenceSettings, generate, trace, translate
+from sklearn_msf.inference import FieldInputs, InferenceSettings, generate, trace, translate
 from sklearn_msf.progress import drawing_progress
 from sklearn_msf.representation import Representation
 
@@ -172,7 +172,10 @@ class DrawingEstimator(PredictingEstimator):
         ValueError
             For images unlike those of fit, and for steps and solvers that are none.
         """
-        return self._translated(X, None, n_steps, ode_solver)
+        check_ode_solver(ode_solver)
+        settings = self._drawing_settings(n_steps, ode_solver)
+        inputs, sources = self._with_classes(X)
+        return self._translated(inputs, sources, sources, settings)
 
     def counterfactual(
         self, X: Any, to_class: Any, *, n_steps: int = 25, ode_solver: str = "midpoint"
@@ -180,7 +183,8 @@ class DrawingEstimator(PredictingEstimator):
         """Carry images to noise under their predicted class, and back under another.
 
         What the image would look like in the other class, as far as the model knows: position,
-        colours and texture are in the noise, which both share. Not guided.
+        colours and texture are in the noise, which both share. `guidance` goes further into the
+        other class on the way back.
 
         Parameters
         ----------
@@ -201,25 +205,34 @@ class DrawingEstimator(PredictingEstimator):
         Raises
         ------
         ValueError
-            For a class that is not in `classes_`, and for counts and solvers that are none.
+            For a class that is not in `classes_`, for counts and solvers that are none, and for a
+            `guidance` without `class_dropout`.
         """
-        return self._translated(X, to_class, n_steps, ode_solver)
-
-    def _translated(self, X: Any, to_class: Any, n_steps: int, ode_solver: str) -> np.ndarray:
         check_ode_solver(ode_solver)
-        settings = self._drawing_settings(n_steps, ode_solver)
+        settings = self._sampling_settings(n_steps, ode_solver)
+        asked = np.asarray(to_class)
+        indices = self._indices_of("to_class", asked.ravel())
+        inputs, sources = self._with_classes(X)
+        if asked.shape not in ((), sources.shape):
+            raise ValueError(
+                f"to_class must be one class, or one for each of the {len(inputs)} images; "
+                f"got an array of shape {asked.shape}."
+            )
+        targets = np.broadcast_to(indices, sources.shape)
+        return self._translated(inputs, sources, targets, settings)
+
+    def _with_classes(self, X: Any) -> tuple[FieldInputs, np.ndarray]:
+        """Check images and predict the index of the class of each."""
         inputs = self._checked_inputs(X)
-        sources = self._classify_inputs(inputs, self.field_).probabilities.argmax(axis=1)
-        targets = sources
-        if to_class is not None:
-            asked = np.asarray(to_class)
-            if asked.shape not in ((), (len(inputs),)):
-                raise ValueError(
-                    f"to_class must be one class, or one for each of the {len(inputs)} images; "
-                    f"got an array of shape {asked.shape}."
-                )
-            indices = self._indices_of("to_class", np.atleast_1d(asked))
-            targets = np.broadcast_to(indices, sources.shape)
+        return inputs, self._classify_inputs(inputs, self.field_).probabilities.argmax(axis=1)
+
+    def _translated(
+        self,
+        inputs: FieldInputs,
+        sources: np.ndarray,
+        targets: np.ndarray,
+        settings: InferenceSettings,
+    ) -> np.ndarray:
         e_y = self._noise(1, self.field_.codes.n_channels)
         images = translate(
             self.field_,
@@ -267,7 +280,7 @@ class DrawingEstimator(PredictingEstimator):
         return self._inference_settings(n_steps, "float32", batch_size, solver)
 
     def _sampling_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:
-        """Collect the settings of what starts from noise, which may be guided."""
+        """Collect the settings of what comes from noise, which may be guided."""
         settings = self._drawing_settings(n_steps, ode_solver)
         if self.guidance and not self._draws_classless:
             raise ValueError(

@@ -26,12 +26,13 @@ __all__ = [
     "training_targets",
 ]
 
-# "auto" epochs: as many as show this many images, within these bounds.
-_AUTO_IMAGES = 45_000
-_AUTO_EPOCHS = (25, 300)
+# "auto" epochs: as many as show this many images at t = 1, and each this often, within a bound.
+_AUTO_IMAGES_AT_ONE = 36_000
+_AUTO_TIMES_AT_ONE = 15
+_MAX_AUTO_EPOCHS = 300
 # Smallest side at which moving an image by a few percent is a variation of it.
 _MIN_SIDE_TO_AUGMENT = 8
-# From here on Muon learns more in the same time; small data it learns by heart.
+# From here on Muon learns more in the same time; the labels of fewer it learns by heart.
 _MIN_IMAGES_FOR_MUON = 10_000
 # Steps of a GPU that are worth a minute or two of compilation.
 _MIN_STEPS_TO_COMPILE = 10_000
@@ -112,8 +113,9 @@ def training_settings(
 def _max_epochs(estimator: BaseEstimator, n_images: int) -> int:
     if estimator.max_epochs != "auto":
         return int(estimator.max_epochs)
-    low, high = _AUTO_EPOCHS
-    return min(high, max(low, math.ceil(_AUTO_IMAGES / n_images)))
+    times_at_one = max(_AUTO_TIMES_AT_ONE, _AUTO_IMAGES_AT_ONE / n_images)
+    # Without a share at t = 1 every row classifies.
+    return min(_MAX_AUTO_EPOCHS, math.ceil(times_at_one / (estimator.t1_share or 1.0)))
 
 
 def resolve_augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:
@@ -126,7 +128,10 @@ def resolve_augmentation(estimator: BaseEstimator, image_format: ImageFormat) ->
 def _optimizer(estimator: BaseEstimator, n_images: int) -> str:
     if estimator.optimizer != "auto":
         return str(estimator.optimizer)
-    return "muon" if n_images >= _MIN_IMAGES_FOR_MUON else "adamw"
+    if n_images >= _MIN_IMAGES_FOR_MUON:
+        return "muon"
+    # The velocity form's way up classifies too.
+    return "mixed" if estimator.label_prediction == "posterior" else "adamw"
 
 
 def _compilation(estimator: BaseEstimator, device: torch.device, n_steps: int) -> bool:

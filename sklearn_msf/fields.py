@@ -80,9 +80,10 @@ class VelocityField(nn.Module):
         end: float,
         n_steps: int,
         method: str,
+        to_mean: bool = True,
     ) -> tuple[Tensor, ...]:
         """Integrate; of mean images the last step to t = 1 goes straight to the image."""
-        if end < 1.0 or not self._predicts_images:
+        if end < 1.0 or not (to_mean and self._predicts_images):
             return integrate(
                 velocity, state, start=start, end=end, n_steps=n_steps, method=method
             ).state
@@ -105,7 +106,9 @@ class VelocityField(nn.Module):
         Parameters
         ----------
         sample : PathSample
-            Points of the path; the first `n_at_one` at t = 1, which carry no image loss.
+            Points of the path; the first `n_at_one` at t = 1, which carry no image loss and
+            alone have dropout: it is there for what classifies, and blurs what is drawn. Without
+            rows at t = 1 all have it.
         labels : Tensor of shape (n,), int64
             Class indices.
         n_at_one : int
@@ -191,6 +194,7 @@ class VelocityField(nn.Module):
             n_steps=n_steps,
             method=method,
             guidance=guidance,
+            to_mean=True,
         )
         return x, torch.lerp(masks, e_y, end)
 
@@ -205,6 +209,7 @@ class VelocityField(nn.Module):
         n_steps: int,
         method: str,
         guidance: float = 0.0,
+        to_mean: bool = False,
     ) -> Tensor:
         """Carry images from one time to another while the mask runs along its straight path.
 
@@ -224,6 +229,9 @@ class VelocityField(nn.Module):
             ODE solver.
         guidance : float
             As in :meth:`generate`.
+        to_mean : bool
+            Whether a field of mean images ends its way to t = 1 there, which leaves no noise. Else
+            the way is one that can be gone back: what an image has of its own is kept.
 
         Returns
         -------
@@ -237,7 +245,15 @@ class VelocityField(nn.Module):
             v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), times)
             return (self._guided(v_x, x_t, e_y.expand_as(masks), times, guidance).to(x_t.dtype),)
 
-        (x,) = self._integrate(velocity, (x,), start=start, end=end, n_steps=n_steps, method=method)
+        (x,) = self._integrate(
+            velocity,
+            (x,),
+            start=start,
+            end=end,
+            n_steps=n_steps,
+            method=method,
+            to_mean=to_mean,
+        )
         return x
 
     def _guided(self, v_x: Tensor, x_t: Tensor, e_y: Tensor, t: Tensor, guidance: float) -> Tensor:

@@ -43,14 +43,16 @@ class VelocityForm(VelocityField):
         output, v_y = self._outputs(x_t, y_t, t)
         return self._as_velocity(output, x_t, t), v_y
 
-    def _outputs(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, x_t: Tensor, y_t: Tensor, t: Tensor, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the network, for image and mask."""
-        output = self.unet(torch.cat([x_t, y_t], dim=1), t)
+        output = self.unet(torch.cat([x_t, y_t], dim=1), t, n_dropped)
         return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
 
     def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
         """Mean squared errors of both velocities (paper, section 3)."""
-        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t)
+        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_at_one or len(labels))
         drawing = slice(n_at_one, None)
         return self._image_loss(output[drawing], sample, drawing), velocity_loss(v_y, sample.u_y)
 
@@ -88,14 +90,21 @@ class PosteriorForm(VelocityField):
         super().__init__(unet, codes, image_prediction)
         self.head = nn.Linear(unet.feature_channels, codes.n_classes)
 
-    def encode(self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None) -> Encoding:
+    def encode(
+        self,
+        x_t: Tensor,
+        y_t: Tensor,
+        t: Tensor,
+        mask_t: Tensor | None = None,
+        n_dropped: int | None = None,
+    ) -> Encoding:
         """Run the U-Net up to its middle block.
 
         The network sees the mask without its noise: at t = 1 the noise only hides the image.
         """
         mask = denoise_masks(y_t, t if mask_t is None else mask_t, self.codes)[:, :, None, None]
         mask = mask.expand(-1, -1, y_t.shape[2], y_t.shape[3])
-        return self.unet.encode(torch.cat([x_t, mask], dim=1), t)
+        return self.unet.encode(torch.cat([x_t, mask], dim=1), t, n_dropped)
 
     def class_logits(self, encoding: Encoding) -> Tensor:
         """Unnormalised log p(c | x_t, y_t), float32, (n, K)."""
@@ -138,7 +147,9 @@ class PosteriorForm(VelocityField):
 
         Rows at t = 1 end at the middle block: classifying needs no way up.
         """
-        encoding = self.encode(sample.x_t, sample.y_t, sample.t, sample.mask_t)
+        encoding = self.encode(
+            sample.x_t, sample.y_t, sample.t, sample.mask_t, n_at_one or len(labels)
+        )
         label_loss = F.cross_entropy(self.class_logits(encoding), labels)
         if n_at_one == len(labels):
             return label_loss.new_zeros(()), label_loss

@@ -245,9 +245,12 @@ class CopyingCheck:
         Distance of each held-out image.
     near_duplicates : float
         Share of generated images that are as near to a training image as `quantile` of the
-        held-out ones are, or nearer.
+        held-out ones are, or nearer. Images that are more typical than real ones are near to all.
+    singled_out : float
+        The same of the distance to the nearest training image over that to the next nearest,
+        which is small for a copy and close to 1 for a typical image.
     quantile : float
-        That quantile, which is the share of near-duplicates expected without copying.
+        That quantile, which is the share of either expected without copying.
     closer : float
         Chance that a generated image is nearer to the training images than a held-out one;
         0.5 without copying, 1 for copies.
@@ -257,6 +260,7 @@ class CopyingCheck:
     nearest: np.ndarray
     held_out: np.ndarray
     near_duplicates: float
+    singled_out: float
     quantile: float
     closer: float
 
@@ -269,7 +273,7 @@ def copying_check(
     Parameters
     ----------
     generated, training, held_out : array-like of shape (n, ...)
-        Images, or features of them; flattened.
+        Images, or features of them; flattened. At least two training images.
     quantile : float, default=0.05
         Of the distances of held-out images: nearer ones are near-duplicates. In (0, 1).
 
@@ -282,15 +286,20 @@ def copying_check(
     generated, training, held_out = _checked_features(
         generated=generated, training=training, held_out=held_out
     )
-    search = NearestNeighbors(n_neighbors=1).fit(training)
-    distances, nearest = (found[:, 0] for found in search.kneighbors(generated))
-    usual = search.kneighbors(held_out)[0][:, 0]
+    if len(training) < 2:
+        raise ValueError("training must be of shape (n, ...), n >= 2, got one image.")
+    search = NearestNeighbors(n_neighbors=2).fit(training)
+    distances, nearest = search.kneighbors(generated)
+    usual, _ = search.kneighbors(held_out)
+    ratios, usual_ratios = _ratios(distances), _ratios(usual)
+    distances, usual = distances[:, 0], usual[:, 0]
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
     return CopyingCheck(
         generated=distances,
-        nearest=nearest,
+        nearest=nearest[:, 0],
         held_out=usual,
         near_duplicates=float(np.mean(distances <= np.quantile(usual, quantile))),
+        singled_out=float(np.mean(ratios <= np.quantile(usual_ratios, quantile))),
         quantile=quantile,
         closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
     )
@@ -324,6 +333,12 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
             )
         checked.append(rows)
     return checked
+
+
+def _ratios(distances: np.ndarray) -> np.ndarray:
+    """Nearest over next nearest distance; 1 where a training image is there twice."""
+    first, second = distances.T
+    return np.divide(first, second, out=np.ones_like(first), where=second > 0)
 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:

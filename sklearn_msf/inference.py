@@ -361,8 +361,9 @@ def translate(
     def run(start: int, size: int) -> Tensor:
         n_real = min(size, n_rows - start)
         x = inputs.batch(start, size, mirrored=False)
-        ways = ((sources, 1.0, 0.0), (targets, 0.0, 1.0))
-        for classes, begin, end in ways:
+        # The way to noise has to be that of the image as it is: only the way back is guided.
+        ways = ((sources, 1.0, 0.0, 0.0), (targets, 0.0, 1.0, settings.guidance))
+        for classes, begin, end, guidance in ways:
             part = F.pad(classes[start : start + n_real], (0, size - n_real))
             masks = field.codes.masks(part.to(x.device), size_of_masks)
             with autocast(x.device, settings.precision):
@@ -374,6 +375,7 @@ def translate(
                     end=end,
                     n_steps=settings.n_steps,
                     method=settings.ode_solver,
+                    guidance=guidance,
                 )
         return decode(x[:n_real].float()).float().cpu()
 

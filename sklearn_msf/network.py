@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_msf.dropout import Dropout
 from sklearn_msf.group_norm import modulated_group_norm
 
-__all__ = ["Dropout", "Encoding", "UNet"]
+__all__ = ["Encoding", "UNet"]
 
 
 class GroupNorm(nn.Module):
@@ -92,42 +93,6 @@ def _silu(h: Tensor) -> Tensor:
     return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
-class Dropout(nn.Module):
-    """Dropout that draws a byte for each element, from a generator of its own.
-
-    torch's draws a number for each, on a CPU on one thread: as slow as the convolution beside
-    it. And it draws from the global generator, which other threads draw from too.
-
-    Parameters
-    ----------
-    p : float
-        Share set to zero in training, in steps of 1/256.
-
-    Attributes
-    ----------
-    generator : torch.Generator or None
-        Source of the bytes; None is torch's global generator.
-    """
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-        self.generator: torch.Generator | None = None
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Set a share of h, (n, C, H, W), to zero and scale the rest up."""
-        if not self.training or not self.p:
-            return h
-        n_dropped = min(255, max(1, round(256 * self.p)))
-        n, channels, height, width = h.shape
-        words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)
-        words.random_(-(2**63), None, generator=self.generator)
-        kept = words.view(torch.uint8)[: h.numel()] >= n_dropped
-        # In the order of the memory of channels_last.
-        kept = kept.view(n, height, width, channels).permute(0, 3, 1, 2)
-        return h * kept.to(h.dtype).mul_(256 / (256 - n_dropped))
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a scale and shift by the time embedding."""
 
@@ -145,12 +110,12 @@ class ResidualBlock(nn.Module):
             else nn.Conv2d(in_channels, out_channels, 1)
         )
 
-    def forward(self, h: Tensor, time_embedding: Tensor) -> Tensor:
-        """Map (n, in_channels, H, W) to (n, out_channels, H, W)."""
+    def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
+        """Map (n, in_channels, H, W) to (n, out_channels, H, W); see :class:`Encoding`."""
         r = self.conv_in(_silu(self.norm_in(h)))
         scale, shift = self.modulation(F.silu(time_embedding)).chunk(2, dim=1)
         r = self.norm_out(r, scale, shift)
-        r = self.conv_out(self.dropout(_silu(r)))
+        r = self.conv_out(self.dropout(_silu(r), n_dropped))
         return self.shortcut(h) + r
 
 
@@ -202,9 +167,9 @@ class Stage(nn.Module):
         self.block = ResidualBlock(in_channels, out_channels, time_width, dropout)
         self.attention = SelfAttention(out_channels, head_channels) if attention else nn.Identity()
 
-    def forward(self, h: Tensor, time_embedding: Tensor) -> Tensor:
-        """Map (n, in_channels, H, W) to (n, out_channels, H, W)."""
-        return self.attention(self.block(h, time_embedding))
+    def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
+        """Map (n, in_channels, H, W) to (n, out_channels, H, W); see :class:`Encoding`."""
+        return self.attention(self.block(h, time_embedding, n_dropped))
 
 
 class Downsample(nn.Conv2d):
@@ -241,12 +206,15 @@ class Encoding(NamedTuple):
         Embedding of t.
     size : tuple of int
         Height and width of the images in pixels.
+    n_dropped : int
+        Rows, from the first one on, in which training drops features.
     """
 
     features: Tensor
     skips: tuple[Tensor, ...]
     time_embedding: Tensor
     size: tuple[int, int]
+    n_dropped: int
 
     def rows(self, start: int, stop: int) -> "Encoding":
         """Restrict the encoding to some rows of the batch."""
@@ -255,6 +223,7 @@ class Encoding(NamedTuple):
             tuple(skip[start:stop] for skip in self.skips),
             self.time_embedding[start:stop],
             self.size,
+            min(max(self.n_dropped - start, 0), stop - start),
         )
 
 
@@ -346,7 +315,7 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(width)
         self.conv_out = _zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
 
-    def encode(self, z: Tensor, t: Tensor) -> Encoding:
+    def encode(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Encoding:
         """Run the downward half and the middle block.
 
         Parameters
@@ -355,12 +324,15 @@ class UNet(nn.Module):
             State, image and label mask on the channel axis.
         t : Tensor of shape (n,) or, without gradients, (1,)
             Times in [0, 1]; one for all rows, or one for each.
+        n_dropped : int, optional
+            Rows, from the first one on, that have dropout in training; all by default.
 
         Returns
         -------
         Encoding
         """
         size = (z.shape[-2], z.shape[-1])
+        n_dropped = len(z) if n_dropped is None else n_dropped
         if torch.is_autocast_enabled(z.device.type):
             # The first convolution would do it; half the bytes are quicker to fold.
             z = z.to(torch.get_autocast_dtype(z.device.type))
@@ -373,17 +345,19 @@ class UNet(nn.Module):
         h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for module in self.down:
-            h = module(h, embedding) if isinstance(module, Stage) else module(h)
+            h = module(h, embedding, n_dropped) if isinstance(module, Stage) else module(h)
             skips.append(h)
-        h = self.middle_out(self.middle_in(h, embedding), embedding)
-        return Encoding(h, tuple(skips), embedding, size)
+        h = self.middle_in(h, embedding, n_dropped)
+        h = self.middle_out(h, embedding, n_dropped)
+        return Encoding(h, tuple(skips), embedding, size, n_dropped)
 
     def decode(self, encoding: Encoding) -> Tensor:
         """Run the upward half: (n, out_channels, H, W) from an encoding."""
         h, skips = encoding.features, list(encoding.skips)
         for module in self.up:
             if isinstance(module, Stage):
-                h = module(torch.cat([h, skips.pop()], dim=1), encoding.time_embedding)
+                h = torch.cat([h, skips.pop()], dim=1)
+                h = module(h, encoding.time_embedding, encoding.n_dropped)
             else:
                 # The next skip tells the size of the level above, which may be odd.
                 h = module(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
@@ -392,6 +366,6 @@ class UNet(nn.Module):
             h = F.pixel_shuffle(h, self.patch_size)
         return h[..., : encoding.size[0], : encoding.size[1]]
 
-    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Tensor:
         """Run the whole U-Net: (n, out_channels, H, W) from (n, in_channels, H, W)."""
-        return self.decode(self.encode(z, t))
+        return self.decode(self.encode(z, t, n_dropped))

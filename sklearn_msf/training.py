@@ -13,10 +13,10 @@ from torch import Tensor
 from sklearn_msf.batches import TrainingData
 from sklearn_msf.compilation import compile_or_not
 from sklearn_msf.device import autocast, float32_rounding
+from sklearn_msf.dropout import Dropout
 from sklearn_msf.early_stopping import BestWeights
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.flow import PathSample, sample_path, sample_times
-from sklearn_msf.network import Dropout
 from sklearn_msf.optimiser import AveragedOptimiser
 from sklearn_msf.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.settings import TrainingSettings
@@ -82,7 +82,7 @@ class Trainer:
         self._optimizer = AveragedOptimiser(
             field,
             self.average,
-            optimizer=settings.optimizer,
+            muon={"muon": field, "mixed": field.unet.up, "adamw": None}[settings.optimizer],
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,

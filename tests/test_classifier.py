@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_samples_of_one_class_or_several_come_in_the_order_asked_for(fitted):
 
 
 def test_samples_look_like_their_classes(digits):
-    classifier = tiny_classifier(channels=16, max_epochs=30, t1_share=0.5).fit(*digits)
+    classifier = tiny_classifier(channels=16, max_epochs=60, t1_share=0.5).fit(*digits)
     images = classifier.sample(["two", "zero"], n_samples=6, random_state=0)
     assert np.mean(classifier.predict(images) == np.repeat(["two", "zero"], 6)) >= 0.75
 
@@ -222,23 +223,44 @@ def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
 
 
 def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classifier):
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 700)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (2, 4))
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 240)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", 2)
+    monkeypatch.setattr("sklearn_msf._recipe._MAX_AUTO_EPOCHS", 5)
     X, y = digits
-    assert make_classifier(max_epochs="auto").fit(X, y).n_iter_ == 3
-    assert make_classifier(max_epochs="auto").fit(X[:30], y[:30]).n_iter_ == 4
+
+    def n_epochs(n, t1_share):
+        return make_classifier(max_epochs="auto", t1_share=t1_share).fit(X[:n], y[:n]).n_iter_
+
+    assert n_epochs(120, 1.0) == 2
+    assert n_epochs(60, 1.0) == 4
+    # Images at t = 1 are what counts.
+    assert n_epochs(120, 0.5) == 4
+    assert n_epochs(120, 0.1) == 5
+    # Every image classifies, also without a share of its own for it.
+    assert n_epochs(120, 0.0) == 2
 
 
-@pytest.mark.parametrize(("n_images", "wanted"), [(39, "adamw"), (40, "muon")])
-def test_muon_learns_from_many_images_and_adamw_from_few(digits, monkeypatch, n_images, wanted):
+@pytest.mark.parametrize(
+    ("n_images", "form", "wanted"),
+    [
+        (39, "posterior", "mixed"),
+        (39, "velocity", "adamw"),
+        (40, "posterior", "muon"),
+        (40, "velocity", "muon"),
+    ],
+)
+def test_muon_learns_to_classify_from_many_images_only(digits, monkeypatch, n_images, form, wanted):
     monkeypatch.setattr("sklearn_msf._recipe._MIN_IMAGES_FOR_MUON", 40)
     X, y = digits[0][:n_images], digits[1][:n_images]
+    # What draws starts from zero and is felt after some steps.
+    common = {"channels": 16, "label_prediction": form, "max_epochs": 5}
     p = {
-        name: tiny_classifier(channels=16, optimizer=name).fit(X, y).predict_proba(X)
-        for name in ("auto", "adamw", "muon")
+        name: tiny_classifier(optimizer=name, **common).fit(X, y).predict_proba(X)
+        for name in ("auto", "adamw", "mixed", "muon")
     }
     assert_array_equal(p["auto"], p[wanted])
-    assert (p["adamw"] != p["muon"]).any()
+    for one, other in itertools.combinations(("adamw", "mixed", "muon"), 2):
+        assert (p[one] != p[other]).any()
 
 
 def test_verbose_shows_share_loss_and_speed(digits, capsys, make_classifier):
@@ -336,10 +358,11 @@ def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
 
 
 def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES", 240)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_EPOCHS", (1, 9))
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 120)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", 1)
     X, y = digits[0][:40], digits[1][:40]
-    weighted = make_classifier(max_epochs="auto").fit(X, y, sample_weight=np.full(40, 2))
+    classifier = make_classifier(max_epochs="auto", t1_share=0.5)
+    weighted = classifier.fit(X, y, sample_weight=np.full(40, 2))
     assert weighted.n_iter_ == 3
 
 

@@ -46,14 +46,27 @@ def test_guidance_changes_what_is_drawn(make_classifier, digits, form):
     np.testing.assert_allclose(images[-1], guided[0], atol=1e-3)
 
 
-def test_guidance_needs_a_field_that_draws_without_a_class(fitted, digits):
-    # What is set now has trained nothing.
-    guided = copy.copy(fitted).set_params(guidance=0.5, class_dropout=0.1)
-    with pytest.raises(ValueError, match="guidance=0.5 needs .* class_dropout=0.1"):
-        guided.sample("one")
-    # Nothing starts from noise here.
+def test_guidance_needs_a_field_that_draws_without_a_class(make_classifier, digits):
     X = digits[0][:2]
-    np.testing.assert_array_equal(guided.reconstruct(X), fitted.reconstruct(X))
+    classifier = make_classifier(class_dropout=0.0, guidance=0.0).fit(*digits)
+    reconstructed = classifier.reconstruct(X)
+    # What is set now has trained nothing.
+    classifier.set_params(guidance=0.5, class_dropout=0.1)
+    for draw in (lambda: classifier.sample("one"), lambda: classifier.counterfactual(X, "one")):
+        with pytest.raises(ValueError, match="guidance=0.5 needs .* class_dropout=0.1"):
+            draw()
+    # There and back is never guided.
+    np.testing.assert_array_equal(classifier.reconstruct(X), reconstructed)
+
+
+def test_guidance_goes_further_into_the_other_class(make_classifier, digits):
+    X = digits[0][:20]
+    classifier = make_classifier(class_dropout=0.2, channels=16, max_epochs=20).fit(*digits)
+    moved = [
+        np.abs(classifier.set_params(guidance=w).counterfactual(X, "two", n_steps=8) - X).mean()
+        for w in (0.0, 2.0)
+    ]
+    assert moved[0] < moved[1]
 
 
 def test_what_a_field_can_draw_is_saved_with_it(make_classifier, digits, tmp_path):
@@ -150,8 +163,9 @@ def test_there_and_back_under_one_class_gives_the_image(fitted, digits):
 def test_a_counterfactual_of_the_own_class_is_the_reconstruction(fitted, digits):
     X = digits[0][:6]
     own = fitted.predict(X)
+    unguided = copy.copy(fitted).set_params(guidance=0.0)
     np.testing.assert_array_equal(
-        fitted.counterfactual(X, own, n_steps=4), fitted.reconstruct(X, n_steps=4)
+        unguided.counterfactual(X, own, n_steps=4), fitted.reconstruct(X, n_steps=4)
     )
 
 

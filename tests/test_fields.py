@@ -36,7 +36,7 @@ class SureUNet(nn.Module):
         self.times = []
         self.image = torch.zeros(len(logits), 1, *SIZE) if image is None else image
 
-    def encode(self, z, t):
+    def encode(self, z, t, n_dropped=None):
         self.times.append(t[0].item())
         features = self.logits[:, :, None, None]
         return SimpleNamespace(features=features, rows=lambda start, stop: None)
@@ -205,6 +205,22 @@ def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
         image_loss, label_loss = field.losses(sample, labels, n_at_one=2)
         assert image_loss.item() == 0.0
         assert label_loss.item() > 0.0
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("n_at_one", [0, 2])
+def test_only_rows_at_time_one_have_dropout_where_there_are_any(make_tiny_field, form, n_at_one):
+    field = make_tiny_field(form, dropout=0.5).train()
+    labels = torch.tensor([0, 1, 2, 1])
+    x, e_x = torch.randn(2, 4, 1, 8, 8)
+    y, e_y = CODES.masks(labels, (8, 8)), torch.randn(4, 3, 8, 8)
+    t = torch.tensor([1.0, 1.0, 0.3, 0.6] if n_at_one else [0.1, 0.9, 0.3, 0.6])
+    sample = sample_path(x, y, e_x, e_y, t)
+    (image, label), (image_again, label_again) = (
+        [loss.item() for loss in field.losses(sample, labels, n_at_one)] for _ in range(2)
+    )
+    assert label != label_again
+    assert (image == image_again) == (n_at_one > 0)
 
 
 def test_the_velocity_loss_equals_the_papers_over_both_halves(make_tiny_field):

@@ -122,11 +122,28 @@ def test_copies_are_found_and_held_out_images_are_none(halves):
     blurred = a[:300] + np.random.default_rng(0).normal(0, 0.01, (300, 64))
     copies = copying_check(blurred, a, b)
     assert copies.near_duplicates > 0.99
+    assert copies.singled_out > 0.99
     assert copies.closer > 0.99
     np.testing.assert_array_equal(copies.nearest, np.arange(300))
     fresh = copying_check(b[:300], a, b[300:])
     assert fresh.near_duplicates < 0.12
+    assert fresh.singled_out < 0.12
     assert fresh.closer == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_is_typical_is_near_to_all_and_singles_none_out():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(600, 30))
+    typical = copying_check(0.3 * rng.normal(size=(200, 30)), real[:400], real[400:])
+    assert typical.near_duplicates > 0.9
+    assert typical.singled_out < 0.1
+
+
+def test_a_training_image_that_is_there_twice_is_singled_out_by_nobody():
+    twice = np.repeat(np.eye(3), 2, axis=0)
+    check = copying_check(np.eye(3), twice, np.ones((4, 3)) * np.arange(4)[:, None])
+    assert check.near_duplicates == 1
+    assert np.isfinite(check.singled_out)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +161,7 @@ def test_copies_are_found_and_held_out_images_are_none(halves):
             lambda a: classifier_accuracy_score(a, [0] * 600, a, [1]),
             r"real_labels must be of shape \(600,\)",
         ),
+        (lambda a: copying_check(a, a[:1], a), "training must be of shape .* got one image"),
         (lambda a: copying_check(a, a, a, quantile=1.0), r"quantile must be .* \(0, 1\)"),
     ],
 )

@@ -59,6 +59,7 @@ LAYERS = [
     "solver",
     "precision",
     "network",
+    "dropout",
     "group_norm",
     "label_codes",
     "augmentation",

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sklearn_msf.dropout import Dropout
 from sklearn_msf.group_norm import modulated_group_norm
-from sklearn_msf.network import Downsample, Dropout, SelfAttention, UNet
+from sklearn_msf.network import Downsample, SelfAttention, UNet
 
 
 def tiny_unet(**overrides):
@@ -153,6 +154,28 @@ def test_dropout_depends_on_the_seed_alone_and_does_nothing_after_training():
         drawn.append(dropout(h))
     assert torch.equal(*drawn)
     assert torch.equal(dropout.eval()(h), h)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 3])
+def test_dropout_can_be_kept_to_the_first_rows(n_rows):
+    torch.manual_seed(0)
+    h = torch.rand(3, 4, 5, 5).to(memory_format=torch.channels_last) + 1
+    dropped = Dropout(0.5).train()(h, n_rows)
+    assert [bool((row == 0).any()) for row in dropped] == [i < n_rows for i in range(3)]
+    assert torch.equal(dropped[n_rows:], h[n_rows:])
+    assert dropped.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_rows_of_an_encoding_keep_their_dropout():
+    torch.manual_seed(0)
+    unet = UNet(1, 1, channels=8, channel_mult=(1,), n_blocks=1, dropout=0.5).train()
+    encoding = unet.encode(torch.randn(5, 1, 8, 8), torch.rand(5), 2)
+    assert [encoding.rows(*part).n_dropped for part in ((0, 5), (1, 5), (1, 2), (3, 5))] == [
+        2,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_gradients_pass_where_dropout_kept():
