@@ -115,7 +115,7 @@ class DrawingEstimator(PredictingEstimator):
         n_steps: int = 25,
         ode_solver: str | None = None,
         random_state: Any = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw one image and show it and its mask on their way (paper, Figure 1).
 
         Parameters
@@ -134,6 +134,9 @@ class DrawingEstimator(PredictingEstimator):
         masks : ndarray of shape (n_steps + 1, height, width, C), float32
             From the code of the class (t = 0) to noise (t = 1), in units of the codes; of the
             size that the field works on, which over latents is that of the latents.
+        times : ndarray of shape (n_steps + 1,)
+            Times of them, from 0 to 1. Equal steps, but of mean images the last one is at least
+            0.05 long.
 
         Raises
         ------
@@ -146,9 +149,12 @@ class DrawingEstimator(PredictingEstimator):
             raise ValueError(f"class_id must be a single class, got {class_id!r}.")
         settings = self._sampling_settings(n_steps, ode_solver)
         representation = self._representation
-        points, masks = trace(self.field_, int(classes[0]), representation.shape, seed, settings)
+        points, masks, times = trace(
+            self.field_, int(classes[0]), representation.shape, seed, settings
+        )
         images = self._image_format.from_tensor(representation.images(points.float()))
-        return images, representation.masks(masks.float()).permute(0, 2, 3, 1).cpu().numpy()
+        colours = representation.masks(masks.float()).permute(0, 2, 3, 1).cpu().numpy()
+        return images, colours, times
 
     def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
         """Carry images to noise under their predicted class, and back, without guidance.
@@ -158,7 +164,8 @@ class DrawingEstimator(PredictingEstimator):
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
             Images as in :meth:`fit`.
         n_steps : int, default=25
-            Steps of the ODE solver each way; more of them come closer to X.
+            Steps of the ODE solver each way; more of them come closer to X. A single Euler step
+            keeps nothing of it where the field has mean images.
         ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
             ODE solver.
 
@@ -193,7 +200,7 @@ class DrawingEstimator(PredictingEstimator):
         to_class : label, or array-like of shape (n,)
             Class to come back under, out of `classes_`: one for all, or one for each image.
         n_steps : int, default=25
-            Steps of the ODE solver each way.
+            Steps of the ODE solver each way, as in :meth:`reconstruct`.
         ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
             ODE solver.
 

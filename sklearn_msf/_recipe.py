@@ -26,10 +26,11 @@ __all__ = [
     "training_targets",
 ]
 
-# "auto" epochs: as many as show this many images at t = 1, and each this often, within a bound.
+# "auto" epochs: as many as show this many images at t = 1, but each at least and at most so often.
 _AUTO_IMAGES_AT_ONE = 36_000
-_AUTO_TIMES_AT_ONE = 15
-_MAX_AUTO_EPOCHS = 300
+_AUTO_TIMES_AT_ONE = (15, 90)
+# A smaller share at t = 1 counts as this one: training has to end.
+_MIN_AUTO_SHARE = 0.05
 # Smallest side at which moving an image by a few percent is a variation of it.
 _MIN_SIDE_TO_AUGMENT = 8
 # From here on Muon learns more in the same time; the labels of fewer it learns by heart.
@@ -113,9 +114,11 @@ def training_settings(
 def _max_epochs(estimator: BaseEstimator, n_images: int) -> int:
     if estimator.max_epochs != "auto":
         return int(estimator.max_epochs)
-    times_at_one = max(_AUTO_TIMES_AT_ONE, _AUTO_IMAGES_AT_ONE / n_images)
+    low, high = _AUTO_TIMES_AT_ONE
+    times_at_one = min(high, max(low, _AUTO_IMAGES_AT_ONE / n_images))
     # Without a share at t = 1 every row classifies.
-    return min(_MAX_AUTO_EPOCHS, math.ceil(times_at_one / (estimator.t1_share or 1.0)))
+    share = max(estimator.t1_share, _MIN_AUTO_SHARE) if estimator.t1_share else 1.0
+    return math.ceil(times_at_one / share)
 
 
 def resolve_augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:

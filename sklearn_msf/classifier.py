@@ -123,9 +123,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Dropout in the residual blocks, in [0, 1), for the share at t = 1 where there is one;
         drawn in steps of 1/256.
     max_epochs : int or "auto", default="auto"
-        Passes over the training data at most. "auto": as many as show 36,000 images at t = 1, and
-        each of them there 15 times, but at most 300; small data classified for longer is learned
-        by heart.
+        Passes over the training data at most. "auto": as many as show 36,000 images at t = 1, but
+        each of them there at least 15 and at most 90 times, whatever `t1_share` is (down to 0.05;
+        0 counts as 1, as every row classifies then); small data classified for longer is
+        learned by heart.
     time_budget : float, default=None
         Seconds within which fit ends, learning rate schedule included, with fewer epochs
         where need be. What is learned in a time depends on the machine, so results then do

@@ -61,7 +61,7 @@ class VelocityField(nn.Module):
     def _image_loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
         """Mean squared error of the velocity of some rows.
 
-        That of a mean image counts 1 / remaining noise, and no more than at the last time.
+        An error of the mean image counts 1 / remaining noise, and no more than at the last time.
         """
         u_x, x_t = sample.u_x[rows], sample.x_t[rows]
         if not self._predicts_images:
@@ -100,19 +100,22 @@ class VelocityField(nn.Module):
         v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
         return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
-    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Losses of the image half and of the label half on points of the path.
 
         Parameters
         ----------
         sample : PathSample
-            Points of the path; the first `n_at_one` at t = 1, which carry no image loss and
-            alone have dropout: it is there for what classifies, and blurs what is drawn. Without
-            rows at t = 1 all have it.
+            Points of the path; the first `n_at_one` at t = 1, which carry no image loss.
         labels : Tensor of shape (n,), int64
             Class indices.
         n_at_one : int
             Number of rows at t = 1.
+        n_dropped : int, optional
+            Number of rows, from the first one on, that have dropout: it is there for what
+            classifies, and blurs what is drawn. All by default.
 
         Returns
         -------
@@ -287,13 +290,10 @@ class VelocityField(nn.Module):
         Returns
         -------
         list of (x_t, y_t), of length n_steps + 1
-            At times 0, 1 / n_steps, ..., 1; of mean images the last step is 0.05 long at least.
+            At the times of :meth:`path_times`.
         """
         points = [(e_x, masks)]
-        times = [step / n_steps for step in range(n_steps + 1)]
-        if self._predicts_images and times[-2] > _MAX_TIME:
-            times = [_MAX_TIME * step / (n_steps - 1) for step in range(n_steps)] + [1.0]
-        for start, end in pairwise(times):
+        for start, end in pairwise(self.path_times(n_steps)):
             points.append(
                 self._carry(
                     points[-1],
@@ -307,6 +307,13 @@ class VelocityField(nn.Module):
                 )
             )
         return points
+
+    def path_times(self, n_steps: int) -> list[float]:
+        """Divide the way from 0 to 1: equally, but of mean images the last step is 0.05 or more."""
+        if not self._predicts_images:
+            return [step / n_steps for step in range(n_steps + 1)]
+        length, n_before = last_step(1.0, n_steps, "euler", least=_MIN_LAST_STEP)
+        return [(1.0 - length) * step / max(n_before, 1) for step in range(n_steps)] + [1.0]
 
 
 def _remaining_noise(t: Tensor) -> Tensor:

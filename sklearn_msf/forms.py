@@ -50,9 +50,11 @@ class VelocityForm(VelocityField):
         output = self.unet(torch.cat([x_t, y_t], dim=1), t, n_dropped)
         return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
 
-    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean squared errors of both velocities (paper, section 3)."""
-        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_at_one or len(labels))
+        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_dropped)
         drawing = slice(n_at_one, None)
         return self._image_loss(output[drawing], sample, drawing), velocity_loss(v_y, sample.u_y)
 
@@ -142,14 +144,14 @@ class PosteriorForm(VelocityField):
         v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
         return self._as_velocity(self.unet.decode(encoding), x_t, t), v_y
 
-    def losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean squared error of v_x and the cross-entropy of p, which has the same best field.
 
         Rows at t = 1 end at the middle block: classifying needs no way up.
         """
-        encoding = self.encode(
-            sample.x_t, sample.y_t, sample.t, sample.mask_t, n_at_one or len(labels)
-        )
+        encoding = self.encode(sample.x_t, sample.y_t, sample.t, sample.mask_t, n_dropped)
         label_loss = F.cross_entropy(self.class_logits(encoding), labels)
         if n_at_one == len(labels):
             return label_loss.new_zeros(()), label_loss

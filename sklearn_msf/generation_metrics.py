@@ -19,6 +19,7 @@ __all__ = [
     "CopyingCheck",
     "KernelDistance",
     "ManifoldMetrics",
+    "NearestImages",
     "class_fidelity",
     "classifier_accuracy_score",
     "copying_check",
@@ -231,6 +232,40 @@ def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float
     return float(np.mean(judge.predict(generated) == labels))
 
 
+class NearestImages:
+    """Finds the nearest of images that others may be copies of.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, n_features)
+        Images; one that is there twice counts once. At least two different ones.
+    """
+
+    def __init__(self, images: np.ndarray):
+        self.different, self._indices = np.unique(images, axis=0, return_index=True)
+        if len(self.different) < 2:
+            raise ValueError(
+                f"There must be at least two different training images, got {len(images)} alike."
+            )
+        self._search = NearestNeighbors(n_neighbors=2).fit(self.different)
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Measure images, (m, n_features).
+
+        Returns
+        -------
+        distances : ndarray of shape (m,)
+            Distance to the nearest one.
+        ratios : ndarray of shape (m,)
+            That distance over the distance to the next nearest one: 0 for a copy.
+        indices : ndarray of shape (m,)
+            Index of the nearest one.
+        """
+        distances, rows = self._search.kneighbors(images)
+        first, second = distances.T
+        return first, first / second, self._indices[rows[:, 0]]
+
+
 @dataclass(frozen=True)
 class CopyingCheck:
     """Distances of generated and of held-out images to the nearest training image.
@@ -273,30 +308,32 @@ def copying_check(
     Parameters
     ----------
     generated, training, held_out : array-like of shape (n, ...)
-        Images, or features of them; flattened. At least two training images.
+        Images, or features of them; flattened. At least two different training images.
     quantile : float, default=0.05
         Of the distances of held-out images: nearer ones are near-duplicates. In (0, 1).
 
     Returns
     -------
     CopyingCheck
+
+    Raises
+    ------
+    ValueError
+        For images of different sizes or with values that are not finite, fewer than two different
+        training images, and a `quantile` outside (0, 1).
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be a number in (0, 1), got {quantile!r}.")
     generated, training, held_out = _checked_features(
         generated=generated, training=training, held_out=held_out
     )
-    if len(training) < 2:
-        raise ValueError("training must be of shape (n, ...), n >= 2, got one image.")
-    search = NearestNeighbors(n_neighbors=2).fit(training)
-    distances, nearest = search.kneighbors(generated)
-    usual, _ = search.kneighbors(held_out)
-    ratios, usual_ratios = _ratios(distances), _ratios(usual)
-    distances, usual = distances[:, 0], usual[:, 0]
+    nearest = NearestImages(training)
+    distances, ratios, indices = nearest(generated)
+    usual, usual_ratios, _ = nearest(held_out)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
     return CopyingCheck(
         generated=distances,
-        nearest=nearest[:, 0],
+        nearest=indices,
         held_out=usual,
         near_duplicates=float(np.mean(distances <= np.quantile(usual, quantile))),
         singled_out=float(np.mean(ratios <= np.quantile(usual_ratios, quantile))),
@@ -333,12 +370,6 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
             )
         checked.append(rows)
     return checked
-
-
-def _ratios(distances: np.ndarray) -> np.ndarray:
-    """Nearest over next nearest distance; 1 where a training image is there twice."""
-    first, second = distances.T
-    return np.divide(first, second, out=np.ones_like(first), where=second > 0)
 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:

@@ -291,7 +291,7 @@ def trace(
     image_shape: tuple[int, int, int],
     seed: int,
     settings: InferenceSettings,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Draw one image, the first of a seed, and keep it and its mask after every step.
 
     Parameters
@@ -307,6 +307,8 @@ def trace(
         What the field draws, from noise to the image.
     masks : Tensor of shape (n_steps + 1, C_y, H, W)
         From the code of the class to noise.
+    times : ndarray of shape (n_steps + 1,)
+        When they are there.
     """
     device = field.device
     shape = image_shape[0] + field.codes.n_channels, *image_shape[1:]
@@ -322,7 +324,7 @@ def trace(
             guidance=settings.guidance,
         )
     images, on_path = (torch.cat(part) for part in zip(*points, strict=True))
-    return images, on_path
+    return images, on_path, np.array(field.path_times(settings.n_steps))
 
 
 def translate(

@@ -114,13 +114,15 @@ class AveragedOptimiser:
         return tensors
 
     def load(self, tensors: dict[str, Tensor], n_steps: int) -> None:
-        """Go on where another run was."""
+        """Go on where another run was; weights that stepped by the other optimiser start anew."""
         self._field.load_state_dict(part_of(tensors, "field"))
         self._average.load_state_dict(part_of(tensors, "average"))
         for optimiser in self._optimisers:
             optimiser.state.clear()
         for i, parameter in enumerate(self._parameters):
             moments = part_of(tensors, f"optimizer.{i}")
+            if ("momentum_buffer" in moments) != (parameter in self._matrices):
+                continue
             stepped = self._matrices.get(parameter, parameter)
             for name, value in moments.items():
                 if value.ndim:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._curve_displays import (
     AccuracyRejectionDisplay,
@@ -137,6 +138,7 @@ class SampleGridDisplay:
             For X without y or unlike the images of fit, and where a class has fewer than
             `n_columns` images in X.
         """
+        check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
         names = [str(label) for label in classes] if class_names is None else class_names
         if len(names) != len(classes):
@@ -257,7 +259,7 @@ class TrajectoryDisplay:
         """
         if n_columns < 2:
             raise ValueError(f"n_columns must be an integer >= 2, got {n_columns!r}.")
-        images, masks = estimator.sample_trajectory(
+        images, masks, times = estimator.sample_trajectory(
             class_id, n_steps=n_steps, random_state=random_state
         )
         shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
@@ -267,5 +269,5 @@ class TrajectoryDisplay:
         return cls(
             images=pictures.reshape(len(shown), *estimator.image_shape_),
             masks=_in_colour(np.clip(colours, 0, 1)),
-            times=shown / n_steps,
+            times=times[shown],
         ).plot()

@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_msf.generation_metrics import NearestImages
 
 __all__ = ["augment_with_samples", "check_like"]
 
 # Nearer to a training image than this quantile of the distances between training images: a copy.
 _COPY_QUANTILE = 0.01
+# And that much nearer than to the next one.
+_COPY_RATIO = 0.8
 # How many images may be drawn for each that is wanted.
 _MAX_DRAWN_EACH = 4
 _MAX_SEED = np.iinfo(np.int32).max
@@ -48,7 +53,7 @@ def augment_with_samples(
         another class than the one asked for is left out.
     remove_copies : bool, default=True
         Whether to leave out what is nearer to a training image than training images are to each
-        other, but for one in a hundred.
+        other, but for one in a hundred, and clearly nearer than to the next one.
     n_steps : int, default=25
         Steps of the ODE solver.
     random_state : int, RandomState instance or None, default=None
@@ -63,10 +68,13 @@ def augment_with_samples(
 
     Raises
     ------
+    NotFittedError
+        For an estimator that is not fitted.
     ValueError
         For counts that are none, for labels and classes that the estimator does not know, and
         for images of another shape or dtype than it draws.
     """
+    check_is_fitted(estimator, "classes_")
     X, y = np.asarray(X), np.asarray(y).ravel()
     if len(X) != len(y):
         raise ValueError(f"X has {len(X)} images and y {len(y)} labels.")
@@ -75,6 +83,9 @@ def augment_with_samples(
         raise ValueError(f"y has labels {unknown} that the estimator does not know.")
     wanted = _counts(n_per_class, y, estimator.classes_)
     random_state = check_random_state(random_state)
+    if any(wanted.values()):
+        # Before the time is spent.
+        check_like(X, estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0))
     is_copy = _CopyFilter(X) if remove_copies and any(wanted.values()) else None
     images, labels = [X], [y]
     for label, n_wanted in wanted.items():
@@ -84,7 +95,6 @@ def augment_with_samples(
             n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
             seed = random_state.randint(_MAX_SEED)
             drawn = estimator.sample(label, n, n_steps=n_steps, random_state=seed)
-            check_like(X, drawn)
             n_drawn += n
             good = np.ones(n, dtype=bool)
             if judge is not None:
@@ -137,18 +147,20 @@ def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, i
 
 
 class _CopyFilter:
-    """Tells images that are nearer to a training image than these are to each other."""
+    """Tells images that are nearer to one training image than these are to each other.
+
+    And not as near to another: images that are typical are near to many.
+    """
 
     def __init__(self, X: np.ndarray):
-        rows = X.reshape(len(X), -1).astype(float)
-        self._search = NearestNeighbors(n_neighbors=1).fit(rows)
-        # A training image that is there twice says nothing of how near others come.
-        different = np.unique(rows, axis=0)
-        self._threshold = 0.0
-        if len(different) > 1:
-            apart = NearestNeighbors(n_neighbors=1).fit(different).kneighbors()[0][:, 0]
-            self._threshold = float(np.quantile(apart, _COPY_QUANTILE))
+        self._nearest = NearestImages(_rows(X))
+        apart, _ = NearestNeighbors(n_neighbors=1).fit(self._nearest.different).kneighbors()
+        self._distance = float(np.quantile(apart, _COPY_QUANTILE))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        rows = images.reshape(len(images), -1).astype(float)
-        return np.asarray(self._search.kneighbors(rows)[0][:, 0] <= self._threshold)
+        distances, ratios, _ = self._nearest(_rows(images))
+        return np.asarray((distances <= self._distance) & (ratios <= _COPY_RATIO))
+
+
+def _rows(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(float)

@@ -333,10 +333,10 @@ class Trainer:
     def _step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
         """One optimiser step; returns the weighted image and label losses, detached."""
         n_at_one = self._n_rows(self.settings.t1_share, len(rows))
-        # Without rows at t = 1 all rows classify and draw alike.
+        # Moved images and dropout are for what classifies: without a share at t = 1 all rows.
         n_varied = n_at_one if self.settings.t1_share > 0 else len(rows)
         x, labels = data.batch(rows, n_varied, self._generator)
-        losses = self._losses(self._sample(x, labels, n_at_one), labels, n_at_one)
+        losses = self._losses(self._sample(x, labels, n_at_one), labels, n_at_one, n_varied)
         losses.sum().backward()
         self._optimizer.step(rate)
         return losses.detach()
@@ -350,10 +350,10 @@ class Trainer:
         n_classless = self._n_rows(self.settings.classless_share, len(x))
         return sample_path(x, y, e_x, e_y, *sample_times(len(x), n_at_one, n_classless, generator))
 
-    def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int) -> Tensor:
+    def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int, n_varied: int) -> Tensor:
         """Weighted image and label losses of one batch."""
         with autocast(self._device, self.settings.precision):
-            image_loss, label_loss = self._field_losses(sample, labels, n_at_one)
+            image_loss, label_loss = self._field_losses(sample, labels, n_at_one, n_varied)
         w = self.settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
 

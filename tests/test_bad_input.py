@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -90,6 +91,14 @@ def on_floats(make_classifier):
 def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value, make_classifier):
     with pytest.raises(ValueError, match=f"{parameter} must be .*got"):
         make_classifier(**{parameter: value}).fit(X, Y)
+
+
+def test_a_mask_without_a_class_must_not_look_like_that_of_one():
+    settings = {"label_encoding": "grayscale", "guidance": 0.0}
+    with pytest.raises(ValueError, match="class_dropout=0.1 needs .* set class_dropout=0"):
+        tiny_classifier(class_dropout=0.1, **settings).fit(X, Y)
+    tiny_classifier(class_dropout=0.0, **settings).fit(X, Y).sample(0, n_steps=1)
+    tiny_classifier(class_dropout=0.1, label_prediction="velocity", **settings).fit(X, Y)
 
 
 @given(

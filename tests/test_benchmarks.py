@@ -236,7 +236,11 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
         "generation_toy_grid.png",
         "generation_toy_trajectory.png",
     }
-    assert "| toy, seed 0 | tiny |" in generation.table([json.loads(json.dumps(record))])
+    records = [json.loads(json.dumps(record)) | {"seed": seed} for seed in (0, 1)]
+    records[1]["accuracy_score"] = record["accuracy_score"] + 0.5
+    text = generation.table(records)
+    assert text.count("| toy | tiny |") == 6
+    assert f"{record['accuracy_score'] + 0.25:.2f} ± 0.35" in text
 
 
 def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):

@@ -224,18 +224,21 @@ def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
 
 def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classifier):
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 240)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", 2)
-    monkeypatch.setattr("sklearn_msf._recipe._MAX_AUTO_EPOCHS", 5)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (2, 5))
+    monkeypatch.setattr("sklearn_msf._recipe._MIN_AUTO_SHARE", 0.25)
     X, y = digits
 
     def n_epochs(n, t1_share):
         return make_classifier(max_epochs="auto", t1_share=t1_share).fit(X[:n], y[:n]).n_iter_
 
-    assert n_epochs(120, 1.0) == 2
-    assert n_epochs(60, 1.0) == 4
+    assert n_epochs(240, 1.0) == 2
+    assert n_epochs(80, 1.0) == 3
+    assert n_epochs(30, 1.0) == 5
     # Images at t = 1 are what counts.
-    assert n_epochs(120, 0.5) == 4
-    assert n_epochs(120, 0.1) == 5
+    assert n_epochs(80, 0.5) == 6
+    assert n_epochs(30, 0.5) == 10
+    # Training ends, however small their share.
+    assert n_epochs(120, 1e-308) == n_epochs(120, 0.25) == 8
     # Every image classifies, also without a share of its own for it.
     assert n_epochs(120, 0.0) == 2
 
@@ -359,7 +362,7 @@ def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
 
 def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 120)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", 1)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (1, 9))
     X, y = digits[0][:40], digits[1][:40]
     classifier = make_classifier(max_epochs="auto", t1_share=0.5)
     weighted = classifier.fit(X, y, sample_weight=np.full(40, 2))

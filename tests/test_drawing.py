@@ -42,7 +42,7 @@ def test_guidance_changes_what_is_drawn(make_classifier, digits, form):
     guided = classifier.set_params(guidance=1.0).sample("one", 2, n_steps=3, random_state=0)
     assert np.isfinite(guided).all()
     assert not np.array_equal(guided, drawn)
-    images, _ = classifier.sample_trajectory("one", n_steps=3, random_state=0)
+    images, _, _ = classifier.sample_trajectory("one", n_steps=3, random_state=0)
     np.testing.assert_allclose(images[-1], guided[0], atol=1e-3)
 
 
@@ -121,7 +121,8 @@ def test_large_numbers_are_drawn_only_as_they_are_taken(fitted):
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
 def test_a_trajectory_ends_at_the_image_that_sample_draws(make_classifier, digits, form):
     classifier = make_classifier(label_prediction=form).fit(*digits)
-    images, masks = classifier.sample_trajectory("two", n_steps=6, random_state=3)
+    images, masks, times = classifier.sample_trajectory("two", n_steps=6, random_state=3)
+    np.testing.assert_allclose(times, np.arange(7) / 6)
     assert images.shape == (7, 8, 8)
     drawn = classifier.sample("two", n_steps=6, random_state=3)
     np.testing.assert_allclose(images[-1], drawn[0], atol=1e-3)

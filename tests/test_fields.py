@@ -208,8 +208,8 @@ def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
-@pytest.mark.parametrize("n_at_one", [0, 2])
-def test_only_rows_at_time_one_have_dropout_where_there_are_any(make_tiny_field, form, n_at_one):
+@pytest.mark.parametrize(("n_at_one", "n_dropped"), [(2, 2), (0, None), (2, 4)])
+def test_only_so_many_rows_have_dropout(make_tiny_field, form, n_at_one, n_dropped):
     field = make_tiny_field(form, dropout=0.5).train()
     labels = torch.tensor([0, 1, 2, 1])
     x, e_x = torch.randn(2, 4, 1, 8, 8)
@@ -217,10 +217,11 @@ def test_only_rows_at_time_one_have_dropout_where_there_are_any(make_tiny_field,
     t = torch.tensor([1.0, 1.0, 0.3, 0.6] if n_at_one else [0.1, 0.9, 0.3, 0.6])
     sample = sample_path(x, y, e_x, e_y, t)
     (image, label), (image_again, label_again) = (
-        [loss.item() for loss in field.losses(sample, labels, n_at_one)] for _ in range(2)
+        [loss.item() for loss in field.losses(sample, labels, n_at_one, n_dropped)]
+        for _ in range(2)
     )
     assert label != label_again
-    assert (image == image_again) == (n_at_one > 0)
+    assert (image == image_again) == (n_dropped == n_at_one)
 
 
 def test_the_velocity_loss_equals_the_papers_over_both_halves(make_tiny_field):
@@ -289,6 +290,19 @@ def test_rows_without_a_class_have_the_same_loss_whatever_their_mask_was(make_ti
         for of in (labels, 2 - labels)
     )
     assert first == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("image_prediction", "n_steps", "last"),
+    [("velocity", 25, 0.96), ("image", 25, 0.95), ("image", 8, 0.875), ("image", 1, 0.0)],
+)
+def test_the_steps_of_a_way_are_equal_but_for_the_last_one(
+    make_tiny_field, image_prediction, n_steps, last
+):
+    times = make_tiny_field(image_prediction=image_prediction).path_times(n_steps)
+    assert (times[0], times[-1], len(times)) == (0.0, 1.0, n_steps + 1)
+    assert times[-2] == pytest.approx(last)
+    assert np.ptp(np.diff(times[:-1])) < 1e-9 if n_steps > 1 else True
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)

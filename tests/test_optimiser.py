@@ -116,18 +116,41 @@ def test_muon_can_have_a_part_of_the_field(make_tiny_field):
     assert "unet.up.0.block.conv_in.weight" not in by_adamw
 
 
-@pytest.mark.parametrize("uses_muon", [True, False])
+PARTS = {
+    "muon": lambda field: field,
+    "mixed": lambda field: field.unet.up,
+    "adamw": lambda field: None,
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_loaded_optimiser_goes_on_as_the_first_one_would(make_tiny_field, layout, uses_muon):
+def test_a_loaded_optimiser_goes_on_as_the_first_one_would(make_tiny_field, layout, part):
     first_field = make_tiny_field(channels=32).to(memory_format=torch.channels_last)
     second_field = make_tiny_field(channels=32).to(memory_format=layout)
-    first, first_average = make(first_field, **({} if uses_muon else {"muon": None}))
+    first, first_average = make(first_field, muon=part(first_field))
     set_gradients(first_field)
     first.step(0.1)
-    second, second_average = make(second_field, **({} if uses_muon else {"muon": None}))
+    second, second_average = make(second_field, muon=part(second_field))
     second.load(first.tensors(), first.n_steps)
     for field, optimiser in ((first_field, first), (second_field, second)):
         set_gradients(field, seed=1)
         optimiser.step(0.1)
     torch.testing.assert_close(weights(first_field), weights(second_field))
     torch.testing.assert_close(weights(first_average), weights(second_average))
+
+
+@pytest.mark.parametrize("before", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("after", PARTS.values(), ids=PARTS)
+def test_one_optimiser_goes_on_where_another_was(make_tiny_field, before, after):
+    field = make_tiny_field(channels=32)
+    first, _ = make(field, muon=before(field))
+    set_gradients(field)
+    first.step(0.1)
+    second, _ = make(field, muon=after(field))
+    second.load(first.tensors(), first.n_steps)
+    start = weights(field).clone()
+    set_gradients(field, seed=1)
+    second.step(0.1)
+    assert second.is_finite()
+    assert 0 < (weights(field) - start).abs().max() < 1

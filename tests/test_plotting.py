@@ -136,7 +136,8 @@ def test_images_of_any_number_of_channels_are_shown(channels):
 
 @pytest.mark.parametrize("encoding", ["rgb", "grayscale", "simplex"])
 def test_image_and_mask_are_shown_on_their_way(digits, encoding):
-    classifier = tiny_classifier(label_encoding=encoding).fit(*digits)
+    settings = {"label_encoding": encoding, "label_prediction": "velocity"}
+    classifier = tiny_classifier(**settings).fit(*digits)
     display = TrajectoryDisplay.from_estimator(classifier, "two", n_columns=5, n_steps=8)
     assert display.axes_.shape == (2, 5)
     np.testing.assert_allclose(display.times, [0, 0.25, 0.5, 0.75, 1])

@@ -1,13 +1,17 @@
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
 
 from sklearn_msf.sample_augmentation import augment_with_samples
 
 
-class Painter:
+class Painter(BaseEstimator):
     """Draws images of one value a class."""
 
     classes_ = np.array(["bright", "dark"])
+
+    def fit(self, X, y):
+        """Be an estimator."""
 
     def sample(self, class_id, n_samples, *, n_steps, random_state):
         rng = np.random.default_rng(random_state)

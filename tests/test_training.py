@@ -121,9 +121,9 @@ def test_a_share_of_the_rows_that_draw_is_without_a_class(
     )
     seen, losses = [], trainer.field.losses
 
-    def spied(sample, labels, n_at_one):
+    def spied(sample, labels, n_at_one, n_dropped):
         seen.append((sample.t, sample.mask_t))
-        return losses(sample, labels, n_at_one)
+        return losses(sample, labels, n_at_one, n_dropped)
 
     monkeypatch.setattr(trainer, "_field_losses", spied)
     trainer.fit(bright_and_dark)
@@ -383,3 +383,24 @@ def test_losses_stay_finite_in_bfloat16(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), precision="bfloat16")
     trainer.fit(bright_and_dark)
     assert all(math.isfinite(record["loss"]) for record in trainer.history)
+
+
+@pytest.mark.parametrize("t1_share", [0.3, 0.0])
+def test_dropout_is_for_the_share_at_time_one_where_there_is_one(
+    make_tiny_field, bright_and_dark, t1_share
+):
+    # So small a batch has no row at t = 1 in most steps.
+    trainer = make_trainer(
+        make_tiny_field(n_classes=2), max_epochs=1, t1_share=t1_share, batch_size=2
+    )
+    seen, losses = [], trainer._field_losses
+
+    def watched(sample, labels, n_at_one, n_dropped):
+        seen.append((n_at_one, n_dropped, len(labels)))
+        return losses(sample, labels, n_at_one, n_dropped)
+
+    trainer._field_losses = watched
+    trainer.fit(bright_and_dark)
+    assert 0 in {n_at_one for n_at_one, _, _ in seen}
+    for n_at_one, n_dropped, n in seen:
+        assert n_dropped == (n_at_one if t1_share else n)

@@ -57,7 +57,8 @@ JUDGE_WIDTH = 32
 STEPS = (1, 2, 4, 8, 25, 100)
 # Of the way back of counterfactuals.
 GUIDANCES = (0.0, 0.5, 2.0)
-# Methods at 24 function evaluations.
+IMAGENET_KINDS = ("generated", "fresh", "training")
+# Steps of about as many evaluations: of mean images the last step is one.
 EQUAL_NFE = {"euler": 24, "midpoint": 12, "rk4": 6}
 
 
@@ -282,45 +283,149 @@ def draw_pictures(classifier, X, y, path):
         plt.close(display.figure_)
 
 
+def lines_of(title, columns, groups):
+    """Markdown: one line for each data set and recipe, cells from functions of its records."""
+    lines = [f"## {title}", "", "| data | recipe | " + " | ".join(columns) + " |"]
+    lines.append("|" + "---|" * (len(columns) + 2))
+    for (name, recipe), records in groups.items():
+        cells = [cell(records) for cell in columns.values()]
+        lines.append(f"| {name} | {recipe} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def mean_of(get, digits=2):
+    """Cell: mean over the seeds, with their standard deviation."""
+
+    def cell(records):
+        values = [get(record) for record in records]
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    return cell
+
+
+def beside(get, reference, digits=2):
+    """Cell: mean over the seeds, and that of real images in brackets."""
+    first, second = mean_of(get, digits), mean_of(reference, digits)
+    return lambda records: f"{first(records)} ({second(records)})"
+
+
+def by_key(part, text):
+    """Cell: a text of the means of each entry of a part of the records."""
+
+    def cell(records):
+        texts = []
+        for key, first in records[0][part].items():
+            entries = [record[part][key] for record in records]
+            means = {name: float(np.mean([entry[name] for entry in entries])) for name in first}
+            texts.append(f"{key}: {text(means)}")
+        return "; ".join(texts)
+
+    return cell
+
+
+def imagenet_view(key):
+    """Cell: a figure of generated images, and those of validation and training images."""
+    kinds = [mean_of(lambda r, of=of: r["imagenet"][of][key]) for of in IMAGENET_KINDS]
+    return lambda records: "{} ({}, {})".format(*(kind(records) for kind in kinds))
+
+
 def table(records):
-    """Markdown of everything."""
-    lines = [
-        "| data | recipe | reference seconds | AUC / ACC (alone) | coverage (of real) | "
-        "precision (real) | KID (real) | fidelity (real) | accuracy score (real) | "
-        "near-duplicates, singled out (0.05) |",
-        "|" + "---|" * 10,
-    ]
-    for r in records:
-        real, drawn = r["real"], r["steps"]["25"]
-        lines.append(
-            f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {r['reference_seconds']:.0f} | "
-            f"{r['test_auc']:.1f} / {r['test_acc']:.1f} ({r['alone_auc']:.1f} / "
-            f"{r['alone_acc']:.1f}) | {drawn['coverage']:.2f} "
-            f"({drawn['coverage'] / real['coverage_by_training']:.2f}) | {drawn['precision']:.2f} "
-            f"({real['precision']:.2f}) | {drawn['kernel_distance']:.2f} ± "
-            f"{drawn['kernel_distance_error']:.2f} ({real['kernel_distance']:.2f}) | "
-            f"{r['fidelity']:.2f} ({real['fidelity']:.2f}) | {r['accuracy_score']:.2f} "
-            f"({real['accuracy_score']:.2f}) | {r['near_duplicates']:.2f}, {r['singled_out']:.2f} |"
+    """Markdown of everything, over seeds."""
+    groups = {}
+    for record in records:
+        groups.setdefault((record["dataset"], record["title"]), []).append(record)
+    drawn, real = (lambda r: r["steps"]["25"]), (lambda r: r["real"])
+    lines = lines_of(
+        "Beside real images",
+        {
+            "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
+            "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
+            "coverage, of training images'": beside(
+                lambda r: drawn(r)["coverage"],
+                lambda r: drawn(r)["coverage"] / real(r)["coverage_by_training"],
+            ),
+            "precision": beside(lambda r: drawn(r)["precision"], lambda r: real(r)["precision"]),
+            "recall": beside(lambda r: drawn(r)["recall"], lambda r: real(r)["recall"]),
+            "KID": beside(
+                lambda r: drawn(r)["kernel_distance"], lambda r: real(r)["kernel_distance"]
+            ),
+            "class fidelity": beside(lambda r: r["fidelity"], lambda r: real(r)["fidelity"]),
+            "accuracy score": beside(
+                lambda r: r["accuracy_score"], lambda r: real(r)["accuracy_score"]
+            ),
+        },
+        groups,
+    )
+    lines += lines_of(
+        "Copies, 0.05 expected without any",
+        {
+            "near-duplicates": mean_of(lambda r: r["near_duplicates"], 3),
+            "singled out": mean_of(lambda r: r["singled_out"], 3),
+            "nearer than held-out images": mean_of(lambda r: r["closer"]),
+        },
+        groups,
+    )
+    lines += lines_of(
+        "Classification, and that of a model trained for it alone",
+        {
+            "AUC": beside(lambda r: r["test_auc"], lambda r: r["alone_auc"], 1),
+            "ACC": beside(lambda r: r["test_acc"], lambda r: r["alone_acc"], 1),
+            "log loss": beside(lambda r: r["test_log_loss"], lambda r: r["alone_log_loss"], 3),
+            "seconds to draw 64 a class": mean_of(lambda r: r["seconds_of_64_a_class"], 0),
+        },
+        groups,
+    )
+    seen = {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
+    views = {
+        f"{name} (validation, training images)": imagenet_view(key)
+        for name, key in (
+            ("precision", "precision"),
+            ("coverage", "coverage"),
+            ("KID", "kernel_distance"),
         )
-    lines += ["", "| data | recipe | steps: coverage, KID | solvers at 24 evaluations: KID |"]
-    lines += ["|---|---|---|---|"]
-    for r in records:
-        steps = "; ".join(
-            f"{n}: {m['coverage']:.2f}, {m['kernel_distance']:.2f}" for n, m in r["steps"].items()
-        )
-        solvers = "; ".join(f"{s}: {m['kernel_distance']:.2f}" for s, m in r["solvers"].items())
-        lines.append(f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {steps} | {solvers} |")
-    lines += ["", "| data | recipe | there and back | guidance: follows (judge), distance |"]
-    lines += ["|---|---|---|---|"]
-    for r in records:
-        changed = r["changed_classes"]
-        far = changed["rms_between_images"]
-        ways = "; ".join(
-            f"{w}: {m['follows']:.2f} ({m['judge_follows']:.2f}), {m['rms'] / far:.2f}"
-            for w, m in changed["guidance"].items()
-        )
-        back = changed["rms_reconstructed"] / far
-        lines.append(f"| {r['dataset']}, seed {r['seed']} | {r['title']} | {back:.3f} | {ways} |")
+    }
+    lines += lines_of("In ImageNet features", views, seen)
+    quality_text = "{coverage:.2f}, {kernel_distance:.2f} ± {kernel_distance_error:.2f}"
+    lines += lines_of(
+        "Steps and solvers: coverage, KID ± its standard error",
+        {
+            "Euler steps": by_key("steps", lambda m: quality_text.format(**m)),
+            "24, 23 and 21 evaluations": by_key("solvers", lambda m: quality_text.format(**m)),
+        },
+        groups,
+    )
+
+    def ways(records):
+        texts = []
+        for guidance in records[0]["changed_classes"]["guidance"]:
+            ways = [r["changed_classes"]["guidance"][guidance] for r in records]
+            far = [r["changed_classes"]["rms_between_images"] for r in records]
+            follows, judged = (np.mean([w[k] for w in ways]) for k in ("follows", "judge_follows"))
+            distance = np.mean([w["rms"] / f for w, f in zip(ways, far, strict=True)])
+            texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
+        return "; ".join(texts)
+
+    lines += lines_of(
+        "Counterfactuals: distances over those between images",
+        {
+            "there and back": mean_of(
+                lambda r: (
+                    r["changed_classes"]["rms_reconstructed"]
+                    / r["changed_classes"]["rms_between_images"]
+                ),
+                3,
+            ),
+            "guidance: the classifier (the judge) follows, distance": ways,
+        },
+        groups,
+    )
+    gflops = [r["gemm_gflops"] for r in records]
+    threads = sorted({r["n_threads"] for r in records})
+    lines.append(
+        "Test splits; mean ± standard deviation over seeds; in brackets real images. CPU threads: "
+        f"{threads}, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -346,6 +451,9 @@ def main():
     records = read_records(arguments.output)
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    shown = {key: repr(value) for key, value in settings.items()}
+    if any(r["settings"] != shown for r in records if r["title"] == arguments.name):
+        parser.error(f"{arguments.output} has other settings of that name: choose another --name.")
     done = {(r["dataset"], r["seed"], r["title"]) for r in records}
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
