@@ -106,7 +106,7 @@ def fit_autoencoder(
         optimiser = AveragedOptimiser(
             module,
             average,
-            muon=module,
+            optimizer="muon",
             weight_decay=0.0,
             max_grad_norm=1.0,
             ema_decay=_EMA_DECAY,

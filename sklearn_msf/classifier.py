@@ -99,16 +99,17 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     beta : float, default=4.0
         Width of the uniform noise on the masks in 8-bit steps; for grayscale codes the
         range of the codes. In [0, 255].
-    t1_share : float, default=0.3
+    t1_share : float, default=0.15
         Share of each batch at t = 1, where the image is clean and the mask pure noise: what
         classification sees. The other rows have t ~ U(0, 1) and teach generation too. With
-        ``max_epochs="auto"`` a smaller share is a longer training that draws better, and 0.8 one
-        of little more than a third of the time for those who only classify.
+        ``max_epochs="auto"`` a smaller share is a longer training that draws better, and 0.8 a
+        short one for those who only classify.
     class_dropout : float, default=0.1
         Share of the rows that teach generation whose mask says nothing of the class, in [0, 1):
         `guidance` needs them.
-    image_weight : float, default=0.1
-        Weight w of the image half of the loss, in [0, 1); the label half has 1 - w.
+    image_weight : float, default=0.7
+        Weight w of the image half of the loss, in [0, 1); the label half has 1 - w. Of the label
+        half the share at t = 1 makes up 0.8, however few its rows are.
     channels : int, default=32
         Channels of the first level of the U-Net; even.
     channel_mult : sequence of int, default=(1, 2, 2, 2)
@@ -124,20 +125,18 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         drawn in steps of 1/256.
     max_epochs : int or "auto", default="auto"
         Passes over the training data at most. "auto": as many as show 36,000 images at t = 1, but
-        each of them there at least 15 and at most 90 times, whatever `t1_share` is (down to 0.05;
-        0 counts as 1, as every row classifies then); small data classified for longer is
-        learned by heart.
+        each of them there at least 15 and at most 90 times, or with Muon half of that, whatever
+        `t1_share` is (down to 0.05; 0 counts as 1, as every row classifies then); small data
+        classified for longer is learned by heart.
     time_budget : float, default=None
         Seconds within which fit ends, learning rate schedule included, with fewer epochs
         where need be. What is learned in a time depends on the machine, so results then do
         not repeat exactly.
     batch_size : int, default=128
         Images a training step; epochs are split evenly into steps of about this size.
-    optimizer : {"auto", "adamw", "mixed", "muon"}, default="auto"
+    optimizer : {"auto", "adamw", "muon"}, default="auto"
         "adamw" (the paper), or "muon": Muon for the weights that are matrices, AdamW for the
-        others, at one rate. "mixed": Muon only on the way up of the network, which in the
-        posterior form only draws. "auto": "muon" for 10,000 images an epoch and more, below
-        "mixed" in the posterior form and "adamw" in the velocity form.
+        others, at one rate. "auto": Muon for trainings of 500 steps and more.
     learning_rate : float, default=3e-3
         Peak learning rate, after a warm-up of a tenth of the training and before a cosine to
         zero.
@@ -181,8 +180,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         classification is the same for all.
     guidance : float, default=0.5
         How far drawing goes beyond the velocity of the class asked for, away from that of no class,
-        in units of their difference (classifier-free guidance), at least 0. Images are more of
-        their class and less varied; it needs `class_dropout` in training and twice the time of 0.
+        in units of their difference (classifier-free guidance), at least 0; for :meth:`sample` and
+        the way back of :meth:`counterfactual`. Images are more of their class and less varied; it
+        needs `class_dropout` in training and twice the time of 0.
     warm_start : bool, default=False
         Whether fit goes on from the weights of the call before.
     checkpoint_dir : str or Path, default=None
@@ -266,9 +266,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         label_prediction: str = "posterior",
         image_prediction: str = "image",
         beta: float = 4.0,
-        t1_share: float = 0.3,
+        t1_share: float = 0.15,
         class_dropout: float = 0.1,
-        image_weight: float = 0.1,
+        image_weight: float = 0.7,
         channels: int = 32,
         channel_mult: Sequence[int] = (1, 2, 2, 2),
         n_blocks: int = 1,

@@ -16,6 +16,8 @@ __all__ = ["VelocityField"]
 # Later the velocity is not asked of the mean image, whose error would be divided by nearly 0.
 _MIN_LAST_STEP = 0.05
 _MAX_TIME = 1.0 - _MIN_LAST_STEP
+# Share of the label half of the loss that the rows at t = 1 have, where there are others.
+_LABEL_SHARE_AT_ONE = 0.8
 _MIN_REMAINING = 1.0 - (1.0 - SIGMA_MIN) * _MAX_TIME
 
 
@@ -71,6 +73,17 @@ class VelocityField(nn.Module):
         x = (1.0 - SIGMA_MIN) * x_t + remaining * u_x
         return velocity_loss(output.float() / scale, x / scale)
 
+    def _label_loss(self, errors: Tensor, n_at_one: int) -> Tensor:
+        """Mean error of the label half, to which the rows at t = 1 give a share of their own.
+
+        They are what classification sees, however few they are; the others learn the labels of
+        small data by heart.
+        """
+        if not 0 < n_at_one < len(errors):
+            return errors.mean()
+        at_one, others = errors[:n_at_one].mean(), errors[n_at_one:].mean()
+        return torch.lerp(others, at_one, _LABEL_SHARE_AT_ONE)
+
     def _integrate(
         self,
         velocity: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
@@ -120,7 +133,8 @@ class VelocityField(nn.Module):
         Returns
         -------
         image_loss, label_loss : Tensor
-            Scalars.
+            Scalars: means over the rows, but of the label loss rows at t = 1 make up 0.8, however
+            few they are.
         """
         raise NotImplementedError
 

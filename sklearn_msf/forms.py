@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_msf.fields import VelocityField
-from sklearn_msf.flow import PathSample, denoise_masks, velocity_loss
+from sklearn_msf.flow import PathSample, denoise_masks
 from sklearn_msf.label_codes import EncodedLabelCodes, LabelCodes
 from sklearn_msf.network import Encoding, UNet
 from sklearn_msf.solver import integrate, last_step
@@ -56,7 +56,11 @@ class VelocityForm(VelocityField):
         """Mean squared errors of both velocities (paper, section 3)."""
         output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_dropped)
         drawing = slice(n_at_one, None)
-        return self._image_loss(output[drawing], sample, drawing), velocity_loss(v_y, sample.u_y)
+        errors = (v_y - sample.u_y).float().square().mean(dim=(1, 2, 3))
+        return (
+            self._image_loss(output[drawing], sample, drawing),
+            self._label_loss(errors, n_at_one),
+        )
 
     def _carry(
         self,
@@ -152,7 +156,8 @@ class PosteriorForm(VelocityField):
         Rows at t = 1 end at the middle block: classifying needs no way up.
         """
         encoding = self.encode(sample.x_t, sample.y_t, sample.t, sample.mask_t, n_dropped)
-        label_loss = F.cross_entropy(self.class_logits(encoding), labels)
+        errors = F.cross_entropy(self.class_logits(encoding), labels, reduction="none")
+        label_loss = self._label_loss(errors, n_at_one)
         if n_at_one == len(labels):
             return label_loss.new_zeros(()), label_loss
         drawing = slice(n_at_one, None)

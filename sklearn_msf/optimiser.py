@@ -8,7 +8,7 @@ from sklearn_msf.states import part_of
 
 __all__ = ["OPTIMIZERS", "AveragedOptimiser"]
 
-OPTIMIZERS = ("muon", "adamw", "mixed")
+OPTIMIZERS = ("muon", "adamw")
 
 # Smaller matrices have no directions to balance.
 _SMALLEST_SIDE = 16
@@ -17,7 +17,7 @@ _SMALLEST_SIDE = 16
 class AveragedOptimiser:
     """Steps along the gradients of a network and keeps the average of its weights.
 
-    With Muon, weights of a part that are matrices, those of convolutions seen as
+    With Muon, weights that are matrices, those of convolutions seen as
     (out, in * height * width), make steps whose singular values are all the same; everything
     else is left to AdamW. Muon's steps are scaled to the length of AdamW's, so that one rate
     serves both.
@@ -28,8 +28,8 @@ class AveragedOptimiser:
         The network that trains; its weights are laid out in channels_last.
     average : Module
         Its copy that gets the averaged weights.
-    muon : Module or None
-        The part of the field whose matrices are left to Muon.
+    optimizer : {"muon", "adamw"}
+        Whether matrices are left to Muon.
     weight_decay : float
         Decoupled weight decay.
     max_grad_norm : float or None
@@ -48,7 +48,7 @@ class AveragedOptimiser:
         field: nn.Module,
         average: nn.Module,
         *,
-        muon: nn.Module | None,
+        optimizer: str,
         weight_decay: float,
         max_grad_norm: float | None,
         ema_decay: float,
@@ -62,12 +62,11 @@ class AveragedOptimiser:
         self._ema_decay = ema_decay
         self._parameters: list[Tensor] = list(field.parameters())
         self._averages: list[Tensor] = list(average.parameters())
-        left_to_muon = set() if muon is None else set(muon.parameters())
         # Views of the weights; their gradients are views too, made anew in every step.
         self._matrices = {
             parameter: nn.Parameter(_as_matrix(parameter.detach()))
             for parameter in self._parameters
-            if parameter in left_to_muon and _is_matrix(parameter)
+            if optimizer == "muon" and _is_matrix(parameter)
         }
         others = [p for p in self._parameters if p not in self._matrices]
         self._adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)

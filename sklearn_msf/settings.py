@@ -17,8 +17,8 @@ class TrainingSettings:
         Seconds after which training has ended, schedule included.
     batch_size : int
         Images a step; an epoch is split evenly into steps of about this size.
-    optimizer : {"muon", "mixed", "adamw"}
-        Whether all matrices step by Muon, those of the way up of the network, or none.
+    optimizer : {"muon", "adamw"}
+        Whether matrices step by Muon.
     learning_rate, weight_decay : float
         Peak rate, and decoupled decay of the weights.
     max_grad_norm : float or None

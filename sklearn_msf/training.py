@@ -82,7 +82,7 @@ class Trainer:
         self._optimizer = AveragedOptimiser(
             field,
             self.average,
-            muon={"muon": field, "mixed": field.unet.up, "adamw": None}[settings.optimizer],
+            optimizer=settings.optimizer,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,

@@ -28,6 +28,8 @@ TINY = {
     "max_epochs": 2,
     "augment": None,
     "dropout": 0.0,
+    # Over so few steps the image half would drown the label half.
+    "image_weight": 0.1,
     "device": "cpu",
     "precision": "float32",
     "random_state": 0,

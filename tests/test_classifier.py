@@ -1,4 +1,3 @@
-import itertools
 import pickle
 
 import numpy as np
@@ -10,6 +9,7 @@ from sklearn.base import clone
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.optimiser import OPTIMIZERS
 
 
 def test_it_learns(fitted, digits):
@@ -189,7 +189,7 @@ def test_the_order_of_the_training_rows_does_not_matter(digits, make_classifier)
 
 def test_partial_fit_learns_batch_by_batch(digits, make_classifier):
     X, y = digits
-    classifier = make_classifier(channels=16)
+    classifier = make_classifier(channels=16, t1_share=0.8)
     for _ in range(8):
         for part in np.array_split(np.arange(len(X)), 2):
             classifier.partial_fit(X[part], y[part], classes=np.unique(y))
@@ -243,27 +243,25 @@ def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classif
     assert n_epochs(120, 0.0) == 2
 
 
-@pytest.mark.parametrize(
-    ("n_images", "form", "wanted"),
-    [
-        (39, "posterior", "mixed"),
-        (39, "velocity", "adamw"),
-        (40, "posterior", "muon"),
-        (40, "velocity", "muon"),
-    ],
-)
-def test_muon_learns_to_classify_from_many_images_only(digits, monkeypatch, n_images, form, wanted):
-    monkeypatch.setattr("sklearn_msf._recipe._MIN_IMAGES_FOR_MUON", 40)
-    X, y = digits[0][:n_images], digits[1][:n_images]
-    # What draws starts from zero and is felt after some steps.
-    common = {"channels": 16, "label_prediction": form, "max_epochs": 5}
+@pytest.mark.parametrize(("max_epochs", "wanted"), [(4, "adamw"), (5, "muon")])
+def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted):
+    monkeypatch.setattr("sklearn_msf._recipe._MIN_STEPS_FOR_MUON", 10)
+    X, y = digits
+    common = {"channels": 16, "batch_size": 120, "max_epochs": max_epochs}
     p = {
         name: tiny_classifier(optimizer=name, **common).fit(X, y).predict_proba(X)
-        for name in ("auto", "adamw", "mixed", "muon")
+        for name in ("auto", "adamw", "muon")
     }
     assert_array_equal(p["auto"], p[wanted])
-    for one, other in itertools.combinations(("adamw", "mixed", "muon"), 2):
-        assert (p[one] != p[other]).any()
+    assert (p["adamw"] != p["muon"]).any()
+
+
+def test_muon_has_half_of_the_automatic_epochs(digits, monkeypatch):
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 480)
+    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (2, 5))
+    common = {"max_epochs": "auto", "t1_share": 0.5}
+    n_epochs = [tiny_classifier(optimizer=o, **common).fit(*digits).n_iter_ for o in OPTIMIZERS]
+    assert dict(zip(OPTIMIZERS, n_epochs, strict=True)) == {"muon": 2, "adamw": 4}
 
 
 def test_verbose_shows_share_loss_and_speed(digits, capsys, make_classifier):

@@ -208,6 +208,24 @@ def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
 
 
 @pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+def test_rows_at_time_one_make_up_their_share_of_the_label_loss(make_tiny_field, form):
+    field = make_tiny_field(form)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    x, e_x = torch.randn(2, 5, 1, 8, 8)
+    y, e_y = CODES.masks(labels, (8, 8)), torch.randn(5, 3, 8, 8)
+    t = torch.tensor([1.0, 0.1, 0.9, 0.3, 0.6])
+
+    def label_loss(rows, n_at_one):
+        point = sample_path(x[rows], y[rows], e_x[rows], e_y[rows], t[rows])
+        return field.losses(point, labels[rows], n_at_one)[1].item()
+
+    at_one, others = label_loss(slice(0, 1), 1), label_loss(slice(1, 5), 0)
+    whole = label_loss(slice(0, 5), 1)
+    assert whole == pytest.approx(0.8 * at_one + 0.2 * others, rel=1e-5)
+    assert at_one != pytest.approx(others, rel=0.01)
+
+
+@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
 @pytest.mark.parametrize(("n_at_one", "n_dropped"), [(2, 2), (0, None), (2, 4)])
 def test_only_so_many_rows_have_dropout(make_tiny_field, form, n_at_one, n_dropped):
     field = make_tiny_field(form, dropout=0.5).train()

@@ -50,7 +50,7 @@ def cut_off(classifier, monkeypatch, after):
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("early_stopping", "optimizer"),
-    [(False, "adamw"), (True, "adamw"), (False, "muon"), (False, "mixed")],
+    [(False, "adamw"), (True, "adamw"), (False, "muon")],
 )
 def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
     tmp_path, monkeypatch, after, early_stopping, optimizer, make_classifier
