@@ -254,8 +254,8 @@ class BaseMedSymmFlowClassifier(
         generator = torch.Generator(device).manual_seed(seed)
         settings = training_settings(self, data.epoch_size, device)
         draws, classless = settings.trains_images, settings.trains_classless
-        self._draws = draws or (warm and self._draws)
-        self._draws_classless = classless or (warm and self._draws_classless)
+        self._can_draw = draws or (warm and self._can_draw)
+        self._can_draw_classless = classless or (warm and self._can_draw_classless)
         trainer = Trainer(move_field(field, device), settings, generator, started)
         state = getattr(self, "_training_state", None) if warm else None
         if state is not None:

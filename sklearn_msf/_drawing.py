@@ -289,7 +289,7 @@ class DrawingEstimator(PredictingEstimator):
     def _sampling_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:
         """Collect the settings of what comes from noise, which may be guided."""
         settings = self._drawing_settings(n_steps, ode_solver)
-        if self.guidance and not self._draws_classless:
+        if self.guidance and not self._can_draw_classless:
             raise ValueError(
                 f"guidance={self.guidance} needs a field that can draw without a class: fit with "
                 "class_dropout=0.1, or set guidance=0."

@@ -38,8 +38,8 @@ class PredictingEstimator(PretrainedEstimator):
     """Predictions of a fitted velocity field."""
 
     # Whether the image half was trained, and whether to draw without a class too.
-    _draws: bool
-    _draws_classless: bool
+    _can_draw: bool
+    _can_draw_classless: bool
 
     @property
     def _representation(self) -> Representation:
@@ -141,7 +141,7 @@ class PredictingEstimator(PretrainedEstimator):
 
     def _check_image_half(self, wanted: str) -> None:
         check_is_fitted(self)
-        if not self._draws:
+        if not self._can_draw:
             raise ValueError(
                 f"{wanted} asks the image half, which image_weight=0 or t1_share=1 left untrained: "
                 "fit with another value."

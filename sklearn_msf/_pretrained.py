@@ -179,8 +179,8 @@ class PretrainedEstimator(PortableEstimator):
             "noise_seed": self._noise_seed,
             "n_continued": self._n_continued,
             "mirror_draws": self._mirror_draws,
-            "draws": self._draws,
-            "draws_classless": self._draws_classless,
+            "can_draw": self._can_draw,
+            "can_draw_classless": self._can_draw_classless,
             "temperature": self.temperature_,
             "rejection": (
                 {
@@ -241,8 +241,8 @@ class PretrainedEstimator(PortableEstimator):
             "_noise_seed": _integer("noise_seed", document["noise_seed"]),
             "_n_continued": _integer("n_continued", document["n_continued"]),
             "_mirror_draws": bool(document["mirror_draws"]),
-            "_draws": bool(document["draws"]),
-            "_draws_classless": bool(document["draws_classless"]),
+            "_can_draw": bool(document["can_draw"]),
+            "_can_draw_classless": bool(document["can_draw_classless"]),
             "temperature_": _temperature(document["temperature"]),
             **_rejection(document["rejection"]),
             "_training_state": None,

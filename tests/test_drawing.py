@@ -30,6 +30,8 @@ def test_a_mean_image_is_learned_and_kept_instead_of_a_velocity(
     classifier = make_classifier(label_prediction=form, image_prediction="image").fit(*digits)
     drawn = classifier.sample(n_samples=2, n_steps=3, random_state=0)
     assert np.isfinite(drawn).all()
+    other = make_classifier(label_prediction=form, image_prediction="velocity").fit(*digits)
+    assert (other.sample(n_samples=2, n_steps=3, random_state=0) != drawn).any()
     classifier.save_pretrained(tmp_path)
     opened = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.sample(n_samples=2, n_steps=3, random_state=0), drawn)
@@ -82,8 +84,12 @@ def test_going_on_does_not_forget_how_to_draw(make_classifier, digits, image_pre
     classifier = make_classifier(
         warm_start=True, max_epochs=1, image_prediction=image_prediction
     ).fit(*digits)
+    drawn = classifier.sample("one", n_steps=2, random_state=0)
     classifier.set_params(t1_share=1.0).fit(*digits)
-    assert np.isfinite(classifier.sample("one", n_steps=2)).all()
+    again = classifier.sample("one", n_steps=2, random_state=0)
+    # The way down classifies too and has learned on.
+    assert np.isfinite(again).all()
+    assert np.abs(again.astype(float) - drawn).mean() < 4
 
 
 def test_one_step_is_enough_to_draw(fitted):
