@@ -26,6 +26,7 @@ from sklearn_msf._drawing import DrawingEstimator
 from sklearn_msf._parameters import check_parameters, draw_seed, make_random_state
 from sklearn_msf._recipe import (
     build_field,
+    check_classless,
     check_layout,
     network_layout,
     resolve_augmentation,
@@ -239,6 +240,7 @@ class BaseMedSymmFlowClassifier(
         if not warm or self.calibration is None:
             self.temperature_ = 1.0
         self._forget_rejection()
+        check_classless(self)
         seed = draw_seed(random_state)
         if not warm:
             self._field_layout = network_layout(self, representation.shape[0])
@@ -252,7 +254,9 @@ class BaseMedSymmFlowClassifier(
             self._n_continued += 1
             seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
         generator = torch.Generator(device).manual_seed(seed)
-        settings = training_settings(self, data.epoch_size, device)
+        trained_by = getattr(self, "_trained_by", None) if warm else None
+        settings = training_settings(self, data.epoch_size, device, trained_by)
+        self._trained_by = settings.optimizer
         draws, classless = settings.trains_images, settings.trains_classless
         self._can_draw = draws or (warm and self._can_draw)
         self._can_draw_classless = classless or (warm and self._can_draw_classless)

@@ -133,17 +133,6 @@ def _check_latent_parameters(p: Mapping[str, Any]) -> None:
         )
 
 
-def _check_classless(p: Mapping[str, Any]) -> None:
-    forms = (p["label_encoding"], p["label_prediction"])
-    if p["class_dropout"] and forms == ("grayscale", "posterior"):
-        # The mean code is what a mask without a class shows to the posterior form.
-        raise ValueError(
-            f"class_dropout={p['class_dropout']!r} needs codes whose mean is no code, but that of "
-            "label_encoding='grayscale' is the middle class: set class_dropout=0 and guidance=0, "
-            "or take another label_encoding or label_prediction='velocity'."
-        )
-
-
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Check every constructor parameter of a MedSymmFlow estimator.
 
@@ -165,7 +154,6 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     _check_real("beta", p["beta"], 0, 255)
     _check_real("t1_share", p["t1_share"], 0, 1)
     _check_real("class_dropout", p["class_dropout"], 0, 1, "[)")
-    _check_classless(p)
     _check_real("guidance", p["guidance"], 0, 100)
     _check_real("image_weight", p["image_weight"], 0, 1, "[)")
     for name in ("channels", "n_blocks", "patch_size", "batch_size", "n_iter_no_change"):

@@ -19,6 +19,7 @@ from sklearn_msf.settings import TrainingSettings
 
 __all__ = [
     "build_field",
+    "check_classless",
     "check_layout",
     "network_layout",
     "resolve_augmentation",
@@ -59,6 +60,21 @@ def network_layout(estimator: BaseEstimator, n_channels: int) -> dict[str, Any]:
     }
 
 
+def check_classless(estimator: BaseEstimator) -> None:
+    """Refuse rows without a class where their masks look like those of a class.
+
+    To the posterior form a mask without a class shows the mean code.
+    """
+    gray = (estimator.label_encoding, estimator.label_prediction) == ("grayscale", "posterior")
+    if estimator.class_dropout and gray and len(estimator.classes_) % 2:
+        raise ValueError(
+            f"class_dropout={estimator.class_dropout!r} needs codes whose mean is no code; with "
+            f"label_encoding='grayscale' and {len(estimator.classes_)} classes it is that of the "
+            "middle class: set class_dropout=0 and guidance=0, or take another label_encoding or "
+            "label_prediction='velocity'."
+        )
+
+
 def check_layout(fitted: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse to go on with a network of another layout than the parameters ask for."""
     changed = [name for name in fitted if fitted[name] != wanted[name]]
@@ -88,11 +104,14 @@ def build_field(
 
 
 def training_settings(
-    estimator: BaseEstimator, n_images: int, device: torch.device
+    estimator: BaseEstimator, n_images: int, device: torch.device, trained_by: str | None = None
 ) -> TrainingSettings:
-    """Resolve every "auto" into the settings of the training engine."""
-    optimizer, max_epochs = _optimizer_and_epochs(estimator, n_images)
-    n_steps = max_epochs * _steps_per_epoch(estimator, n_images)
+    """Resolve every "auto" into the settings of the training engine.
+
+    `trained_by` is the optimiser that trained a field so far, which "auto" keeps to.
+    """
+    optimizer, max_epochs = _optimizer_and_epochs(estimator, n_images, trained_by)
+    n_steps = max_epochs * max(1, round(n_images / estimator.batch_size))
     return TrainingSettings(
         max_epochs=max_epochs,
         time_budget=estimator.time_budget,
@@ -112,20 +131,18 @@ def training_settings(
     )
 
 
-def _optimizer_and_epochs(estimator: BaseEstimator, n_images: int) -> tuple[str, int]:
+def _optimizer_and_epochs(
+    estimator: BaseEstimator, n_images: int, trained_by: str | None
+) -> tuple[str, int]:
     wanted = str(estimator.optimizer)
-    optimizer = "muon" if wanted == "auto" else wanted
-    max_epochs = _max_epochs(estimator, n_images, optimizer)
-    if wanted == "auto" and max_epochs * _steps_per_epoch(estimator, n_images) < (
-        _MIN_STEPS_FOR_MUON
-    ):
-        optimizer = "adamw"
-        max_epochs = _max_epochs(estimator, n_images, optimizer)
-    return optimizer, max_epochs
-
-
-def _steps_per_epoch(estimator: BaseEstimator, n_images: int) -> int:
-    return max(1, round(n_images / estimator.batch_size))
+    if wanted == "auto" and trained_by is None:
+        max_epochs = _max_epochs(estimator, n_images, "muon")
+        if max_epochs * n_images >= _MIN_STEPS_FOR_MUON * estimator.batch_size:
+            return "muon", max_epochs
+        wanted = "adamw"
+    elif wanted == "auto":
+        wanted = str(trained_by)
+    return wanted, _max_epochs(estimator, n_images, wanted)
 
 
 def _max_epochs(estimator: BaseEstimator, n_images: int, optimizer: str) -> int:

@@ -87,7 +87,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         that has the shape of images.
     label_encoding : {"rgb", "grayscale", "simplex"}, default="rgb"
         Label codes: colours of a palette (paper, section 3.1; up to 64 classes), steps of
-        gray (SymmFlow), or the vertices of a regular simplex (up to 1,024 classes).
+        gray (SymmFlow; for an odd number of classes the posterior form takes these only without
+        `class_dropout`), or the vertices of a regular simplex (up to 1,024 classes).
     label_prediction : {"posterior", "velocity"}, default="posterior"
         What the label half of the network learns: the class posterior, from which the
         mask's velocity follows in closed form, or that velocity itself, pixel by pixel (the
@@ -108,8 +109,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Share of the rows that teach generation whose mask says nothing of the class, in [0, 1):
         `guidance` needs them.
     image_weight : float, default=0.7
-        Weight w of the image half of the loss, in [0, 1); the label half has 1 - w. Of the label
-        half the share at t = 1 makes up 0.8, however few its rows are.
+        Weight w of the image half of the loss, in [0, 1); the label half has 1 - w, and of that
+        the rows at t = 1 0.8 at least.
     channels : int, default=32
         Channels of the first level of the U-Net; even.
     channel_mult : sequence of int, default=(1, 2, 2, 2)
@@ -136,7 +137,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Images a training step; epochs are split evenly into steps of about this size.
     optimizer : {"auto", "adamw", "muon"}, default="auto"
         "adamw" (the paper), or "muon": Muon for the weights that are matrices, AdamW for the
-        others, at one rate. "auto": Muon for trainings of 500 steps and more.
+        others, at one rate. "auto": Muon where `max_epochs` make 500 steps or more with it,
+        whatever a `time_budget` leaves of them; later calls keep to the first one's.
     learning_rate : float, default=3e-3
         Peak learning rate, after a warm-up of a tenth of the training and before a cosine to
         zero.
@@ -168,7 +170,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     validation_fraction : float, default=0.1
         Share held out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10
-        Epochs without better validation accuracy before early stopping.
+        Epochs without better validation accuracy before early stopping; what draws, which
+        takes longer to learn, is stopped too.
     n_draws : int, default=2
         Draws averaged for a prediction, each with its own mask noise. Where training
         included mirror images every second draw sees the mirror image. The posterior form

@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         if not self.training or not self.p or n_rows == 0:
             return h
         if n_rows is not None and n_rows < len(h):
-            return torch.cat([self(h[:n_rows], n_rows), h[n_rows:]])
+            return torch.cat([self(h[:n_rows]), h[n_rows:]])
         n_zero = min(255, max(1, round(256 * self.p)))
         n, channels, height, width = h.shape
         words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)

@@ -16,9 +16,9 @@ __all__ = ["VelocityField"]
 # Later the velocity is not asked of the mean image, whose error would be divided by nearly 0.
 _MIN_LAST_STEP = 0.05
 _MAX_TIME = 1.0 - _MIN_LAST_STEP
-# Share of the label half of the loss that the rows at t = 1 have, where there are others.
-_LABEL_SHARE_AT_ONE = 0.8
 _MIN_REMAINING = 1.0 - (1.0 - SIGMA_MIN) * _MAX_TIME
+# Share of the label half of the loss that the rows at t = 1 have at least, beside others.
+_LABEL_SHARE_AT_ONE = 0.8
 
 
 class VelocityField(nn.Module):
@@ -74,7 +74,7 @@ class VelocityField(nn.Module):
         return velocity_loss(output.float() / scale, x / scale)
 
     def _label_loss(self, errors: Tensor, n_at_one: int) -> Tensor:
-        """Mean error of the label half, to which the rows at t = 1 give a share of their own.
+        """Mean error of the label half, of which the rows at t = 1 make up a share of their own.
 
         They are what classification sees, however few they are; the others learn the labels of
         small data by heart.
@@ -82,7 +82,7 @@ class VelocityField(nn.Module):
         if not 0 < n_at_one < len(errors):
             return errors.mean()
         at_one, others = errors[:n_at_one].mean(), errors[n_at_one:].mean()
-        return torch.lerp(others, at_one, _LABEL_SHARE_AT_ONE)
+        return torch.lerp(others, at_one, max(_LABEL_SHARE_AT_ONE, n_at_one / len(errors)))
 
     def _integrate(
         self,
@@ -93,7 +93,7 @@ class VelocityField(nn.Module):
         end: float,
         n_steps: int,
         method: str,
-        to_mean: bool = True,
+        to_mean: bool,
     ) -> tuple[Tensor, ...]:
         """Integrate; of mean images the last step to t = 1 goes straight to the image."""
         if end < 1.0 or not (to_mean and self._predicts_images):
@@ -133,8 +133,8 @@ class VelocityField(nn.Module):
         Returns
         -------
         image_loss, label_loss : Tensor
-            Scalars: means over the rows, but of the label loss rows at t = 1 make up 0.8, however
-            few they are.
+            Scalars: means over the rows, but of the label loss rows at t = 1 make up 0.8 at least
+            where there are both kinds.
         """
         raise NotImplementedError
 

@@ -82,7 +82,13 @@ class VelocityForm(VelocityField):
             return self._guided(v_x, x_t, e_y.expand_as(masks), times, guidance), v_y
 
         x, y = self._integrate(
-            velocity, state, start=start, end=end, n_steps=n_steps, method=method
+            velocity,
+            state,
+            start=start,
+            end=end,
+            n_steps=n_steps,
+            method=method,
+            to_mean=True,
         )
         return x, y
 

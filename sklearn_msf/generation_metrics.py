@@ -15,11 +15,12 @@ from sklearn.metrics import balanced_accuracy_score, pairwise_distances_chunked,
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
+from sklearn_msf._nearest_images import NearestImages
+
 __all__ = [
     "CopyingCheck",
     "KernelDistance",
     "ManifoldMetrics",
-    "NearestImages",
     "class_fidelity",
     "classifier_accuracy_score",
     "copying_check",
@@ -230,40 +231,6 @@ def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float
     """
     labels = _checked_labels("labels", labels, generated)
     return float(np.mean(judge.predict(generated) == labels))
-
-
-class NearestImages:
-    """Finds the nearest of images that others may be copies of.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, n_features)
-        Images; one that is there twice counts once. At least two different ones.
-    """
-
-    def __init__(self, images: np.ndarray):
-        self.different, self._indices = np.unique(images, axis=0, return_index=True)
-        if len(self.different) < 2:
-            raise ValueError(
-                f"There must be at least two different training images, got {len(images)} alike."
-            )
-        self._search = NearestNeighbors(n_neighbors=2).fit(self.different)
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Measure images, (m, n_features).
-
-        Returns
-        -------
-        distances : ndarray of shape (m,)
-            Distance to the nearest one.
-        ratios : ndarray of shape (m,)
-            That distance over the distance to the next nearest one: 0 for a copy.
-        indices : ndarray of shape (m,)
-            Index of the nearest one.
-        """
-        distances, rows = self._search.kneighbors(images)
-        first, second = distances.T
-        return first, first / second, self._indices[rows[:, 0]]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf.generation_metrics import NearestImages
+from sklearn_msf._nearest_images import NearestImages
 
 __all__ = ["augment_with_samples", "check_like"]
 
@@ -71,8 +70,9 @@ def augment_with_samples(
     NotFittedError
         For an estimator that is not fitted.
     ValueError
-        For counts that are none, for labels and classes that the estimator does not know, and
-        for images of another shape or dtype than it draws.
+        For counts that are none, for labels and classes that the estimator does not know, for
+        images of another shape or dtype than it draws, and for fewer than two different images
+        where copies are to be removed.
     """
     check_is_fitted(estimator, "classes_")
     X, y = np.asarray(X), np.asarray(y).ravel()
@@ -154,8 +154,7 @@ class _CopyFilter:
 
     def __init__(self, X: np.ndarray):
         self._nearest = NearestImages(_rows(X))
-        apart, _ = NearestNeighbors(n_neighbors=1).fit(self._nearest.different).kneighbors()
-        self._distance = float(np.quantile(apart, _COPY_QUANTILE))
+        self._distance = float(np.quantile(self._nearest.distances_apart(), _COPY_QUANTILE))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         distances, ratios, _ = self._nearest(_rows(images))

@@ -94,11 +94,12 @@ def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value, make_cl
 
 
 def test_a_mask_without_a_class_must_not_look_like_that_of_one():
-    settings = {"label_encoding": "grayscale", "guidance": 0.0}
+    three, settings = [0, 1, 2] * 2, {"label_encoding": "grayscale"}
     with pytest.raises(ValueError, match="class_dropout=0.1 needs .* set class_dropout=0"):
-        tiny_classifier(class_dropout=0.1, **settings).fit(X, Y)
-    tiny_classifier(class_dropout=0.0, **settings).fit(X, Y).sample(0, n_steps=1)
-    tiny_classifier(class_dropout=0.1, label_prediction="velocity", **settings).fit(X, Y)
+        tiny_classifier(class_dropout=0.1, **settings).fit(X, three)
+    tiny_classifier(class_dropout=0.0, guidance=0.0, **settings).fit(X, three).sample(0, n_steps=1)
+    tiny_classifier(class_dropout=0.1, label_prediction="velocity", **settings).fit(X, three)
+    tiny_classifier(class_dropout=0.1, **settings).fit(X, [0, 1] * 3)
 
 
 @given(

@@ -256,6 +256,18 @@ def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted
     assert (p["adamw"] != p["muon"]).any()
 
 
+def test_partial_fit_keeps_to_its_optimiser_whatever_the_size_of_its_parts(digits, monkeypatch):
+    monkeypatch.setattr("sklearn_msf._recipe._MIN_STEPS_FOR_MUON", 10)
+    X, y = digits
+    common = {"channels": 16, "batch_size": 24, "max_epochs": 2}
+    parts = [slice(0, 120), slice(120, 140), slice(140, 240)]
+    models = {name: tiny_classifier(optimizer=name, **common) for name in ("auto", "muon")}
+    for part in parts:
+        for model in models.values():
+            model.partial_fit(X[part], y[part], classes=np.unique(y))
+    assert_array_equal(models["auto"].predict_proba(X), models["muon"].predict_proba(X))
+
+
 def test_muon_has_half_of_the_automatic_epochs(digits, monkeypatch):
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 480)
     monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (2, 5))

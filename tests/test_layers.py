@@ -73,6 +73,7 @@ LAYERS = [
     "generation_metrics",
     "selective",
     "certificates",
+    "_nearest_images",
     "_scored_rows",
     "datasets",
     "_version",

@@ -82,6 +82,25 @@ def test_a_class_that_is_absent_keeps_its_whole_name(few_bright):
     assert sorted(set(labels.tolist())) == ["bright", "dark"]
 
 
+def test_what_is_typical_is_no_copy_and_what_is_nearly_a_training_image_is():
+    rng = np.random.default_rng(0)
+    X = rng.integers(100, 156, (60, 4, 4)).astype(np.uint8)
+    y = np.array(["bright", "dark"] * 30)
+
+    class Typical(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            return np.repeat(X.mean(axis=0, keepdims=True).astype(np.uint8), n_samples, axis=0)
+
+    class Nearly(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            return np.repeat(X[:1] + 1, n_samples, axis=0).astype(np.uint8)
+
+    kept, _ = augment_with_samples(Typical(), X, y, n_per_class={"dark": 4})
+    assert len(kept) == 64
+    with pytest.warns(UserWarning, match="only 0 passed"):
+        augment_with_samples(Nearly(), X, y, n_per_class={"dark": 4})
+
+
 def test_copies_are_found_among_training_images_that_are_there_twice(few_bright):
     X, y = few_bright
 

@@ -174,7 +174,7 @@ def changed_classes(judge, classifier, X):
         "rms_between_images": root_mean_square(np.roll(X, 1, axis=0)),
         "guidance": {},
     }
-    for guidance in GUIDANCES:
+    for guidance in GUIDANCES if classifier.class_dropout else (0.0,):
         guided = copy.copy(classifier).set_params(guidance=guidance)
         images = guided.counterfactual(X, target)
         record["guidance"][str(guidance)] = {
@@ -194,7 +194,7 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     classifier = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
-    # For classification alone: as many images at t = 1 as the defaults have.
+    # For classification alone, as long as "auto" finds right for it.
     without = {"t1_share": 1.0, "class_dropout": 0.0, "guidance": 0.0, "max_epochs": "auto"}
     alone = MedSymmFlowClassifier(**{**settings, **without, "random_state": seed}).fit(X, y)
     alone = alone.predict_proba(X_test)
@@ -316,7 +316,8 @@ def by_key(part, text):
     def cell(records):
         texts = []
         for key, first in records[0][part].items():
-            entries = [record[part][key] for record in records]
+            # Some seeds may have been drawn with fewer of them.
+            entries = [record[part][key] for record in records if key in record[part]]
             means = {name: float(np.mean([entry[name] for entry in entries])) for name in first}
             texts.append(f"{key}: {text(means)}")
         return "; ".join(texts)
@@ -341,7 +342,7 @@ def table(records):
         {
             "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
             "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
-            "coverage, of training images'": beside(
+            "coverage (of that of training images)": beside(
                 lambda r: drawn(r)["coverage"],
                 lambda r: drawn(r)["coverage"] / real(r)["coverage_by_training"],
             ),
@@ -367,7 +368,7 @@ def table(records):
         groups,
     )
     lines += lines_of(
-        "Classification, and that of a model trained for it alone",
+        "Classification (and that of a model trained for it alone)",
         {
             "AUC": beside(lambda r: r["test_auc"], lambda r: r["alone_auc"], 1),
             "ACC": beside(lambda r: r["test_acc"], lambda r: r["alone_acc"], 1),
@@ -391,7 +392,9 @@ def table(records):
         "Steps and solvers: coverage, KID ± its standard error",
         {
             "Euler steps": by_key("steps", lambda m: quality_text.format(**m)),
-            "24, 23 and 21 evaluations": by_key("solvers", lambda m: quality_text.format(**m)),
+            "solvers at 24, 23 and 21 evaluations": by_key(
+                "solvers", lambda m: quality_text.format(**m)
+            ),
         },
         groups,
     )
@@ -423,7 +426,7 @@ def table(records):
     gflops = [r["gemm_gflops"] for r in records]
     threads = sorted({r["n_threads"] for r in records})
     lines.append(
-        "Test splits; mean ± standard deviation over seeds; in brackets real images. CPU threads: "
+        "Test splits; mean ± standard deviation over seeds, in brackets real images. CPU threads: "
         f"{threads}, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
     )
     return "\n".join(lines) + "\n"
