@@ -21,7 +21,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-FOR_CHECKS = {"max_epochs": 20, "learning_rate": 1e-2, "batch_size": 32, "patch_size": 1}
+# The checks classify, and have a second for it.
+FOR_CHECKS = {
+    "max_epochs": 20,
+    "learning_rate": 1e-2,
+    "batch_size": 32,
+    "patch_size": 1,
+    "t1_share": 0.8,
+}
 
 
 @parametrize_with_checks(
