@@ -83,10 +83,11 @@ def augment_with_samples(
         raise ValueError(f"y has labels {unknown} that the estimator does not know.")
     wanted = _counts(n_per_class, y, estimator.classes_)
     random_state = check_random_state(random_state)
+    is_copy = None
     if any(wanted.values()):
         # Before the time is spent.
         check_like(X, estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0))
-    is_copy = _CopyFilter(X) if remove_copies and any(wanted.values()) else None
+        is_copy = _CopyFilter(X) if remove_copies else None
     images, labels = [X], [y]
     for label, n_wanted in wanted.items():
         kept: list[np.ndarray] = []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from accuracy import auc_score, load, read_records, write_records
-from generation import Judge, parse_settings
+from generation import Judge, mean_of, parse_settings
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -90,11 +90,10 @@ def table(records):
     for name in dict.fromkeys(r["dataset"] for r in records):
         chosen = [r for r in records if r["dataset"] == name]
         for kind in chosen[0]["scores"]:
-            cells = []
-            for key in ("balanced_accuracy", "auc"):
-                values = [r["scores"][kind][key] for r in chosen]
-                spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.1f}{spread}")
+            cells = [
+                mean_of(lambda r, kind=kind, key=key: r["scores"][kind][key], 1)(chosen)
+                for key in ("balanced_accuracy", "auc")
+            ]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     seeds = sorted({r["seed"] for r in records})
     return "\n".join([*lines, "", f"Test splits, seeds {seeds}."]) + "\n"
