@@ -278,7 +278,7 @@ def _check_shape(estimator: BaseEstimator, shape: tuple[int, ...] | None) -> Non
     if shape is not None and _squeezed(shape) != _squeezed(fitted):
         raise ValueError(
             f"X has images of shape {shape}, but {type(estimator).__name__} was fitted on "
-            f"images of shape {fitted}."
+            f"images of shape {fitted}: resize them; of a single image pass X[np.newaxis]."
         )
 
 

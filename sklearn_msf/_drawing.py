@@ -23,8 +23,10 @@ from sklearn_msf.representation import Representation
 
 __all__ = ["DrawingEstimator"]
 
-# Images of a pass that draws, which is repeated for every step: one should not wait for many.
+# Images of a pass that draws, which is repeated for every step: on a CPU one should not wait for
+# many, on a GPU a pass takes as long for one as for many.
 _MAX_DRAWN = 16
+_MAX_DRAWN_ON_GPU = 64
 
 
 class DrawingEstimator(PredictingEstimator):
@@ -51,7 +53,8 @@ class DrawingEstimator(PredictingEstimator):
             Steps of the ODE solver; the paper's figures have 25 Euler steps. Always in
             float32.
         ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default=None
-            ODE solver; None is that of the estimator.
+            ODE solver; None is that of the estimator. "dopri5" chooses its own steps whatever
+            `n_steps`, for one image at a time.
         random_state : int, RandomState instance or None, default=None
             Seed of the noise. Image i of a seed has the same noise however many are drawn.
 
@@ -83,14 +86,15 @@ class DrawingEstimator(PredictingEstimator):
         ode_solver: str | None = None,
         random_state: Any = None,
     ) -> Iterator[np.ndarray]:
-        """Draw new images batch by batch, holding no more than one.
+        """Draw new images batch by batch, holding at most one batch in memory.
 
         Parameters
         ----------
         class_id, n_samples, n_steps, ode_solver, random_state :
             As in :meth:`sample`, which gives the same images at once.
         batch_size : int, default=64
-            Images of a batch; the last one may have fewer.
+            Images of a batch; the last one may have fewer. Multiples of 16 lose no time, on a
+            GPU multiples of 64.
 
         Yields
         ------
@@ -100,6 +104,7 @@ class DrawingEstimator(PredictingEstimator):
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._asked_for(class_id, n_samples, random_state)
         settings = self._sampling_settings(n_steps, ode_solver)
+        n_samples, batch_size = int(n_samples), int(batch_size)
         n_images = len(classes) * n_samples
         model = self._model()
         return (
@@ -146,7 +151,10 @@ class DrawingEstimator(PredictingEstimator):
         """
         classes, seed = self._asked_for(class_id, 1, random_state)
         if len(classes) > 1:
-            raise ValueError(f"class_id must be a single class, got {class_id!r}.")
+            raise ValueError(
+                f"class_id must be a single one of the classes {self.classes_.tolist()}, got "
+                f"{class_id!r}."
+            )
         settings = self._sampling_settings(n_steps, ode_solver)
         representation = self._representation
         points, masks, times = trace(
@@ -283,7 +291,8 @@ class DrawingEstimator(PredictingEstimator):
         check_positive_integer("n_steps", n_steps)
         solver = self.ode_solver if ode_solver is None else ode_solver
         check_ode_solver(solver)
-        batch_size = self._batch_size(_MAX_DRAWN, 1, solver)
+        on_gpu = self.field_.device.type != "cpu"
+        batch_size = self._batch_size(_MAX_DRAWN_ON_GPU if on_gpu else _MAX_DRAWN, 1, solver)
         return self._inference_settings(n_steps, "float32", batch_size, solver)
 
     def _sampling_settings(self, n_steps: int, ode_solver: str | None) -> InferenceSettings:

@@ -19,7 +19,8 @@ class NearestImages:
         different, self._indices = np.unique(images, axis=0, return_index=True)
         if len(different) < 2:
             raise ValueError(
-                f"There must be at least two different training images, got {len(images)} alike."
+                f"There must be at least two different training images to tell copies, got "
+                f"{len(images)} alike: pass more of them, or do not ask for copies."
             )
         self._search = NearestNeighbors(n_neighbors=2).fit(different)
 

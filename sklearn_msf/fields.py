@@ -327,7 +327,8 @@ class VelocityField(nn.Module):
         if not self._predicts_images:
             return [step / n_steps for step in range(n_steps + 1)]
         length, n_before = last_step(1.0, n_steps, "euler", least=_MIN_LAST_STEP)
-        return [(1.0 - length) * step / max(n_before, 1) for step in range(n_steps)] + [1.0]
+        # In this order: the time before the last step is exactly that of the whole way.
+        return [(1.0 - length) * (step / max(n_before, 1)) for step in range(n_steps)] + [1.0]
 
 
 def _remaining_noise(t: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How good generated images are: like real ones, as varied, of their class, and no copies.
 
-All but the copying check compare features: of a classifier that was trained on the real data by
-itself, or of one of ImageNet; never of the model that drew. Numpy and scikit-learn only.
+The overlap of two sets and the kernel distance compare features: of a classifier that was trained
+on the real data by itself, or of one of ImageNet; never of the model that drew. Class fidelity
+asks such a classifier; the others take images as well. Numpy, scipy, scikit-learn only.
 """
 
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import hypergeom
 from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.metrics import balanced_accuracy_score, pairwise_distances_chunked, roc_auc_score
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
+from sklearn_msf._judge import judge_agrees
 from sklearn_msf._nearest_images import NearestImages
 
 __all__ = [
@@ -227,10 +230,10 @@ def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float
     Raises
     ------
     ValueError
-        For another number of labels than of images.
+        For another number of labels than of images, and a judge of other classes.
     """
     labels = _checked_labels("labels", labels, generated)
-    return float(np.mean(judge.predict(generated) == labels))
+    return float(np.mean(judge_agrees(judge, generated, labels)))
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,11 @@ class CopyingCheck:
     near_duplicates : float
         Share of generated images that are as near to a training image as `quantile` of the
         held-out ones are, or nearer. Images that are more typical than real ones are near to all.
+    duplicates_of_training, duplicates_of_held_out : float
+        Share of generated images that are as near to one of n training images, on average over
+        their choice, and to one of n held-out images; n is the size of the smaller set. Alike
+        without copying, however typical the images are; n / N and 0 for copies of N training
+        images that stand apart.
     singled_out : float
         The same of the distance to the nearest training image over that to the next nearest,
         which is small for a copy and close to 1 for a typical image.
@@ -262,6 +270,8 @@ class CopyingCheck:
     nearest: np.ndarray
     held_out: np.ndarray
     near_duplicates: float
+    duplicates_of_training: float
+    duplicates_of_held_out: float
     singled_out: float
     quantile: float
     closer: float
@@ -298,11 +308,16 @@ def copying_check(
     distances, ratios, indices = nearest(generated)
     usual, usual_ratios, _ = nearest(held_out)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
+    near = float(np.quantile(usual, quantile))
+    training, held_out = (np.unique(rows, axis=0) for rows in (training, held_out))
+    n = min(len(training), len(held_out))
     return CopyingCheck(
         generated=distances,
         nearest=indices,
         held_out=usual,
-        near_duplicates=float(np.mean(distances <= np.quantile(usual, quantile))),
+        near_duplicates=float(np.mean(distances <= near)),
+        duplicates_of_training=_near_any_of(generated, training, near, n),
+        duplicates_of_held_out=_near_any_of(generated, held_out, near, n),
         singled_out=float(np.mean(ratios <= np.quantile(usual_ratios, quantile))),
         quantile=quantile,
         closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
@@ -342,6 +357,17 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
     """Distance of each row to its k-th neighbour among the others."""
     return np.asarray(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0][:, -1])
+
+
+def _near_any_of(images: np.ndarray, others: np.ndarray, distance: float, n: int) -> float:
+    """Share of images that one of n others is near to, on average over the choice of these."""
+    rows = (
+        NearestNeighbors(radius=distance)
+        .fit(others)
+        .radius_neighbors(images, return_distance=False)
+    )
+    n_near = np.array([len(row) for row in rows])
+    return float(np.mean(1 - hypergeom.pmf(0, len(others), n_near, n)))
 
 
 def _mean_off_diagonal(kernel: np.ndarray) -> float:

@@ -13,7 +13,8 @@ from sklearn_msf._curve_displays import (
     RiskCoverageDisplay,
     pyplot_for,
 )
-from sklearn_msf.sample_augmentation import check_like
+from sklearn_msf._parameters import check_positive_integer
+from sklearn_msf.sample_augmentation import check_like, check_pairs
 
 __all__ = [
     "AccuracyRejectionDisplay",
@@ -145,26 +146,29 @@ class SampleGridDisplay:
             raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together.")
-        if n_columns < 1:
-            raise ValueError(f"n_columns must be an integer >= 1, got {n_columns!r}.")
-        if X is not None:
-            X, y = np.asarray(X), np.ravel(np.asarray(y))
-            if len(X) != len(y):
-                raise ValueError(f"X has {len(X)} images and y {len(y)} labels.")
-            chosen = [np.flatnonzero(y == label)[:n_columns] for label in classes]
-            if any(len(rows) < n_columns for rows in chosen):
-                raise ValueError(f"X has a class of fewer than n_columns={n_columns} images.")
+        check_positive_integer("n_columns", n_columns)
+        if X is not None and y is not None:
+            images, labels = check_pairs(X, y)
+            # Before the time is spent.
+            check_like(images, estimator.sample(classes[0], 1, n_steps=1, random_state=0))
+            chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
+            few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
+            few = {name: n for name, n in few.items() if n < n_columns}
+            if few:
+                raise ValueError(
+                    f"n_columns={n_columns} is more than the images that X has of some classes: "
+                    f"{few}. Lower n_columns, or pass more images."
+                )
         drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
         shape = (len(classes), n_columns, *estimator.image_shape_)
         blocks = {"generated": drawn}
         if X is not None:
-            check_like(X, drawn)
-            search = NearestNeighbors(n_neighbors=1).fit(X.reshape(len(X), -1))
+            search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
             nearest = search.kneighbors(drawn.reshape(len(drawn), -1), return_distance=False)[:, 0]
             blocks = {
-                "real": X[np.concatenate(chosen)],
+                "real": images[np.concatenate(chosen)],
                 "generated": drawn,
-                "nearest training image": X[nearest],
+                "nearest training image": images[nearest],
             }
         scaled = {
             name: estimator._image_format.to_unit_range(images).reshape(shape)
@@ -257,6 +261,7 @@ class TrajectoryDisplay:
         ValueError
             For fewer than two columns.
         """
+        check_positive_integer("n_columns", n_columns)
         if n_columns < 2:
             raise ValueError(f"n_columns must be an integer >= 2, got {n_columns!r}.")
         images, masks, times = estimator.sample_trajectory(

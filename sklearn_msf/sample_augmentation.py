@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_msf._judge import judge_agrees
 from sklearn_msf._nearest_images import NearestImages
+from sklearn_msf._parameters import draw_seed, make_random_state
 
-__all__ = ["augment_with_samples", "check_like"]
+__all__ = ["augment_with_samples", "check_like", "check_pairs"]
 
 # Nearer to a training image than this quantile of the distances between training images: a copy.
 _COPY_QUANTILE = 0.01
@@ -19,7 +20,6 @@ _COPY_QUANTILE = 0.01
 _COPY_RATIO = 0.8
 # How many images may be drawn for each that is wanted.
 _MAX_DRAWN_EACH = 4
-_MAX_SEED = np.iinfo(np.int32).max
 
 
 def augment_with_samples(
@@ -48,8 +48,8 @@ def augment_with_samples(
         Generated images to add: as many to every class, as many as a dict has for each, or so
         many that every class is as large as the largest.
     judge : object, default=None
-        Classifier with `predict` that was trained by itself on real images: what it takes for
-        another class than the one asked for is left out.
+        Classifier with `predict` that was trained by itself on real images with the same labels:
+        what it takes for another class than the one asked for is left out.
     remove_copies : bool, default=True
         Whether to leave out what is nearer to a training image than training images are to each
         other, but for one in a hundred, and clearly nearer than to the next one.
@@ -75,14 +75,15 @@ def augment_with_samples(
         where copies are to be removed.
     """
     check_is_fitted(estimator, "classes_")
-    X, y = np.asarray(X), np.asarray(y).ravel()
-    if len(X) != len(y):
-        raise ValueError(f"X has {len(X)} images and y {len(y)} labels.")
+    X, y = check_pairs(X, y)
     unknown = sorted(set(y.tolist()) - set(estimator.classes_.tolist()), key=str)
     if unknown:
-        raise ValueError(f"y has labels {unknown} that the estimator does not know.")
+        raise ValueError(
+            f"y has labels {unknown} that the estimator was not fitted on; leave their images out. "
+            f"Its classes are {estimator.classes_.tolist()}."
+        )
     wanted = _counts(n_per_class, y, estimator.classes_)
-    random_state = check_random_state(random_state)
+    random_state = make_random_state(random_state)
     is_copy = None
     if any(wanted.values()):
         # Before the time is spent.
@@ -94,12 +95,13 @@ def augment_with_samples(
         n_drawn = n_kept = 0
         while n_kept < n_wanted and n_drawn < _MAX_DRAWN_EACH * n_wanted:
             n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
-            seed = random_state.randint(_MAX_SEED)
-            drawn = estimator.sample(label, n, n_steps=n_steps, random_state=seed)
+            drawn = estimator.sample(
+                label, n, n_steps=n_steps, random_state=draw_seed(random_state)
+            )
             n_drawn += n
             good = np.ones(n, dtype=bool)
             if judge is not None:
-                good &= np.asarray(judge.predict(drawn)) == label
+                good &= judge_agrees(judge, drawn, np.full(n, label))
             if is_copy is not None:
                 good &= ~is_copy(drawn)
             kept.append(drawn[good])
@@ -113,6 +115,20 @@ def augment_with_samples(
         images += kept
         labels.append(np.full(n_kept, label, dtype=estimator.classes_.dtype))
     return np.concatenate(images), np.concatenate(labels)
+
+
+def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Images and as many labels, (n,), as arrays.
+
+    Raises
+    ------
+    ValueError
+        For another number of labels.
+    """
+    X, y = np.asarray(X), np.asarray(y).ravel()
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} images and y {len(y)} labels: pass one for each image.")
+    return X, y
 
 
 def check_like(X: np.ndarray, drawn: np.ndarray) -> None:

@@ -140,6 +140,14 @@ def test_a_trajectory_ends_at_the_image_that_sample_draws(make_classifier, digit
     assert not np.allclose(masks[-1], masks[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("ode_solver", ODE_SOLVERS)
+@pytest.mark.parametrize("n_steps", [1, 2, 25])
+def test_every_solver_shows_the_way(fitted, ode_solver, n_steps):
+    images, masks, times = fitted.sample_trajectory("two", n_steps=n_steps, ode_solver=ode_solver)
+    assert len(images) == len(masks) == len(times) == n_steps + 1
+    assert np.isfinite(images).all()
+
+
 def test_batches_come_from_the_model_that_was_asked(make_classifier, digits):
     classifier = make_classifier().fit(*digits)
     wanted = classifier.sample("one", 4, n_steps=2, random_state=0)
@@ -199,7 +207,10 @@ def test_a_counterfactual_does_not_depend_on_the_other_rows(fitted, digits):
         (lambda c, X: c.sample("one", ode_solver="heun"), "ode_solver must be one of .*'heun'"),
         (lambda c, X: c.iter_samples("one", batch_size=0), "batch_size must be an integer >= 1"),
         (lambda c, X: c.iter_samples("nine"), "class_id must be one or more of .* got 'nine'"),
-        (lambda c, X: c.sample_trajectory(["one", "two"]), "class_id must be a single class"),
+        (
+            lambda c, X: c.sample_trajectory(["one", "two"]),
+            "class_id must be a single one of the classes",
+        ),
         (lambda c, X: c.counterfactual(X, "nine"), "to_class must be one or more of .*'nine'"),
         (lambda c, X: c.counterfactual(X, ["one"] * 2), r"to_class must be one class.*\(2,\)"),
         (lambda c, X: c.counterfactual(X[:, :4], "one"), "X has images of shape"),

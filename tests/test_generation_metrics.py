@@ -123,11 +123,13 @@ def test_copies_are_found_and_held_out_images_are_none(halves):
     copies = copying_check(blurred, a, b)
     assert copies.near_duplicates > 0.99
     assert copies.singled_out > 0.99
+    assert copies.duplicates_of_training > 3 * copies.duplicates_of_held_out
     assert copies.closer > 0.99
     np.testing.assert_array_equal(copies.nearest, np.arange(300))
     fresh = copying_check(b[:300], a, b[300:])
     assert fresh.near_duplicates < 0.12
     assert fresh.singled_out < 0.12
+    assert fresh.duplicates_of_training < 0.12
     assert fresh.closer == pytest.approx(0.5, abs=0.1)
 
 
@@ -136,7 +138,20 @@ def test_what_is_typical_is_near_to_all_and_singles_none_out():
     real = rng.normal(size=(600, 30))
     typical = copying_check(0.3 * rng.normal(size=(200, 30)), real[:400], real[400:])
     assert typical.near_duplicates > 0.9
+    assert typical.duplicates_of_training == pytest.approx(typical.duplicates_of_held_out, abs=0.1)
     assert typical.singled_out < 0.1
+
+
+def test_duplicates_are_counted_among_as_many_images():
+    # Two of four training images are near 0: any two of them miss both in one of six choices.
+    check = copying_check(
+        np.array([[0.0], [100.0]]),
+        np.array([[0.0], [0.1], [10.0], [20.0]]),
+        np.array([[0.0], [50.0]]),
+        quantile=0.01,
+    )
+    assert check.duplicates_of_held_out == 0.5
+    assert check.duplicates_of_training == pytest.approx(0.5 * 5 / 6)
 
 
 def test_a_training_image_that_is_there_twice_is_one(halves):
@@ -161,10 +176,35 @@ def test_a_training_image_that_is_there_twice_is_one(halves):
             lambda a: classifier_accuracy_score(a, [0] * 600, a, [1]),
             r"real_labels must be of shape \(600,\)",
         ),
-        (lambda a: copying_check(a, a[:1], a), "at least two different training images, got 1"),
+        (
+            lambda a: copying_check(a, a[:1], a),
+            "at least two different training images .* got 1 alike",
+        ),
         (lambda a: copying_check(a, a, a, quantile=1.0), r"quantile must be .* \(0, 1\)"),
     ],
 )
 def test_what_cannot_be_measured_is_named(halves, call, message):
     with pytest.raises(ValueError, match=message):
         call(halves[0])
+
+
+def test_a_judge_may_return_a_column_but_has_to_know_the_classes():
+    class Column:
+        classes_ = np.array(["a", "b"])
+
+        def predict(self, X):
+            return np.array(["a"] * len(X))[:, None]
+
+    images = np.zeros((4, 2, 2))
+    assert class_fidelity(Column(), images, ["a", "a", "a", "b"]) == 0.75
+    with pytest.raises(
+        ValueError, match=r"judge does not know the classes \['c'\], only \['a', 'b'"
+    ):
+        class_fidelity(Column(), images, ["c"] * 4)
+
+    class Single:
+        def predict(self, X):
+            return "a"
+
+    with pytest.raises(ValueError, match="one label for each of the 4 images, got an array of sh"):
+        class_fidelity(Single(), images, ["a"] * 4)

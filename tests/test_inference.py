@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sklearn_msf.fields import VelocityField
 from sklearn_msf.forms import LABEL_PREDICTIONS
-from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate
+from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate, translate
 from sklearn_msf.label_codes import LABEL_ENCODINGS
 
 N = 21
@@ -185,6 +185,17 @@ def test_drawing_goes_on_with_smaller_batches_too(make_tiny_field, caplog):
     TooLarge(field, 2, OUT_OF_MEMORY[0])
     images = generate(field, labels, (1, 8, 8), 0, inference(n_steps=1, batch_size=4), unchanged)
     assert images.shape == (6, 1, 8, 8)
+    assert "batches of 2" in caplog.text
+
+
+def test_carrying_into_another_class_goes_on_with_smaller_batches_too(make_tiny_field, caplog):
+    field = make_tiny_field()
+    inputs, labels = PixelInputs(IMAGES[:6], NOISE.device), torch.arange(6) % 3
+    settings, e_y = inference(n_steps=1, batch_size=4), NOISE[:1]
+    expected = translate(field, inputs, labels, labels, e_y, settings, unchanged)
+    TooLarge(field, 2, OUT_OF_MEMORY[0])
+    found = translate(field, inputs, labels, labels, e_y, settings, unchanged)
+    torch.testing.assert_close(found, expected)
     assert "batches of 2" in caplog.text
 
 

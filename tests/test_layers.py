@@ -13,6 +13,8 @@ PACKAGE = Path(sklearn_msf.__file__).parent
 # Data flows down this list; a module imports only from modules below it.
 LAYERS = [
     "__init__",
+    "plotting",
+    "sample_augmentation",
     "latent",
     "classifier",
     "_latent",
@@ -67,12 +69,11 @@ LAYERS = [
     "temperature",
     "_plain_data",
     "device",
-    "plotting",
-    "sample_augmentation",
     "_curve_displays",
     "generation_metrics",
     "selective",
     "certificates",
+    "_judge",
     "_nearest_images",
     "_scored_rows",
     "datasets",

@@ -116,9 +116,14 @@ def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits)
     [
         ({"X": np.zeros((2, 8, 8))}, "X and y must be given together"),
         ({"class_names": ["a"]}, "class_names has 1 names for 3 classes"),
-        ({"X": np.zeros((2, 8, 8)), "y": ["one", "two"]}, "fewer than n_columns=8"),
+        ({"X": np.zeros((2, 8, 8)), "y": ["one", "two"]}, r"n_columns=8 is more than .*'zero': 0"),
+        (
+            {"X": np.zeros((2, 8, 9)), "y": ["one", "two"]},
+            r"X has float64 images of shape \(8, 9\)",
+        ),
         ({"X": np.zeros((2, 8, 8)), "y": ["one"]}, "X has 2 images and y 1 labels"),
         ({"n_columns": 0}, "n_columns must be an integer >= 1, got 0"),
+        ({"n_columns": 2.5}, "n_columns must be an integer >= 1, got 2.5"),
     ],
 )
 def test_a_grid_that_cannot_be_made_is_named(fitted, settings, message):

@@ -120,10 +120,11 @@ def test_a_seed_gives_the_same_images(few_bright):
 def test_it_works_with_the_estimators(fitted, digits):
     X, y = digits
     X_new, y_new = augment_with_samples(
-        fitted, X, y, n_per_class={"two": 3}, n_steps=2, random_state=0
+        fitted, X, y, n_per_class={"two": 3}, n_steps=2, remove_copies=False, random_state=0
     )
-    assert X_new.shape == (len(X) + len(y_new[len(X) :]), 8, 8)
-    assert set(y_new[len(X) :]) <= {"two"}
+    assert X_new.shape == (len(X) + 3, 8, 8)
+    assert X_new.dtype == X.dtype
+    assert y_new[len(X) :].tolist() == ["two"] * 3
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,7 @@ def test_it_works_with_the_estimators(fitted, digits):
         ({"X": np.zeros((30, 4, 4))}, "X has float64 images of shape .4, 4., but .* draws uint8"),
         ({"X": np.zeros((30, 16), np.uint8)}, r"X has uint8 images of shape \(16,\), but"),
         ({"y": ["bright"]}, "X has 30 images and y 1 labels"),
+        ({"random_state": "abc"}, "random_state must be an integer .* got 'abc'"),
     ],
 )
 def test_what_cannot_be_added_is_named(few_bright, change, message):
