@@ -88,7 +88,9 @@ checkpoint_dir, checkpoint_every, device, precision, compile_network, random_sta
         As in :class:`MedSymmFlowClassifier`, over latents instead of pixels, but the defaults are
         for classification, because latents of large images take long to train on:
         ``t1_share=0.8, image_prediction="velocity", image_weight=0.5, class_dropout=0, guidance=0,
-        dropout=0.1, patch_size=1``; what draws well over pixels was not measured here. The
+        dropout=0.1, patch_size=1``. To draw, take those of pixels: ``t1_share=0.15,
+        image_prediction="image", image_weight=0.7, class_dropout=0.1, guidance=0.5, dropout=0.2``,
+        which train longer. The
         posterior form has plain colours at the size of the latents, the velocity form encoded
         masks, which need ``label_encoding="rgb"``. A `time_budget` counts the autoencoder's
         training and the encoding too; with "fit" a third of it goes to the autoencoder.

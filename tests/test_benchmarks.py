@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
 from sklearn_msf.label_codes import make_label_codes
@@ -93,6 +94,13 @@ def test_the_figures_in_the_readme_are_the_measured_ones(generation):
     assert all(line in measured.splitlines() for line in shown)
 
 
+@pytest.mark.parametrize("name", ["augmentation", "latent_drawing"])
+def test_tables_are_those_of_the_recorded_runs(name):
+    records = json.loads((BENCHMARKS.parent.parent / f"docs/benchmarks/{name}.json").read_text())
+    written = (BENCHMARKS.parent.parent / f"docs/benchmarks/{name}.md").read_text()
+    assert script(name).table(records) == written
+
+
 def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
     module = load_benchmark("ablation", monkeypatch)
     for parameters in module.VARIANTS.values():
@@ -109,8 +117,6 @@ def load_benchmark(name, monkeypatch):
 
 
 def test_the_plain_network_is_the_papers(monkeypatch):
-    import torch
-
     from sklearn_msf.network import UNet
 
     plain = load_benchmark("speed", monkeypatch).PlainUNet(6)
@@ -252,7 +258,8 @@ def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], [18, 6])
     X = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
-    assert augmentation.counts_to_add(y) == {0: 0, 1: 12}
+    assert augmentation.counts_to_add(y, 500) == {0: 0, 1: 12}
+    assert augmentation.counts_to_add(y, 10) == {0: 0, 1: 4}
     X_more, y_more = augmentation.oversampled(X, y, {0: 0, 1: 12}, seed=0)
     assert np.bincount(y_more).tolist() == [18, 18]
     assert {row.tobytes() for row in X_more} == {row.tobytes() for row in X}
@@ -262,5 +269,51 @@ def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
         warnings.simplefilter("ignore", UserWarning)
         record = augmentation.run("toy", {"train": (X, y), "test": (X, y)}, 0, tiny)
     assert record["n_added"][0] == 12
-    assert len(record["scores"]) == 5
+    assert len(record["scores"]) == 6
     assert "| toy | generated, filtered |" in augmentation.table([record])
+
+
+def test_drawing_over_latents_is_measured_as_over_pixels(generation, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "generation", generation)
+    module = script("latent_drawing")
+    monkeypatch.setattr(generation, "JUDGE_IMAGES", 64)
+    monkeypatch.setattr(generation, "JUDGE_WIDTH", 4)
+    monkeypatch.setattr(module, "N_GENERATED", 24)
+    monkeypatch.setattr(module, "N_CHANGED", 2)
+    monkeypatch.setattr(module, "gemm_gflops", lambda: 150.0)
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    X = rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    data = dict.fromkeys(("train", "val", "test"), (X, y))
+    judge = module.SmallJudge(module.resized(X, module.SIDE), y)
+    tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
+    autoencoder = ShrinkingAutoencoder()
+    records = [
+        module.run(
+            "toy",
+            data,
+            0,
+            recipe,
+            {"autoencoder": autoencoder, **tiny, **settings},
+            judge,
+            imagenet=judge.features,
+            pictures=tmp_path / f"{recipe}.png",
+        )
+        for recipe, settings in module.RECIPES.items()
+    ]
+    assert records[0]["changed_classes"]["guidance"].keys() == {"0.0"}
+    assert records[1]["changed_classes"]["guidance"].keys() == {"0.0", "0.5", "2.0"}
+    assert records[0]["judge"]["fresh"]["kernel_distance"] < 0.1
+    assert len(list(tmp_path.iterdir())) == 2
+    text = module.table(json.loads(json.dumps(records)))
+    assert text.count("| toy | draws too |") == 4
+
+
+class ShrinkingAutoencoder:
+    """Latents are means of 2 x 2 squares."""
+
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2.0)

@@ -258,6 +258,8 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
         "accuracy_score": classifier_accuracy_score(images, labels, X_test, y_test),
         "fidelity": balanced_fidelity(judge, images, labels),
         "near_duplicates": check.near_duplicates,
+        "duplicates_of_training": check.duplicates_of_training,
+        "duplicates_of_held_out": check.duplicates_of_held_out,
         "singled_out": check.singled_out,
         "expected_without_copies": check.quantile,
         "closer": check.closer,
@@ -310,6 +312,17 @@ def beside(get, reference, digits=2):
     return lambda records: f"{first(records)} ({second(records)})"
 
 
+def where_measured(key, cell):
+    """Cell of those records only that have a figure."""
+
+    def some(records):
+        records = [r for r in records if key in r]
+        seeds = " ".join(str(r["seed"]) for r in records)
+        return f"{cell(records)}, seeds {seeds}" if records else "-"
+
+    return some
+
+
 def by_key(part, text):
     """Cell: a text of the means of each entry of a part of the records."""
 
@@ -342,28 +355,37 @@ def table(records):
         {
             "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
             "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
-            "coverage (of that of training images)": beside(
-                lambda r: drawn(r)["coverage"],
-                lambda r: drawn(r)["coverage"] / real(r)["coverage_by_training"],
+            "coverage (training)": beside(
+                lambda r: drawn(r)["coverage"], lambda r: real(r)["coverage_by_training"]
             ),
-            "precision": beside(lambda r: drawn(r)["precision"], lambda r: real(r)["precision"]),
-            "recall": beside(lambda r: drawn(r)["recall"], lambda r: real(r)["recall"]),
-            "KID": beside(
+            "precision (validation)": beside(
+                lambda r: drawn(r)["precision"], lambda r: real(r)["precision"]
+            ),
+            "recall (validation)": beside(
+                lambda r: drawn(r)["recall"], lambda r: real(r)["recall"]
+            ),
+            "KID (validation)": beside(
                 lambda r: drawn(r)["kernel_distance"], lambda r: real(r)["kernel_distance"]
             ),
-            "class fidelity": beside(lambda r: r["fidelity"], lambda r: real(r)["fidelity"]),
-            "accuracy score": beside(
+            "class fidelity (test)": beside(lambda r: r["fidelity"], lambda r: real(r)["fidelity"]),
+            "accuracy score (training)": beside(
                 lambda r: r["accuracy_score"], lambda r: real(r)["accuracy_score"]
             ),
         },
         groups,
     )
     lines += lines_of(
-        "Copies, 0.05 expected without any",
+        "Copies",
         {
-            "near-duplicates": mean_of(lambda r: r["near_duplicates"], 3),
-            "singled out": mean_of(lambda r: r["singled_out"], 3),
-            "nearer than held-out images": mean_of(lambda r: r["closer"]),
+            "near-duplicates (0.05 expected)": mean_of(lambda r: r["near_duplicates"], 3),
+            "those of as many training (held-out) images": where_measured(
+                "duplicates_of_held_out",
+                beside(
+                    lambda r: r["duplicates_of_training"], lambda r: r["duplicates_of_held_out"], 3
+                ),
+            ),
+            "singled out (0.05 expected)": mean_of(lambda r: r["singled_out"], 3),
+            "nearer than held-out images (0.5 expected)": mean_of(lambda r: r["closer"]),
         },
         groups,
     )
@@ -426,7 +448,8 @@ def table(records):
     gflops = [r["gemm_gflops"] for r in records]
     threads = sorted({r["n_threads"] for r in records})
     lines.append(
-        "Test splits; mean ± standard deviation over seeds, in brackets real images. CPU threads: "
+        "Test splits; mean ± standard deviation over seeds, in brackets real images of the split "
+        "named: of the training split as many, of the validation split 400 or all. CPU threads: "
         f"{threads}, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
     )
     return "\n".join(lines) + "\n"

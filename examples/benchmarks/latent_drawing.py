@@ -1,0 +1,263 @@
+"""Drawing, and carrying images into other classes, over latents.
+
+LatentMedSymmFlowClassifier is fitted twice: as one that classifies only, and with the settings
+that draw over pixels. The metrics are those of generation.py; its judge sees all images at 28 px,
+the network of ImageNet at 64. Runs that the JSON file has are not repeated.
+
+    python examples/benchmarks/latent_drawing.py retina
+    python examples/benchmarks/latent_drawing.py busi --data BUSI_224.npz --taef2 FOLDER
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from accuracy import (
+    REFERENCE_GFLOPS,
+    accuracy,
+    auc_score,
+    gemm_gflops,
+    load,
+    read_records,
+    write_records,
+)
+from generation import (
+    N_GENERATED,
+    Judge,
+    balanced_fidelity,
+    beside,
+    changed_classes,
+    counts_of,
+    draw,
+    lines_of,
+    make_imagenet_features,
+    mean_of,
+    quality,
+)
+from latent import resized
+from sklearn.metrics import log_loss
+from taef2 import TAEF2
+
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.generation_metrics import copying_check
+
+SIDE = 28
+IMAGENET_SIDE = 64
+N_CHANGED = 64
+RECIPES = {
+    "classifies": {
+        "image_prediction": "velocity",
+        "t1_share": 0.8,
+        "image_weight": 0.5,
+        "class_dropout": 0.0,
+        "guidance": 0.0,
+        "dropout": 0.1,
+    },
+    "draws too": {
+        "image_prediction": "image",
+        "t1_share": 0.15,
+        "image_weight": 0.7,
+        "class_dropout": 0.1,
+        "guidance": 0.5,
+        "dropout": 0.2,
+    },
+}
+
+
+class SmallJudge(Judge):
+    """Judge that sees images of any size at SIDE pixels."""
+
+    def features(self, X):
+        """Pooled features of the small images."""
+        return super().features(resized(X, SIDE))
+
+
+def imagenet_at_one_size(imagenet):
+    """Features of images without aliasing."""
+    return lambda X: imagenet(resized(X, IMAGENET_SIDE))
+
+
+def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
+    """Fit, classify, draw, carry into another class; one record."""
+    gflops = gemm_gflops()
+    (X, y), (X_test, y_test) = data["train"], data["test"]
+    start = time.perf_counter()
+    classifier = LatentMedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    seconds = time.perf_counter() - start
+    record = {
+        "dataset": name,
+        "recipe": recipe,
+        "seed": seed,
+        "gemm_gflops": gflops,
+        "reference_seconds": seconds * gflops / REFERENCE_GFLOPS,
+        "n_epochs": classifier.n_iter_,
+    }
+    for split in ("val", "test"):
+        p = classifier.predict_proba(data[split][0])
+        record[split] = {
+            "auc": 100 * auc_score(data[split][1], p),
+            "acc": 100 * accuracy(data[split][1], p),
+            "log_loss": float(log_loss(data[split][1], p, labels=range(p.shape[1]))),
+        }
+    start = time.perf_counter()
+    images, labels = draw(classifier, counts_of(y, N_GENERATED))
+    some = np.random.default_rng(seed).permutation(len(X))[:N_GENERATED]
+    record |= {
+        "seconds_an_image": (time.perf_counter() - start) / N_GENERATED,
+        "fidelity": balanced_fidelity(judge, images, labels),
+        "real_fidelity": balanced_fidelity(judge, X_test, y_test),
+    }
+    for view, features_of in {"judge": judge.features, "imagenet": imagenet}.items():
+        if features_of is None:
+            continue
+        of_real = features_of(X_test)
+        record[view] = {
+            "drawn": quality(features_of, of_real, images),
+            "fresh": quality(features_of, of_real, data["val"][0][:N_GENERATED]),
+            "training": quality(features_of, of_real, X[some]),
+        }
+    small = [resized(part, SIDE) for part in (images, X, X_test)]
+    record["near_duplicates"] = copying_check(*small).near_duplicates
+    record["changed_classes"] = changed_classes(judge, classifier, X_test[:N_CHANGED])
+    if pictures is not None:
+        draw_pictures(classifier, X, y, pictures)
+    return record
+
+
+def draw_pictures(classifier, X, y, path):
+    """Real images, generated ones, nearest training images."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    import matplotlib.pyplot as plt
+
+    from sklearn_msf.plotting import SampleGridDisplay
+
+    display = SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6)
+    display.figure_.savefig(path, dpi=100)
+    plt.close(display.figure_)
+
+
+def table(records):
+    """Markdown of everything, over seeds."""
+    groups = {}
+    for record in records:
+        groups.setdefault((record["dataset"], record["recipe"]), []).append(record)
+
+    def view(name, key):
+        return beside(lambda r: r[name]["drawn"][key], lambda r: r[name]["fresh"][key])
+
+    lines = lines_of(
+        "Classification",
+        {
+            "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
+            "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
+            **{
+                f"{split} {key.replace('_', ' ')}": mean_of(
+                    lambda r, split=split, key=key: r[split][key], digits
+                )
+                for split in ("val", "test")
+                for key, digits in (("auc", 1), ("acc", 1), ("log_loss", 2))
+            },
+        },
+        groups,
+    )
+    lines += lines_of(
+        "Drawn images (validation images)",
+        {
+            "coverage": view("judge", "coverage"),
+            "KID": view("judge", "kernel_distance"),
+            "class fidelity": beside(lambda r: r["fidelity"], lambda r: r["real_fidelity"]),
+            "near-duplicates": mean_of(lambda r: r["near_duplicates"], 3),
+            "seconds an image": mean_of(lambda r: r["seconds_an_image"]),
+        },
+        groups,
+    )
+    seen = {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
+    views = {key: view("imagenet", key) for key in ("precision", "coverage")}
+    views["KID"] = view("imagenet", "kernel_distance")
+    lines += lines_of("In ImageNet features (validation images)", views, seen)
+
+    def share(key):
+        return mean_of(
+            lambda r: r["changed_classes"][key] / r["changed_classes"]["rms_between_images"], 3
+        )
+
+    def ways(records):
+        texts = []
+        for guidance in records[0]["changed_classes"]["guidance"]:
+            changed = [r["changed_classes"] for r in records]
+            follows, judged, distance = (
+                np.mean([c["guidance"][guidance][key] / over(c) for c in changed])
+                for key, over in (
+                    ("follows", lambda c: 1.0),
+                    ("judge_follows", lambda c: 1.0),
+                    ("rms", lambda c: c["rms_between_images"]),
+                )
+            )
+            texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
+        return "; ".join(texts)
+
+    lines += lines_of(
+        "Counterfactuals: distances over those between images",
+        {
+            "there and back": share("rms_reconstructed"),
+            "guidance: the classifier (the judge) follows, distance": ways,
+        },
+        groups,
+    )
+    gflops = [r["gemm_gflops"] for r in records]
+    lines.append(
+        f"One CPU thread, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data_set", choices=["retina", "busi"])
+    parser.add_argument("--data", type=Path, help="npz with images of 224 px")
+    parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/latent_drawing.json"))
+    arguments = parser.parse_args()
+    if arguments.data_set == "retina":
+        name, data = "RetinaMNIST 28 at 64, fit", load("retinamnist", {})
+        settings = {"autoencoder": "fit", "encoded_size": 64}
+    else:
+        if arguments.data is None or arguments.taef2 is None:
+            parser.error("busi needs --data and --taef2.")
+        name, data = "BUSI 224, TAEF2", load("busi", {"busi": str(arguments.data)})
+        settings = {"autoencoder": TAEF2(arguments.taef2)}
+    records = read_records(arguments.output)
+    done = {(r["dataset"], r["recipe"], r["seed"]) for r in records}
+    X, y = data["train"]
+    judge = SmallJudge(resized(X, SIDE), y)
+    imagenet = make_imagenet_features()
+    if imagenet is not None:
+        imagenet = imagenet_at_one_size(imagenet)
+    for seed in arguments.seeds:
+        for recipe in arguments.recipes:
+            if (name, recipe, seed) in done:
+                continue
+            path = f"latent_drawing_{arguments.data_set}_{recipe.replace(' ', '_')}.png"
+            records.append(
+                run(
+                    name,
+                    data,
+                    seed,
+                    recipe,
+                    settings | RECIPES[recipe],
+                    judge,
+                    imagenet,
+                    arguments.output.with_name(path) if seed == arguments.seeds[0] else None,
+                )
+            )
+            write_records(arguments.output, records, table)
+            print(name, recipe, seed, flush=True)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
