@@ -4,7 +4,25 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["judge_agrees"]
+__all__ = ["check_judge", "judge_agrees"]
+
+
+def check_judge(judge: Any, labels: np.ndarray) -> None:
+    """Refuse a judge that says that it knows other classes than those asked for.
+
+    Raises
+    ------
+    ValueError
+        With the classes that it does not know.
+    """
+    if not hasattr(judge, "classes_"):
+        return
+    known = np.asarray(judge.classes_).tolist()
+    unknown = sorted(set(labels.tolist()) - set(known), key=str)
+    if unknown:
+        raise ValueError(
+            f"judge does not know the classes {unknown}, only {known}: fit it on the same labels."
+        )
 
 
 def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
@@ -28,14 +46,7 @@ def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     ValueError
         For a judge of other classes, or one that does not predict one label an image.
     """
-    known = getattr(judge, "classes_", None)
-    if known is not None:
-        unknown = sorted(set(labels.tolist()) - set(np.asarray(known).tolist()), key=str)
-        if unknown:
-            raise ValueError(
-                f"judge does not know the classes {unknown}, only {np.asarray(known).tolist()}: "
-                "fit it on the same labels."
-            )
+    check_judge(judge, labels)
     predicted = np.asarray(judge.predict(images))
     if predicted.size != len(labels):
         raise ValueError(

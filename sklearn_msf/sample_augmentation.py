@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._judge import judge_agrees
+from sklearn_msf._judge import check_judge, judge_agrees
 from sklearn_msf._nearest_images import NearestImages
 from sklearn_msf._parameters import draw_seed, make_random_state
 
@@ -87,6 +87,8 @@ def augment_with_samples(
     is_copy = None
     if any(wanted.values()):
         # Before the time is spent.
+        if judge is not None:
+            check_judge(judge, np.array([label for label, n in wanted.items() if n]))
         check_like(X, estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0))
         is_copy = _CopyFilter(X) if remove_copies else None
     images, labels = [X], [y]

@@ -51,6 +51,14 @@ def test_as_many_are_added_as_asked_for(few_bright, n_per_class, added):
     assert {label: new.count(label) for label in set(new)} == added
 
 
+def test_a_judge_of_other_classes_is_refused_before_anything_is_drawn(few_bright, monkeypatch):
+    judge = Threshold()
+    judge.classes_ = np.array(["light", "dark"])
+    monkeypatch.setattr(Painter, "sample", None)
+    with pytest.raises(ValueError, match=r"judge does not know the classes \['bright'\]"):
+        augment_with_samples(Painter(), *few_bright, judge=judge)
+
+
 def test_what_the_judge_takes_for_another_class_is_left_out(few_bright):
     class Undecided(Painter):
         def sample(self, class_id, n_samples, **settings):
