@@ -344,6 +344,33 @@ def imagenet_view(key):
     return lambda records: "{} ({}, {})".format(*(kind(records) for kind in kinds))
 
 
+def changed_lines(groups):
+    """Markdown: how near images stay there and back, and how often they follow into a class."""
+
+    def ways(records):
+        texts = []
+        for guidance in records[0]["changed_classes"]["guidance"]:
+            ways = [r["changed_classes"]["guidance"][guidance] for r in records]
+            far = [r["changed_classes"]["rms_between_images"] for r in records]
+            follows, judged = (np.mean([w[k] for w in ways]) for k in ("follows", "judge_follows"))
+            distance = np.mean([w["rms"] / f for w, f in zip(ways, far, strict=True)])
+            texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
+        return "; ".join(texts)
+
+    def there_and_back(record):
+        changed = record["changed_classes"]
+        return changed["rms_reconstructed"] / changed["rms_between_images"]
+
+    return lines_of(
+        "Counterfactuals: distances over those between images",
+        {
+            "there and back": mean_of(there_and_back, 3),
+            "guidance: the classifier (the judge) follows, distance": ways,
+        },
+        groups,
+    )
+
+
 def table(records):
     """Markdown of everything, over seeds."""
     groups = {}
@@ -421,30 +448,7 @@ def table(records):
         groups,
     )
 
-    def ways(records):
-        texts = []
-        for guidance in records[0]["changed_classes"]["guidance"]:
-            ways = [r["changed_classes"]["guidance"][guidance] for r in records]
-            far = [r["changed_classes"]["rms_between_images"] for r in records]
-            follows, judged = (np.mean([w[k] for w in ways]) for k in ("follows", "judge_follows"))
-            distance = np.mean([w["rms"] / f for w, f in zip(ways, far, strict=True)])
-            texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
-        return "; ".join(texts)
-
-    lines += lines_of(
-        "Counterfactuals: distances over those between images",
-        {
-            "there and back": mean_of(
-                lambda r: (
-                    r["changed_classes"]["rms_reconstructed"]
-                    / r["changed_classes"]["rms_between_images"]
-                ),
-                3,
-            ),
-            "guidance: the classifier (the judge) follows, distance": ways,
-        },
-        groups,
-    )
+    lines += changed_lines(groups)
     gflops = [r["gemm_gflops"] for r in records]
     threads = sorted({r["n_threads"] for r in records})
     lines.append(

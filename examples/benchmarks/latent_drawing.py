@@ -29,6 +29,7 @@ from generation import (
     balanced_fidelity,
     beside,
     changed_classes,
+    changed_lines,
     counts_of,
     draw,
     lines_of,
@@ -178,34 +179,7 @@ def table(records):
     views["KID"] = view("imagenet", "kernel_distance")
     lines += lines_of("In ImageNet features (validation images)", views, seen)
 
-    def share(key):
-        return mean_of(
-            lambda r: r["changed_classes"][key] / r["changed_classes"]["rms_between_images"], 3
-        )
-
-    def ways(records):
-        texts = []
-        for guidance in records[0]["changed_classes"]["guidance"]:
-            changed = [r["changed_classes"] for r in records]
-            follows, judged, distance = (
-                np.mean([c["guidance"][guidance][key] / over(c) for c in changed])
-                for key, over in (
-                    ("follows", lambda c: 1.0),
-                    ("judge_follows", lambda c: 1.0),
-                    ("rms", lambda c: c["rms_between_images"]),
-                )
-            )
-            texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
-        return "; ".join(texts)
-
-    lines += lines_of(
-        "Counterfactuals: distances over those between images",
-        {
-            "there and back": share("rms_reconstructed"),
-            "guidance: the classifier (the judge) follows, distance": ways,
-        },
-        groups,
-    )
+    lines += changed_lines(groups)
     gflops = [r["gemm_gflops"] for r in records]
     lines.append(
         f"One CPU thread, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
