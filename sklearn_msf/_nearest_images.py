@@ -13,16 +13,21 @@ class NearestImages:
     ----------
     images : ndarray of shape (n, n_features)
         Images; one that is there twice counts once. At least two different ones.
+
+    Attributes
+    ----------
+    different : ndarray of shape (m, n_features)
+        Each of them once.
     """
 
     def __init__(self, images: np.ndarray):
-        different, self._indices = np.unique(images, axis=0, return_index=True)
-        if len(different) < 2:
+        self.different, self._indices = np.unique(images, axis=0, return_index=True)
+        if len(self.different) < 2:
             raise ValueError(
                 f"There must be at least two different training images to tell copies, got "
                 f"{len(images)} alike: pass more of them, or do not ask for copies."
             )
-        self._search = NearestNeighbors(n_neighbors=2).fit(different)
+        self._search = NearestNeighbors(n_neighbors=2).fit(self.different)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Measure images, (m, n_features).

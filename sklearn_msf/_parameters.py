@@ -35,10 +35,10 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, (bool, np.bool_))
 
 
-def check_positive_integer(name: str, value: Any) -> None:
-    """Refuse what is not an integer of at least 1."""
-    if not _is_integer(value) or value < 1:
-        _fail(name, value, "an integer >= 1")
+def check_positive_integer(name: str, value: Any, *, least: int = 1) -> None:
+    """Refuse what is not an integer of at least 1, or `least`."""
+    if not _is_integer(value) or value < least:
+        _fail(name, value, f"an integer >= {least}")
 
 
 def check_ode_solver(value: Any) -> None:

@@ -309,7 +309,7 @@ def copying_check(
     usual, usual_ratios, _ = nearest(held_out)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
     near = float(np.quantile(usual, quantile))
-    training, held_out = (np.unique(rows, axis=0) for rows in (training, held_out))
+    training, held_out = nearest.different, np.unique(held_out, axis=0)
     n = min(len(training), len(held_out))
     return CopyingCheck(
         generated=distances,

@@ -90,10 +90,10 @@ checkpoint_dir, checkpoint_every, device, precision, compile_network, random_sta
         ``t1_share=0.8, image_prediction="velocity", image_weight=0.5, class_dropout=0, guidance=0,
         dropout=0.1, patch_size=1``. To draw, take those of pixels: ``t1_share=0.15,
         image_prediction="image", image_weight=0.7, class_dropout=0.1, guidance=0.5, dropout=0.2``,
-        which train longer. The
-        posterior form has plain colours at the size of the latents, the velocity form encoded
-        masks, which need ``label_encoding="rgb"``. A `time_budget` counts the autoencoder's
-        training and the encoding too; with "fit" a third of it goes to the autoencoder.
+        which train longer. The posterior form has plain colours at the size of the latents, the
+        velocity form encoded masks, which need ``label_encoding="rgb"``. A
+        `time_budget` counts the autoencoder's training and the encoding too; with "fit" a third of
+        it goes to the autoencoder.
 
     Attributes
     ----------

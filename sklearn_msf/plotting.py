@@ -150,7 +150,7 @@ class SampleGridDisplay:
         if X is not None and y is not None:
             images, labels = check_pairs(X, y)
             # Before the time is spent.
-            check_like(images, estimator.sample(classes[0], 1, n_steps=1, random_state=0))
+            check_like(images, estimator)
             chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
             few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
             few = {name: n for name, n in few.items() if n < n_columns}
@@ -261,9 +261,7 @@ class TrajectoryDisplay:
         ValueError
             For fewer than two columns.
         """
-        check_positive_integer("n_columns", n_columns)
-        if n_columns < 2:
-            raise ValueError(f"n_columns must be an integer >= 2, got {n_columns!r}.")
+        check_positive_integer("n_columns", n_columns, least=2)
         images, masks, times = estimator.sample_trajectory(
             class_id, n_steps=n_steps, random_state=random_state
         )

@@ -89,7 +89,7 @@ def augment_with_samples(
         # Before the time is spent.
         if judge is not None:
             check_judge(judge, np.array([label for label, n in wanted.items() if n]))
-        check_like(X, estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0))
+        check_like(X, estimator)
         is_copy = _CopyFilter(X) if remove_copies else None
     images, labels = [X], [y]
     for label, n_wanted in wanted.items():
@@ -133,7 +133,7 @@ def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return X, y
 
 
-def check_like(X: np.ndarray, drawn: np.ndarray) -> None:
+def check_like(X: np.ndarray, estimator: Any) -> None:
     """Refuse images of another shape or dtype than the estimator draws.
 
     Raises
@@ -141,6 +141,7 @@ def check_like(X: np.ndarray, drawn: np.ndarray) -> None:
     ValueError
         With both.
     """
+    drawn = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
     if X.shape[1:] != drawn.shape[1:] or X.dtype != drawn.dtype:
         raise ValueError(
             f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator draws {drawn.dtype} "

@@ -46,6 +46,7 @@ from sklearn_msf.generation_metrics import (
     kernel_distance,
     manifold_metrics,
 )
+from sklearn_msf.plotting import SampleGridDisplay, TrajectoryDisplay
 
 N_GENERATED = 400
 N_REAL = 1500
@@ -272,17 +273,43 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
 
 def draw_pictures(classifier, X, y, path):
     """Grid of real and generated images, and an image with its mask on their way."""
+    draw_grid(classifier, X, y, f"{path}_grid.png")
+    save(
+        TrajectoryDisplay.from_estimator(classifier, classifier.classes_[-1]),
+        f"{path}_trajectory.png",
+    )
+
+
+def draw_grid(classifier, X, y, path):
+    """Real images, generated ones, nearest training images."""
     os.environ.setdefault("MPLBACKEND", "Agg")
+    save(SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6), path)
+
+
+def save(display, path):
+    """Write the picture of a display."""
     import matplotlib.pyplot as plt
 
-    from sklearn_msf.plotting import SampleGridDisplay, TrajectoryDisplay
+    display.figure_.savefig(path, dpi=100)
+    plt.close(display.figure_)
 
-    for kind, display in (
-        ("grid", SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6)),
-        ("trajectory", TrajectoryDisplay.from_estimator(classifier, classifier.classes_[-1])),
-    ):
-        display.figure_.savefig(f"{path}_{kind}.png", dpi=100)
-        plt.close(display.figure_)
+
+def grouped(records, key):
+    """Records of each data set and recipe, which stands under a key."""
+    groups = {}
+    for record in records:
+        groups.setdefault((record["dataset"], record[key]), []).append(record)
+    return groups
+
+
+def seen_by_imagenet(groups):
+    """Groups of which every record has figures in ImageNet features."""
+    return {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
+
+
+def seeds_of(records):
+    """Cell: the seeds."""
+    return " ".join(str(r["seed"]) for r in records)
 
 
 def lines_of(title, columns, groups):
@@ -317,8 +344,7 @@ def where_measured(key, cell):
 
     def some(records):
         records = [r for r in records if key in r]
-        seeds = " ".join(str(r["seed"]) for r in records)
-        return f"{cell(records)}, seeds {seeds}" if records else "-"
+        return f"{cell(records)}, seeds {seeds_of(records)}" if records else "-"
 
     return some
 
@@ -373,14 +399,12 @@ def changed_lines(groups):
 
 def table(records):
     """Markdown of everything, over seeds."""
-    groups = {}
-    for record in records:
-        groups.setdefault((record["dataset"], record["title"]), []).append(record)
+    groups = grouped(records, "title")
     drawn, real = (lambda r: r["steps"]["25"]), (lambda r: r["real"])
     lines = lines_of(
         "Beside real images",
         {
-            "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
+            "seeds": seeds_of,
             "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
             "coverage (training)": beside(
                 lambda r: drawn(r)["coverage"], lambda r: real(r)["coverage_by_training"]
@@ -426,7 +450,6 @@ def table(records):
         },
         groups,
     )
-    seen = {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
     views = {
         f"{name} (validation, training images)": imagenet_view(key)
         for name, key in (
@@ -435,7 +458,7 @@ def table(records):
             ("KID", "kernel_distance"),
         )
     }
-    lines += lines_of("In ImageNet features", views, seen)
+    lines += lines_of("In ImageNet features", views, seen_by_imagenet(groups))
     quality_text = "{coverage:.2f}, {kernel_distance:.2f} ± {kernel_distance_error:.2f}"
     lines += lines_of(
         "Steps and solvers: coverage, KID ± its standard error",

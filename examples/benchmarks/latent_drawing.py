@@ -9,7 +9,6 @@ the network of ImageNet at 64. Runs that the JSON file has are not repeated.
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -32,10 +31,14 @@ from generation import (
     changed_lines,
     counts_of,
     draw,
+    draw_grid,
+    grouped,
     lines_of,
     make_imagenet_features,
     mean_of,
     quality,
+    seeds_of,
+    seen_by_imagenet,
 )
 from latent import resized
 from sklearn.metrics import log_loss
@@ -123,27 +126,13 @@ def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
     record["near_duplicates"] = copying_check(*small).near_duplicates
     record["changed_classes"] = changed_classes(judge, classifier, X_test[:N_CHANGED])
     if pictures is not None:
-        draw_pictures(classifier, X, y, pictures)
+        draw_grid(classifier, X, y, pictures)
     return record
-
-
-def draw_pictures(classifier, X, y, path):
-    """Real images, generated ones, nearest training images."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    import matplotlib.pyplot as plt
-
-    from sklearn_msf.plotting import SampleGridDisplay
-
-    display = SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6)
-    display.figure_.savefig(path, dpi=100)
-    plt.close(display.figure_)
 
 
 def table(records):
     """Markdown of everything, over seeds."""
-    groups = {}
-    for record in records:
-        groups.setdefault((record["dataset"], record["recipe"]), []).append(record)
+    groups = grouped(records, "recipe")
 
     def view(name, key):
         return beside(lambda r: r[name]["drawn"][key], lambda r: r[name]["fresh"][key])
@@ -151,7 +140,7 @@ def table(records):
     lines = lines_of(
         "Classification",
         {
-            "seeds": lambda records: " ".join(str(r["seed"]) for r in records),
+            "seeds": seeds_of,
             "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
             **{
                 f"{split} {key.replace('_', ' ')}": mean_of(
@@ -174,11 +163,9 @@ def table(records):
         },
         groups,
     )
-    seen = {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
     views = {key: view("imagenet", key) for key in ("precision", "coverage")}
     views["KID"] = view("imagenet", "kernel_distance")
-    lines += lines_of("In ImageNet features (validation images)", views, seen)
-
+    lines += lines_of("In ImageNet features (validation images)", views, seen_by_imagenet(groups))
     lines += changed_lines(groups)
     gflops = [r["gemm_gflops"] for r in records]
     lines.append(
