@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.device import to_channels_last
+from sklearn_msf.muon import Muon
 from sklearn_msf.states import part_of
 
 __all__ = ["OPTIMIZERS", "AveragedOptimiser"]
@@ -72,11 +73,7 @@ class AveragedOptimiser:
         self._adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
         self._optimisers: list[torch.optim.Optimizer] = [self._adamw]
         if self._matrices:
-            self._muon = torch.optim.Muon(
-                list(self._matrices.values()),
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            self._muon = Muon(self._matrices.values(), weight_decay=weight_decay)
             self._optimisers.append(self._muon)
 
     def step(self, rate: float) -> None:

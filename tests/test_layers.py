@@ -43,6 +43,7 @@ LAYERS = [
     "persistence",
     "training",
     "optimiser",
+    "muon",
     "early_stopping",
     "states",
     "schedule",
