@@ -10,12 +10,12 @@ from sklearn_msf._version import __version__
 
 if TYPE_CHECKING:
     from sklearn_msf.classifier import MedSymmFlowClassifier
-    from sklearn_msf.latent import LatentMedSymmFlowClassifier
+    from sklearn_msf.latent_classifier import LatentMedSymmFlowClassifier
 
 __all__ = ["LatentMedSymmFlowClassifier", "MedSymmFlowClassifier", "__version__"]
 
 _HOMES = {
-    "LatentMedSymmFlowClassifier": "sklearn_msf.latent",
+    "LatentMedSymmFlowClassifier": "sklearn_msf.latent_classifier",
     "MedSymmFlowClassifier": "sklearn_msf.classifier",
 }
 

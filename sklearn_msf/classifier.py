@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sklearn_msf._base import BaseMedSymmFlowClassifier
+from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
 
 __all__ = ["PAPER", "MedSymmFlowClassifier", "paper_key"]
 

@@ -17,8 +17,8 @@ from sklearn.metrics import balanced_accuracy_score, pairwise_distances_chunked,
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from sklearn_msf._judge import judge_agrees
-from sklearn_msf._nearest_images import NearestImages
+from sklearn_msf._evaluation.external_classifier import judge_agrees
+from sklearn_msf._evaluation.nearest_images import NearestImages
 
 __all__ = [
     "CopyingCheck",

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._judge import check_judge, judge_agrees
-from sklearn_msf._nearest_images import NearestImages
-from sklearn_msf._parameters import draw_seed, make_random_state
+from sklearn_msf._estimator.parameters import draw_seed, make_random_state
+from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
+from sklearn_msf._evaluation.nearest_images import NearestImages
 
 __all__ = ["augment_with_samples", "check_like", "check_pairs"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sklearn_msf._scored_rows import by_score, check_share, checked_rows, is_number
-from sklearn_msf.certificates import certified_threshold
+from sklearn_msf._evaluation.risk_control import certified_threshold
+from sklearn_msf._evaluation.validation import by_score, check_share, checked_rows, is_number
 
 __all__ = [
     "AccuracyRejectionCurve",

@@ -12,9 +12,9 @@ from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf.autoencoder import build_autoencoder
-from sklearn_msf.forms import make_field
-from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.parameterizations import make_field
+from sklearn_msf.latent.autoencoder import build_autoencoder
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)

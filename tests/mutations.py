@@ -26,9 +26,9 @@ import torch
 
 import sklearn_msf
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf._model_card import model_card
-from sklearn_msf.autoencoder import AutoencoderError, build_autoencoder
-from sklearn_msf.persistence import RecordError, _document_digest, write_record
+from sklearn_msf._estimator.model_card import model_card
+from sklearn_msf.latent.autoencoder import AutoencoderError, build_autoencoder
+from sklearn_msf.persistence.archives import RecordError, _document_digest, write_record
 
 HOSTILE = [
     None, True, False, 0, 1, 2, -1, 2**31, 2**63, 10**30, 0.5, -1e308, 1e400, "", "rgb", "a" * 5000,

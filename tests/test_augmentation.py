@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sklearn_msf.augmentation import AUGMENTATIONS, augment_images
+from sklearn_msf.data.augmentation import AUGMENTATIONS, augment_images
 
 
 def augment(x, kind, seed=0):

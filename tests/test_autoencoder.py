@@ -6,7 +6,7 @@ import torch
 from conftest import Averages, tiny_autoencoder
 from torch import nn
 
-from sklearn_msf.autoencoder import (
+from sklearn_msf.latent.autoencoder import (
     AutoencoderError,
     ImageAutoencoder,
     build_autoencoder,
@@ -51,7 +51,7 @@ def test_autoencoders_of_diffusers_are_read(kind):
 
 @pytest.mark.parametrize("n_images", [1, 2, 5])
 def test_batches_run_in_passes_of_one_size_that_bounds_the_memory(monkeypatch, n_images):
-    monkeypatch.setattr("sklearn_msf.autoencoder._PIXELS_A_PASS", 2 * 16 * 24)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder._PIXELS_A_PASS", 2 * 16 * 24)
     module = Averages()
     seen = []
     encode = module.encode

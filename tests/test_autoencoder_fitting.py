@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sklearn_msf import autoencoder_fitting
-from sklearn_msf.autoencoder import AutoencoderError, build_autoencoder
-from sklearn_msf.autoencoder_fitting import _ways_to_train, fit_autoencoder, layout_for
+from sklearn_msf.latent import autoencoder_training
+from sklearn_msf.latent.autoencoder import AutoencoderError, build_autoencoder
+from sklearn_msf.latent.autoencoder_training import _ways_to_train, fit_autoencoder, layout_for
 
 CPU = torch.device("cpu")
 
@@ -30,9 +30,9 @@ def fit(images, **settings):
 def set_steps(monkeypatch, *n_steps):
     stages = [
         stage._replace(n_steps=n)
-        for stage, n in zip(autoencoder_fitting._STAGES, n_steps, strict=True)
+        for stage, n in zip(autoencoder_training._STAGES, n_steps, strict=True)
     ]
-    monkeypatch.setattr(autoencoder_fitting, "_STAGES", stages)
+    monkeypatch.setattr(autoencoder_training, "_STAGES", stages)
 
 
 def squared_error(autoencoder, images, precision):
@@ -55,7 +55,7 @@ def test_the_trunk_trains_first_and_then_all(monkeypatch):
     def branches(n_steps):
         set_steps(monkeypatch, *n_steps)
         module = fit(smooth_images(8)).module
-        return [block.conv2.weight for block in autoencoder_fitting._residual_blocks(module)]
+        return [block.conv2.weight for block in autoencoder_training._residual_blocks(module)]
 
     assert not any(weight.any() for weight in branches((3, 0)))
     # The first step of a schedule has a rate of nearly zero.
@@ -69,13 +69,13 @@ def test_the_same_seed_gives_the_same_autoencoder(monkeypatch):
 
 
 def test_a_stage_that_diverges_leaves_what_was_there_before(monkeypatch):
-    loss, count = autoencoder_fitting._loss, iter(range(100))
+    loss, count = autoencoder_training._loss, iter(range(100))
 
     def bad_from(first):
         return lambda *a: loss(*a) * (float("nan") if next(count) >= first else 1.0)
 
     set_steps(monkeypatch, 2, 2)
-    monkeypatch.setattr(autoencoder_fitting, "_loss", bad_from(2))
+    monkeypatch.setattr(autoencoder_training, "_loss", bad_from(2))
     with pytest.warns(UserWarning, match="second stage .* diverged"):
         kept = fit(smooth_images(8))
     assert all(value.isfinite().all() for value in kept.module.state_dict().values())

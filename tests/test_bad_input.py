@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sklearn_msf.training import DivergenceError
+from sklearn_msf.training.trainer import DivergenceError
 
 X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
 Y = np.array([0, 1] * 3)

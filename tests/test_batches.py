@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.batches import TrainingData
+from sklearn_msf.training.batches import TrainingData
 
 
 def rows_seen(weights, epoch_size, batch_size=4, seed=0):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.flow.label_codes import make_label_codes
 
 BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
@@ -117,7 +117,7 @@ def load_benchmark(name, monkeypatch):
 
 
 def test_the_plain_network_is_the_papers(monkeypatch):
-    from sklearn_msf.network import UNet
+    from sklearn_msf.nn.unet import UNet
 
     plain = load_benchmark("speed", monkeypatch).PlainUNet(6)
     ours = UNet(6, 6)

@@ -97,7 +97,7 @@ def test_the_progress_bar_runs(make_classifier):
 
 
 def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classifier):
-    from sklearn_msf.training import Trainer
+    from sklearn_msf.training.trainer import Trainer
 
     losses, count = Trainer._losses, iter(range(1000))
 
@@ -113,7 +113,7 @@ def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classif
 
 
 def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
-    from sklearn_msf.training import Trainer
+    from sklearn_msf.training.trainer import Trainer
 
     losses, count = Trainer._losses, iter(range(1000))
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from sklearn_msf.checkpoints import CheckpointMismatchError, Checkpoints
-from sklearn_msf.persistence import RecordVersionError
-from sklearn_msf.states import TrainingState
+from sklearn_msf.persistence.archives import RecordVersionError
+from sklearn_msf.training.checkpoints import CheckpointMismatchError, Checkpoints
+from sklearn_msf.training.state import TrainingState
 
 FINGERPRINT = {"learning_rate": 0.003, "images of X": "ab12"}
 

@@ -8,8 +8,8 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.label_codes import make_label_codes
-from sklearn_msf.optimiser import OPTIMIZERS
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.training.optimizer import OPTIMIZERS
 
 
 def test_it_learns(fitted, digits):
@@ -223,9 +223,9 @@ def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
 
 
 def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classifier):
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 240)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (2, 5))
-    monkeypatch.setattr("sklearn_msf._recipe._MIN_AUTO_SHARE", 0.25)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 240)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (2, 5))
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_AUTO_SHARE", 0.25)
     X, y = digits
 
     def n_epochs(n, t1_share):
@@ -245,7 +245,7 @@ def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classif
 
 @pytest.mark.parametrize(("max_epochs", "wanted"), [(4, "adamw"), (5, "muon")])
 def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted):
-    monkeypatch.setattr("sklearn_msf._recipe._MIN_STEPS_FOR_MUON", 10)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_STEPS_FOR_MUON", 10)
     X, y = digits
     common = {"channels": 16, "batch_size": 120, "max_epochs": max_epochs}
     p = {
@@ -257,7 +257,7 @@ def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted
 
 
 def test_partial_fit_keeps_to_its_optimiser_whatever_the_size_of_its_parts(digits, monkeypatch):
-    monkeypatch.setattr("sklearn_msf._recipe._MIN_STEPS_FOR_MUON", 10)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_STEPS_FOR_MUON", 10)
     X, y = digits
     common = {"channels": 16, "batch_size": 24, "max_epochs": 2}
     parts = [slice(0, 120), slice(120, 140), slice(140, 240)]
@@ -269,8 +269,8 @@ def test_partial_fit_keeps_to_its_optimiser_whatever_the_size_of_its_parts(digit
 
 
 def test_muon_has_half_of_the_automatic_epochs(digits, monkeypatch):
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 480)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (2, 5))
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 480)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (2, 5))
     common = {"max_epochs": "auto", "t1_share": 0.5}
     n_epochs = [tiny_classifier(optimizer=o, **common).fit(*digits).n_iter_ for o in OPTIMIZERS]
     assert dict(zip(OPTIMIZERS, n_epochs, strict=True)) == {"muon": 2, "adamw": 4}
@@ -371,8 +371,8 @@ def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
 
 
 def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_IMAGES_AT_ONE", 120)
-    monkeypatch.setattr("sklearn_msf._recipe._AUTO_TIMES_AT_ONE", (1, 9))
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 120)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (1, 9))
     X, y = digits[0][:40], digits[1][:40]
     classifier = make_classifier(max_epochs="auto", t1_share=0.5)
     weighted = classifier.fit(X, y, sample_weight=np.full(40, 2))

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 
-from sklearn_msf.compilation import compile_or_not
+from sklearn_msf.runtime.compilation import compile_or_not
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_errors_of_the_function_itself_are_raised(compiles):
 def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
     from test_training import make_trainer
 
-    from sklearn_msf.batches import TrainingData
+    from sklearn_msf.training.batches import TrainingData
 
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
@@ -64,7 +64,7 @@ def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
 def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(compiles, make_tiny_field):
     from test_training import all_weights, make_trainer
 
-    from sklearn_msf.batches import TrainingData
+    from sklearn_msf.training.batches import TrainingData
 
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3

@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 
-from sklearn_msf import cuda_graphs
-from sklearn_msf.cuda_graphs import replay
+from sklearn_msf.runtime import cuda_graphs
+from sklearn_msf.runtime.cuda_graphs import replay
 
 
 class FakeCuda:

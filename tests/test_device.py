@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sklearn_msf.device import (
+from sklearn_msf.runtime.device import (
     autocast,
     resolve_device,
     tensor_float32,
@@ -87,7 +87,7 @@ def test_threads_that_cannot_start_leave_nothing_behind(monkeypatch):
         torch.set_num_threads(1)
         raise RuntimeError("no core left")
 
-    monkeypatch.setattr("sklearn_msf.device._take_one_core", fail)
+    monkeypatch.setattr("sklearn_msf.runtime.device._take_one_core", fail)
     with pytest.raises(RuntimeError), worker_threads(2):
         pass
     assert torch.get_num_threads() == before

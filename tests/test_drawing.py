@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_classifier
 
-from sklearn_msf.solver import ODE_SOLVERS
+from sklearn_msf.flow.ode_solver import ODE_SOLVERS
 
 
 def test_all_classes_are_drawn_where_none_is_named(fitted):

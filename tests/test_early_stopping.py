@@ -1,6 +1,6 @@
 import torch
 
-from sklearn_msf.early_stopping import BestWeights
+from sklearn_msf.training.early_stopping import BestWeights
 
 
 def set_weights(field, value):

@@ -5,10 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_msf.fields import VelocityField
-from sklearn_msf.flow import sample_path
-from sklearn_msf.forms import IMAGE_PREDICTIONS, LABEL_PREDICTIONS, PosteriorForm, VelocityForm
-from sklearn_msf.label_codes import make_label_codes
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.parameterizations import (
+    IMAGE_PREDICTIONS,
+    LABEL_PREDICTIONS,
+    PosteriorForm,
+    VelocityForm,
+)
+from sklearn_msf.flow.path import sample_path
+from sklearn_msf.flow.velocity_field import VelocityField
 
 SIZE = (6, 5)
 CODES = make_label_codes("rgb", 3, 4.0)

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.flow import (
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.path import (
     SIGMA_MIN,
     PathSample,
     denoise_masks,
@@ -12,7 +13,6 @@ from sklearn_msf.flow import (
     sample_times,
     velocity_loss,
 )
-from sklearn_msf.label_codes import make_label_codes
 
 
 def random_path(t, dtype=torch.float64):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_msf.flow import sample_path
-from sklearn_msf.image_residuals import image_residuals
-from sklearn_msf.inference import InferenceSettings, PixelInputs
+from sklearn_msf.flow.path import sample_path
+from sklearn_msf.model.denoising_error import image_residuals
+from sklearn_msf.model.inference import InferenceSettings, PixelInputs
 
 SETTINGS = InferenceSettings(1, "euler", batch_size=4, precision="float32")
 

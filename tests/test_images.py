@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sklearn_msf.images import flatten_images, learn_format
+from sklearn_msf.data.images import flatten_images, learn_format
 
 IMAGES = arrays(np.uint8, (3, 2, 4, 3))
 

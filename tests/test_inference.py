@@ -4,10 +4,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_msf.fields import VelocityField
-from sklearn_msf.forms import LABEL_PREDICTIONS
-from sklearn_msf.inference import InferenceSettings, PixelInputs, classify, generate, translate
-from sklearn_msf.label_codes import LABEL_ENCODINGS
+from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
+from sklearn_msf.flow.parameterizations import LABEL_PREDICTIONS
+from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.inference import (
+    InferenceSettings,
+    PixelInputs,
+    classify,
+    generate,
+    translate,
+)
 
 N = 21
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.label_codes import LABEL_ENCODINGS, EncodedLabelCodes, make_label_codes
+from sklearn_msf.flow.label_codes import LABEL_ENCODINGS, EncodedLabelCodes, make_label_codes
 
 SIZE = (5, 7)
 

@@ -13,10 +13,11 @@ from conftest import (
 )
 from sklearn.base import clone
 
-from sklearn_msf import LatentMedSymmFlowClassifier, autoencoder_fitting
-from sklearn_msf.autoencoder import AutoencoderError
-from sklearn_msf.checkpoints import CheckpointMismatchError
-from sklearn_msf.persistence import RecordError
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.latent import autoencoder_training
+from sklearn_msf.latent.autoencoder import AutoencoderError
+from sklearn_msf.persistence.archives import RecordError
+from sklearn_msf.training.checkpoints import CheckpointMismatchError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -27,8 +28,8 @@ GRAY = X[..., 0]
 @pytest.fixture
 def short_fitting(monkeypatch):
     """Autoencoders that are trained for a step in each of two stages."""
-    stages = [stage._replace(n_steps=1) for stage in autoencoder_fitting._STAGES]
-    monkeypatch.setattr("sklearn_msf.autoencoder_fitting._STAGES", stages)
+    stages = [stage._replace(n_steps=1) for stage in autoencoder_training._STAGES]
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._STAGES", stages)
 
 
 # The autoencoder
@@ -60,14 +61,14 @@ def test_an_autoencoder_is_trained_on_x(short_fitting, images, form):
 
 def test_auto_trains_one_where_the_papers_cannot_be_had(short_fitting, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sklearn_msf._latent._PAPER_AUTOENCODER", "nobody/has-this")
+    monkeypatch.setattr("sklearn_msf._estimator.latent._PAPER_AUTOENCODER", "nobody/has-this")
     with pytest.warns(UserWarning, match="autoencoder='auto': nobody/has-this cannot be had"):
         classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert classifier.autoencoder_.config.in_channels == 3
 
 
 def test_auto_takes_the_papers_where_it_can_be_had(monkeypatch):
-    monkeypatch.setattr("sklearn_msf._latent._PAPER_AUTOENCODER", autoencoder_folder())
+    monkeypatch.setattr("sklearn_msf._estimator.latent._PAPER_AUTOENCODER", autoencoder_folder())
     classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)
 
@@ -113,10 +114,10 @@ def test_variations_of_each_image_are_encoded(monkeypatch, overrides, n_variatio
         fill(latents)
         return latents
 
-    monkeypatch.setattr("sklearn_msf._latent.keep_latents", keep)
+    monkeypatch.setattr("sklearn_msf._estimator.latent.keep_latents", keep)
     tiny_latent_classifier(**overrides).fit(X, Y)
     assert shapes[0][:2] == (24, n_variations)
-    monkeypatch.setattr("sklearn_msf._latent._AUTO_PIXELS", 36 * 16 * 16)
+    monkeypatch.setattr("sklearn_msf._estimator.latent._AUTO_PIXELS", 36 * 16 * 16)
     tiny_latent_classifier(**overrides).fit(X, Y)
     # Fewer for more images, but never without the flips.
     if overrides["augment"] == "hflip+affine" and "n_variations" not in overrides:
@@ -145,12 +146,12 @@ def test_an_autoencoder_is_trained_within_its_share_of_the_time(monkeypatch):
     ticks = iter(range(0, 10**9, 10))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
     steps = []
-    loss = autoencoder_fitting._loss
+    loss = autoencoder_training._loss
     monkeypatch.setattr(
-        "sklearn_msf.autoencoder_fitting._loss", lambda *a: steps.append(1) or loss(*a)
+        "sklearn_msf.latent.autoencoder_training._loss", lambda *a: steps.append(1) or loss(*a)
     )
     tiny_latent_classifier(autoencoder="fit", time_budget=5.0).fit(X, Y)
-    assert len(steps) == len(autoencoder_fitting._STAGES)
+    assert len(steps) == len(autoencoder_training._STAGES)
 
 
 def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
@@ -187,7 +188,7 @@ def test_a_run_that_goes_on_keeps_the_autoencoder_that_it_trained(
 ):
     settings = {"autoencoder": "fit", "checkpoint_dir": tmp_path, "checkpoint_every": 1}
     whole = tiny_latent_classifier(**settings).fit(X, Y)
-    monkeypatch.setattr("sklearn_msf._latent.fit_autoencoder", None)
+    monkeypatch.setattr("sklearn_msf._estimator.latent.fit_autoencoder", None)
     again = tiny_latent_classifier(**settings).fit(X, Y)
     np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
 
@@ -239,7 +240,7 @@ def test_an_autoencoder_from_the_hub_is_named_by_id_and_revision(tmp_path, monke
         asked.append((name, revision))
         return classifier._autoencoder
 
-    monkeypatch.setattr("sklearn_msf.autoencoder_record.open_autoencoder", from_hub)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.open_autoencoder", from_hub)
     opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
     assert asked == [("somebody/autoencoder", "0" * 40)]
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))

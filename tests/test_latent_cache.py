@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_msf.latent_cache import keep_latents
+from sklearn_msf.latent.cache import keep_latents
 
 SHAPE = (5, 2, 3, 4, 4)
 N_BYTES = int(np.prod(SHAPE)) * 2

@@ -3,11 +3,15 @@ import pytest
 import torch
 from conftest import Averages, tiny_autoencoder
 
-from sklearn_msf.autoencoder import AutoencoderError, ImageAutoencoder
-from sklearn_msf.images import learn_format
-from sklearn_msf.label_codes import make_label_codes
-from sklearn_msf.latent_format import learn_latent_format, resize_images
-from sklearn_msf.latents import LatentRepresentation, LatentTrainingData, encode_variations
+from sklearn_msf.data.images import learn_format
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.latent.autoencoder import AutoencoderError, ImageAutoencoder
+from sklearn_msf.latent.latent_space import (
+    LatentRepresentation,
+    LatentTrainingData,
+    encode_variations,
+)
+from sklearn_msf.latent.scaling import learn_latent_format, resize_images
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.integers(0, 256, (6, 16 * 16), dtype=np.uint8)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.muon import Muon, orthogonalize
+from sklearn_msf.training.muon import Muon, orthogonalize
 
 SHAPES = [(16, 16), (16, 144), (32, 16), (16, 144), (32, 32), (48, 16)]
 

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sklearn_msf.dropout import Dropout
-from sklearn_msf.group_norm import modulated_group_norm
-from sklearn_msf.network import Downsample, SelfAttention, UNet
+from sklearn_msf.nn.dropout import Dropout
+from sklearn_msf.nn.group_norm import modulated_group_norm
+from sklearn_msf.nn.unet import Downsample, SelfAttention, UNet
 
 
 def tiny_unet(**overrides):

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from sklearn_msf.optimiser import OPTIMIZERS, AveragedOptimiser
+from sklearn_msf.training.optimizer import OPTIMIZERS, AveragedOptimiser
 
 
 def make(field, **overrides):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.persistence import (
+from sklearn_msf.persistence.archives import (
     RecordError,
     check_tensors,
     read_record,
@@ -190,7 +190,7 @@ def test_missing_weights_are_named():
 
 
 def test_a_reader_that_meets_a_writer_gets_the_new_record(record, monkeypatch):
-    import sklearn_msf.persistence as persistence
+    import sklearn_msf.persistence.archives as persistence
 
     read, calls = persistence._checked_content, []
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sklearn_msf import precision
-from sklearn_msf.precision import resolve_precision
+from sklearn_msf.nn import precision
+from sklearn_msf.nn.precision import resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.persistence import RecordError
+from sklearn_msf.persistence.archives import RecordError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)

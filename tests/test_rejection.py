@@ -13,10 +13,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from sklearn_msf.checkpoints import Checkpoints
-from sklearn_msf.temperature import apply_temperature
-from sklearn_msf.training import DivergenceError, Trainer
-from sklearn_msf.uncertainty import UNCERTAINTIES
+from sklearn_msf.model.temperature import apply_temperature
+from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.training.checkpoints import Checkpoints
+from sklearn_msf.training.trainer import DivergenceError, Trainer
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import tiny_classifier
 
-from sklearn_msf.checkpoints import CheckpointMismatchError
-from sklearn_msf.persistence import read_record, write_record
+from sklearn_msf.persistence.archives import read_record, write_record
+from sklearn_msf.training.checkpoints import CheckpointMismatchError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
@@ -32,7 +32,7 @@ class CutOffError(Exception):
 
 def cut_off(classifier, monkeypatch, after):
     """Fit until some epochs are over, and no further."""
-    from sklearn_msf.training import Trainer
+    from sklearn_msf.training.trainer import Trainer
 
     epoch = Trainer._epoch
 
@@ -84,7 +84,7 @@ def test_checkpoints_do_not_change_what_is_learned(tmp_path):
 
 def test_a_finished_run_is_returned_as_it_ended(tmp_path, monkeypatch):
     first = make(tmp_path).fit(X, Y)
-    monkeypatch.setattr("sklearn_msf.training.Trainer._step", None)
+    monkeypatch.setattr("sklearn_msf.training.trainer.Trainer._step", None)
     again = make(tmp_path).fit(X, Y)
     assert torch.equal(weights(first), weights(again))
     assert again.n_iter_ == 6
@@ -172,7 +172,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.training import Trainer
+from sklearn_msf.training.trainer import Trainer
 
 step = Trainer._step
 count = 0

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from sklearn_msf.schedule import TimeBudget, learning_rate_factor
+from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock to set by hand."""
     times = {"now": 100.0}
-    monkeypatch.setattr("sklearn_msf.schedule.time.perf_counter", lambda: times["now"])
+    monkeypatch.setattr("sklearn_msf.training.schedule.time.perf_counter", lambda: times["now"])
 
     def advance(seconds):
         times["now"] += seconds

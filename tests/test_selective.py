@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import LinearSVC
 
-from sklearn_msf.certificates import count_rows_to_certify
+from sklearn_msf._evaluation.risk_control import count_rows_to_certify
 from sklearn_msf.selective import (
     accept_most_certain,
     accuracy_rejection_curve,

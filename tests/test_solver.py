@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sklearn_msf.solver import ODE_SOLVERS, integrate
+from sklearn_msf.flow.ode_solver import ODE_SOLVERS, integrate
 
 # Errors over 40 steps of dz/dt = -2 z from 0 to 1, by the order of the method.
 TOLERANCE = {"euler": 0.06, "midpoint": 1e-3, "rk4": 1e-6, "dopri5": 1e-3}

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
-from sklearn_msf.temperature import apply_temperature, fit_temperature
+from sklearn_msf.model.temperature import apply_temperature, fit_temperature
 
 
 def sharpened(n, temperature, seed=0):

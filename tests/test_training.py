@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.batches import TrainingData
-from sklearn_msf.settings import TrainingSettings
-from sklearn_msf.states import TrainingState
-from sklearn_msf.training import DivergenceError, Trainer
+from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.settings import TrainingSettings
+from sklearn_msf.training.state import TrainingState
+from sklearn_msf.training.trainer import DivergenceError, Trainer
 
 SETTINGS = {
     "max_epochs": 3,
@@ -66,7 +66,9 @@ def test_the_same_seed_trains_the_same_weights_dropout_included(make_tiny_field,
 
 def test_time_budget_ends_training_with_its_schedule(make_tiny_field, bright_and_dark, monkeypatch):
     clock = iter(np.arange(0, 1e6, 0.5))
-    monkeypatch.setattr("sklearn_msf.schedule.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(
+        "sklearn_msf.training.schedule.time.perf_counter", lambda: float(next(clock))
+    )
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=10**9, time_budget=60.0)
     trainer.fit(bright_and_dark)
     assert next(clock) <= 61

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.inference import Prediction
-from sklearn_msf.uncertainty import UNCERTAINTIES
+from sklearn_msf.model.inference import Prediction
+from sklearn_msf.model.uncertainty import UNCERTAINTIES
 
 PROBABILITIES = st.integers(0, 2**31).map(
     lambda seed: np.random.default_rng(seed).dirichlet(np.full(4, 0.5), size=(5, 3))

@@ -36,12 +36,13 @@ from taef2 import TAEF2
 from torch import nn
 from torch.nn import functional as F
 
-from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier, autoencoder_fitting
-from sklearn_msf.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.images import ImageFormat
-from sklearn_msf.latent_format import resize_images
-from sklearn_msf.latents import LatentTrainingData
-from sklearn_msf.precision import resolve_precision
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.latent import autoencoder_training
+from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.latent.latent_space import LatentTrainingData
+from sklearn_msf.latent.scaling import resize_images
+from sklearn_msf.nn.precision import resolve_precision
 
 CPU = torch.device("cpu")
 # The architecture of stabilityai/sd-vae-ft-mse.
@@ -207,7 +208,7 @@ def measure_reconstruction(arguments, records, gflops):
     (X, y), (X_test, y_test) = data["train"], data["test"]
     seconds = arguments.seconds * REFERENCE_GFLOPS / gflops
     x, x_test = ImageFormat.normalise(as_tensor(X)), ImageFormat.normalise(as_tensor(X_test))
-    fitted = autoencoder_fitting.fit_autoencoder(
+    fitted = autoencoder_training.fit_autoencoder(
         as_bytes(x),
         (side, side),
         seed=0,
@@ -310,13 +311,13 @@ def measure_speed(arguments, records, gflops):
         rng = np.random.default_rng(0)
         X = rng.integers(0, 256, (n_images, side, side, 3), dtype=np.uint8)
         y = np.arange(n_images) % 4
-        fitted = autoencoder_fitting.layout_for
+        fitted = autoencoder_training.layout_for
         with mock.patch.object(
-            autoencoder_fitting,
+            autoencoder_training,
             "layout_for",
             lambda *a, fitted=fitted, layout=layout: fitted(*a) if layout == "fit" else quarter,
         ):
-            autoencoder = autoencoder_fitting.fit_autoencoder(
+            autoencoder = autoencoder_training.fit_autoencoder(
                 np.ascontiguousarray(X.transpose(0, 3, 1, 2)),
                 (side, side),
                 seed=0,

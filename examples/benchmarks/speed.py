@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.device import resolve_device, worker_threads
-from sklearn_msf.flow import sample_path
-from sklearn_msf.precision import resolve_precision
+from sklearn_msf.flow.path import sample_path
+from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.runtime.device import resolve_device, worker_threads
 
 N_CLASSES = 8
 

@@ -22,6 +22,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.model.temperature import apply_temperature, fit_temperature
 from sklearn_msf.selective import (
     accuracy_rejection_curve,
     augrc,
@@ -29,7 +30,6 @@ from sklearn_msf.selective import (
     certified_threshold,
     risk_coverage_curve,
 )
-from sklearn_msf.temperature import apply_temperature, fit_temperature
 
 HELD_OUT = 0.1
 COVERAGES = (1.0, 0.9, 0.8, 0.5)

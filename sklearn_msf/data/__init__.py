@@ -1,0 +1,5 @@
+"""Images between the user and the network.
+
+May import `persistence`. `images.ImageFormat` knows the layout and the range of X and turns it
+into tensors (n, C, H, W) in [-1, 1] and back; `augmentation` varies training images.
+"""

@@ -1,0 +1,5 @@
+"""Medical images in the manner of `sklearn.datasets`."""
+
+from sklearn_msf.datasets._medmnist import fetch_medmnist
+
+__all__ = ["fetch_medmnist"]

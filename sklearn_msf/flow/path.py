@@ -1,0 +1,141 @@
+"""The symmetrical probability path: interpolants, target velocities, times and losses.
+
+With image x, label mask y, noises e_x, e_y ~ N(0, I) and s = sigma_min (paper, section 3)::
+
+    x_t = (1 - (1 - s) t) e_x + t x        u_x = x - (1 - s) e_x
+    y_t = (1 - (1 - s) t) y + t e_y        u_y = e_y - (1 - s) y
+    loss = w * mean|v_x - u_x|^2 + (1 - w) * mean|v_y - u_y|^2
+
+The image runs from noise (t = 0) to data (t = 1) while the mask runs from data to noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sklearn_msf.flow.label_codes import LabelCodes
+
+__all__ = [
+    "SIGMA_MIN",
+    "PathSample",
+    "denoise_masks",
+    "sample_path",
+    "sample_times",
+    "velocity_loss",
+]
+
+SIGMA_MIN = 1e-4
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """Points of the path with their target velocities.
+
+    Attributes
+    ----------
+    t : Tensor of shape (n,)
+        Times in [0, 1].
+    x_t, u_x : Tensor of shape (n, C_x, H, W)
+        Images on the path and their velocities.
+    y_t, u_y : Tensor of shape (n, C_y, H, W)
+        Masks on the path and their velocities.
+    mask_t : Tensor of shape (n,)
+        Times of the masks: `t`, but 1 in rows that are to be drawn without a class.
+    """
+
+    t: Tensor
+    x_t: Tensor
+    y_t: Tensor
+    u_x: Tensor
+    u_y: Tensor
+    mask_t: Tensor
+
+
+def sample_path(
+    x: Tensor, y: Tensor, e_x: Tensor, e_y: Tensor, t: Tensor, mask_t: Tensor | None = None
+) -> PathSample:
+    """Evaluate the path and its velocity.
+
+    Parameters
+    ----------
+    x, e_x : Tensor of shape (n, C_x, H, W)
+        Images in [-1, 1] and their noise.
+    y, e_y : Tensor of shape (n, C_y, H, W)
+        Label masks and their noise.
+    t : Tensor of shape (n,)
+        Times in [0, 1].
+    mask_t : Tensor of shape (n,), optional
+        Times of the masks; `t` by default.
+
+    Returns
+    -------
+    PathSample
+    """
+    mask_t = t if mask_t is None else mask_t
+    time, mask_time = t[:, None, None, None], mask_t[:, None, None, None]
+    return PathSample(
+        t=t,
+        x_t=(1.0 - (1.0 - SIGMA_MIN) * time) * e_x + time * x,
+        y_t=(1.0 - (1.0 - SIGMA_MIN) * mask_time) * y + mask_time * e_y,
+        u_x=x - (1.0 - SIGMA_MIN) * e_x,
+        u_y=e_y - (1.0 - SIGMA_MIN) * y,
+        mask_t=mask_t,
+    )
+
+
+def sample_times(
+    n: int, n_at_one: int, n_classless: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw times of images and of masks, two tensors of shape (n,).
+
+    Exactly 1 for the first `n_at_one` of the n, U(0, 1) for the others. At t = 1 the image is
+    clean and the mask pure noise: the one point of the path at which one Euler step classifies,
+    and one that U(0, 1) hardly ever comes near. The `n_classless` rows after these have masks at
+    t = 1 too, which say nothing of the class: what is learned there guides drawing.
+    """
+    t = torch.rand(n, generator=generator, device=generator.device)
+    t[:n_at_one] = 1.0
+    mask_t = t.clone()
+    mask_t[n_at_one : n_at_one + n_classless] = 1.0
+    return t, mask_t
+
+
+def velocity_loss(v: Tensor, u: Tensor) -> Tensor:
+    """Mean squared error between a velocity field and its target; 0 where there are no rows."""
+    return F.mse_loss(v.float(), u) if len(u) else v.float().sum()
+
+
+def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
+    """E[code | y_t]: what a mask on the path says about the class, without its noise.
+
+    Given the class, y_t is Gaussian around a code, with a = 1 - (1 - s) t::
+
+        p(y_t | c) = N(y_t; a code_c, t^2 + a^2 jitter^2 / 12)   per pixel and channel
+        E[code | y_t] = sum_c p(c | y_t) code_c                  under equal priors
+
+    The jitter's uniform distribution is taken as a Gaussian of the same variance. Early on
+    the path this is the code itself, at t = 1 the mean of all codes.
+
+    Parameters
+    ----------
+    y_t : Tensor of shape (n, C_y, H, W)
+        Masks on the path.
+    t : Tensor of shape (n,)
+        Times in [0, 1].
+    codes : LabelCodes
+        Codes of the K classes.
+
+    Returns
+    -------
+    Tensor of shape (n, C_y)
+    """
+    a = (1.0 - (1.0 - SIGMA_MIN) * t)[:, None]
+    variance = t[:, None].square() + (a * codes.jitter).square() / 12
+    # The mean over pixels is sufficient: what else varies is the same for all classes.
+    offsets = y_t.float().mean(dim=(2, 3))[:, None] - a[:, :, None] * codes.codes
+    n_pixels = y_t.shape[2] * y_t.shape[3]
+    squared = offsets.square().sum(dim=2) * n_pixels
+    p = torch.softmax(-squared / (2 * variance.clamp_min(1e-12)), dim=1)
+    return codes.mean_codes(p)

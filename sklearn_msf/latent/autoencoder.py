@@ -1,0 +1,356 @@
+"""An autoencoder behind two functions: images to latents, latents to images.
+
+Whatever has `encode` and `decode` will do: an AutoencoderKL or AutoencoderTiny of diffusers, or
+an object of one's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` may return the
+latents, a pair of their means and deviations, or what diffusers returns; `decode` the images,
+or what diffusers returns. Both are called from several threads at a time, those of a torch
+module on the device of the model and in float32, those of anything else on the CPU. Where such
+an object works on gray images it says so by an attribute ``in_channels = 1``; where its latents
+are to be scaled by a published factor, by ``scaling_factor``.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_msf.runtime.device import autocast, to_channels_last
+
+__all__ = [
+    "AUTOENCODER_CLASSES",
+    "AutoencoderError",
+    "Encoded",
+    "ImageAutoencoder",
+    "as_autoencoder",
+    "build_autoencoder",
+    "open_autoencoder",
+    "plain_config",
+]
+
+AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+# What runs through an autoencoder at a time, filled up where there is less: kernels round
+# differently for other numbers, and for a single image nobody should wait for many.
+_PIXELS_A_PASS = 2 * 256 * 256
+_MAX_ROWS_A_PASS = 16
+_PROBE_SIDE = 64
+_WAYS_OUT = (
+    "Three ways out: autoencoder='fit' trains a small one on X; autoencoder='path/to/folder' "
+    "takes one that was saved by diffusers (with safetensors); or pass an object with encode "
+    "and decode."
+)
+
+
+class AutoencoderError(ValueError):
+    """An autoencoder that cannot be had or cannot be used."""
+
+
+class Encoded(NamedTuple):
+    """Latents of images.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (n, c, h, w)
+        Posterior means, or simply the latents.
+    deviation : Tensor of shape (n, c, h, w) or None
+        Posterior standard deviations, where the autoencoder has any.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None
+
+
+class ImageAutoencoder:
+    """Any autoencoder, in one way.
+
+    Parameters
+    ----------
+    autoencoder : object
+        With `encode` and `decode`, see above.
+    source : dict, optional
+        Where it is from, as plain data: {"kind": "hub", "id": ..., "revision": ...}.
+
+    Attributes
+    ----------
+    image_channels : int
+        Channels of the images.
+    factor : int
+        Pixels of an image's side for each position of a latent's side.
+    latent_channels : int
+        Channels of the latents.
+    has_deviation : bool
+        Whether images have posterior deviations.
+    published_scaling : tuple of float or None
+        Shift and factor of the latents, where the autoencoder names them.
+
+    Raises
+    ------
+    AutoencoderError
+        For an object that cannot be used as an autoencoder.
+    """
+
+    def __init__(self, autoencoder: Any, source: dict[str, Any] | None = None):
+        for name in ("encode", "decode"):
+            if not callable(getattr(autoencoder, name, None)):
+                raise AutoencoderError(
+                    f"autoencoder must have the methods encode and decode; "
+                    f"{type(autoencoder).__name__} has no {name}."
+                )
+        self.module = autoencoder
+        self.source = source or {"kind": _kind_of(autoencoder)}
+        self._device = torch.device("cpu")
+        self._fingerprint: tuple[str, Tensor] | None = None
+        if isinstance(autoencoder, nn.Module):
+            # One precision and one layout: what files and pickles hold computes the same.
+            nn.Module.float(autoencoder.eval().requires_grad_(False))
+            to_channels_last(autoencoder, self._device)
+        self.image_channels = int(_entry(autoencoder, "in_channels", 3))
+        scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)
+        shift = float(_entry(autoencoder, "shift_factor", None) or 0)
+        # A factor of 1 says that nobody measured one.
+        self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
+        encoded = self._probe()
+        self.latent_channels = encoded.mean.shape[1]
+        self.has_deviation = encoded.deviation is not None
+        self.factor = _PROBE_SIDE // encoded.mean.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes images: the CPU for what is not a torch module."""
+        return self._device
+
+    def to(self, device: torch.device) -> "ImageAutoencoder":
+        """Move a torch module to a device; anything else stays on the CPU."""
+        if isinstance(self.module, nn.Module):
+            self.module.to(device)
+            self._device = device
+        return self
+
+    def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
+        """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
+        passes = _passes(images, _rows_a_pass(images, 1))
+        parts = [self._encode(part, precision) for part in passes]
+        means = torch.cat([part.mean for part in parts])[: len(images)]
+        if not self.has_deviation:
+            return Encoded(means, None)
+        deviations = torch.cat([part.deviation for part in parts if part.deviation is not None])
+        return Encoded(means, deviations[: len(images)])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents, (n, c, h, w), to images, (n, C, H, W), in float32."""
+        passes = _passes(latents, _rows_a_pass(latents, self.factor))
+        parts = [self._decode(part) for part in passes]
+        return torch.cat(parts)[: len(latents)].to(latents.device)
+
+    def fingerprint(self) -> tuple[str, Tensor]:
+        """Tell this autoencoder from others: a digest, and the latents of a fixed image."""
+        if self._fingerprint is None:
+            encoded = self._probe()
+            digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
+            if isinstance(self.module, nn.Module):
+                digest.update(repr(_plain_attributes(self.module)).encode())
+                for name, value in self.module.state_dict().items():
+                    digest.update(name.encode())
+                    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            else:
+                for value in (*encoded, self.decode(encoded.mean)):
+                    digest.update(b"" if value is None else value.cpu().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16], encoded.mean.cpu()
+        return self._fingerprint
+
+    def _encode(self, images: Tensor, precision: str) -> Encoded:
+        device = self.device
+        with torch.no_grad(), autocast(device, precision):
+            return _read_encoded(self.module.encode(images.to(device)), images.device)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(self.device, "float32"):
+            decoded = self.module.decode(latents.float().to(self.device))
+        images = getattr(decoded, "sample", decoded)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise AutoencoderError(
+                f"autoencoder.decode must return images of shape (n, C, H, W), got "
+                f"{type(images).__name__}{list(getattr(images, 'shape', []))}."
+            )
+        return images.float()
+
+    def _probe(self) -> Encoded:
+        """Latents of an image that is always the same."""
+        ramp = torch.linspace(-1, 1, _PROBE_SIDE)
+        waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
+        image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
+        try:
+            encoded = self._encode(image, "float32")
+        except AutoencoderError:
+            raise
+        except Exception as error:
+            raise AutoencoderError(
+                f"autoencoder={type(self.module).__name__} cannot encode an image of shape "
+                f"{tuple(image.shape)}: {error}. Images of another number of channels are asked "
+                "for by an attribute in_channels."
+            ) from error
+        _, channels, height, width = encoded.mean.shape
+        if height != width or not height or _PROBE_SIDE % height or not channels:
+            raise AutoencoderError(
+                f"autoencoder.encode makes latents of shape {tuple(encoded.mean.shape)} of an "
+                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must shrink by the "
+                "same whole factor."
+            )
+        return encoded
+
+
+def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
+    """Read what an encoder returned."""
+    distribution = getattr(encoded, "latent_dist", None)
+    if distribution is not None:
+        encoded = (distribution.mean, distribution.std)
+    encoded = getattr(encoded, "latents", encoded)
+    mean, deviation = encoded if isinstance(encoded, (tuple, list)) else (encoded, None)
+    for value in (mean, deviation):
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != 4):
+            raise AutoencoderError(
+                "autoencoder.encode must return latents of shape (n, c, h, w), or a pair of "
+                f"their means and deviations, got {type(value).__name__}"
+                f"{list(getattr(value, 'shape', []))}."
+            )
+    deviation = None if deviation is None else deviation.float().to(device)
+    return Encoded(mean.float().to(device), deviation)
+
+
+def _kind_of(autoencoder: Any) -> str:
+    """Whether files can hold it."""
+    kind = type(autoencoder)
+    known = kind.__name__ in AUTOENCODER_CLASSES and kind.__module__.startswith("diffusers.")
+    return "embedded" if known else "object"
+
+
+def _entry(autoencoder: Any, name: str, default: Any) -> Any:
+    """Look up an autoencoder's configuration, or an attribute of its own."""
+    config = getattr(autoencoder, "config", None)
+    if isinstance(config, Mapping) and name in config:
+        return config[name]
+    return getattr(config, name, None) or getattr(autoencoder, name, default)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers and words that a module computes with, beside its weights."""
+    return {
+        f"{path}.{name}": value
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+    }
+
+
+def _rows_a_pass(batch: Tensor, factor: int) -> int:
+    n_pixels = batch.shape[2] * batch.shape[3] * factor**2
+    return max(1, min(_MAX_ROWS_A_PASS, _PIXELS_A_PASS // n_pixels))
+
+
+def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
+    """Split a batch into parts of exactly n_rows, the last one filled up."""
+    missing = -len(batch) % n_rows
+    if missing:
+        batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
+    return list(batch.split(n_rows))
+
+
+def plain_config(module: Any) -> dict[str, Any]:
+    """Parameters of an autoencoder of diffusers."""
+    config = getattr(module, "config", None)
+    entries = config.items() if isinstance(config, Mapping) else ()
+    plain = {name: value for name, value in entries if not str(name).startswith("_")}
+    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=str))}
+
+
+# Opening
+
+
+def as_autoencoder(given: Any) -> ImageAutoencoder:
+    """Open what a user passes: an object, a folder, or an id on the hub.
+
+    A torch module is copied: using it moves it and stops its gradients.
+    """
+    if isinstance(given, (str, PathLike)):
+        return open_autoencoder(os.fspath(given))
+    return ImageAutoencoder(copy.deepcopy(given) if isinstance(given, nn.Module) else given)
+
+
+def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
+    """Open an autoencoder of diffusers from a folder or from the hub; safetensors only.
+
+    Parameters
+    ----------
+    name : str
+        Folder, or id on the Hugging Face hub.
+    revision : str, optional
+        Commit on the hub.
+
+    Returns
+    -------
+    ImageAutoencoder
+
+    Raises
+    ------
+    AutoencoderError
+        Where it cannot be had, has its weights only as pickles, or is none.
+    ImportError
+        Without diffusers.
+    """
+    diffusers = _diffusers()
+    is_folder = Path(name).is_dir()
+    try:
+        config, commit = diffusers.AutoencoderKL.load_config(
+            name, revision=revision, return_commit_hash=True
+        )
+    except (OSError, ValueError) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} cannot be had: {_first_line(error)} {_WAYS_OUT}"
+        ) from error
+    kind = config.get("_class_name")
+    if kind not in AUTOENCODER_CLASSES:
+        raise AutoencoderError(
+            f"autoencoder={name!r} is a {kind!r}; expected one of {AUTOENCODER_CLASSES}. Where "
+            "it is a part of a pipeline, load that part with diffusers and pass the object."
+        )
+    try:
+        module = getattr(diffusers, kind).from_pretrained(
+            name, revision=commit or revision, use_safetensors=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} has no weights that can be read (safetensors only, pickles "
+            f"are not opened): {_first_line(error)} {_WAYS_OUT}"
+        ) from error
+    if is_folder:
+        return ImageAutoencoder(module, {"kind": "embedded"})
+    return ImageAutoencoder(module, {"kind": "hub", "id": name, "revision": commit or revision})
+
+
+def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:
+    """Make an untrained autoencoder of diffusers."""
+    if kind not in AUTOENCODER_CLASSES:
+        raise AutoencoderError(f"{kind!r} is none of {AUTOENCODER_CLASSES}.")
+    module: nn.Module = getattr(_diffusers(), kind)(**config)
+    return module
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            "Latents need diffusers: python -m pip install 'sklearn-msf[latent]'. An object "
+            "with encode and decode works without."
+        ) from error
+    return diffusers
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,276 @@
+"""Displays in scikit-learn's manner; matplotlib is imported when one is drawn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_msf._estimator.parameters import check_positive_integer
+from sklearn_msf.plotting.curves import (
+    AccuracyRejectionDisplay,
+    RiskCoverageDisplay,
+    pyplot_for,
+)
+from sklearn_msf.sample_augmentation import check_like, check_pairs
+
+__all__ = [
+    "AccuracyRejectionDisplay",
+    "RiskCoverageDisplay",
+    "SampleGridDisplay",
+    "TrajectoryDisplay",
+]
+
+
+def _in_colour(images: np.ndarray) -> np.ndarray:
+    """Images of any number of channels, the last dimension, as RGB."""
+    if images.shape[-1] == 1:
+        return np.repeat(images, 3, axis=-1)
+    colours = images[..., :3]
+    missing = 3 - colours.shape[-1]
+    return np.pad(colours, [(0, 0)] * (images.ndim - 1) + [(0, missing)], constant_values=0.5)
+
+
+class SampleGridDisplay:
+    """Generated images, a row of them for each class, beside real ones.
+
+    Parameters
+    ----------
+    blocks : dict of str to ndarray of shape (K, n, H, W) or (K, n, H, W, C)
+        Images side by side, by the name that stands over them, in [0, 1].
+    class_names : sequence of str
+        Names of the K rows.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib objects
+        Axes and figure, once drawn.
+    """
+
+    def __init__(self, *, blocks: dict[str, np.ndarray], class_names: Sequence[str]):
+        self.blocks = blocks
+        self.class_names = class_names
+
+    def plot(self, ax: Any = None) -> "SampleGridDisplay":
+        """Draw the images.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure without.
+
+        Returns
+        -------
+        self : object
+            With `ax_` and `figure_`.
+
+        Raises
+        ------
+        ImportError
+            Where there is no matplotlib.
+        """
+        plt = pyplot_for(self)
+        parts, centres, column = [], [], 0
+        for images in self.blocks.values():
+            n_classes, n, height, width = images.shape[:4]
+            tiles = _in_colour(images.reshape(n_classes, n, height, width, -1))
+            block = tiles.transpose(0, 2, 1, 3, 4).reshape(n_classes * height, n * width, 3)
+            gap = np.ones((len(block), width // 2, 3))
+            parts += [block, gap]
+            centres.append(column + block.shape[1] / 2)
+            column += block.shape[1] + gap.shape[1]
+        picture = np.concatenate(parts[:-1], axis=1)
+        if ax is None:
+            rows, columns = len(picture) / height, picture.shape[1] / width
+            _, ax = plt.subplots(figsize=(0.6 * columns + 1, 0.6 * rows + 0.6), layout="tight")
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_xticks(centres, list(self.blocks))
+        ax.set_yticks((np.arange(n_classes) + 0.5) * height, self.class_names)
+        ax.tick_params(length=0, labeltop=True, labelbottom=False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        *,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        n_columns: int = 8,
+        n_steps: int = 25,
+        class_names: Sequence[str] | None = None,
+        random_state: Any = 0,
+        ax: Any = None,
+    ) -> "SampleGridDisplay":
+        """Draw images of every class; with X and y beside real ones, and the nearest of these.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted MedSymmFlow classifier.
+        X : array-like of shape (n, ...), default=None
+            Training images. With them there are three blocks: real images, generated ones, and
+            for each of these the training image whose pixels are nearest.
+        y : array-like of shape (n,), default=None
+            Their labels.
+        n_columns : int, default=8
+            Images of a class.
+        n_steps : int, default=25
+            Steps of the ODE solver.
+        class_names : sequence of str, default=None
+            Names of the classes, in their order; the labels without.
+        random_state : int, RandomState instance or None, default=0
+            Seed of the noise.
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure without.
+
+        Returns
+        -------
+        SampleGridDisplay
+
+        Raises
+        ------
+        ValueError
+            For X without y or unlike the images of fit, and where a class has fewer than
+            `n_columns` images in X.
+        """
+        check_is_fitted(estimator, "classes_")
+        classes = estimator.classes_
+        names = [str(label) for label in classes] if class_names is None else class_names
+        if len(names) != len(classes):
+            raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
+        if (X is None) != (y is None):
+            raise ValueError("X and y must be given together.")
+        check_positive_integer("n_columns", n_columns)
+        if X is not None and y is not None:
+            images, labels = check_pairs(X, y)
+            # Before the time is spent.
+            check_like(images, estimator)
+            chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
+            few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
+            few = {name: n for name, n in few.items() if n < n_columns}
+            if few:
+                raise ValueError(
+                    f"n_columns={n_columns} is more than the images that X has of some classes: "
+                    f"{few}. Lower n_columns, or pass more images."
+                )
+        drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
+        shape = (len(classes), n_columns, *estimator.image_shape_)
+        blocks = {"generated": drawn}
+        if X is not None:
+            search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
+            nearest = search.kneighbors(drawn.reshape(len(drawn), -1), return_distance=False)[:, 0]
+            blocks = {
+                "real": images[np.concatenate(chosen)],
+                "generated": drawn,
+                "nearest training image": images[nearest],
+            }
+        scaled = {
+            name: estimator._image_format.to_unit_range(images).reshape(shape)
+            for name, images in blocks.items()
+        }
+        return cls(blocks=scaled, class_names=names).plot(ax)
+
+
+class TrajectoryDisplay:
+    """An image and its mask side by side on their way from t = 0 to 1 (paper, Figure 1).
+
+    Parameters
+    ----------
+    images : ndarray of shape (T, H, W) or (T, H, W, C)
+        Image at each time, in [0, 1].
+    masks : ndarray of shape (T, h, w, 3)
+        Mask at each time, in [0, 1].
+    times : ndarray of shape (T,)
+        Times.
+
+    Attributes
+    ----------
+    axes_, figure_ : matplotlib objects
+        Axes, (2, T), and figure, once drawn.
+    """
+
+    def __init__(self, *, images: np.ndarray, masks: np.ndarray, times: np.ndarray):
+        self.images = images
+        self.masks = masks
+        self.times = times
+
+    def plot(self) -> "TrajectoryDisplay":
+        """Draw images above masks.
+
+        Returns
+        -------
+        self : object
+            With `axes_` and `figure_`.
+
+        Raises
+        ------
+        ImportError
+            Where there is no matplotlib.
+        """
+        n = len(self.times)
+        figure, axes = pyplot_for(self).subplots(
+            2, n, figsize=(1.1 * n, 2.6), layout="tight", squeeze=False
+        )
+        for column, time in enumerate(self.times):
+            for row, values in enumerate((self.images, self.masks)):
+                image = values[column]
+                image = _in_colour(image[..., None] if image.ndim == 2 else image)
+                axes[row, column].imshow(image, interpolation="nearest")
+                axes[row, column].set_axis_off()
+            axes[0, column].set_title(f"t = {time:.2f}", fontsize=9)
+        self.axes_, self.figure_ = axes, figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        class_id: Any,
+        *,
+        n_columns: int = 9,
+        n_steps: int = 24,
+        random_state: Any = 0,
+    ) -> "TrajectoryDisplay":
+        """Draw an image of a class and show its way.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted MedSymmFlow classifier.
+        class_id : label
+            Class to draw.
+        n_columns : int, default=9
+            Times that are shown, the first and the last among them; at least 2.
+        n_steps : int, default=24
+            Steps of the ODE solver.
+        random_state : int, RandomState instance or None, default=0
+            Seed of the noise.
+
+        Returns
+        -------
+        TrajectoryDisplay
+
+        Raises
+        ------
+        ValueError
+            For fewer than two columns.
+        """
+        check_positive_integer("n_columns", n_columns, least=2)
+        images, masks, times = estimator.sample_trajectory(
+            class_id, n_steps=n_steps, random_state=random_state
+        )
+        shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
+        pictures = estimator._image_format.to_unit_range(images[shown])
+        # In the range of the code itself.
+        colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
+        return cls(
+            images=pictures.reshape(len(shown), *estimator.image_shape_),
+            masks=_in_colour(np.clip(colours, 0, 1)),
+            times=times[shown],
+        ).plot()
