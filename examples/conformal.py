@@ -34,7 +34,7 @@ def crepes_sets(classifier, X_cal, y_cal, X, confidence):
 
 
 def main(confidence=0.9, **settings):
-    # MAPIE takes rows only: image_shape says what they are rows of.
+    # MAPIE takes X of shape (n, n_features) only; image_shape tells the classifier its images.
     parts = {
         split: fetch_medmnist("retinamnist", split=split, return_X_y=True)
         for split in ("train", "val", "test")
@@ -47,7 +47,7 @@ def main(confidence=0.9, **settings):
     print(f"RetinaMNIST, sets that hold the label with a probability of {confidence:.0%}:")
     for name, make in (("MAPIE", mapie_sets), ("crepes, by class", crepes_sets)):
         with warnings.catch_warnings():
-            # MAPIE tells of its own future defaults.
+            # MAPIE warns of its own future defaults.
             warnings.simplefilter("ignore", FutureWarning)
             sets = make(classifier, rows["val"], y["val"], rows["test"], confidence)
         held = sets[np.arange(len(sets)), y["test"]]

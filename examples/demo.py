@@ -1,4 +1,4 @@
-"""Fit, evaluate, reject, draw: the whole package on RetinaMNIST in a few minutes.
+"""Fit, evaluate, reject, generate: the whole package on RetinaMNIST in a few minutes.
 
 Run ``make demo``, or ``python examples/demo.py [--seconds 120] [--output demo.png]``. The
 images come from MEDMNIST_ROOT or medmnist's cache, else from the network; where there is
@@ -34,13 +34,13 @@ def load():
         images = (digits.images * 15.9).astype(np.uint8)
         parts = train_test_split(images, digits.target, test_size=0.3, random_state=0)
         X_train, X_test, y_train, y_test = parts
-        # A mirrored digit is another sign.
+        # A mirrored digit is no digit, so there is no flip.
         return "digits", "affine", X_train, y_train, X_test, y_test, list("0123456789")
     names = [f"grade {name}" for name in train.target_names]
     return "RetinaMNIST", "auto", train.data, train.target, test.data, test.target, names
 
 
-def draw_beside_real(classifier, X, y, names, path):
+def show_beside_real(classifier, X, y, names, path):
     """Write a picture of each class: real images, generated ones, and the nearest real ones."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     from sklearn_msf.plotting import SampleGridDisplay
@@ -84,9 +84,9 @@ def main():
     answered = classifier.predict_with_reject(X_test, coverage=0.9)
     print(f"predict_with_reject(X, coverage=0.9) answered {answered.count()} of {len(X_test)}")
 
-    print("\nDrawing images of every class ...")
+    print("\nGenerating images of every class ...")
     start = time.perf_counter()
-    draw_beside_real(classifier, X_train, y_train, class_names, arguments.output)
+    show_beside_real(classifier, X_train, y_train, class_names, arguments.output)
     print(f"wrote {arguments.output} in {time.perf_counter() - start:.1f} s")
 
 

@@ -2,8 +2,8 @@
 
     python examples/rejection.py [--output rejection.png]
 
-Fits the classifier and three plain ones on RetinaMNIST, draws accuracy-rejection and
-risk-coverage curves and a calibration curve, and certifies a risk. The images come from
+Fits the classifier and two plain ones on RetinaMNIST, plots accuracy-rejection and risk-coverage
+curves and a calibration curve, and certifies a risk. The images come from
 MEDMNIST_ROOT or medmnist's cache, else from the network.
 """
 

@@ -1,245 +1,190 @@
-"""MedSymmFlowClassifier: symmetrical flow matching over pixels as a scikit-learn classifier."""
+"""Scikit-learn classifier by symmetrical flow matching over pixels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
+from sklearn_msf._estimator.paper import paper_settings
+from sklearn_msf._estimator.preparation import PixelPreparation, Preparation
 
-__all__ = ["PAPER", "MedSymmFlowClassifier", "paper_key"]
-
-# What Tables 3 and 4 have in common; the rest of the method is section 3 of the paper.
-PAPER: dict[str, Any] = {
-    "label_prediction": "velocity",
-    "image_prediction": "velocity",
-    "t1_share": 0.0,
-    "class_dropout": 0.0,
-    "image_weight": 0.7,
-    "channels": 64,
-    "channel_mult": (1, 2, 2, 2),
-    "n_blocks": 2,
-    "attention_levels": (1,),
-    "patch_size": 1,
-    "dropout": 0.0,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "max_grad_norm": None,
-    "ema_decay": 0.7,
-    "n_draws": 1,
-    "n_steps": 1,
-    "ode_solver": "euler",
-    "guidance": 0.0,
-    "precision": "bfloat16",
-}
-_PAPER_DATASETS: dict[str, dict[str, Any]] = {
-    "pneumoniamnist": {
-        "batch_size": 128,
-        "max_epochs": 1000,
-        "learning_rate": 5e-4,
-        "augment": None,
-    },
-    "bloodmnist": {
-        "batch_size": 256,
-        "max_epochs": 1000,
-        "learning_rate": 5e-4,
-        "augment": "flip",
-    },
-    "dermamnist": {
-        "batch_size": 256,
-        "max_epochs": 1000,
-        "learning_rate": 3e-4,
-        "augment": "flip",
-    },
-    "retinamnist": {
-        "batch_size": 256,
-        "max_epochs": 2000,
-        "learning_rate": 5e-4,
-        "augment": "flip",
-    },
-}
-# beta of Table 3 (SymmFlow, grayscale) and of Table 4 (MedSymmFlow, RGB).
-_PAPER_BETA = {
-    "grayscale": {"pneumoniamnist": 1.0, "bloodmnist": 4.0, "dermamnist": 4.0, "retinamnist": 3.0},
-    "rgb": dict.fromkeys(_PAPER_DATASETS, 4.0),
-}
-
-
-def paper_key(name: Any, datasets: Mapping[str, Any]) -> str:
-    """Find a data set of the paper, or say which it has."""
-    key = name.lower() if isinstance(name, str) else name
-    if key not in datasets:
-        raise ValueError(f"name must be one of {sorted(datasets)}, got {name!r}.")
-    return str(key)
+__all__ = ["MedSymmFlowClassifier"]
 
 
 class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
-    """Symmetrical flow matching over pixels: classifies, knows its doubts, draws.
+    """Symmetrical flow matching over pixels: classifies, estimates uncertainty, generates images.
 
-    One velocity field carries an image from noise to data while it carries a colour mask,
-    one code a class, from data to noise. Run from t = 1 to 0 it classifies, run from 0 to 1
-    it generates. The defaults suit a few hundred to some ten thousand small images and
-    train in minutes on a laptop; :meth:`from_paper` has the settings of the paper.
+    One velocity field moves an image from noise to data and, at the same time, a colour mask from
+    data to noise. The mask has one code for each class. Integrated from t = 1 to 0 the field
+    classifies, from 0 to 1 it generates. The defaults are made for a few hundred to some ten
+    thousand small images, and train in minutes on a laptop. :meth:`from_paper` has the settings of
+    the paper.
 
     Parameters
     ----------
     image_shape : tuple of int, default=None
-        (height, width) or (height, width, channels) of the images in rows of shape
-        (n, n_features). Without it rows are lines of one pixel height. Not needed for X
-        that has the shape of images.
-    label_encoding : {"rgb", "grayscale", "simplex"}, default="rgb"
-        Label codes: colours of a palette (paper, section 3.1; up to 64 classes), steps of
-        gray (SymmFlow; for an odd number of classes the posterior form takes these only without
-        `class_dropout`), or the vertices of a regular simplex (up to 1,024 classes).
-    label_prediction : {"posterior", "velocity"}, default="posterior"
-        What the label half of the network learns: the class posterior, from which the
-        mask's velocity follows in closed form, or that velocity itself, pixel by pixel (the
-        paper). See the user guide for how they compare.
-    image_prediction : {"image", "velocity"}, default="image"
-        What the image half of the network learns: the mean of the images that x_t can come from,
-        of which the velocity is a function, or the image's velocity itself (the paper). The mean
-        is far easier for a small network, see "Drawing well" in the user guide.
-    beta : float, default=4.0
-        Width of the uniform noise on the masks in 8-bit steps; for grayscale codes the
-        range of the codes. In [0, 255].
-    t1_share : float, default=0.15
-        Share of each batch at t = 1, where the image is clean and the mask pure noise: what
-        classification sees. The other rows have t ~ U(0, 1) and teach generation too. With
-        ``max_epochs="auto"`` a smaller share is a longer training that draws better, and 0.8 a
-        short one for those who only classify.
-    class_dropout : float, default=0.1
-        Share of the rows that teach generation whose mask says nothing of the class, in [0, 1):
-        `guidance` needs them.
-    image_weight : float, default=0.7
-        Weight w of the image half of the loss, in [0, 1); the label half has 1 - w, and of that
-        the rows at t = 1 0.8 at least.
+        (height, width) or (height, width, channels) of the images, for a 2-d X of shape
+        (n, n_features). Without it the rows of a 2-d X are images of height 1. Not needed for a 3-d
+        or 4-d X.
+    classification_fraction : float, default=0.15
+        Fraction of each batch at t = 1, in [0, 1]. There the image is clean and the mask is pure
+        noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
+        With ``max_epochs="auto"`` a smaller fraction makes training longer and generated images
+        better; 0.8 makes training short, for classification only.
     channels : int, default=32
-        Channels of the first level of the U-Net; even.
-    channel_mult : sequence of int, default=(1, 2, 2, 2)
-        Channels of each level in units of `channels`; each further level halves the size.
-    n_blocks : int, default=1
-        Residual blocks a level.
-    attention_levels : sequence of int, default=(1,)
-        Levels with self-attention, counted from 0; the middle always has it.
-    patch_size : int, default=2
-        Side of the square of pixels folded into channels before the U-Net; 1 folds nothing.
-    dropout : float, default=0.2
-        Dropout in the residual blocks, in [0, 1), for the share at t = 1 where there is one;
-        drawn in steps of 1/256.
+        Number of channels of the first level of the U-Net; even.
+    network_params : dict, default=None
+        Further settings of the network. Each entry is optional; its default is in parentheses:
+
+        - "channel_mult" (1, 2, 2, 2): channels of each level as a multiple of `channels`. Each
+          further level halves the size.
+        - "n_blocks" (1): residual blocks in each level.
+        - "attention_levels" (1,): levels with self-attention, counted from 0. The middle block
+          always has self-attention.
+        - "patch_size" (2): side of the squares of pixels that are folded into channels before the
+          U-Net; 1 folds nothing.
+        - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
+          only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
+    flow_params : dict, default=None
+        Settings of the flow. Each entry is optional; its default is in parentheses:
+
+        - "label_encoding" ("rgb"): label codes. "rgb": colours of a palette (paper, section 3.1;
+          up to 64 classes). "grayscale": levels of gray (SymmFlow); with an odd number of classes
+          and ``label_prediction="posterior"`` they need ``class_dropout=0``. "simplex": vertices
+          of a regular simplex (up to 1,024 classes).
+        - "label_prediction" ("posterior"): what the label branch of the network predicts.
+          "posterior": the class posterior, from which the velocity of the mask follows in closed
+          form. "velocity": this velocity itself, pixel by pixel (the paper).
+        - "image_prediction" ("denoised"): what the image branch predicts. "denoised": the denoised
+          image, which is the mean of the images that x_t can come from; the velocity is a function
+          of it. "velocity": the velocity itself (the paper). The denoised image is much easier to
+          learn for a small network.
+        - "beta" (4.0): width of the uniform noise on the masks in 8-bit steps; with grayscale codes
+          the range of the codes. In [0, 255].
+        - "class_dropout" (0.1): fraction of the samples for generation whose mask carries no
+          information about the class, in [0, 1). Guidance needs them.
+        - "image_weight" (0.7): weight w of the image branch in the loss, in [0, 1). The weight of
+          the label branch is 1 - w; samples at t = 1 make up at least 0.8 of the label loss.
     max_epochs : int or "auto", default="auto"
-        Passes over the training data at most. "auto": as many as show 36,000 images at t = 1, but
-        each of them there at least 15 and at most 90 times, or with Muon half of that, whatever
-        `t1_share` is (down to 0.05; 0 counts as 1, as every row classifies then); small data
-        classified for longer is learned by heart.
+        Largest number of passes over the training data. "auto" chooses it so that training shows
+        36,000 images at t = 1, but each image at least 15 and at most 90 times; with Muon half as
+        many. So the number of epochs grows as `classification_fraction` falls, down to 0.05;
+        smaller values count as 0.05. 0 counts as 1, because all samples then teach
+        classification. With longer training small data sets are memorised.
     time_budget : float, default=None
-        Seconds within which fit ends, learning rate schedule included, with fewer epochs
-        where need be. What is learned in a time depends on the machine, so results then do
-        not repeat exactly.
+        Seconds within which fit ends. The learning rate schedule is shortened to fit, and there are
+        fewer epochs if necessary. How much is learned in this time depends on the machine, so
+        results are not exactly reproducible.
     batch_size : int, default=128
-        Images a training step; epochs are split evenly into steps of about this size.
+        Number of images in a training step. An epoch is split evenly into steps of about this size.
     optimizer : {"auto", "adamw", "muon"}, default="auto"
-        "adamw" (the paper), or "muon": Muon for the weights that are matrices, AdamW for the
-        others, at one rate. "auto": Muon where `max_epochs` make 500 steps or more with it,
-        whatever a `time_budget` leaves of them; later calls keep to the first one's.
+        "adamw": AdamW (the paper). "muon": Muon for the weights that are matrices and AdamW for the
+        others, at the same learning rate. "auto": Muon if `max_epochs` with it make 500 steps or
+        more, even if a `time_budget` ends training earlier, else AdamW. With `warm_start` or
+        `partial_fit` "auto" keeps the optimizer of the first call.
     learning_rate : float, default=3e-3
-        Peak learning rate, after a warm-up of a tenth of the training and before a cosine to
-        zero.
-    weight_decay : float, default=0.01
-        Decoupled weight decay.
-    max_grad_norm : float, default=1.0
-        Norm to which longer gradients are cut; None cuts none.
-    ema_decay : float, default=0.99
-        Share of the moving average of the weights that each step keeps, in [0, 1).
-        Predictions and images come from the average.
+        Peak of the learning rate. It rises linearly in the first tenth of training, and then falls
+        to zero by a cosine.
+    optimizer_params : dict, default=None
+        Further settings of the optimizer. Each entry is optional; its default is in parentheses:
+
+        - "weight_decay" (0.01): decoupled weight decay.
+        - "max_grad_norm" (1.0): largest norm of the gradient; longer gradients are scaled down to
+          it. None disables this.
+        - "ema_decay" (0.99): fraction of the moving average of the weights that each step keeps, in
+          [0, 1). Predictions and generated images come from the average.
     augment : {"auto", "hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None, \
             default="auto"
-        Random variation of the training images: mirror images ("hflip") or flips of both axes
-        ("flip"), and small rotations, shifts and scalings ("affine"; where there is a share at
-        t = 1 only of its images, so that drawn images do not show them). "auto":
-        "hflip+affine" for images of 8 pixels a side or more. Choose "affine" where a mirror
-        image means something else, as with digits or the side of the body.
+        Random variation of the training images. "hflip": horizontal flips. "flip": flips of both
+        axes. "affine": rotations by up to 15 degrees, scalings of each axis by up to 10 % and
+        shifts by up to 5 %. Affine changes are made only to samples at t = 1, so that generated
+        images do not show them; with ``classification_fraction=0`` they are made to all samples.
+        "auto": "hflip+affine" if both sides of the images have at least 8 pixels, else None. Choose
+        "affine" if a mirror image has another meaning, as for digits or sides of the body.
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in other scikit-learn classifiers.
     early_stopping : bool, default=False
-        Whether to hold out a validation part, stop when its accuracy no longer rises, and
+        Whether to hold out a validation part, stop training when its accuracy no longer rises, and
         keep the best weights.
     calibration : {"temperature"} or None, default=None
-        "temperature" gives the probabilities the one temperature that makes the log loss
-        smallest on a third of the training data, for a second model, trained in the same way
-        without that third. The model itself is that of None, trained on all; fit takes 5/3 of
-        the time, and of a `time_budget` the model gets 3/5. With `early_stopping` its held-out
-        part serves, without a second model; with `warm_start` later calls keep the temperature.
+        "temperature" divides the logits by one temperature. A second model is trained in the same
+        way, but without a third of the training data, and the temperature is the one with which
+        this model has the smallest log loss on that third. The model itself is the same as with
+        None, trained on all data. fit takes 5/3 of the time; of a `time_budget` the model gets 3/5.
+        With `early_stopping` the temperature is fitted on the validation part, without a second
+        model. With `warm_start` later calls keep the temperature.
     validation_fraction : float, default=0.1
-        Share held out for early stopping, in (0, 1).
+        Fraction of the samples to hold out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10
-        Epochs without better validation accuracy before early stopping; what draws, which
-        takes longer to learn, is stopped too.
+        Number of epochs without better validation accuracy after which early stopping ends
+        training. This also ends the training of generation, which takes longer.
     n_draws : int, default=2
-        Draws averaged for a prediction, each with its own mask noise. Where training
-        included mirror images every second draw sees the mirror image. The posterior form
-        hardly depends on the noise; the velocity form gains from several draws.
+        Number of draws that are averaged for a prediction, each with its own mask noise. If
+        training included mirror images, every second draw sees the mirror image. The class
+        posterior hardly depends on the noise; with ``label_prediction="velocity"`` several draws
+        improve predictions.
     n_steps : int, default=1
-        Solver steps for classification; the paper publishes one.
+        Number of solver steps for classification; the paper's results use one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
-        ODE solver for classification and generation. In the posterior form the last step of a
-        classification is the same for all.
-    guidance : float, default=0.5
-        How far drawing goes beyond the velocity of the class asked for, away from that of no class,
-        in units of their difference (classifier-free guidance), at least 0; for :meth:`sample` and
-        the way back of :meth:`counterfactual`. Images are more of their class and less varied; it
-        needs `class_dropout` in training and twice the time of 0.
+        ODE solver for classification. With ``label_prediction="posterior"`` the last step is the
+        same for all solvers.
     warm_start : bool, default=False
-        Whether fit goes on from the weights of the call before.
+        Whether fit continues from the weights of the previous call.
     checkpoint_dir : str or Path, default=None
-        Folder for checkpoints of this one run. A fit that was cut off, at whatever moment,
-        and is called again with the same data and parameters goes on from the last one and
-        ends with the same model; a run that had ended is returned as it ended. With a
-        `time_budget` the seconds before count.
+        Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
+        moment and is called again with the same data and parameters, it continues from the newest
+        checkpoint and gives the same model. If the run had ended, its result is returned. A
+        `time_budget` includes the seconds before the interruption.
     checkpoint_every : int, default=5
-        Epochs between two checkpoints; the two newest are kept.
+        Number of epochs between two checkpoints; the two newest are kept.
     device : str or torch.device, default="auto"
-        Device of the network; "auto" takes CUDA where there is one.
+        Device of the network; "auto" is CUDA if it is available, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of convolutions and products; "auto" takes bfloat16 where this CPU was
-        timed to be faster with it (once a process, in less than a second), and on CUDA where the
-        card has it. Name one for the same bits on every machine.
+        Precision of convolutions and products. On a CPU "auto" is bfloat16 if a measurement finds
+        it at least 1.1 times as fast as float32 (once in a process, in less than a second). On
+        CUDA it is bfloat16 if the card supports it. Set a precision for results that do not depend
+        on this choice.
     compile_network : bool or "auto", default="auto"
-        Whether training compiles the network with :func:`torch.compile`. "auto" does for runs
-        of 10,000 steps and more on CUDA, and never on a CPU, where compiling took 100 s for a
-        gain of 1.2x. Without a compiler: one warning, and training goes on as it is.
+        Whether training compiles the network with :func:`torch.compile`. "auto" compiles on CUDA
+        for runs of 10,000 steps or more, unless a `time_budget` is below 900 s. It never compiles
+        on a CPU, where compiling took 100 s and made training 1.2 times as fast. Without a compiler
+        there is one warning, and training continues without compilation.
     random_state : int, RandomState instance or None, default=None
-        Seed of initial weights, order, noise and augmentation.
+        Seed of initial weights, held-out samples, order, noise and augmentation.
     verbose : int, default=0
-        1 shows a progress bar while training, and while :meth:`sample` draws.
+        1 shows a progress bar during training, and while :meth:`sample` generates images.
 
     Attributes
     ----------
+    model_ : FittedModel
+        The fitted model. Among its attributes are `field`, the velocity field with averaged
+        weights, a :class:`torch.nn.Module`; `temperature` of the probabilities, 1 without
+        calibration; and `image_format`, the layout, dtype and range of X.
     classes_ : ndarray of shape (K,)
         Class labels.
     n_features_in_ : int
-        Number of values of an image.
+        Number of values in an image.
     feature_names_in_ : ndarray of shape (n_features,)
-        Names of the columns, where X had any.
+        Names of the columns; only if X had names.
     image_shape_ : tuple of int
         (height, width) or (height, width, channels).
     n_iter_ : int
-        Number of epochs run.
+        Number of epochs.
     history_ : list of dict
-        Losses, learning rate, images, seconds and validation score of each epoch.
+        Log of each epoch: losses, learning rate, number of images, seconds, and the validation
+        score with `early_stopping`.
     loss_curve_ : list of float
         Training loss of each epoch.
-    field_ : torch.nn.Module
-        The velocity field with averaged weights.
-    temperature_ : float
-        Temperature of the probabilities; 1 without calibration.
-    reject_threshold_ : float or None
-        Uncertainty from which on :meth:`predict_with_reject` abstains, after
-        :meth:`fit_reject`; None where none can be certified.
-    reject_kind_ : str
-        Kind of uncertainty that the threshold is for.
+    rejection_ : RejectionRule
+        Only after :meth:`fit_reject`. `threshold`: the uncertainty above which
+        :meth:`predict_with_reject` rejects an image; None, if no threshold could be certified,
+        rejects all. `kind`: the kind of uncertainty. `settings`: the parameters of prediction with
+        which the threshold was learned.
 
     See Also
     --------
-    sklearn_msf.datasets.fetch_medmnist : Medical images to try it on.
-    sklearn_msf.selective : Curves of accuracy against rejection.
+    LatentMedSymmFlowClassifier : The same over latents, for larger images.
+    sklearn_msf.datasets.fetch_medmnist : Load medical images.
+    sklearn_msf.selective : Metrics and curves of selective prediction.
 
     References
     ----------
@@ -261,31 +206,40 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     144
     """
 
+    _preparation: ClassVar[type[Preparation]] = PixelPreparation
+    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "network_params": {
+            "channel_mult": (1, 2, 2, 2),
+            "n_blocks": 1,
+            "attention_levels": (1,),
+            "patch_size": 2,
+            "dropout": 0.2,
+        },
+        "flow_params": {
+            "label_encoding": "rgb",
+            "label_prediction": "posterior",
+            "image_prediction": "denoised",
+            "beta": 4.0,
+            "class_dropout": 0.1,
+            "image_weight": 0.7,
+        },
+        "optimizer_params": {"weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.99},
+    }
+
     def __init__(
         self,
         *,
         image_shape: Sequence[int] | None = None,
-        label_encoding: str = "rgb",
-        label_prediction: str = "posterior",
-        image_prediction: str = "image",
-        beta: float = 4.0,
-        t1_share: float = 0.15,
-        class_dropout: float = 0.1,
-        image_weight: float = 0.7,
+        classification_fraction: float = 0.15,
         channels: int = 32,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        n_blocks: int = 1,
-        attention_levels: Sequence[int] = (1,),
-        patch_size: int = 2,
-        dropout: float = 0.2,
+        network_params: Mapping[str, Any] | None = None,
+        flow_params: Mapping[str, Any] | None = None,
         max_epochs: int | str = "auto",
         time_budget: float | None = None,
         batch_size: int = 128,
         optimizer: str = "auto",
         learning_rate: float = 3e-3,
-        weight_decay: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        ema_decay: float = 0.99,
+        optimizer_params: Mapping[str, Any] | None = None,
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         early_stopping: bool = False,
@@ -295,7 +249,6 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         n_draws: int = 2,
         n_steps: int = 1,
         ode_solver: str = "euler",
-        guidance: float = 0.5,
         warm_start: bool = False,
         checkpoint_dir: Any = None,
         checkpoint_every: int = 5,
@@ -305,58 +258,27 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         random_state: Any = None,
         verbose: int = 0,
     ):
-        self.image_shape = image_shape
-        self.label_encoding = label_encoding
-        self.label_prediction = label_prediction
-        self.image_prediction = image_prediction
-        self.beta = beta
-        self.t1_share = t1_share
-        self.class_dropout = class_dropout
-        self.image_weight = image_weight
-        self.channels = channels
-        self.channel_mult = channel_mult
-        self.n_blocks = n_blocks
-        self.attention_levels = attention_levels
-        self.patch_size = patch_size
-        self.dropout = dropout
-        self.max_epochs = max_epochs
-        self.time_budget = time_budget
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.max_grad_norm = max_grad_norm
-        self.ema_decay = ema_decay
-        self.augment = augment
-        self.class_weight = class_weight
-        self.early_stopping = early_stopping
-        self.calibration = calibration
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.n_draws = n_draws
-        self.n_steps = n_steps
-        self.ode_solver = ode_solver
-        self.guidance = guidance
-        self.warm_start = warm_start
-        self.checkpoint_dir = checkpoint_dir
-        self.checkpoint_every = checkpoint_every
-        self.device = device
-        self.precision = precision
-        self.compile_network = compile_network
-        self.random_state = random_state
-        self.verbose = verbose
+        self._store_parameters(locals())
 
     @classmethod
-    def from_paper(cls, name: str, **overrides: Any) -> "MedSymmFlowClassifier":
+    def from_paper(
+        cls, name: str, *, label_encoding: str = "rgb", **overrides: Any
+    ) -> "MedSymmFlowClassifier":
         """Make a classifier with the paper's settings (Tables 3 and 4).
+
+        Settings that the tables do not contain (image weight, weight decay, EMA decay, bfloat16)
+        are those of the published command for another data set.
 
         Parameters
         ----------
         name : {"pneumoniamnist", "bloodmnist", "dermamnist", "retinamnist"}
             Data set of the paper.
+        label_encoding : {"rgb", "grayscale", "simplex"}, default="rgb"
+            "rgb" gives MedSymmFlow (Table 4), "grayscale" gives SymmFlow (Table 3). "simplex" is
+            not in the paper; it has the other settings of Table 4.
         **overrides : dict
-            Parameters to set otherwise. ``label_encoding="grayscale"`` gives SymmFlow
-            (Table 3), without it MedSymmFlow (Table 4).
+            Parameters that replace those of the paper. For a dict parameter only the given entries
+            are replaced.
 
         Returns
         -------
@@ -365,10 +287,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Raises
         ------
         ValueError
-            For a data set that the paper does not have.
+            For a data set that is not in the tables, and for an override with an unknown entry of a
+            dict parameter.
         """
-        key = paper_key(name, _PAPER_DATASETS)
-        encoding = overrides.get("label_encoding", "rgb")
-        beta = _PAPER_BETA.get(encoding, _PAPER_BETA["rgb"])[key]
-        settings = {"label_encoding": encoding, "beta": beta}
-        return cls(**{**PAPER, **_PAPER_DATASETS[key], **settings, **overrides})
+        flow = overrides.get("flow_params") or {}
+        encoding = flow.get("label_encoding", label_encoding)
+        return cls._with_overrides(paper_settings(name, encoding), overrides)

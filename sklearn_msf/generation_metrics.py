@@ -1,8 +1,10 @@
-"""How good generated images are: like real ones, as varied, of their class, and no copies.
+"""Quality of generated images: realism, variety, class fidelity, and freedom from copies.
 
-The overlap of two sets and the kernel distance compare features: of a classifier that was trained
-on the real data by itself, or of one of ImageNet; never of the model that drew. Class fidelity
-asks such a classifier; the others take images as well. Numpy, scipy, scikit-learn only.
+:func:`manifold_metrics` and :func:`kernel_distance` compare features. Take these from a classifier
+that was trained separately on the real data, or from one trained on ImageNet, but never from the
+model that generated the images. :func:`class_fidelity` needs such a separate classifier. The other
+functions also accept images instead of features. The module needs only numpy, scipy and
+scikit-learn.
 """
 
 from dataclasses import dataclass
@@ -34,20 +36,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ManifoldMetrics:
-    """Overlap of two sets of features, by balls around each that reach its k-th neighbour.
+    """Overlap of two sets of features. Around each image is a ball that reaches its k-th neighbour.
 
     Attributes
     ----------
     precision : float
-        Share of generated images inside a ball of a real one (Kynkäänniemi et al., 2019).
+        Fraction of generated images inside the ball of a real image (Kynkäänniemi et al., 2019).
     recall : float
-        Share of real images inside a ball of a generated one.
+        Fraction of real images inside the ball of a generated image.
     density : float
-        Balls of real images that a generated one lies in, on average over k (Naeem et al., 2020);
-        about 1 for real images, and more where they crowd.
+        Mean number of balls of real images that a generated image lies in, divided by k (Naeem et
+        al., 2020). It is about 1 for real images in place of the generated ones, and higher if
+        generated images crowd where real images are dense.
     coverage : float
-        Share of real images with a generated one inside their ball; for as many real images
-        about 1 - 2^-k.
+        Fraction of real images whose ball contains a generated image. It is about 1 - 2^-k for the
+        same number of real images in place of the generated ones.
     """
 
     precision: float
@@ -66,7 +69,7 @@ def manifold_metrics(real: ArrayLike, generated: ArrayLike, *, k: int = 5) -> Ma
     generated : array-like of shape (m, n_features)
         Features of generated images.
     k : int, default=5
-        Neighbour that a ball reaches.
+        Number of the neighbour that a ball reaches.
 
     Returns
     -------
@@ -75,8 +78,9 @@ def manifold_metrics(real: ArrayLike, generated: ArrayLike, *, k: int = 5) -> Ma
     Raises
     ------
     ValueError
-        For features of other shapes or that are not finite, and for k < 1 or not fewer than
-        the images.
+        For features of different widths or fewer than two dimensions, for values that are not
+        finite, and for k that is not an integer, less than 1, or not less than both numbers of
+        images.
     """
     real, generated = _checked_features(real=real, generated=generated)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -108,15 +112,16 @@ def manifold_metrics(real: ArrayLike, generated: ArrayLike, *, k: int = 5) -> Ma
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Squared distance of two distributions in the space of a kernel.
+    """Squared distance of two distributions in the feature space of a kernel.
 
     Attributes
     ----------
     value : float
-        Unbiased: 0 on average for samples of one distribution, and then negative as often.
+        Unbiased estimate. For two sets from one distribution it is 0 on average, so it can be
+        negative.
     standard_error : float
-        Of `value`, from blocks of the images; on the large side where both distributions are
-        the same.
+        Standard error of `value`, estimated from blocks of the images. It is too large rather than
+        too small if both distributions are the same.
     """
 
     value: float
@@ -135,9 +140,10 @@ def kernel_distance(
     generated : array-like of shape (m, n_features)
         Features of generated images.
     n_blocks : int, default=8
-        Blocks without common images from which the standard error is estimated; at least 2.
+        Number of blocks, without common images, from which the standard error is estimated; at
+        least 2.
     random_state : int, default=0
-        Seed by which images are dealt out to the blocks.
+        Seed of the random division of the images into blocks.
 
     Returns
     -------
@@ -146,8 +152,9 @@ def kernel_distance(
     Raises
     ------
     ValueError
-        For features of other shapes or that are not finite, and for fewer than two images of a
-        kind in each block.
+        For features of different widths or fewer than two dimensions, for values that are not
+        finite, for `n_blocks` that is not an integer >= 2, and for fewer than two real or two
+        generated images per block.
     """
     real, generated = _checked_features(real=real, generated=generated)
     n_least = min(len(real), len(generated))
@@ -184,11 +191,11 @@ def classifier_accuracy_score(
     Parameters
     ----------
     generated, real : array-like of shape (n, ...)
-        Images, or features of them; flattened.
+        Images or features; they are flattened.
     labels, real_labels : array-like of shape (n,)
         Their classes.
     classifier : object, default=None
-        Unfitted scikit-learn classifier; 300 extremely randomised trees by default.
+        Unfitted scikit-learn classifier. None is an ExtraTreesClassifier with 300 trees.
 
     Returns
     -------
@@ -198,7 +205,9 @@ def classifier_accuracy_score(
     Raises
     ------
     ValueError
-        For images of other shapes or that are not finite, and for other numbers of labels.
+        If the number of labels differs from the number of images, and whenever the classifier
+        raises it: for images of different sizes, for infinity, and for NaN unless the classifier
+        accepts NaN, as the default does.
     """
     labels = _checked_labels("labels", labels, generated)
     real_labels = _checked_labels("real_labels", real_labels, real)
@@ -211,26 +220,27 @@ def classifier_accuracy_score(
 
 
 def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float:
-    """Share of generated images that an independent classifier takes for the class asked for.
+    """Fraction of generated images whose class an independent classifier predicts.
 
     Parameters
     ----------
     judge : object
         Classifier with `predict`, trained on real images only.
     generated : array-like of shape (n, ...)
-        Images as the judge takes them.
+        Generated images in the form that the judge accepts.
     labels : array-like of shape (n,)
-        Classes that were asked for.
+        Classes that the images were generated for.
 
     Returns
     -------
     float
-        In [0, 1]; compare with the judge's accuracy on real images.
+        Fraction in [0, 1]; compare it with the accuracy of the judge on real images.
 
     Raises
     ------
     ValueError
-        For another number of labels than of images, and a judge of other classes.
+        If the numbers of labels and images differ, if the judge lacks a class, and if it does not
+        predict exactly one label for each image.
     """
     labels = _checked_labels("labels", labels, generated)
     return float(np.mean(judge_agrees(judge, generated, labels)))
@@ -243,27 +253,31 @@ class CopyingCheck:
     Attributes
     ----------
     generated : ndarray of shape (m,)
-        Distance of each generated image.
+        Distance of each generated image to the nearest training image.
     nearest : ndarray of shape (m,)
-        Index of the training image that it is nearest to.
+        Index of the training image that is nearest to each generated image.
     held_out : ndarray of shape (n,)
-        Distance of each held-out image.
+        Distance of each held-out image to the nearest training image.
     near_duplicates : float
-        Share of generated images that are as near to a training image as `quantile` of the
-        held-out ones are, or nearer. Images that are more typical than real ones are near to all.
+        Fraction of generated images whose distance is at most the `quantile` of the distances of
+        held-out images, the near distance. Without copying about `quantile` is expected. Images
+        that are more typical than real ones are near to many images without being copies.
     duplicates_of_training, duplicates_of_held_out : float
-        Share of generated images that are as near to one of n training images, on average over
-        their choice, and to one of n held-out images; n is the size of the smaller set. Alike
-        without copying, however typical the images are; n / N and 0 for copies of N training
-        images that stand apart.
+        Fraction of generated images within the near distance of one of n training images chosen
+        at random, on average over the choice, and the same for n held-out images. n is the size of
+        the smaller of the two sets, without duplicates. Without copying both are about equal,
+        however typical the images are. If the generated images are copies of the N training
+        images, and these are far from each other, they are n / N and 0.
     singled_out : float
-        The same of the distance to the nearest training image over that to the next nearest,
-        which is small for a copy and close to 1 for a typical image.
+        Like `near_duplicates`, with a ratio instead of the distance: the distance to the nearest
+        training image divided by the distance to the second nearest. The ratio is small for a copy
+        and close to 1 for a typical image.
     quantile : float
-        That quantile, which is the share of either expected without copying.
+        The quantile that was passed, which is the expected value of `near_duplicates` and
+        `singled_out` without copying.
     closer : float
-        Chance that a generated image is nearer to the training images than a held-out one;
-        0.5 without copying, 1 for copies.
+        Probability that a random generated image is nearer to the training images than a random
+        held-out image; 0.5 without copying, 1 for copies.
     """
 
     generated: np.ndarray
@@ -285,9 +299,10 @@ def copying_check(
     Parameters
     ----------
     generated, training, held_out : array-like of shape (n, ...)
-        Images, or features of them; flattened. At least two different training images.
+        Images or features; they are flattened. At least two training images must differ.
     quantile : float, default=0.05
-        Of the distances of held-out images: nearer ones are near-duplicates. In (0, 1).
+        Quantile of the distances of held-out images, in (0, 1). Generated images that are nearer
+        to a training image count as near duplicates.
 
     Returns
     -------
@@ -325,7 +340,7 @@ def copying_check(
 
 
 def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarray:
-    """Labels of shape (n,) for n images."""
+    """Check labels of n images, and return them in the shape (n,)."""
     checked = np.asarray(labels)
     n = len(np.asarray(images))
     if checked.shape not in ((n,), (n, 1)):
@@ -336,7 +351,7 @@ def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarr
 
 
 def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
-    """Arrays as rows of float64, all of one width and finite."""
+    """Convert arrays to float64 of shape (n, n_features), with one width and finite values."""
     checked: list[np.ndarray] = []
     for name, values in named.items():
         rows = np.asarray(values, dtype=float)
@@ -355,12 +370,12 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each row to its k-th neighbour among the others."""
+    """Compute the distance of each sample to its k-th neighbour among the others."""
     return np.asarray(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0][:, -1])
 
 
 def _near_any_of(images: np.ndarray, others: np.ndarray, distance: float, n: int) -> float:
-    """Share of images that one of n others is near to, on average over the choice of these."""
+    """Compute the fraction of images near one of n random others, averaged over their choice."""
     rows = (
         NearestNeighbors(radius=distance)
         .fit(others)

@@ -1,106 +1,78 @@
-"""LatentMedSymmFlowClassifier: the same estimator over the latents of an autoencoder."""
+"""Scikit-learn classifier by symmetrical flow matching over the latents of an autoencoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from os import PathLike
+from typing import Any, ClassVar
 
-from sklearn_msf._estimator.latent import LatentMixin
-from sklearn_msf.classifier import PAPER, MedSymmFlowClassifier, paper_key
+from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
+from sklearn_msf._estimator.latent_preparation import OBJECT, LatentPreparation
+from sklearn_msf._estimator.paper import latent_paper_settings
+from sklearn_msf._estimator.preparation import Preparation
+from sklearn_msf.latent.latent_space import LatentSpace
 
 __all__ = ["LatentMedSymmFlowClassifier"]
 
-# What the rows of Table 5 have in common and Tables 3 and 4 have not.
-_PAPER: dict[str, Any] = {
-    **PAPER,
-    "autoencoder": "stabilityai/sd-vae-ft-mse",
-    "encoded_size": 256,
-    "label_decoding": "pixel",
-    "label_encoding": "rgb",
-    "beta": 4.0,
-    "channels": 128,
-}
-_PAPER_DATASETS: dict[str, dict[str, Any]] = {
-    "pneumoniamnist": {
-        "batch_size": 64,
-        "max_epochs": 2000,
-        "learning_rate": 3e-4,
-        "augment": None,
-    },
-    "bloodmnist": {
-        "batch_size": 64,
-        "max_epochs": 1000,
-        "learning_rate": 4e-4,
-        "augment": "flip",
-    },
-    "dermamnist": {
-        "batch_size": 128,
-        "max_epochs": 1000,
-        "learning_rate": 5e-4,
-        "augment": "flip",
-    },
-    "retinamnist": {
-        "batch_size": 128,
-        "max_epochs": 2000,
-        "learning_rate": 5e-4,
-        "augment": "flip",
-    },
-}
 
-
-class LatentMedSymmFlowClassifier(LatentMixin, MedSymmFlowClassifier):
+class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     """Symmetrical flow matching over the latents of an autoencoder, for larger images.
 
-    Images are encoded once, training never runs the autoencoder, and drawn latents are decoded:
-    what :class:`MedSymmFlowClassifier` does to pixels happens on an eighth or a quarter of the
-    sides (paper, section 3.3).
+    The method is that of :class:`MedSymmFlowClassifier`, but the field works on latents, whose
+    sides are an eighth or a quarter of those of the images (paper, section 3.2). Training images
+    are encoded once, so training steps do not run the autoencoder. Generated latents are decoded.
 
     Parameters
     ----------
     autoencoder : str or object, default="auto"
-        Makes latents of images and images of latents:
+        Autoencoder that converts between images and latents:
 
         - an id on the Hugging Face hub or a folder with an ``AutoencoderKL`` or
-          ``AutoencoderTiny`` of diffusers, weights in safetensors; the paper's is
+          ``AutoencoderTiny`` of diffusers, with weights in safetensors; the paper uses
           "stabilityai/sd-vae-ft-mse";
-        - any object with `encode` and `decode` on tensors in [-1, 1], see
-          :mod:`sklearn_msf.latent.autoencoder`;
-        - "fit" trains a small ``AutoencoderKL`` on X first;
-        - "auto" is the paper's where it can be had, else "fit".
+        - any object with `encode` and `decode` for tensors in [-1, 1], see "Latents" in the
+          documentation;
+        - "fit" first trains a small ``AutoencoderKL`` on X;
+        - "auto" is the paper's autoencoder if it can be opened, else "fit".
     encoded_size : int or tuple of int, default=None
-        Side, or height and width, to which images are resized before they are encoded;
-        a multiple of the autoencoder's factor. None is the next multiple of their own. The
-        paper has 256.
+        Side, or height and width, to which images are resized before they are encoded. It must be a
+        multiple of the autoencoder's factor (side of an image divided by side of its latents).
+        None rounds the size of the images up to the next multiple. The paper uses 256.
     label_decoding : {"latent", "pixel"}, default="latent"
-        With ``label_prediction="velocity"``: whether a predicted mask is compared with the
-        encoded masks of the classes, or decoded and compared with their colours (the paper).
+        How a predicted mask is compared with the classes if ``label_prediction="velocity"``.
+        "latent": with the encoded masks of the classes. "pixel": the mask is decoded and compared
+        with the colours of the classes (the paper).
     n_variations : int or "auto", default="auto"
-        Variations of each training image that are encoded: first the image and its flips,
-        then random ones of `augment`. "auto": as many as make 4,000 encoded images of 224 px
-        or the same number of pixels, at most 32 and at least the flips.
+        Number of variations of each training image to encode: first the image and its flips, then
+        random variations of the kind `augment`; with ``augment=None`` always 1. "auto": so many
+        that the pixels of 4,000 images of 224 x 224 are encoded, but at most 32 of each image, and
+        at least the image and its flips; without "affine" only these. A `time_budget` can reduce
+        the number.
     cache_bytes : int, default=2**31
-        Latents up to this size are kept in memory; more are written to a file, beside the
-        checkpoints where there are any.
-    image_shape, label_encoding, label_prediction, image_prediction, beta, t1_share, \
-class_dropout, image_weight, channels, channel_mult, n_blocks, attention_levels, patch_size, \
-dropout, max_epochs, time_budget, batch_size, optimizer, learning_rate, weight_decay, \
-max_grad_norm, ema_decay, augment, class_weight, early_stopping, calibration, \
-validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, guidance, warm_start, \
-checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, verbose
-        As in :class:`MedSymmFlowClassifier`, over latents instead of pixels, but the defaults are
-        for classification, because latents of large images take long to train on:
-        ``t1_share=0.8, image_prediction="velocity", image_weight=0.5, class_dropout=0, guidance=0,
-        dropout=0.1, patch_size=1``. To draw, take those of pixels: ``t1_share=0.15,
-        image_prediction="image", image_weight=0.7, class_dropout=0.1, guidance=0.5, dropout=0.2``,
-        which train longer. The posterior form has plain colours at the size of the latents, the
-        velocity form encoded masks, which need ``label_encoding="rgb"``. A
-        `time_budget` counts the autoencoder's training and the encoding too; with "fit" a third of
-        it goes to the autoencoder.
+        Latents of up to this many bytes are kept in memory. Larger ones are written to a file, in
+        `checkpoint_dir` if it is set, else a temporary file.
+    image_shape, classification_fraction, channels, network_params, flow_params, max_epochs, \
+time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, class_weight, \
+early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
+warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, \
+verbose
+        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels. Other defaults are
+        chosen for classification, because training on latents of large images takes long:
+        ``classification_fraction=0.8``; in `flow_params` ``image_prediction="velocity"``,
+        ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1`` and
+        ``patch_size=1``. To generate images, use the defaults of `MedSymmFlowClassifier`, which
+        train longer: ``classification_fraction=0.15``, ``flow_params={"image_prediction":
+        "denoised", "image_weight": 0.7, "class_dropout": 0.1}``, ``network_params={"dropout":
+        0.2}``. With ``label_prediction="posterior"`` masks are plain colours at the size of the
+        latents. With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. A
+        `time_budget` includes the training of the autoencoder and the encoding; with "fit" a third
+        of it is for the autoencoder.
 
     Attributes
     ----------
     autoencoder_ : object
-        The autoencoder: opened, trained, or a copy of what was passed.
-    classes_, n_features_in_, feature_names_in_, image_shape_, n_iter_, history_, loss_curve_, \
-field_, temperature_, reject_threshold_, reject_kind_
+        The autoencoder that was opened, trained or passed (a torch module as a copy).
+    model_, classes_, n_features_in_, feature_names_in_, image_shape_, n_iter_, history_, \
+loss_curve_, rejection_
         As in :class:`MedSymmFlowClassifier`.
 
     See Also
@@ -121,6 +93,26 @@ field_, temperature_, reject_threshold_, reject_kind_
     >>> clf = LatentMedSymmFlowClassifier("fit", channels=16, max_epochs=2, random_state=0)
     """
 
+    _preparation: ClassVar[type[Preparation]] = LatentPreparation
+    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "network_params": {
+            "channel_mult": (1, 2, 2, 2),
+            "n_blocks": 1,
+            "attention_levels": (1,),
+            "patch_size": 1,
+            "dropout": 0.1,
+        },
+        "flow_params": {
+            "label_encoding": "rgb",
+            "label_prediction": "posterior",
+            "image_prediction": "velocity",
+            "beta": 4.0,
+            "class_dropout": 0.0,
+            "image_weight": 0.5,
+        },
+        "optimizer_params": {"weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.99},
+    }
+
     def __init__(
         self,
         autoencoder: Any = "auto",
@@ -130,27 +122,16 @@ field_, temperature_, reject_threshold_, reject_kind_
         n_variations: int | str = "auto",
         cache_bytes: int = 2**31,
         image_shape: Sequence[int] | None = None,
-        label_encoding: str = "rgb",
-        label_prediction: str = "posterior",
-        image_prediction: str = "velocity",
-        beta: float = 4.0,
-        t1_share: float = 0.8,
-        class_dropout: float = 0.0,
-        image_weight: float = 0.5,
+        classification_fraction: float = 0.8,
         channels: int = 32,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        n_blocks: int = 1,
-        attention_levels: Sequence[int] = (1,),
-        patch_size: int = 1,
-        dropout: float = 0.1,
+        network_params: Mapping[str, Any] | None = None,
+        flow_params: Mapping[str, Any] | None = None,
         max_epochs: int | str = "auto",
         time_budget: float | None = None,
         batch_size: int = 128,
         optimizer: str = "auto",
         learning_rate: float = 3e-3,
-        weight_decay: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        ema_decay: float = 0.99,
+        optimizer_params: Mapping[str, Any] | None = None,
         augment: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         early_stopping: bool = False,
@@ -160,7 +141,6 @@ field_, temperature_, reject_threshold_, reject_kind_
         n_draws: int = 2,
         n_steps: int = 1,
         ode_solver: str = "euler",
-        guidance: float = 0.0,
         warm_start: bool = False,
         checkpoint_dir: Any = None,
         checkpoint_every: int = 5,
@@ -170,53 +150,59 @@ field_, temperature_, reject_threshold_, reject_kind_
         random_state: Any = None,
         verbose: int = 0,
     ):
-        super().__init__(
-            image_shape=image_shape,
-            label_encoding=label_encoding,
-            label_prediction=label_prediction,
-            image_prediction=image_prediction,
-            beta=beta,
-            t1_share=t1_share,
-            class_dropout=class_dropout,
-            image_weight=image_weight,
-            channels=channels,
-            channel_mult=channel_mult,
-            n_blocks=n_blocks,
-            attention_levels=attention_levels,
-            patch_size=patch_size,
-            dropout=dropout,
-            max_epochs=max_epochs,
-            time_budget=time_budget,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            ema_decay=ema_decay,
-            augment=augment,
-            class_weight=class_weight,
-            early_stopping=early_stopping,
-            calibration=calibration,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            n_draws=n_draws,
-            n_steps=n_steps,
-            ode_solver=ode_solver,
-            guidance=guidance,
-            warm_start=warm_start,
-            checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every,
-            device=device,
-            precision=precision,
-            compile_network=compile_network,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.autoencoder = autoencoder
-        self.encoded_size = encoded_size
-        self.label_decoding = label_decoding
-        self.n_variations = n_variations
-        self.cache_bytes = cache_bytes
+        self._store_parameters(locals())
+
+    @property
+    def autoencoder_(self) -> Any:
+        """The autoencoder that was opened, trained or passed (a torch module as a copy)."""
+        space = self.model_.space
+        assert isinstance(space, LatentSpace)
+        return space.autoencoder.module
+
+    def _saved_parameters(self) -> dict[str, Any]:
+        parameters = super()._saved_parameters()
+        if not isinstance(parameters["autoencoder"], (str, PathLike)):
+            parameters["autoencoder"] = OBJECT
+        return parameters
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, autoencoder: Any = None) -> "LatentMedSymmFlowClassifier":
+        """Open a model that :meth:`save_pretrained` saved.
+
+        Nothing in the files is executed. The files contain an autoencoder that was trained with the
+        model, opened from a folder or passed as an object of diffusers. An autoencoder from the hub
+        is named in the files by id and revision, and opened from the hub.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Folder of the model.
+        autoencoder : str or object, optional
+            Autoencoder of a model whose files do not contain it: a folder, an id on the hub, or an
+            object with `encode` and `decode`.
+
+        Returns
+        -------
+        LatentMedSymmFlowClassifier
+            Fitted estimator. On the same machine its predictions equal those of the saved one, to
+            the last bit.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            For files that were cut off, changed or exchanged, for a model of another class, and
+            for an autoencoder that cannot be opened, makes other latents than the original one, or
+            is passed although the files contain it.
+        ImportError
+            If the model needs diffusers and it is not installed.
+        """
+        estimator = cls._open(folder, partial(LatentPreparation.read_space, given=autoencoder))
+        if isinstance(estimator.autoencoder, str) and estimator.autoencoder == OBJECT:
+            opened = estimator.autoencoder_ if autoencoder is None else autoencoder
+            estimator.autoencoder = opened
+        return estimator
 
     @classmethod
     def from_paper(cls, name: str, **overrides: Any) -> "LatentMedSymmFlowClassifier":
@@ -227,7 +213,8 @@ field_, temperature_, reject_threshold_, reject_kind_
         name : {"pneumoniamnist", "bloodmnist", "dermamnist", "retinamnist"}
             Data set of the paper.
         **overrides : dict
-            Parameters to set otherwise.
+            Parameters that replace those of the paper. For a dict parameter only the given entries
+            are replaced.
 
         Returns
         -------
@@ -236,7 +223,7 @@ field_, temperature_, reject_threshold_, reject_kind_
         Raises
         ------
         ValueError
-            For a data set that the paper does not have.
+            For a data set that is not in the table, and for an override with an unknown entry of a
+            dict parameter.
         """
-        key = paper_key(name, _PAPER_DATASETS)
-        return cls(**{**_PAPER, **_PAPER_DATASETS[key], **overrides})
+        return cls._with_overrides(latent_paper_settings(name), overrides)

@@ -1,6 +1,5 @@
-"""Training data balanced or enlarged by generated images."""
+"""Generated images to balance or enlarge training data."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +10,16 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
 from sklearn_msf._evaluation.nearest_images import NearestImages
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["augment_with_samples", "check_like", "check_pairs"]
 
-# Nearer to a training image than this quantile of the distances between training images: a copy.
+# A generated image is a copy if its distance to a training image is at most this quantile of the
+# distances of training images to their nearest neighbours,
 _COPY_QUANTILE = 0.01
-# And that much nearer than to the next one.
+# and at most this fraction of its distance to the second nearest training image.
 _COPY_RATIO = 0.8
-# How many images may be drawn for each that is wanted.
+# Largest number of images to generate for each image that is wanted.
 _MAX_DRAWN_EACH = 4
 
 
@@ -31,6 +32,7 @@ def augment_with_samples(
     judge: Any = None,
     remove_copies: bool = True,
     n_steps: int = 25,
+    guidance: float | None = None,
     random_state: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add generated images to training images.
@@ -38,41 +40,46 @@ def augment_with_samples(
     Parameters
     ----------
     estimator : object
-        Fitted MedSymmFlow classifier, which draws. Fit it on X: images that it saw and others
-        must not mix.
+        Fitted MedSymmFlow classifier that generates the images. Fit it on X and on no other images,
+        so that generated images carry no information from held-out images into the training data.
     X : array-like of shape (n, ...)
-        Training images as the estimator takes them.
+        Training images in the form that the estimator accepts.
     y : array-like of shape (n,)
         Their labels.
     n_per_class : int, dict or "balance", default="balance"
-        Generated images to add: as many to every class, as many as a dict has for each, or so
-        many that every class is as large as the largest.
+        Number of generated images to add: the same number for every class, a number for each
+        class in a dict, or with "balance" so many that every class is as large as the largest.
     judge : object, default=None
-        Classifier with `predict` that was trained by itself on real images with the same labels:
-        what it takes for another class than the one asked for is left out.
+        Classifier with `predict` that was trained separately, on real images with the same labels.
+        Generated images for which it predicts another class are left out.
     remove_copies : bool, default=True
-        Whether to leave out what is nearer to a training image than training images are to each
-        other, but for one in a hundred, and clearly nearer than to the next one.
+        Whether to leave out copies of training images. An image is a copy if it is nearer to a
+        training image than 99 % of the training images are to their nearest neighbour, and if this
+        distance is at most 0.8 times the distance to the second nearest training image.
     n_steps : int, default=25
-        Steps of the ODE solver.
+        Number of steps of the ODE solver.
+    guidance : float, default=None
+        As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.
     random_state : int, RandomState instance or None, default=None
         Seed of the noise.
 
     Returns
     -------
     X_augmented : ndarray of shape (n + n_generated, ...)
-        X, and behind it the generated images.
+        X, followed by the generated images. At most 4 images are generated for each one wanted;
+        if too few of them pass, fewer are added, with a warning.
     y_augmented : ndarray of shape (n + n_generated,)
-        y, and behind it the classes asked for.
+        y, followed by the classes of the generated images.
 
     Raises
     ------
     NotFittedError
-        For an estimator that is not fitted.
+        If the estimator is not fitted.
     ValueError
-        For counts that are none, for labels and classes that the estimator does not know, for
-        images of another shape or dtype than it draws, and for fewer than two different images
-        where copies are to be removed.
+        For `n_per_class` that is not "balance" or integers >= 0, for labels and classes that the
+        estimator was not fitted on, for different numbers of images and labels, for images whose
+        shape or dtype differs from the generated ones, for a judge that lacks a class, and with
+        `remove_copies` for fewer than two different images.
     """
     check_is_fitted(estimator, "classes_")
     X, y = check_pairs(X, y)
@@ -86,7 +93,7 @@ def augment_with_samples(
     random_state = make_random_state(random_state)
     is_copy = None
     if any(wanted.values()):
-        # Before the time is spent.
+        # Check before the slow generation.
         if judge is not None:
             check_judge(judge, np.array([label for label, n in wanted.items() if n]))
         check_like(X, estimator)
@@ -98,7 +105,11 @@ def augment_with_samples(
         while n_kept < n_wanted and n_drawn < _MAX_DRAWN_EACH * n_wanted:
             n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
             drawn = estimator.sample(
-                label, n, n_steps=n_steps, random_state=draw_seed(random_state)
+                label,
+                n,
+                n_steps=n_steps,
+                guidance=guidance,
+                random_state=draw_seed(random_state),
             )
             n_drawn += n
             good = np.ones(n, dtype=bool)
@@ -109,10 +120,9 @@ def augment_with_samples(
             kept.append(drawn[good])
             n_kept += int(good.sum())
         if n_kept < n_wanted:
-            warnings.warn(
+            warn_user(
                 f"Class {label!r}: of {n_drawn} images drawn only {n_kept} passed, {n_wanted} were "
                 "wanted.",
-                stacklevel=2,
             )
         images += kept
         labels.append(np.full(n_kept, label, dtype=estimator.classes_.dtype))
@@ -120,12 +130,12 @@ def augment_with_samples(
 
 
 def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Images and as many labels, (n,), as arrays.
+    """Convert images and labels, (n,), to arrays.
 
     Raises
     ------
     ValueError
-        For another number of labels.
+        If the numbers of images and labels differ.
     """
     X, y = np.asarray(X), np.asarray(y).ravel()
     if len(X) != len(y):
@@ -134,12 +144,12 @@ def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_like(X: np.ndarray, estimator: Any) -> None:
-    """Refuse images of another shape or dtype than the estimator draws.
+    """Refuse images whose shape or dtype differs from the images that the estimator generates.
 
     Raises
     ------
     ValueError
-        With both.
+        If they differ; the message names both.
     """
     drawn = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
     if X.shape[1:] != drawn.shape[1:] or X.dtype != drawn.dtype:
@@ -150,7 +160,7 @@ def check_like(X: np.ndarray, estimator: Any) -> None:
 
 
 def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:
-    """Images to add to each class."""
+    """Count the images to add to each class."""
     names = classes.tolist()
     present = {label: int(np.sum(y == label)) for label in names}
     if isinstance(n_per_class, str) and n_per_class == "balance":
@@ -167,9 +177,10 @@ def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, i
 
 
 class _CopyFilter:
-    """Tells images that are nearer to one training image than these are to each other.
+    """Find copies: images nearer to a training image than nearly all training images are.
 
-    And not as near to another: images that are typical are near to many.
+    A copy must also be clearly nearer to it than to the second nearest training image, because
+    typical images are near to many training images without being copies.
     """
 
     def __init__(self, X: np.ndarray):

@@ -1,9 +1,10 @@
-"""Selective prediction: which rows to answer and what that does to the errors.
+"""Selective prediction: which predictions to accept, and how that changes the error rate.
 
-Numpy and scipy only, and for the scores of any classifier. A row is accepted where its
-uncertainty is at most a threshold, so rows of equal uncertainty are accepted together; a coverage
-that cuts through such a tie accepts a part of each of its rows, and the order of rows never
-matters.
+The functions need only numpy and scipy, and work with the uncertainties of any classifier. A sample
+is accepted if its uncertainty is at most a threshold, so samples of equal uncertainty are accepted
+together. In the curves and metrics, a coverage that cuts through such a tie accepts the same
+fraction of each of its samples; therefore the order of the samples does not matter. Only
+:func:`accept_most_certain` breaks ties by the order.
 """
 
 from collections.abc import Callable
@@ -37,30 +38,30 @@ __all__ = [
 
 
 def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
-    """Accept the most certain share of a batch.
+    """Accept the most certain fraction of a batch.
 
     Parameters
     ----------
     uncertainty : array-like of shape (n,)
-        Uncertainty of each row; lower is more certain.
+        Uncertainty of each sample; lower is more certain.
     coverage : float
-        Share to accept, in (0, 1].
+        Fraction to accept, in (0, 1].
 
     Returns
     -------
     ndarray of shape (n,), bool
-        True for exactly floor(coverage * n) rows, at least one; of rows that tie, the
-        earlier ones.
+        True for exactly floor(coverage * n) samples, at least one. Of samples with equal
+        uncertainty the earlier ones are accepted.
 
     Raises
     ------
     ValueError
-        For uncertainties that are not finite, no rows, and coverages outside (0, 1].
+        For uncertainties that are not finite, no samples, and a coverage outside (0, 1].
     """
     check_share("coverage", coverage, includes_one=True)
     uncertainty = np.asarray(uncertainty, dtype=float)
     _, uncertainty, _ = checked_rows(np.zeros(uncertainty.shape), uncertainty, None)
-    # 0.57 * 100 is a little less than 57 in floating point.
+    # The addend is needed because 0.57 * 100 is a little less than 57 in floating point.
     n_accepted = max(1, int(np.floor(coverage * len(uncertainty) + 1e-9)))
     accepted = np.zeros(len(uncertainty), dtype=bool)
     accepted[np.argsort(uncertainty, kind="stable")[:n_accepted]] = True
@@ -69,21 +70,21 @@ def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AccuracyRejectionCurve:
-    """Accuracy among the most certain rows, for every number of them.
+    """Accuracy among the most certain samples, for every number of accepted samples.
 
     Attributes
     ----------
     coverage : ndarray of shape (n,)
-        Share accepted, rising to 1: 1/n, 2/n, ... where all weigh the same.
+        Accepted fraction of the weight, rising to 1: 1/n, 2/n, ... for equal weights.
     accuracy : ndarray of shape (n,)
-        Accuracy among the accepted.
+        Accuracy among the accepted samples.
     """
 
     coverage: np.ndarray
     accuracy: np.ndarray
 
     def at(self, coverage: float) -> float:
-        """Accuracy among the most certain rows that make up a share in (0, 1]; at least one."""
+        """Accuracy at a coverage in (0, 1], among the most certain samples, at least one."""
         check_share("coverage", coverage, includes_one=True)
         within = int(np.searchsorted(self.coverage, coverage + 1e-9, side="right"))
         return float(self.accuracy[max(1, within) - 1])
@@ -96,10 +97,10 @@ def accuracy_rejection_curve(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> AccuracyRejectionCurve:
-    """Accuracy of the accepted rows as the most uncertain are rejected (paper, section 4.4).
+    """Accuracy of the accepted samples as the most uncertain are rejected (paper, section 4.4).
 
-    Rows of equal uncertainty are accepted together: each counts with the mean correctness
-    of its tie, so that the order of the rows does not matter.
+    Each of several samples with equal uncertainty counts with their mean correctness, so that the
+    order of the samples does not matter.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def accuracy_rejection_curve(
     uncertainty : array-like of shape (n,)
         Uncertainty of each prediction; lower is more certain.
     sample_weight : array-like of shape (n,), optional
-        Weights; rows of weight zero are left out.
+        Weights; samples of weight zero are left out.
 
     Returns
     -------
@@ -117,12 +118,13 @@ def accuracy_rejection_curve(
     Raises
     ------
     ValueError
-        For arrays of other shapes, uncertainties or weights that are not finite, and no rows.
+        For arrays of different lengths or not of shape (n,), uncertainties or weights that are not
+        finite, negative weights, and no samples.
     """
     wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
     _, group = np.unique(scores, return_inverse=True)
     share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
-    # Within a tie by weight, so that the order of the rows is no matter there either.
+    # Sort ties by weight, so that the curve does not depend on the order of the samples.
     order = np.lexsort((weights, scores))
     accepted = np.cumsum(weights[order])
     wrong_accepted = np.cumsum(weights[order] * share_wrong[group[order]])
@@ -136,11 +138,12 @@ class RiskCoverageCurve:
     Attributes
     ----------
     threshold : ndarray of shape (m,)
-        The different uncertainties, rising; rows up to one are accepted.
+        The different uncertainties, rising. At each threshold the samples whose uncertainty is
+        at most this are accepted.
     coverage : ndarray of shape (m,)
-        Share of the weight accepted, rising to 1.
+        Accepted fraction of the weight, rising to 1.
     risk : ndarray of shape (m,)
-        Mean loss of the accepted rows.
+        Mean loss of the accepted samples.
     """
 
     threshold: np.ndarray
@@ -151,16 +154,17 @@ class RiskCoverageCurve:
 def risk_coverage_curve(
     errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
 ) -> RiskCoverageCurve:
-    """Risk of the accepted rows at every threshold (El-Yaniv and Wiener, 2010).
+    """Risk of the accepted samples at every threshold (El-Yaniv and Wiener, 2010).
 
     Parameters
     ----------
     errors : array-like of shape (n,)
-        Loss of each row, finite and not negative: True or 1 where the prediction is wrong.
+        Loss of each sample, finite and not negative: for example True or 1 if the prediction is
+        wrong.
     uncertainty : array-like of shape (n,)
-        Uncertainty of each row; lower is more certain.
+        Uncertainty of each sample; lower is more certain.
     sample_weight : array-like of shape (n,), optional
-        Weights; rows of weight zero are left out.
+        Weights; samples of weight zero are left out.
 
     Returns
     -------
@@ -169,7 +173,8 @@ def risk_coverage_curve(
     Raises
     ------
     ValueError
-        For arrays of other shapes, NaN, infinity, negative losses or weights, and no rows.
+        For arrays of different lengths or not of shape (n,), NaN, infinity, negative losses or
+        weights, and no samples.
     """
     threshold, weight, loss = by_score(errors, uncertainty, sample_weight)
     coverage = np.cumsum(weight)
@@ -181,7 +186,7 @@ def aurc(
 ) -> float:
     """Area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, 2019); lower is better.
 
-    The area is exact; sums over rows, as others print them, differ from it by about 1 / n.
+    The area is exact. The sums over samples that are often reported differ from it by about 1 / n.
 
     Parameters
     ----------
@@ -191,11 +196,11 @@ def aurc(
     Returns
     -------
     float
-        Between 0 and the largest loss; the mean loss where uncertainty says nothing.
+        Between 0 and the largest loss; the mean loss if the uncertainty carries no information.
     """
     _, weight, loss = by_score(errors, uncertainty, sample_weight)
     start, before = np.cumsum(weight) - weight, np.cumsum(loss) - loss
-    # Integral of (before + rate * (c - start)) / c over the coverages of each tie.
+    # Integral of (before + rate * (c - start)) / c over the coverages c of each tie.
     log_growth = np.log1p(np.divide(weight, start, out=np.zeros_like(weight), where=start > 0))
     return float(np.sum(loss + (before - loss / weight * start) * log_growth))
 
@@ -203,7 +208,7 @@ def aurc(
 def excess_aurc(
     errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
 ) -> float:
-    """AURC above that of rows ranked by their losses; 0 is perfect.
+    """AURC minus that of samples ranked by their losses; 0 is perfect.
 
     Parameters
     ----------
@@ -223,8 +228,8 @@ def augrc(
 ) -> float:
     """Area under the generalised risk-coverage curve (Traub et al., 2024); lower is better.
 
-    The generalised risk is the chance that a row is answered, and wrongly: unlike AURC it does
-    not weigh the first few rows heavily.
+    The generalised risk is the chance that a sample is accepted and its prediction is wrong.
+    Unlike AURC it does not give large weights to the few most certain samples.
 
     Parameters
     ----------
@@ -234,7 +239,7 @@ def augrc(
     Returns
     -------
     float
-        Between 0 and the mean loss; half of it where uncertainty says nothing.
+        Between 0 and the mean loss; half the mean loss if the uncertainty carries no information.
     """
     _, weight, loss = by_score(errors, uncertainty, sample_weight)
     return float(np.sum(weight * (np.cumsum(loss) - loss / 2)))
@@ -247,14 +252,14 @@ def risk_at_coverage(
     coverage: float,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Mean loss of the most certain share.
+    """Mean loss of the most certain fraction of the samples.
 
     Parameters
     ----------
     errors, uncertainty, sample_weight :
         As in :func:`risk_coverage_curve`.
     coverage : float
-        Share to accept, in (0, 1].
+        Fraction of the weight to accept, in (0, 1].
 
     Returns
     -------
@@ -275,19 +280,20 @@ def coverage_at_risk(
 ) -> float:
     """Largest coverage of a threshold at which the risk is at most a given one.
 
-    An estimate and no promise: see :func:`certified_threshold`.
+    This is an estimate without a guarantee; for one with a guarantee see
+    :func:`certified_threshold`.
 
     Parameters
     ----------
     errors, uncertainty, sample_weight :
         As in :func:`risk_coverage_curve`.
     risk : float
-        Risk to stay at or below, at least 0.
+        Largest allowed risk, at least 0.
 
     Returns
     -------
     float
-        0.0 where no threshold reaches it.
+        0.0 if the risk is larger at every threshold.
     """
     if not is_number(risk) or not 0 <= risk < np.inf:
         raise ValueError(f"risk must be a finite number >= 0, got {risk!r}.")
@@ -311,7 +317,7 @@ def errors_of(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        For as many predictions as there are no labels.
+        If the numbers of labels and predictions differ.
     """
     labels, predictions = np.ravel(np.asarray(y_true)), np.ravel(np.asarray(y_pred))
     if labels.shape != predictions.shape:
@@ -323,25 +329,25 @@ def errors_of(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
 
 
 def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
-    """Ask any classifier for its uncertainty.
+    """Compute the uncertainty of any classifier.
 
     Parameters
     ----------
     estimator : object
         Fitted classifier.
     X : array-like
-        What it takes.
+        Samples that the classifier accepts.
 
     Returns
     -------
     ndarray of shape (n,)
-        What its `predict_uncertainty` says; 1 - max p where it has none, as pipelines have
-        none.
+        Result of its `predict_uncertainty`. For a classifier without this method, for example a
+        pipeline, it is 1 - max p.
 
     Raises
     ------
     ValueError
-        For a classifier without probabilities too.
+        If the classifier has neither `predict_uncertainty` nor `predict_proba`.
     """
     if hasattr(estimator, "predict_uncertainty"):
         return np.asarray(estimator.predict_uncertainty(X))

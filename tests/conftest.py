@@ -12,9 +12,12 @@ from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf.flow.label_codes import make_label_codes
-from sklearn_msf.flow.parameterizations import make_field
+from sklearn_msf._estimator.parameters import PARAMETERS
+from sklearn_msf.data.images import learn_format
+from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.latent.autoencoder import build_autoencoder
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import PixelSpace
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)
@@ -28,7 +31,7 @@ TINY = {
     "max_epochs": 2,
     "augment": None,
     "dropout": 0.0,
-    # Over so few steps the image half would drown the label half.
+    # Over so few steps the image branch would drown the label branch.
     "image_weight": 0.1,
     "device": "cpu",
     "precision": "float32",
@@ -36,8 +39,20 @@ TINY = {
 }
 
 
+def grouped(parameters):
+    """Move the entries of the dict parameters, named like other parameters, into their dicts."""
+    grouped = {}
+    for name, value in parameters.items():
+        group = PARAMETERS[name].group if name in PARAMETERS else None
+        if group is None:
+            grouped[name] = value
+        else:
+            grouped.setdefault(group, {})[name] = value
+    return grouped
+
+
 def tiny_classifier(**overrides):
-    return MedSymmFlowClassifier(**{**TINY, **overrides})
+    return MedSymmFlowClassifier(**grouped({**TINY, **overrides}))
 
 
 class Averages:
@@ -89,7 +104,7 @@ def autoencoder_folder():
 
 def tiny_latent_classifier(**overrides):
     settings = {"autoencoder": autoencoder_folder(), **TINY, **overrides}
-    return LatentMedSymmFlowClassifier(**settings)
+    return LatentMedSymmFlowClassifier(**grouped(settings))
 
 
 CLASSIFIERS = {"pixels": tiny_classifier, "latents": tiny_latent_classifier}
@@ -101,32 +116,120 @@ def make_classifier(request):
     return CLASSIFIERS[request.param]
 
 
-@pytest.fixture(scope="session")
-def digits():
-    """Images of the digits 0 to 2, (n, 8, 8) in 0 to 16, with string labels."""
+@functools.cache
+def three_digits():
     X, y = load_digits(n_class=3, return_X_y=True)
     return X.reshape(-1, 8, 8)[:240], np.array(["zero", "one", "two"])[y[:240]]
 
 
+@pytest.fixture(scope="session")
+def digits():
+    """Images of the digits 0 to 2, (n, 8, 8) in 0 to 16, with string labels."""
+    return three_digits()
+
+
+@functools.cache
+def fitted_classifier(kind):
+    """One fit a process; pytest makes a fixture with parameters anew at each change of them."""
+    return CLASSIFIERS[kind](channels=16, max_epochs=30, classification_fraction=0.5).fit(
+        *three_digits()
+    )
+
+
 @pytest.fixture(scope="session", params=CLASSIFIERS)
-def fitted(digits, request):
+def fitted(request):
     """A classifier that knows three digits; tests must not change it."""
-    X, y = digits
-    make = CLASSIFIERS[request.param]
-    return make(channels=16, max_epochs=30, t1_share=0.5).fit(X, y)
+    return fitted_classifier(request.param)
+
+
+def tiny_layout(label_prediction="posterior", label_encoding="rgb", n_classes=3, **overrides):
+    """Layout of a field over gray images."""
+    layout = {
+        "label_encoding": label_encoding,
+        "beta": 4.0,
+        "n_classes": n_classes,
+        "label_prediction": label_prediction,
+        "image_prediction": "velocity",
+        "image_channels": 1,
+        "channels": 8,
+        "channel_mult": (1, 2),
+        "n_blocks": 1,
+        "attention_levels": (1,),
+        "patch_size": 1,
+        "dropout": 0.0,
+    }
+    return FieldLayout(**{**layout, **overrides})
 
 
 @pytest.fixture
 def make_tiny_field():
     """Factory of untrained fields over gray images with every weight drawn at random."""
 
-    def make(form="posterior", encoding="rgb", n_classes=3, **unet):
+    def make(label_prediction="posterior", label_encoding="rgb", n_classes=3, **layout):
+        field = build_field(tiny_layout(label_prediction, label_encoding, n_classes, **layout), 0)
         torch.manual_seed(0)
-        layout = {"channels": 8, "channel_mult": (1, 2), "n_blocks": 1, **unet}
-        field = make_field(form, make_label_codes(encoding, n_classes, 4.0), 1, **layout)
         for parameter in field.parameters():
             if not parameter.abs().sum():
                 torch.nn.init.normal_(parameter, std=0.1)
         return field.eval()
 
     return make
+
+
+def tiny_model(field, model_class=FittedModel, **changes):
+    """A fitted model of a field over gray images of 8 by 8 pixels."""
+    image_format = learn_format(np.zeros((1, 64), dtype=np.uint8), (8, 8), flat=False)
+    entries = {
+        "space": PixelSpace(image_format),
+        "image_format": image_format,
+        "noise_seed": 0,
+        "temperature": 1.0,
+        "mirrored": False,
+        "generates": True,
+        "generates_unconditionally": False,
+    }
+    return model_class(field, **{**entries, **changes})
+
+
+class TooLarge:
+    """Lets the network run out of memory on more than so many rows."""
+
+    def __init__(self, field, limit, error):
+        self.encode, self.limit, self.error = field.encode, limit, error
+        field.encode = self
+
+    def __call__(self, x_t, *arguments):
+        if len(x_t) > self.limit:
+            raise self.error
+        return self.encode(x_t, *arguments)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+]
+
+
+def pytest_configure():
+    """Compute in one thread, as networks this small are no faster in more.
+
+    Where the machine is busy threads that wait for each other take ten times as long, and so do
+    the workers of xdist. What is about threads sets their number itself.
+    """
+    torch.set_num_threads(1)
+
+
+def pytest_runtest_setup():
+    """Give every test the same random numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+def pytest_collection_modifyitems(items):
+    """Refuse test ids that differ from run to run: workers of xdist and records compare them."""
+    ids = [item.nodeid for item in items]
+    unstable = [name for name in ids if tempfile.gettempdir() in name or " at 0x" in name]
+    if unstable:
+        raise pytest.UsageError(f"Ids with a path or an address of this run: {unstable[:3]}")

@@ -27,8 +27,9 @@ import torch
 import sklearn_msf
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.model_card import model_card
-from sklearn_msf.latent.autoencoder import AutoencoderError, build_autoencoder
-from sklearn_msf.persistence.archives import RecordError, _document_digest, write_record
+from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.latent.autoencoder import build_autoencoder
+from sklearn_msf.persistence.archives import ArchiveError, _metadata_digest, write_archive
 
 HOSTILE = [
     None, True, False, 0, 1, 2, -1, 2**31, 2**63, 10**30, 0.5, -1e308, 1e400, "", "rgb", "a" * 5000,
@@ -44,7 +45,8 @@ def save_victim(folder, kind="pixels"):
     """A model worth attacking."""
     rng = np.random.default_rng(0)
     X, y = rng.random((24, 8, 8)), np.array(["benign", "malignant", "normal"] * 8)
-    small = {"channels": 8, "channel_mult": (1, 2), "attention_levels": (), "max_epochs": 1}
+    network = {"channel_mult": (1, 2), "attention_levels": ()}
+    small = {"channels": 8, "network_params": network, "max_epochs": 1}
     if kind == "pixels":
         classifier = MedSymmFlowClassifier(random_state=0, **small)
     else:
@@ -56,7 +58,7 @@ def save_victim(folder, kind="pixels"):
         }
         classifier = LatentMedSymmFlowClassifier(
             build_autoencoder("AutoencoderKL", layout),
-            label_prediction="velocity",
+            flow_params={"label_prediction": "velocity"},
             random_state=0,
             **small,
         )
@@ -69,7 +71,7 @@ def save_victim(folder, kind="pixels"):
 
 def class_of(folder):
     """Class of a model that nobody has changed."""
-    name = json.loads((folder / "model.json").read_text())["document"]["class"]
+    name = json.loads((folder / "model.json").read_text())["metadata"]["class"]
     return getattr(sklearn_msf, name)
 
 
@@ -83,12 +85,12 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-def rewrite(folder, tensors=None, document=None):
-    """Write other content as a record that is whole: digests and sizes fit."""
+def rewrite(folder, tensors=None, metadata=None):
+    """Write other content as an archive that is whole: digests and sizes fit."""
     content = json.loads((folder / "model.json").read_text())
     if tensors is None:
         tensors = safetensors.torch.load_file(next(folder.glob("*.safetensors")))
-    write_record(folder, "model", tensors, content["document"] if document is None else document)
+    write_archive(folder, "model", tensors, content["metadata"] if metadata is None else metadata)
 
 
 def rewrite_bytes(folder, data):
@@ -137,9 +139,9 @@ def edit_somewhere(folder, rng, edit):
     for key in place[:-1]:
         parent = parent[key]
     edit(parent, place[-1])
-    if isinstance(content.get("document"), dict) and rng.random() < 0.8:
+    if isinstance(content.get("metadata"), dict) and rng.random() < 0.8:
         # NaN and infinity stand in JSON as Python writes it.
-        content["document_sha256"] = _document_digest(content["document"])
+        content["metadata_sha256"] = _metadata_digest(content["metadata"])
     path.write_text(json.dumps(content))
 
 
@@ -213,16 +215,16 @@ def change_tensor(folder, rng):
 
 def grow_layout(folder, rng):
     """A network far larger than its weights."""
-    document = json.loads((folder / "model.json").read_text())["document"]
+    metadata = json.loads((folder / "model.json").read_text())["metadata"]
     name = rng.choice(["channels", "n_blocks", "n_classes", "patch_size", "channel_mult"])
     huge = rng.choice([10**4, 10**9])
-    document["layout"][name] = [1, huge] if name == "channel_mult" else huge
+    metadata["layout"][name] = [1, huge] if name == "channel_mult" else huge
     if rng.random() < 0.5:
         n = rng.choice([1000, 20_000])
-        document["layout"]["label_encoding"] = "simplex"
-        document["layout"]["n_classes"] = n
-        document["classes"] = {"dtype": "<i8", "values": list(range(n))}
-    rewrite(folder, document=document)
+        metadata["layout"]["label_encoding"] = "simplex"
+        metadata["layout"]["n_classes"] = n
+        metadata["classes"] = {"dtype": "<i8", "values": list(range(n))}
+    rewrite(folder, metadata=metadata)
 
 
 def disguise_pickle(folder, rng):
@@ -288,7 +290,7 @@ def open_mutated(victim, folder, seed):
     outcome = "refused"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(RecordError, AutoencoderError, OSError):
+        with contextlib.suppress(ArchiveError, AutoencoderError, OSError):
             classifier = class_of(victim).from_pretrained(folder)
             outcome = "opened"
         if (folder / "executed").exists():
@@ -300,11 +302,11 @@ def open_mutated(victim, folder, seed):
 
 def use(classifier):
     """What opens works, and has weights that are finite."""
-    assert all(parameter.isfinite().all() for parameter in classifier.field_.parameters())
+    assert all(parameter.isfinite().all() for parameter in classifier.model_.field.parameters())
     assert len(classifier.loss_curve_) == classifier.n_iter_
-    assert model_card(classifier)
+    assert model_card(type(classifier).__name__, classifier._fit_so_far())
     if math.prod(classifier.image_shape_) <= 64 and classifier.n_draws * classifier.n_steps < 9:
-        dtype = classifier._image_format.dtype
+        dtype = classifier.model_.image_format.dtype
         p = classifier.predict_proba(np.zeros((1, *classifier.image_shape_), dtype))
         assert p.shape == (1, len(classifier.classes_))
 

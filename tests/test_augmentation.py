@@ -13,7 +13,7 @@ def test_no_augmentation_returns_the_images_themselves():
     assert augment(x, None) is x
 
 
-def test_images_that_teach_drawing_are_only_flipped():
+def test_images_that_train_generation_are_only_flipped():
     x = 2 * torch.rand(6, 1, 8, 8) - 1
     varied = augment_images(x, "affine", 4, torch.Generator().manual_seed(0))
     assert torch.equal(varied[4:], x[4:])

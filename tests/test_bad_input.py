@@ -1,14 +1,18 @@
 """Every mistake has an error that names the argument, what came and what is expected."""
 
+import re
+
 import numpy as np
 import pytest
-from conftest import tiny_classifier
+from conftest import tiny_autoencoder, tiny_classifier, tiny_latent_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sklearn_msf.training.trainer import DivergenceError
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
+from sklearn_msf.exceptions import DivergenceError
 
 X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
 Y = np.array([0, 1] * 3)
@@ -24,6 +28,12 @@ def on_floats(make_classifier):
     return make_classifier(max_epochs=1).fit(X / 255, Y)
 
 
+def name_in_messages(parameter):
+    """Pattern of what messages call a parameter, or an entry of one of the dicts."""
+    group = PARAMETERS[parameter].group
+    return parameter if group is None else re.escape(f"{group}[{parameter!r}]")
+
+
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
@@ -36,15 +46,14 @@ def on_floats(make_classifier):
         ("label_encoding", None),
         ("label_prediction", "score"),
         ("image_prediction", "noise"),
+        ("image_prediction", "image"),
         ("beta", -1),
         ("beta", "4"),
         ("beta", np.nan),
-        ("t1_share", 1.5),
+        ("classification_fraction", 1.5),
         ("class_dropout", 1.0),
         ("class_dropout", "none"),
-        ("guidance", -0.5),
-        ("guidance", None),
-        ("t1_share", True),
+        ("classification_fraction", True),
         ("image_weight", 1.0),
         ("image_weight", None),
         ("channels", 0),
@@ -82,32 +91,71 @@ def on_floats(make_classifier):
         ("precision", "float16"),
         ("verbose", "loud"),
         ("max_grad_norm", 0),
+        ("ema_decay", None),
+        ("calibration", "platt"),
+        ("checkpoint_dir", 3),
+        ("checkpoint_every", 0),
+        ("compile_network", "yes"),
+        ("ode_solver", None),
         ("random_state", "abc"),
         ("random_state", object()),
         ("random_state", -1),
         ("class_weight", np.array([1.0, 2.0])),
     ],
 )
-def test_a_wrong_constructor_parameter_is_named_at_fit(parameter, value, make_classifier):
-    with pytest.raises(ValueError, match=f"{parameter} must be .*got"):
+def test_a_wrong_parameter_or_entry_is_named_at_fit(parameter, value, make_classifier):
+    with pytest.raises(ValueError, match=f"^{name_in_messages(parameter)} must be .*got"):
         make_classifier(**{parameter: value}).fit(X, Y)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_unknown_entry_is_named_with_those_there_are(group, make_classifier):
+    known = ", ".join(sorted(name for name, row in PARAMETERS.items() if row.group == group))
+    message = f"{group} has no entry 'x'; its entries are {known}."
+    classifier = make_classifier()
+    classifier.set_params(**{group: {**(getattr(classifier, group) or {}), "x": 1}})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        classifier.fit(X, Y)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        classifier.partial_fit(X, Y, classes=[0, 1])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        type(classifier).from_paper("bloodmnist", **{group: {"x": 1}})
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("value", [("beta", 4.0), "beta", 3])
+def test_a_dict_parameter_is_a_dict_or_none(group, value, make_classifier):
+    with pytest.raises(ValueError, match=f"^{group} must be a dict or None, got"):
+        make_classifier().set_params(**{group: value}).fit(X, Y)
+    make_classifier().set_params(**{"max_epochs": 1, group: None}).fit(X, Y)
+
+
+def test_entries_of_other_dicts_are_not_mistaken_for_parameters():
+    for make in (MedSymmFlowClassifier, LatentMedSymmFlowClassifier):
+        for name in ("beta", "n_blocks", "weight_decay", "guidance"):
+            with pytest.raises(TypeError, match=name):
+                make(**{name: 1})
+        with pytest.raises(ValueError, match="network_params has no entry 'beta'"):
+            make(network_params={"beta": 1}).fit(X, Y)
 
 
 def test_a_mask_without_a_class_must_not_look_like_that_of_one():
     three, settings = [0, 1, 2] * 2, {"label_encoding": "grayscale"}
-    with pytest.raises(ValueError, match="class_dropout=0.1 needs .* set class_dropout=0"):
+    with pytest.raises(
+        ValueError, match="class_dropout=0.1 cannot be used with .* set class_dropout=0"
+    ):
         tiny_classifier(class_dropout=0.1, **settings).fit(X, three)
-    tiny_classifier(class_dropout=0.0, guidance=0.0, **settings).fit(X, three).sample(0, n_steps=1)
+    tiny_classifier(class_dropout=0.0, **settings).fit(X, three).sample(0, n_steps=1)
     tiny_classifier(class_dropout=0.1, label_prediction="velocity", **settings).fit(X, three)
     tiny_classifier(class_dropout=0.1, **settings).fit(X, [0, 1] * 3)
 
 
 @given(
-    parameter=st.sampled_from(["beta", "t1_share", "dropout", "learning_rate"]),
+    parameter=st.sampled_from(["beta", "classification_fraction", "dropout", "learning_rate"]),
     value=st.floats(max_value=-1e-9),
 )
 def test_negative_numbers_are_refused_where_they_mean_nothing(parameter, value, make_classifier):
-    with pytest.raises(ValueError, match=f"{parameter} must be"):
+    with pytest.raises(ValueError, match=f"{name_in_messages(parameter)} must be"):
         make_classifier(**{parameter: value}).fit(X, Y)
 
 
@@ -231,7 +279,7 @@ def test_counts_of_sample_are_positive_integers(on_bytes, argument, value):
 
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.1, np.nan, "0.9", True])
-def test_coverage_is_a_share(on_bytes, coverage):
+def test_coverage_is_a_fraction(on_bytes, coverage):
     with pytest.raises(ValueError, match=r"coverage must be a number in \(0, 1\], got"):
         on_bytes.predict_with_reject(X, coverage=coverage)
 
@@ -251,8 +299,42 @@ def test_more_classes_than_colours_name_the_other_code(make_classifier):
         make_classifier().fit(many, np.arange(195) % 65)
 
 
+@pytest.mark.parametrize("autoencoder", ["fit", "object"])
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_more_classes_than_codes_are_refused_before_anything_is_trained_or_encoded(
+    monkeypatch, tmp_path, autoencoder, form
+):
+    def too_late(*arguments, **settings):
+        raise AssertionError("something was trained or encoded")
+
+    module = tiny_autoencoder()
+    for name in ("fit_autoencoder", "learn_scaling", "encode_variations", "keep_latents"):
+        monkeypatch.setattr(f"sklearn_msf._estimator.latent_preparation.{name}", too_late)
+    monkeypatch.setattr(type(module), "encode", too_late)
+    monkeypatch.setattr("sklearn_msf.training.trainer.Trainer._epoch", too_late)
+    classifier = tiny_latent_classifier(
+        autoencoder="fit" if autoencoder == "fit" else module,
+        label_prediction=form,
+        checkpoint_dir=tmp_path / "run",
+        augment="hflip+affine",
+    )
+    images, labels = np.zeros((195, 8, 8)), np.arange(195) % 65
+    with pytest.raises(ValueError, match="64 codes, got 65 classes"):
+        classifier.fit(images, labels)
+    with pytest.raises(ValueError, match="64 codes, got 65 classes"):
+        classifier.partial_fit(images, labels, classes=np.arange(65))
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_whose_mean_code_is_one_are_refused_before_anything_is_encoded(monkeypatch):
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.learn_scaling", None)
+    classifier = tiny_latent_classifier(label_encoding="grayscale", class_dropout=0.1)
+    with pytest.raises(ValueError, match="class_dropout=0.1 cannot be used with"):
+        classifier.fit(X, [0, 1, 2] * 2)
+
+
 def test_early_stopping_on_too_little_data_is_named(make_classifier):
-    with pytest.raises(ValueError, match="early_stopping cannot hold out a share of 0.1 of 3"):
+    with pytest.raises(ValueError, match="early_stopping cannot hold out a fraction of 0.1 of 3"):
         make_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
 
 
@@ -307,7 +389,9 @@ def test_a_learning_rate_that_diverges_is_named_and_the_old_model_kept(make_clas
     classifier = make_classifier().fit(X, Y)
     before = classifier.predict_proba(X)
     with (
-        pytest.warns(UserWarning, match="The epoch starts anew at 0[.][0-9]+ of the rate"),
+        pytest.warns(
+            UserWarning, match="The epoch is repeated at 0[.][0-9]+ times the learning rate"
+        ),
         pytest.raises(DivergenceError, match="not finite in epoch .*learning_rate=1e"),
     ):
         classifier.set_params(learning_rate=1e30, max_epochs=20).fit(X, Y)
@@ -318,6 +402,9 @@ def test_going_on_with_another_network_is_refused(make_classifier):
     classifier = make_classifier(warm_start=True).fit(X, Y).set_params(channels=16)
     with pytest.raises(ValueError, match="cannot go on with another channels"):
         classifier.fit(X, Y)
+    other = {**classifier.flow_params, "beta": 2.0}
+    with pytest.raises(ValueError, match="cannot go on with another beta"):
+        classifier.set_params(channels=8, flow_params=other).fit(X, Y)
 
 
 def test_parameters_spoiled_after_fit_are_named(on_bytes):
@@ -358,6 +445,9 @@ def test_sample_names_an_unknown_solver(on_bytes):
     spoiled = clone(on_bytes).fit(X, Y).set_params(ode_solver="heun2")
     with pytest.raises(ValueError, match="ode_solver must be one of"):
         spoiled.sample(0)
+    for solver in ("heun2", None, 3):
+        with pytest.raises(ValueError, match="ode_solver must be one of .*got"):
+            on_bytes.sample(0, ode_solver=solver)
 
 
 def test_sample_names_an_unusable_seed(on_bytes):

@@ -22,7 +22,7 @@ def test_integer_weights_count_as_repetitions(weights, seed):
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(0, 2**31))
-def test_an_epoch_gives_each_row_its_share_to_within_one(weights, seed):
+def test_an_epoch_gives_each_sample_its_share_to_within_one(weights, seed):
     rows, _ = rows_seen(weights, len(weights), seed=seed)
     share = len(rows) * np.array(weights) / sum(weights)
     assert (np.abs(np.bincount(rows, minlength=len(weights)) - share) < 1 + 1e-6).all()
@@ -36,7 +36,7 @@ def test_batches_of_an_epoch_are_of_even_size(n, batch_size):
     assert max(sizes) <= max(batch_size * 1.5, 1)
 
 
-def test_a_batch_is_a_selection_of_rows():
+def test_a_batch_is_a_selection_of_samples():
     images = torch.arange(5.0)[:, None, None, None]
     labels = torch.tensor([0, 1, 0, 1, 2])
     data = TrainingData(images, labels, torch.ones(5, dtype=torch.float64), 5)
@@ -45,7 +45,7 @@ def test_a_batch_is_a_selection_of_rows():
     assert chosen_labels.tolist() == [2, 1]
 
 
-def test_rows_left_out_are_never_seen_and_the_others_as_often_as_before():
+def test_samples_left_out_are_never_seen_and_the_others_as_often_as_before():
     data = TrainingData(
         torch.zeros(10, 1, 4, 4), torch.arange(10), torch.full((10,), 2.0, dtype=torch.float64), 20
     )

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from sklearn_msf.persistence.archives import RecordVersionError
-from sklearn_msf.training.checkpoints import CheckpointMismatchError, Checkpoints
+from sklearn_msf.exceptions import CheckpointMismatchError
+from sklearn_msf.persistence.archives import ArchiveVersionError
+from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.state import TrainingState
 
 FINGERPRINT = {"learning_rate": 0.003, "images of X": "ab12"}
@@ -31,9 +32,9 @@ def test_a_new_folder_starts_a_new_run(tmp_path):
 def test_the_newest_checkpoint_comes_back_with_its_seed(tmp_path):
     save(open_checkpoints(tmp_path, seed=5), 1, 2, 3)
     again = open_checkpoints(tmp_path, seed=99)
-    tensors, document = again.latest()
+    tensors, metadata = again.latest()
     assert tensors["w"].tolist() == [3.0, 3.0, 3.0]
-    assert document == {"n_steps": 3, "finished": False}
+    assert metadata == {"n_steps": 3, "finished": False}
     assert again.seed == 5
 
 
@@ -48,7 +49,7 @@ def test_checkpoints_are_written_every_so_many_epochs_and_at_the_end(tmp_path):
     save(checkpoints, 1, 4, 5, 6)
     assert names(tmp_path) == ["checkpoint-0000005"]
     save(checkpoints, 7, finished=True)
-    assert open_checkpoints(tmp_path).latest().document["finished"]
+    assert open_checkpoints(tmp_path).latest().metadata["finished"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="checkpoint-0000002 is damaged"):
         checkpoints = open_checkpoints(tmp_path)
-    assert checkpoints.latest().document["n_steps"] == 1
+    assert checkpoints.latest().metadata["n_steps"] == 1
 
 
 def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path):
@@ -94,10 +95,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         save(checkpoints, 2, 3)
     assert len(caught) == 1
     monkeypatch.undo()
-    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 1
+    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
     # Once there is room again checkpoints are written again.
     save(checkpoints, 4)
-    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 4
+    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 4
 
 
 def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
@@ -108,7 +109,7 @@ def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
         checkpoints = open_checkpoints(tmp_path)
     save(checkpoints, 5)
     assert names(tmp_path) == ["checkpoint-0000005"]
-    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 5
+    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 5
 
 
 def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
@@ -116,7 +117,7 @@ def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
     (tmp_path / ".checkpoint-0000002-0123456789abcdef.safetensors.1234abcd.part").write_text("x")
     (tmp_path / "checkpoint-0000002-0123456789abcdef.safetensors").write_text("x")
     before = len(list(tmp_path.iterdir()))
-    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 1
+    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
     assert len(list(tmp_path.iterdir())) == before - 2
 
 
@@ -142,8 +143,8 @@ def test_a_full_disk_that_takes_the_weights_and_not_the_rest_leaves_nothing(tmp_
 def test_checkpoints_of_another_format_version_are_not_written_over(tmp_path):
     save(open_checkpoints(tmp_path), 1)
     path = tmp_path / "checkpoint-0000001.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(RecordVersionError, match="format version 2"):
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(ArchiveVersionError, match="format version 3"):
         open_checkpoints(tmp_path)
 
 
@@ -152,7 +153,7 @@ def test_two_runs_that_begin_in_one_folder_do_not_mix(tmp_path):
     save(first, 1)
     with pytest.warns(UserWarning, match="holds checkpoints of another run: learning_rate"):
         save(second, 2, 3)
-    assert open_checkpoints(tmp_path).latest().document["n_steps"] == 1
+    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):

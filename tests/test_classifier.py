@@ -1,15 +1,20 @@
+import inspect
 import pickle
+import re
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, tiny_classifier
+from conftest import TINY, grouped, tiny_classifier
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
-from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.training.optimizer import OPTIMIZERS
+from sklearn_msf.training.trainer import Trainer
 
 
 def test_it_learns(fitted, digits):
@@ -53,7 +58,7 @@ def test_two_classes_have_one_decision_column(digits, make_classifier):
     np.testing.assert_allclose(d, np.log(p[:, 1] / p[:, 0]), rtol=1e-6)
 
 
-def test_a_prediction_never_depends_on_the_other_rows(fitted, digits):
+def test_a_prediction_never_depends_on_the_other_samples(fitted, digits):
     X = digits[0]
     together = fitted.predict_proba(X)
     for rows in ([3], [5, 3, 70, 3], slice(0, 65), slice(None, None, -1)):
@@ -69,7 +74,7 @@ def test_distance_is_that_to_the_code_of_the_predicted_class(fitted, digits):
 
 
 @pytest.mark.parametrize("coverage", [0.05, 0.5, 0.9, 1.0])
-def test_rejection_answers_the_most_certain_share(fitted, digits, coverage):
+def test_rejection_answers_the_most_certain_fraction(fitted, digits, coverage):
     X = digits[0]
     answered = fitted.predict_with_reject(X, coverage=coverage)
     accepted = ~np.ma.getmaskarray(answered)
@@ -98,19 +103,19 @@ def test_samples_have_dtype_layout_and_range_of_the_training_images(shape, dtype
     rng = np.random.default_rng(0)
     X = rng.integers(10, 200, (8, *shape)).astype(dtype)
     classifier = make_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4)
-    drawn = classifier.sample(1, n_samples=3, n_steps=2, random_state=0)
-    assert drawn.shape == (3, *shape)
-    assert drawn.dtype == X.dtype
+    sampled = classifier.sample(1, n_samples=3, n_steps=2, random_state=0)
+    assert sampled.shape == (3, *shape)
+    assert sampled.dtype == X.dtype
     low, high = (0, 255) if dtype == np.uint8 else (X.min(), X.max())
-    assert low <= drawn.min() <= drawn.max() <= high
+    assert low <= sampled.min() <= sampled.max() <= high
     assert classifier.image_shape_ == shape
     assert classifier.n_features_in_ == np.prod(shape)
 
 
 def test_images_of_any_number_of_channels_come_back():
     X = np.random.default_rng(0).integers(10, 200, (8, 8, 9, 2))
-    drawn = tiny_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4).sample(1, n_steps=2)
-    assert drawn.shape == (1, 8, 9, 2)
+    sampled = tiny_classifier(max_epochs=1, patch_size=2).fit(X, [0, 1] * 4).sample(1, n_steps=2)
+    assert sampled.shape == (1, 8, 9, 2)
 
 
 def test_samples_of_one_class_or_several_come_in_the_order_asked_for(fitted):
@@ -122,7 +127,9 @@ def test_samples_of_one_class_or_several_come_in_the_order_asked_for(fitted):
 
 
 def test_samples_look_like_their_classes(digits):
-    classifier = tiny_classifier(channels=16, max_epochs=60, t1_share=0.5).fit(*digits)
+    classifier = tiny_classifier(channels=16, max_epochs=60, classification_fraction=0.5).fit(
+        *digits
+    )
     images = classifier.sample(["two", "zero"], n_samples=6, random_state=0)
     assert np.mean(classifier.predict(images) == np.repeat(["two", "zero"], 6)) >= 0.75
 
@@ -180,7 +187,7 @@ def test_balanced_class_weight_equals_those_sample_weights(digits, make_classifi
     assert_array_equal(balanced.predict_proba(X), weighted.predict_proba(X))
 
 
-def test_the_order_of_the_training_rows_does_not_matter(digits, make_classifier):
+def test_the_order_of_the_training_samples_does_not_matter(digits, make_classifier):
     X, y = digits
     order = np.random.default_rng(0).permutation(len(X))
     first, second = make_classifier().fit(X, y), make_classifier().fit(X[order], y[order])
@@ -189,7 +196,7 @@ def test_the_order_of_the_training_rows_does_not_matter(digits, make_classifier)
 
 def test_partial_fit_learns_batch_by_batch(digits, make_classifier):
     X, y = digits
-    classifier = make_classifier(channels=16, t1_share=0.8)
+    classifier = make_classifier(channels=16, classification_fraction=0.8)
     for _ in range(8):
         for part in np.array_split(np.arange(len(X)), 2):
             classifier.partial_fit(X[part], y[part], classes=np.unique(y))
@@ -210,7 +217,7 @@ def test_early_stopping_ends_before_the_last_epoch(digits, make_classifier):
         channels=16, max_epochs=60, early_stopping=True, n_iter_no_change=3
     ).fit(X, y)
     assert classifier.n_iter_ < 60
-    assert all(0 <= record["validation_score"] <= 1 for record in classifier.history_)
+    assert all(0 <= epoch_log["validation_score"] <= 1 for epoch_log in classifier.history_)
 
 
 def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
@@ -225,11 +232,15 @@ def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):
 def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classifier):
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 240)
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (2, 5))
-    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_AUTO_SHARE", 0.25)
+    monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_AUTO_FRACTION", 0.25)
     X, y = digits
 
-    def n_epochs(n, t1_share):
-        return make_classifier(max_epochs="auto", t1_share=t1_share).fit(X[:n], y[:n]).n_iter_
+    def n_epochs(n, classification_fraction):
+        return (
+            make_classifier(max_epochs="auto", classification_fraction=classification_fraction)
+            .fit(X[:n], y[:n])
+            .n_iter_
+        )
 
     assert n_epochs(240, 1.0) == 2
     assert n_epochs(80, 1.0) == 3
@@ -237,9 +248,9 @@ def test_auto_epochs_suit_the_size_of_the_data(digits, monkeypatch, make_classif
     # Images at t = 1 are what counts.
     assert n_epochs(80, 0.5) == 6
     assert n_epochs(30, 0.5) == 10
-    # Training ends, however small their share.
+    # Training ends, however small their fraction.
     assert n_epochs(120, 1e-308) == n_epochs(120, 0.25) == 8
-    # Every image classifies, also without a share of its own for it.
+    # Every image classifies, also where none of a batch is kept at t = 1.
     assert n_epochs(120, 0.0) == 2
 
 
@@ -256,7 +267,7 @@ def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted
     assert (p["adamw"] != p["muon"]).any()
 
 
-def test_partial_fit_keeps_to_its_optimiser_whatever_the_size_of_its_parts(digits, monkeypatch):
+def test_partial_fit_keeps_to_its_optimizer_whatever_the_size_of_its_parts(digits, monkeypatch):
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_STEPS_FOR_MUON", 10)
     X, y = digits
     common = {"channels": 16, "batch_size": 24, "max_epochs": 2}
@@ -271,12 +282,12 @@ def test_partial_fit_keeps_to_its_optimiser_whatever_the_size_of_its_parts(digit
 def test_muon_has_half_of_the_automatic_epochs(digits, monkeypatch):
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 480)
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (2, 5))
-    common = {"max_epochs": "auto", "t1_share": 0.5}
+    common = {"max_epochs": "auto", "classification_fraction": 0.5}
     n_epochs = [tiny_classifier(optimizer=o, **common).fit(*digits).n_iter_ for o in OPTIMIZERS]
     assert dict(zip(OPTIMIZERS, n_epochs, strict=True)) == {"muon": 2, "adamw": 4}
 
 
-def test_verbose_shows_share_loss_and_speed(digits, capsys, make_classifier):
+def test_verbose_shows_progress_loss_and_speed(digits, capsys, make_classifier):
     X, y = digits
     make_classifier(verbose=1).fit(X, y)
     shown = capsys.readouterr().err
@@ -303,40 +314,61 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
     parameters = MedSymmFlowClassifier.from_paper(name).get_params()
     expected = {
         "channels": 64,
-        "n_blocks": 2,
-        "channel_mult": (1, 2, 2, 2),
-        "attention_levels": (1,),
-        "dropout": 0.0,
+        "network_params": {
+            "n_blocks": 2,
+            "channel_mult": (1, 2, 2, 2),
+            "attention_levels": (1,),
+            "dropout": 0.0,
+            "patch_size": 1,
+        },
+        "flow_params": {
+            "beta": 4,
+            "label_encoding": "rgb",
+            "label_prediction": "velocity",
+            "image_prediction": "velocity",
+            "image_weight": 0.7,
+            "class_dropout": 0.0,
+        },
+        "optimizer_params": {"weight_decay": 0.01, "max_grad_norm": None, "ema_decay": 0.7},
         "batch_size": batch_size,
         "max_epochs": max_epochs,
         "optimizer": "adamw",
         "learning_rate": learning_rate,
-        "beta": 4,
-        "label_encoding": "rgb",
-        "label_prediction": "velocity",
-        "image_prediction": "velocity",
-        "t1_share": 0.0,
-        "image_weight": 0.7,
-        "patch_size": 1,
-        "ema_decay": 0.7,
+        "classification_fraction": 0.0,
         "n_steps": 1,
         "augment": augment,
     }
     assert {key: parameters[key] for key in expected} == expected
     gray = MedSymmFlowClassifier.from_paper(name, label_encoding="grayscale")
-    assert gray.beta == beta_gray
+    assert gray.flow_params == {
+        **expected["flow_params"],
+        "label_encoding": "grayscale",
+        "beta": beta_gray,
+    }
 
 
 def test_from_paper_takes_overrides_and_names_unknown_data_sets():
     assert MedSymmFlowClassifier.from_paper("bloodmnist", max_epochs=3).max_epochs == 3
+    plain = MedSymmFlowClassifier.from_paper("bloodmnist")
+    changed = MedSymmFlowClassifier.from_paper(
+        "bloodmnist",
+        network_params={"dropout": 0.5},
+        flow_params={"beta": 2},
+        optimizer_params={"max_grad_norm": 1.0},
+    )
+    # Of a dict only the entries that are given change.
+    assert changed.network_params == {**plain.network_params, "dropout": 0.5}
+    assert changed.flow_params == {**plain.flow_params, "beta": 2}
+    assert changed.optimizer_params == {**plain.optimizer_params, "max_grad_norm": 1.0}
     with pytest.raises(ValueError, match="name must be one of.*got 'mnist'"):
         MedSymmFlowClassifier.from_paper("mnist")
 
 
-def test_the_papers_settings_train_and_predict():
+def test_the_papers_settings_train_and_draw_smoke():
     X = np.random.default_rng(0).integers(0, 256, (4, 9, 9), dtype=np.uint8)
     small = {key: TINY[key] for key in ("channels", "channel_mult", "max_epochs", "device")}
-    classifier = MedSymmFlowClassifier.from_paper("retinamnist", **small, random_state=0)
+    small = grouped({**small, "random_state": 0})
+    classifier = MedSymmFlowClassifier.from_paper("retinamnist", **small)
     assert classifier.fit(X, [0, 1, 0, 1]).predict(X).shape == (4,)
     assert classifier.sample(0, n_steps=2).shape == (1, 9, 9)
 
@@ -352,7 +384,7 @@ def test_every_epoch_of_partial_fit_sees_other_noise(digits, make_classifier):
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
 @pytest.mark.parametrize("ode_solver", ["euler", "midpoint", "rk4", "dopri5"])
-def test_no_solver_makes_predictions_depend_on_other_rows(
+def test_no_solver_makes_predictions_depend_on_other_samples(
     digits, form, ode_solver, make_classifier
 ):
     X, y = digits[0][:20], digits[1][:20]
@@ -374,7 +406,7 @@ def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_IMAGES_AT_ONE", 120)
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._AUTO_TIMES_AT_ONE", (1, 9))
     X, y = digits[0][:40], digits[1][:40]
-    classifier = make_classifier(max_epochs="auto", t1_share=0.5)
+    classifier = make_classifier(max_epochs="auto", classification_fraction=0.5)
     weighted = classifier.fit(X, y, sample_weight=np.full(40, 2))
     assert weighted.n_iter_ == 3
 
@@ -383,16 +415,24 @@ def test_classes_of_zero_weight_are_left_out_of_training_only(digits, make_class
     X, y = digits[0][:40], digits[1][:40]
     classifier = make_classifier(class_weight={"two": 0}).fit(X, y)
     assert list(classifier.classes_) == ["one", "two", "zero"]
+    # Their images teach nothing: others in their place give the same model.
+    others = np.where((y == "two")[:, None, None], X[:, ::-1], X)
+    same = make_classifier(class_weight={"two": 0}).fit(others, y)
+    assert_array_equal(classifier.predict_proba(X), same.predict_proba(X))
+    assert (classifier.predict_proba(X) != make_classifier().fit(X, y).predict_proba(X)).any()
 
 
 def test_boolean_images_come_back_boolean(make_classifier):
     X = np.random.default_rng(0).random((6, 8, 8)) < 0.5
-    drawn = make_classifier().fit(X, [0, 1] * 3).sample(0, n_steps=2)
-    assert drawn.dtype == bool
+    classifier = make_classifier().fit(X, [0, 1] * 3)
+    sampled = classifier.sample(0, 20, n_steps=2, random_state=0)
+    assert sampled.dtype == bool
+    assert 0 < sampled.mean() < 1
+    assert_array_equal(classifier.predict_proba(X.astype(float)), classifier.predict_proba(X))
 
 
 @pytest.mark.parametrize("channels", [98, 100])
-def test_widths_that_heads_do_not_divide_work(channels, make_classifier):
+def test_widths_that_heads_do_not_divide_train_smoke(channels, make_classifier):
     X = np.random.default_rng(0).random((4, 8, 8))
     classifier = make_classifier(channels=channels, channel_mult=(1, 2), max_epochs=1)
     assert classifier.fit(X, [0, 1] * 2).predict(X).shape == (4,)
@@ -408,7 +448,7 @@ def test_every_warm_fit_sees_other_noise(digits, make_classifier):
 def test_class_weights_do_not_lengthen_an_epoch(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     classifier = make_classifier(class_weight={"one": 100}).fit(X, y)
-    assert [record["n_images"] for record in classifier.history_] == [40, 40]
+    assert [epoch_log["n_images"] for epoch_log in classifier.history_] == [40, 40]
 
 
 def test_balanced_classes_keep_weights_and_repetitions_equal(digits, make_classifier):
@@ -423,4 +463,114 @@ def test_balanced_classes_keep_weights_and_repetitions_equal(digits, make_classi
 def test_a_class_weight_for_a_class_that_a_fold_lacks_is_passed_over(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     two = y != "two"
-    assert make_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two]).n_iter_ == 2
+    lacking = make_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two])
+    known = make_classifier(class_weight={"one": 2}).fit(X[two], y[two])
+    assert_array_equal(lacking.predict_proba(X), known.predict_proba(X))
+
+
+# Parameters
+
+ESTIMATORS = [MedSymmFlowClassifier, LatentMedSymmFlowClassifier]
+ONLY_OVER_LATENTS = {
+    "autoencoder",
+    "encoded_size",
+    "label_decoding",
+    "n_variations",
+    "cache_bytes",
+}
+
+
+def constructor_parameters(estimator):
+    return list(inspect.signature(estimator).parameters)
+
+
+def test_signatures_have_the_parameters_of_the_table():
+    table = {name for name, row in PARAMETERS.items() if row.group is None} | set(GROUPS)
+    assert table >= ONLY_OVER_LATENTS
+    assert set(constructor_parameters(LatentMedSymmFlowClassifier)) == table
+    assert set(constructor_parameters(MedSymmFlowClassifier)) == table - ONLY_OVER_LATENTS
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_dict_parameters_have_the_entries_of_the_table(estimator):
+    entries = {
+        group: {name for name, row in PARAMETERS.items() if row.group == group} for group in GROUPS
+    }
+    defaults = estimator._group_defaults
+    assert {group: set(defaults[group]) for group in defaults} == entries
+    signature = inspect.signature(estimator).parameters
+    assert all(signature[group].default is None for group in GROUPS)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_parameter_and_every_entry_is_documented(estimator):
+    documented = estimator.__doc__.split("    Attributes\n")[0]
+    for name in constructor_parameters(estimator):
+        assert re.search(rf"(^ {{4}}|, |^){name}(, | : |\n|$)", documented, re.MULTILINE), name
+    of_pixels = MedSymmFlowClassifier._group_defaults
+    for group, entries in estimator._group_defaults.items():
+        for name, default in entries.items():
+            if estimator is MedSymmFlowClassifier:
+                shown = repr(default).replace("'", '"')
+                shown = shown if isinstance(default, tuple) else f"({shown})"
+                assert f'- "{name}" {shown}: ' in documented
+            elif default != of_pixels[group][name]:
+                # Of those that differ from pixels, for the others see there.
+                shown = f"{default:g}" if isinstance(default, float) else f'"{default}"'
+                shown = repr(default) if isinstance(default, int) else shown
+                assert f"``{name}={shown}``" in documented
+
+
+def test_there_are_few_parameters():
+    assert len(constructor_parameters(MedSymmFlowClassifier)) <= 28
+
+
+def test_entries_that_are_left_out_have_their_defaults(digits, make_classifier):
+    X, y = digits
+    classifier = make_classifier(max_epochs=1)
+    partly = {"beta": 2.0}
+    whole = {**type(classifier)._group_defaults["flow_params"], **partly}
+    p = [
+        clone(classifier).set_params(flow_params=flow_params).fit(X, y).predict_proba(X)
+        for flow_params in (partly, whole, None)
+    ]
+    assert_array_equal(p[0], p[1])
+    assert not np.array_equal(p[0], p[2])
+    # What the user passed is not written to.
+    assert partly == {"beta": 2.0}
+
+
+# Threads
+
+
+@pytest.mark.parametrize(("method", "warm_start"), [("fit", False), ("fit", True), ("part", False)])
+def test_predictions_while_fit_runs_come_from_the_model_before(
+    digits, make_classifier, monkeypatch, method, warm_start
+):
+    X, y = digits
+    classifier = make_classifier(warm_start=warm_start).fit(X, y)
+    model, before = classifier.model_, classifier.predict_proba(X)
+    learned, go_on = threading.Event(), threading.Event()
+    epoch = Trainer._epoch
+
+    def epoch_and_wait(*arguments, **settings):
+        losses = epoch(*arguments, **settings)
+        learned.set()
+        assert go_on.wait(60)
+        return losses
+
+    monkeypatch.setattr(Trainer, "_epoch", epoch_and_wait)
+    classifier.set_params(random_state=1)
+    fit = classifier.fit if method == "fit" else classifier.partial_fit
+    thread = threading.Thread(target=fit, args=(X, y))
+    thread.start()
+    try:
+        assert learned.wait(60)
+        during = classifier.predict_proba(X)
+        assert classifier.model_ is model
+    finally:
+        go_on.set()
+        thread.join()
+    assert_array_equal(during, before)
+    assert classifier.model_ is not model
+    assert not np.array_equal(classifier.predict_proba(X), before)

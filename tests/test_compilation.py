@@ -57,7 +57,7 @@ def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
     for compile_network in (False, True):
         trainer = make_trainer(make_tiny_field(), compile_network=compile_network)
         trainer.fit(data)
-        losses.append([record["loss"] for record in trainer.history])
+        losses.append([epoch_log["loss"] for epoch_log in trainer.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

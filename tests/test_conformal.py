@@ -25,6 +25,6 @@ def test_conformal_sets_hold_the_label(make_classifier, parts, make):
     classifier = make_classifier(image_shape=(8, 8), max_epochs=20, channels=16).fit(X, y)
     sets = make(classifier, X_new[:70], y_new[:70], X_new[70:], 0.8)
     assert sets.shape == (70, 3)
-    # 0.8 less what 70 calibration and 70 test rows may miss by chance.
+    # 0.8 less what 70 calibration and 70 test samples may miss by chance.
     assert sets[np.arange(70), y_new[70:]].mean() > 0.6
     assert sets.sum(axis=1).mean() < 2.5

@@ -8,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from sklearn_msf import datasets
-from sklearn_msf.datasets import fetch_medmnist
+from sklearn_msf.datasets import _medmnist, fetch_medmnist
 
 
 def make_file(n_labels=1):
@@ -35,6 +34,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.behaviours = []
         self.n_requests = 0
+        self.content = CONTENT
         self.released = threading.Event()
 
 
@@ -47,14 +47,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        self.send_header("Content-Length", str(len(server.content)))
         self.end_headers()
         if behaviour == "good":
-            self.wfile.write(CONTENT)
+            self.wfile.write(server.content)
         elif behaviour == "wrong bytes":
-            self.wfile.write(bytes(len(CONTENT)))
+            self.wfile.write(bytes(len(server.content)))
         else:
-            self.wfile.write(CONTENT[: len(CONTENT) // 2])
+            self.wfile.write(server.content[: len(server.content) // 2])
             self.wfile.flush()
             if behaviour == "stall":
                 server.released.wait(20)
@@ -79,8 +79,9 @@ def server(monkeypatch):
         "n_samples": {"train": 5, "val": 2, "test": 3},
         "license": "CC BY 4.0",
     }
-    monkeypatch.setattr(datasets, "_medmnist_info", lambda: {"toymnist": entry})
-    monkeypatch.setattr(datasets, "_TIMEOUT", (5, 0.2))
+    server.entry = entry
+    monkeypatch.setattr(_medmnist, "_medmnist_info", lambda: {"toymnist": entry})
+    monkeypatch.setattr(_medmnist, "_TIMEOUT", (5, 0.2))
     yield server
     server.released.set()
     server.shutdown()
@@ -166,16 +167,18 @@ def test_unknown_names_sizes_and_splits_are_named(server):
         fetch_medmnist("toymnist", split="valid")
 
 
-def test_several_labels_stay_columns(tmp_path):
-    content, arrays = make_file(n_labels=4)
-    (tmp_path / "multi.npz").write_bytes(content)
-    _, target = datasets._read(tmp_path / "multi.npz", ("train",))
-    np.testing.assert_array_equal(target, arrays["train_labels"])
+def test_several_labels_stay_columns(server, tmp_path):
+    server.content, arrays = make_file(n_labels=4)
+    server.entry["MD5"] = hashlib.md5(server.content).hexdigest()
+    server.behaviours = ["good"]
+    bunch = fetch_medmnist("toymnist", split="train", data_home=tmp_path)
+    np.testing.assert_array_equal(bunch.target, arrays["train_labels"])
 
 
-def test_the_table_of_the_medmnist_package_is_used_without_torchvision(capsys):
-    info = datasets._medmnist_info()
-    assert info["retinamnist"]["MD5"] == "bd4c0672f1bba3e3a89f0e4e876791e4"
+def test_the_table_of_the_medmnist_package_is_used_without_torchvision(tmp_path, capsys):
+    (tmp_path / "retinamnist.npz").write_bytes(CONTENT)
+    with pytest.raises(OSError, match="expected bd4c0672f1bba3e3a89f0e4e876791e4"):
+        fetch_medmnist("retinamnist", data_home=tmp_path)
     assert capsys.readouterr().out == ""
 
 

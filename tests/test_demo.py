@@ -28,7 +28,7 @@ def offline(tmp_path):
 def test_the_demo_runs_on_digits_where_there_is_no_network(offline, tmp_path):
     picture = tmp_path / "demo.png"
     shown = subprocess.run(
-        [sys.executable, str(DEMO), "--seconds", "3", "--output", str(picture)],
+        [sys.executable, str(DEMO), "--seconds", "1", "--output", str(picture)],
         env=offline,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Fit, predict, draw, go on and move, on every kind of device this machine has."""
+"""Fit, predict, sample, go on and move, on every kind of device this machine has."""
 
 import pickle
 
@@ -17,13 +17,19 @@ def device(request):
     return request.param
 
 
-@pytest.mark.parametrize("form", ["posterior", "velocity"])
+@pytest.mark.parametrize("label_prediction", ["posterior", "velocity"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_device_trains_classifies_and_draws(device, form, precision, make_classifier):
+def test_a_device_trains_classifies_and_samples(
+    device, label_prediction, precision, make_classifier
+):
     classifier = make_classifier(
-        device=device, label_prediction=form, precision=precision, dropout=0.2, augment="flip"
+        device=device,
+        label_prediction=label_prediction,
+        precision=precision,
+        dropout=0.2,
+        augment="flip",
     ).fit(X, Y)
-    assert next(classifier.field_.parameters()).device.type == device
+    assert next(classifier.model_.field.parameters()).device.type == device
     p = classifier.predict_proba(X)
     np.testing.assert_allclose(p.sum(axis=1), 1)
     np.testing.assert_array_equal(classifier.predict_proba(X[:3]), p[:3])
@@ -59,5 +65,5 @@ def test_models_move_between_devices(device, tmp_path, make_classifier):
 def test_a_warm_start_and_partial_fit_stay_on_their_device(device, make_classifier):
     classifier = make_classifier(device=device, warm_start=True).fit(X, Y)
     classifier.fit(X, Y).partial_fit(X, Y)
-    assert next(classifier.field_.parameters()).device.type == device
+    assert next(classifier.model_.field.parameters()).device.type == device
     assert len(classifier.history_) == 3

@@ -41,7 +41,7 @@ def test_without_scores_nothing_happens(make_tiny_field):
 def test_a_loaded_run_waits_for_as_long_as_the_first_would_have(make_tiny_field):
     first, second, field = BestWeights(2), BestWeights(2), make_tiny_field()
     told(first, field, [0.5, 0.4])
-    second.load(first.tensors(), first.document())
+    second.load(first.tensors(), first.metadata())
     assert told(second, field, [0.3]) == [True]
     second.restore(field)
     assert all((parameter == 1.0).all() for parameter in field.parameters())
@@ -49,5 +49,5 @@ def test_a_loaded_run_waits_for_as_long_as_the_first_would_have(make_tiny_field)
 
 def test_a_run_without_any_score_can_be_loaded(make_tiny_field):
     second = BestWeights(1)
-    second.load(BestWeights(1).tensors(), BestWeights(1).document())
+    second.load(BestWeights(1).tensors(), BestWeights(1).metadata())
     assert told(second, make_tiny_field(), [0.0, 0.0]) == [False, True]

@@ -23,13 +23,13 @@ from sklearn_msf import LatentMedSymmFlowClassifier
 
 X = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
 classifier = LatentMedSymmFlowClassifier(
-    "someone/tiny", channels=8, channel_mult=(1,), attention_levels=(), max_epochs=1,
-    augment=None, device="cpu", precision="float32", random_state=0,
+    "someone/tiny", channels=8, network_params={"channel_mult": (1,), "attention_levels": ()},
+    max_epochs=1, augment=None, device="cpu", precision="float32", random_state=0,
 ).fit(X, [0, 1] * 4)
 classifier.save_pretrained(sys.argv[1])
 opened = LatentMedSymmFlowClassifier.from_pretrained(sys.argv[1])
 same = np.array_equal(opened.predict_proba(X), classifier.predict_proba(X))
-print(json.dumps({"source": opened._autoencoder.source, "same": same}))
+print(json.dumps({"source": opened.model_.space.autoencoder.source, "same": same}))
 """
 
 

@@ -61,8 +61,8 @@ def test_layouts_are_told_by_their_dimensions():
 
 def test_generated_values_stay_in_the_training_range():
     fmt = learn_format(np.array([[0, 255]], dtype=np.uint8), (1, 2), flat=False)
-    drawn = fmt.from_tensor(torch.tensor([[[[-1.7, 1.4]]]]))
-    np.testing.assert_array_equal(drawn, [[[0, 255]]])
+    generated = fmt.from_tensor(torch.tensor([[[[-1.7, 1.4]]]]))
+    np.testing.assert_array_equal(generated, [[[0, 255]]])
 
 
 def test_huge_values_do_not_overflow():

@@ -4,7 +4,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.flow.label_codes import LABEL_ENCODINGS, EncodedLabelCodes, make_label_codes
+from sklearn_msf.flow.label_codes import (
+    LABEL_ENCODINGS,
+    CodeReader,
+    EncodedLabelCodes,
+    PixelReader,
+    make_label_codes,
+)
 
 SIZE = (5, 7)
 
@@ -143,3 +149,29 @@ def test_too_many_classes_for_the_palette_name_the_remedy():
 def test_grayscale_needs_a_range():
     with pytest.raises(ValueError, match="beta > 0, got 0"):
         make_label_codes("grayscale", 3, 0)
+
+
+def test_codes_are_compared_with_masks_as_they_are():
+    codes = make_label_codes("rgb", 3, 4.0)
+    masks = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    reader = CodeReader(codes)
+    assert reader.prepare(masks, 2) is masks
+    assert torch.equal(reader.probabilities(masks), codes.probabilities(masks))
+    assert torch.equal(reader.distances(masks), codes.distances(masks))
+
+
+def test_encoded_masks_are_decoded_where_they_count_and_compared_with_the_palette():
+    palette = make_label_codes("rgb", 3, 4.0)
+    n_decoded = []
+
+    def decode(masks):
+        n_decoded.append(len(masks))
+        return 2 * masks
+
+    latents = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    reader = PixelReader(palette, decode)
+    masks = reader.prepare(latents, 3)
+    assert n_decoded == [3]
+    assert torch.equal(masks, 2 * latents[:3])
+    assert torch.equal(reader.probabilities(masks), palette.probabilities(masks))
+    assert torch.equal(reader.distances(masks), palette.distances(masks))

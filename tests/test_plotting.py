@@ -20,7 +20,10 @@ DISPLAYS = [AccuracyRejectionDisplay, RiskCoverageDisplay]
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
-    matplotlib.pyplot.close("all")
+    # Not every test has imported it.
+    from matplotlib import pyplot
+
+    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +97,11 @@ def test_a_grid_has_a_row_for_each_class(fitted):
     (picture,) = display.ax_.get_images()
     assert picture.get_array().shape == (3 * 8, 4 * 8, 3)
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["one", "two", "zero"]
-    drawn = fitted.sample(n_samples=4, n_steps=2, random_state=0) / 16
+    sampled = fitted.sample(n_samples=4, n_steps=2, random_state=0) / 16
     for row in range(3):
         for column in range(4):
             tile = picture.get_array()[8 * row : 8 * row + 8, 8 * column : 8 * column + 8, 1]
-            np.testing.assert_allclose(tile, drawn[4 * row + column])
+            np.testing.assert_allclose(tile, sampled[4 * row + column])
 
 
 def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits):

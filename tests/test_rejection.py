@@ -1,6 +1,7 @@
 """Kinds of uncertainty, calibration and rejection as methods of the estimators."""
 
 import contextlib
+import dataclasses
 import itertools
 import pickle
 import time
@@ -13,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.training.checkpoints import Checkpoints
-from sklearn_msf.training.trainer import DivergenceError, Trainer
+from sklearn_msf.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def rejecting(fitted, calibration):
 
 
 @pytest.mark.parametrize("kind", UNCERTAINTIES)
-def test_every_kind_gives_a_number_for_each_row_whatever_is_beside_it(fitted, digits, kind):
+def test_every_kind_gives_a_number_for_each_sample_whatever_is_beside_it(fitted, digits, kind):
     X = digits[0][:40]
     together = fitted.predict_uncertainty(X, kind)
     assert together.shape == (40,)
@@ -82,19 +84,19 @@ def test_calibration_changes_the_probabilities_and_nothing_else(make_classifier,
     X, y = digits
     plain = make_classifier().fit(X, y)
     calibrated = make_classifier(calibration="temperature").fit(X, y)
-    assert calibrated.temperature_ != 1
+    assert calibrated.model_.temperature != 1
     assert calibrated.history_[-1]["n_images"] == len(X)
     np.testing.assert_array_equal(calibrated.predict(X), plain.predict(X))
     np.testing.assert_array_equal(
         calibrated.sample("one", random_state=0), plain.sample("one", random_state=0)
     )
-    p = apply_temperature(plain.predict_proba(X), calibrated.temperature_)
+    p = apply_temperature(plain.predict_proba(X), calibrated.model_.temperature)
     np.testing.assert_array_equal(calibrated.predict_proba(X), p)
 
 
 def test_a_seed_has_one_temperature(make_classifier, digits):
     fits = [make_classifier(calibration="temperature").fit(*digits) for _ in range(2)]
-    assert fits[0].temperature_ == fits[1].temperature_
+    assert fits[0].model_.temperature == fits[1].model_.temperature
 
 
 def test_labels_that_are_noise_soften_the_probabilities(make_classifier, digits):
@@ -102,17 +104,17 @@ def test_labels_that_are_noise_soften_the_probabilities(make_classifier, digits)
     noise = np.random.default_rng(0).permutation(y)
     settings = {"max_epochs": 30, "channels": 16, "calibration": "temperature"}
     classifier = make_classifier(**settings).fit(X, noise)
-    assert classifier.temperature_ > 1.3
+    assert classifier.model_.temperature > 1.3
 
 
 def test_without_calibration_the_temperature_is_one(fitted):
-    assert fitted.temperature_ == 1
+    assert fitted.model_.temperature == 1
 
 
-def test_calibration_and_early_stopping_share_their_rows(make_classifier, digits):
+def test_calibration_and_early_stopping_share_their_samples(make_classifier, digits):
     X, y = digits
     classifier = make_classifier(calibration="temperature", early_stopping=True).fit(X, y)
-    assert classifier.temperature_ != 1
+    assert classifier.model_.temperature != 1
     assert classifier.history_[-1]["n_images"] == round(0.9 * len(X))
     assert "validation_score" in classifier.history_[-1]
 
@@ -124,9 +126,9 @@ def test_time_is_left_to_calibrate(make_classifier, digits, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: 0.005 * next(ticks))
     started = time.perf_counter()
     classifier = make_classifier(time_budget=2.0, **settings).fit(*digits)
-    assert classifier.temperature_ != 1
+    assert classifier.model_.temperature != 1
     # The whole budget was meant to be used, three fifths of it for the model.
-    trained = sum(record["seconds"] for record in classifier.history_)
+    trained = sum(epoch_log["seconds"] for epoch_log in classifier.history_)
     assert trained < 0.7 * (time.perf_counter() - started)
 
 
@@ -135,7 +137,7 @@ def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifie
     lonely = np.where(np.arange(len(y)) == 3, "lonely", y)
     classifier = make_classifier(calibration="temperature", max_epochs=10**9)
     with pytest.raises(
-        ValueError, match="calibration cannot hold out a share of 0.333 of 240 samples"
+        ValueError, match="calibration cannot hold out a fraction of 0.333 of 240 samples"
     ):
         classifier.fit(X, lonely)
 
@@ -156,7 +158,7 @@ def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monk
     monkeypatch.setattr(Trainer, "fit", failing)
     with pytest.warns(UserWarning, match="The model is whole, but .* no temperature"):
         classifier = make_classifier(calibration="temperature").fit(X, y)
-    assert classifier.temperature_ == 1
+    assert classifier.model_.temperature == 1
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
 
 
@@ -166,8 +168,8 @@ def test_a_calibration_that_was_cut_off_goes_on(make_classifier, digits, tmp_pat
     epochs = []
     save = Checkpoints.save
 
-    def cut_off(store, state, *, n_epochs, finished):
-        save(store, state, n_epochs=n_epochs, finished=finished)
+    def cut_off(checkpoints, state, *, n_epochs, finished):
+        save(checkpoints, state, n_epochs=n_epochs, finished=finished)
         epochs.append(n_epochs)
         if len(epochs) == 5:
             raise SystemExit
@@ -177,18 +179,18 @@ def test_a_calibration_that_was_cut_off_goes_on(make_classifier, digits, tmp_pat
         with contextlib.suppress(SystemExit):
             classifier = make_classifier(checkpoint_dir=tmp_path, **settings).fit(*digits)
     assert epochs == [1, 2, 3, 1, 2, 3]
-    assert classifier.temperature_ == whole.temperature_
+    assert classifier.model_.temperature == whole.model_.temperature
 
 
 def test_a_second_warm_fit_keeps_the_temperature(make_classifier, digits):
     classifier = make_classifier(calibration="temperature", warm_start=True).fit(*digits)
-    before = classifier.temperature_
-    assert classifier.fit(*digits).temperature_ == before != 1
-    assert classifier.set_params(calibration=None).fit(*digits).temperature_ == 1
-    # There is none to keep now, and no rows that the model does not know.
+    before = classifier.model_.temperature
+    assert classifier.fit(*digits).model_.temperature == before != 1
+    assert classifier.set_params(calibration=None).fit(*digits).model_.temperature == 1
+    # There is none to keep now, and no samples that the model does not know.
     with pytest.warns(UserWarning, match="calibration='temperature' is left out: warm_start"):
         classifier.set_params(calibration="temperature").fit(*digits)
-    assert classifier.temperature_ == 1
+    assert classifier.model_.temperature == 1
 
 
 def test_partial_fit_holds_out_nothing(make_classifier, digits):
@@ -204,7 +206,7 @@ def test_answers_come_up_to_the_threshold(rejecting, digits):
     X = digits[0]
     answers = rejecting.predict_with_reject(X)
     uncertainty = rejecting.predict_uncertainty(X)
-    np.testing.assert_array_equal(answers.mask, uncertainty > rejecting.reject_threshold_)
+    np.testing.assert_array_equal(answers.mask, uncertainty > rejecting.rejection_.threshold)
     np.testing.assert_array_equal(answers.compressed(), rejecting.predict(X)[~answers.mask])
 
 
@@ -216,7 +218,7 @@ def test_a_batch_of_one_is_answered_as_it_is_among_others(rejecting, digits):
     np.testing.assert_array_equal(np.ma.concatenate(alone).mask, together.mask)
 
 
-def test_the_certified_risk_holds_on_the_calibration_rows(rejecting, calibration):
+def test_the_certified_risk_holds_on_the_calibration_samples(rejecting, calibration):
     X, y = calibration
     answers = rejecting.predict_with_reject(X)
     assert np.mean(answers.compressed() != y[~answers.mask]) <= 0.15
@@ -244,23 +246,26 @@ def test_what_cannot_be_certified_is_said_and_never_answered(rejecting, digits):
     wrong = np.where(y == "one", "two", "one")
     with pytest.warns(UserWarning, match="None can be certified.*target_risk=0.05"):
         rejecting.fit_reject(X, wrong)
-    assert rejecting.reject_threshold_ is None
+    assert rejecting.rejection_.threshold is None
     assert rejecting.predict_with_reject(X).count() == 0
     assert rejecting.predict_with_reject(X[:1]).count() == 0
 
 
-def test_rows_without_an_error_calibrate_nothing_and_change_nothing(rejecting, digits):
+def test_samples_without_an_error_calibrate_nothing_and_change_nothing(rejecting, digits):
     X = digits[0]
-    before = rejecting.reject_threshold_
+    before = rejecting.rejection_.threshold
     with pytest.raises(ValueError, match="y_cal has 240 labels and no answer on X_cal is wrong"):
         rejecting.fit_reject(X, rejecting.predict(X))
-    assert rejecting.reject_threshold_ == before
+    assert rejecting.rejection_.threshold == before
 
 
 def test_fitting_anew_forgets_the_threshold(rejecting, digits):
-    assert not hasattr(clone(rejecting), "reject_threshold_")
+    assert not hasattr(clone(rejecting), "rejection_")
+    again = pickle.loads(pickle.dumps(rejecting))
+    again.partial_fit(*digits, classes=rejecting.classes_)
+    assert not hasattr(again, "rejection_")
     rejecting.set_params(max_epochs=1).fit(*digits)
-    assert not hasattr(rejecting, "reject_threshold_")
+    assert not hasattr(rejecting, "rejection_")
 
 
 def test_a_threshold_is_saved_with_numbers_of_numpy(rejecting, calibration, tmp_path):
@@ -277,17 +282,17 @@ def test_a_threshold_is_saved_with_numbers_of_numpy(rejecting, calibration, tmp_
 def test_threshold_and_temperature_are_saved(fitted, calibration, tmp_path, certified):
     X = calibration[0]
     model = pickle.loads(pickle.dumps(fitted))
-    model.temperature_ = 1.7
+    model.model_ = dataclasses.replace(model.model_, temperature=1.7)
     model.fit_reject(*calibration, target_risk=0.3, kind="entropy")
     if not certified:
-        model.reject_threshold_ = None
+        model.rejection_ = dataclasses.replace(model.rejection_, threshold=None)
     model.save_pretrained(tmp_path)
     opened = type(model).from_pretrained(tmp_path)
     for other in (opened, pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(other.predict_proba(X), model.predict_proba(X))
-        assert (other.reject_kind_, other.reject_threshold_) == (
+        assert (other.rejection_.kind, other.rejection_.threshold) == (
             "entropy",
-            model.reject_threshold_,
+            model.rejection_.threshold,
         )
 
 
@@ -315,10 +320,10 @@ def test_a_frozen_classifier_abstains(rejecting, calibration):
     )
 
 
-# Labels of rejected rows
+# Labels of rejected samples
 
 
-def test_a_reject_label_stands_for_rejected_rows(fitted, digits):
+def test_a_reject_label_stands_for_rejected_samples(fitted, digits):
     X = digits[0]
     labels, rejected = fitted.predict_with_reject(X, 0.5, reject_label="unsure", return_mask=True)
     assert type(labels) is np.ndarray
@@ -355,7 +360,7 @@ def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
 
 @pytest.mark.parametrize("name", ["target_risk", "confidence"])
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, np.nan, "0.5", None])
-def test_shares_are_inside_zero_and_one(fitted, calibration, name, value):
+def test_fractions_are_inside_zero_and_one(fitted, calibration, name, value):
     with pytest.raises(ValueError, match=rf"{name} must be a number in \(0, 1\), got"):
         fitted.fit_reject(*calibration, **{name: value})
 
@@ -365,7 +370,10 @@ def test_shares_are_inside_zero_and_one(fitted, calibration, name, value):
     [
         (lambda X, y: (X, np.full(len(y), "one")), "y_cal has the one class 'one'"),
         (lambda X, y: (X, np.where(y == "one", "seven", y)), r"y_cal has labels \['seven'\]"),
-        (lambda X, y: (X[:30], y[:30]), r"X_cal has 30 images; target_risk=0.05.*takes \d+"),
+        (
+            lambda X, y: (X[:30], y[:30]),
+            r"X_cal has 30 images; target_risk=0.05.*needs at least \d+",
+        ),
         (lambda X, y: (X, y[:-1]), r"y_cal must be of shape \(240,\)"),
         (lambda X, y: (X[:, :4], y), "X has images of shape"),
     ],
@@ -373,7 +381,7 @@ def test_shares_are_inside_zero_and_one(fitted, calibration, name, value):
 def test_calibration_data_that_cannot_be_used_are_named(fitted, calibration, change, message):
     with pytest.raises(ValueError, match=message):
         fitted.fit_reject(*change(*calibration))
-    assert not hasattr(fitted, "reject_threshold_")
+    assert not hasattr(fitted, "rejection_")
 
 
 @pytest.mark.parametrize(
@@ -421,16 +429,18 @@ def test_the_kind_of_fit_reject_also_ranks_for_a_coverage(rejecting, calibration
     )
 
 
-@pytest.mark.parametrize(("name", "value"), [("image_weight", 0), ("t1_share", 1)])
-def test_an_untrained_image_half_is_not_asked(make_classifier, digits, name, value):
+@pytest.mark.parametrize(("name", "value"), [("image_weight", 0), ("classification_fraction", 1)])
+def test_an_untrained_image_branch_is_not_asked(make_classifier, digits, name, value):
     X, y = digits
     classifier = make_classifier(max_epochs=1, **{name: value}).fit(X, y)
     for ask in (classifier.score_samples, lambda X: classifier.predict_uncertainty(X, "image")):
-        with pytest.raises(ValueError, match=f"asks the image half, which .*{name}={value}"):
+        with pytest.raises(ValueError, match=f"needs the image branch, which .*{name}={value}"):
             ask(X)
     # What is set now trains nothing.
-    with pytest.raises(ValueError, match="left untrained"):
-        classifier.set_params(image_weight=0.5, t1_share=0.5).score_samples(X)
+    trains = {**classifier.flow_params, "image_weight": 0.5}
+    classifier.set_params(flow_params=trains, classification_fraction=0.5)
+    with pytest.raises(ValueError, match="not trained because image_weight=0"):
+        classifier.score_samples(X)
 
 
 def test_a_threshold_of_another_kind_is_not_used(rejecting, digits):

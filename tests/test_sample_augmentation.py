@@ -6,14 +6,14 @@ from sklearn_msf.sample_augmentation import augment_with_samples
 
 
 class Painter(BaseEstimator):
-    """Draws images of one value a class."""
+    """Samples images of one value a class."""
 
     classes_ = np.array(["bright", "dark"])
 
     def fit(self, X, y):
         """Be an estimator."""
 
-    def sample(self, class_id, n_samples, *, n_steps, random_state):
+    def sample(self, class_id, n_samples, *, n_steps, guidance=None, random_state):
         rng = np.random.default_rng(random_state)
         level = 200 if class_id == "bright" else 50
         return rng.integers(level - 20, level + 20, (n_samples, 4, 4)).astype(np.uint8)
@@ -51,7 +51,7 @@ def test_as_many_are_added_as_asked_for(few_bright, n_per_class, added):
     assert {label: new.count(label) for label in set(new)} == added
 
 
-def test_a_judge_of_other_classes_is_refused_before_anything_is_drawn(few_bright, monkeypatch):
+def test_a_judge_of_other_classes_is_refused_before_anything_is_sampled(few_bright, monkeypatch):
     judge = Threshold()
     judge.classes_ = np.array(["light", "dark"])
     monkeypatch.setattr(Painter, "sample", None)

@@ -31,7 +31,7 @@ SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=50)
 
 
 @given(SCORES, st.floats(0.001, 1))
-def test_the_most_certain_share_is_accepted(uncertainty, coverage):
+def test_the_most_certain_fraction_is_accepted(uncertainty, coverage):
     accepted = accept_most_certain(uncertainty, coverage)
     assert accepted.sum() == max(1, int(coverage * len(uncertainty) + 1e-9))
     u = np.array(uncertainty)
@@ -39,11 +39,11 @@ def test_the_most_certain_share_is_accepted(uncertainty, coverage):
         assert u[accepted].max() <= u[~accepted].min()
 
 
-def test_shares_that_floating_point_misses_are_met():
+def test_fractions_that_floating_point_misses_are_met():
     assert accept_most_certain(np.arange(100), 0.57).sum() == 57
 
 
-def test_ties_go_to_the_earlier_rows():
+def test_ties_go_to_the_earlier_samples():
     np.testing.assert_array_equal(
         accept_most_certain([0.5, 0.1, 0.5, 0.5], 0.5), [True, True, False, False]
     )
@@ -89,7 +89,7 @@ def test_a_curve_of_what_is_none_is_refused(y_pred, scores, message):
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
-def test_the_curve_does_not_depend_on_the_order_of_rows_with_ties(rows):
+def test_the_curve_does_not_depend_on_the_order_of_samples_with_ties(rows):
     correct, uncertainty = (np.array(column) for column in zip(*rows, strict=True))
     order = np.random.default_rng(0).permutation(len(rows))
     curve = accuracy_rejection_curve(np.ones(len(rows)), correct, uncertainty)
@@ -111,7 +111,7 @@ def columns(rows):
 
 
 def accepted_in_parts(errors, uncertainty, weights, n_parts=400):
-    """Loss and weight as rows are accepted part by part, ties side by side."""
+    """Loss and weight as samples are accepted part by part, ties side by side."""
     parts = []
     for u in np.unique(uncertainty):
         tie = uncertainty == u
@@ -130,7 +130,7 @@ def test_the_risk_coverage_curve_is_the_one_worked_by_hand():
 
 
 @given(ROWS)
-def test_areas_are_those_of_rows_accepted_part_by_part(rows):
+def test_areas_are_those_of_samples_accepted_part_by_part(rows):
     errors, uncertainty, weights = columns(rows)
     loss, weight, share = accepted_in_parts(errors, uncertainty, weights)
     total = weights.sum()
@@ -141,7 +141,7 @@ def test_areas_are_those_of_rows_accepted_part_by_part(rows):
 
 
 @given(ROWS)
-def test_a_weight_is_as_many_rows(rows):
+def test_a_weight_is_as_many_samples(rows):
     errors, uncertainty, weights = columns(rows)
     repeated = [np.repeat(values, weights) for values in (errors, uncertainty)]
     for metric in (aurc, excess_aurc, augrc):
@@ -150,7 +150,7 @@ def test_a_weight_is_as_many_rows(rows):
 
 
 @given(ROWS)
-def test_the_order_of_rows_does_not_matter(rows):
+def test_the_order_of_samples_does_not_matter(rows):
     errors, uncertainty, weights = columns(rows)
     order = np.random.default_rng(0).permutation(len(rows))
     for metric in (aurc, excess_aurc, augrc):
@@ -182,7 +182,7 @@ def test_uncertainty_that_says_nothing_leaves_the_mean_loss():
     assert augrc(errors, np.ones(5)) == pytest.approx(0.2)
 
 
-def test_sums_over_rows_come_close_for_many_rows():
+def test_sums_over_samples_come_close_for_many_samples():
     rng = np.random.default_rng(0)
     uncertainty = rng.random(5000)
     errors = rng.random(5000) < uncertainty / 2
@@ -191,7 +191,7 @@ def test_sums_over_rows_come_close_for_many_rows():
 
 
 @given(ROWS, st.floats(0.01, 1))
-def test_risk_at_a_coverage_is_that_of_rows_accepted_part_by_part(rows, coverage):
+def test_risk_at_a_coverage_is_that_of_samples_accepted_part_by_part(rows, coverage):
     errors, uncertainty, weights = columns(rows)
     loss, weight, _ = accepted_in_parts(errors, uncertainty, weights, n_parts=2000)
     at = np.searchsorted(weight, coverage * weights.sum() - 1e-9)
@@ -246,9 +246,9 @@ def test_a_certificate_allows_for_every_threshold_that_was_tested():
 
 
 def test_the_most_that_can_be_certified_is_taken():
-    # Half of the rows are too few for a certificate, all of them are not.
+    # Half of the samples are too few for a certificate, all of them are not.
     assert certified_threshold(np.zeros(150), np.arange(150), target_risk=0.05) == 149
-    # Errors among the most certain rows do not end the search.
+    # Errors among the most certain samples do not end the search.
     errors = np.zeros(2000)
     errors[:20] = 1
     assert certified_threshold(errors, np.arange(2000), target_risk=0.05) == 1999
@@ -270,7 +270,7 @@ def test_the_promise_is_broken_no_more_often_than_allowed(n_levels, confidence):
 
 
 def test_the_promise_holds_where_errors_sit_in_a_rare_tie():
-    # Few rows of the rare score make the frequent one look better than it is.
+    # Few samples of the rare score make the frequent one look better than it is.
     rng = np.random.default_rng(0)
     broken = 0
     for _ in range(2000):
@@ -299,7 +299,7 @@ def test_what_cannot_be_accepted_is_named(scores, coverage, message):
         accept_most_certain(scores, coverage)
 
 
-def test_without_errors_enough_rows_certify_everything():
+def test_without_errors_enough_samples_certify_everything():
     assert certified_threshold(np.zeros(1000), np.arange(1000), target_risk=0.05) == 999
     assert certified_threshold(np.zeros(20), np.arange(20), target_risk=0.05) is None
     assert certified_threshold(np.ones(1000), np.arange(1000), target_risk=0.5) is None
@@ -354,7 +354,7 @@ def test_scorers_ask_for_predict_uncertainty_first(fitted, digits):
         ([0, 1], [0.1, 0.2], [1], "sample_weight must be of shape"),
     ],
 )
-def test_unusable_rows_are_named(errors, uncertainty, weight, message):
+def test_unusable_samples_are_named(errors, uncertainty, weight, message):
     with pytest.raises(ValueError, match=message):
         aurc(errors, uncertainty, sample_weight=weight)
 
@@ -378,7 +378,7 @@ def test_other_values_are_named():
 
 @pytest.mark.parametrize("target_risk", [0.02, 0.05, 0.1])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_the_rows_needed_are_just_enough_with_and_without_ties(target_risk, confidence):
+def test_the_samples_needed_are_just_enough_with_and_without_ties(target_risk, confidence):
     targets = {"target_risk": target_risk, "confidence": confidence}
     needed = count_rows_to_certify(**targets)
     for n, certified in ((needed, True), (needed - 1, False)):

@@ -42,7 +42,7 @@ def test_without_errors_the_temperature_is_finite():
     assert 0.05 < found < 1
 
 
-def test_few_rows_say_little():
+def test_few_samples_say_little():
     one_error = fit_temperature(np.array([[0.9, 0.1]]), np.array([1]), np.ones(1))
     many = fit_temperature(np.tile([0.9, 0.1], (50, 1)), np.ones(50, dtype=int), np.ones(50))
     assert 1 < one_error < many

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import TrainingState
-from sklearn_msf.training.trainer import DivergenceError, Trainer
+from sklearn_msf.training.trainer import Trainer
 
 SETTINGS = {
     "max_epochs": 3,
@@ -22,7 +23,7 @@ SETTINGS = {
     "max_grad_norm": 1.0,
     "ema_decay": 0.5,
     "image_weight": 0.5,
-    "t1_share": 0.5,
+    "classification_fraction": 0.5,
     "class_dropout": 0.0,
     "precision": "float32",
     "compile_network": False,
@@ -48,10 +49,10 @@ def bright_and_dark():
 def test_training_lowers_the_loss_and_writes_its_history(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=6)
     trainer.fit(bright_and_dark)
-    losses = [record["loss"] for record in trainer.history]
+    losses = [epoch_log["loss"] for epoch_log in trainer.history]
     assert losses[-1] < losses[0]
-    assert [record["epoch"] for record in trainer.history] == [1, 2, 3, 4, 5, 6]
-    assert all(record["n_images"] == 24 for record in trainer.history)
+    assert [epoch_log["epoch"] for epoch_log in trainer.history] == [1, 2, 3, 4, 5, 6]
+    assert all(epoch_log["n_images"] == 24 for epoch_log in trainer.history)
     assert trainer.history[-1]["learning_rate"] < 1e-2
 
 
@@ -94,8 +95,8 @@ def test_early_stopping_keeps_the_best_weights(make_tiny_field, bright_and_dark)
 def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark):
     seen = []
     trainer = make_trainer(make_tiny_field(n_classes=2))
-    trainer.fit(bright_and_dark, report=lambda done, record: seen.append((done, record)))
-    epochs = [(done, record["epoch"]) for done, record in seen if record is not None]
+    trainer.fit(bright_and_dark, report=lambda done, epoch_log: seen.append((done, epoch_log)))
+    epochs = [(done, epoch_log["epoch"]) for done, epoch_log in seen if epoch_log is not None]
     assert [epoch for _, epoch in epochs] == [1, 2, 3]
     assert [done for done, _ in epochs] == pytest.approx([1 / 3, 2 / 3, 1])
     # Three steps an epoch.
@@ -104,22 +105,22 @@ def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark)
 
 
 @given(st.integers(1, 9), st.floats(0, 1))
-def test_a_share_of_the_rows_holds_over_the_steps_of_any_batch_size(n, share):
+def test_a_fraction_of_the_samples_holds_over_the_steps_of_any_batch_size(n, fraction):
     trainer = object.__new__(Trainer)
     trainer._optimizer = SimpleNamespace()
     total = 0
     for trainer._optimizer.n_steps in range(50):
-        n_rows = trainer._n_rows(share, n)
+        n_rows = trainer._n_rows(fraction, n)
         assert 0 <= n_rows <= n
         total += n_rows
-    assert abs(total - 50 * n * share) <= 1
+    assert abs(total - 50 * n * fraction) <= 1
 
 
-def test_a_share_of_the_rows_that_draw_is_without_a_class(
+def test_a_fraction_of_the_samples_before_time_one_is_unconditional(
     make_tiny_field, bright_and_dark, monkeypatch
 ):
     trainer = make_trainer(
-        make_tiny_field(n_classes=2), max_epochs=5, t1_share=0.5, class_dropout=0.5
+        make_tiny_field(n_classes=2), max_epochs=5, classification_fraction=0.5, class_dropout=0.5
     )
     seen, losses = [], trainer.field.losses
 
@@ -130,9 +131,9 @@ def test_a_share_of_the_rows_that_draw_is_without_a_class(
     monkeypatch.setattr(trainer, "_field_losses", spied)
     trainer.fit(bright_and_dark)
     t, mask_t = (torch.cat(part) for part in zip(*seen, strict=True))
-    classless = (mask_t == 1) & (t < 1)
-    assert abs(int(classless.sum()) - len(t) / 4) <= len(seen)
-    assert torch.equal(mask_t[~classless], t[~classless])
+    unconditional = (mask_t == 1) & (t < 1)
+    assert abs(int(unconditional.sum()) - len(t) / 4) <= len(seen)
+    assert torch.equal(mask_t[~unconditional], t[~unconditional])
 
 
 def all_weights(field):
@@ -159,10 +160,10 @@ def test_a_state_is_a_copy(make_tiny_field, bright_and_dark):
     before = {name: value.clone() for name, value in state.tensors.items()}
     trainer.fit_epoch(bright_and_dark)
     assert all(torch.equal(state.tensors[name], value) for name, value in before.items())
-    assert state.document["history"] == []
+    assert state.metadata["history"] == []
 
 
-class MemoryStore:
+class MemoryCheckpoints:
     """Keeps the last state in memory."""
 
     def __init__(self, state=None):
@@ -172,12 +173,12 @@ class MemoryStore:
         return self.states[-1] if self.states else None
 
     def save(self, state, *, n_epochs, finished):
-        tensors, document = state()
-        self.states.append(TrainingState(tensors, {**document, "finished": finished}))
+        tensors, metadata = state()
+        self.states.append(TrainingState(tensors, {**metadata, "finished": finished}))
 
 
 def test_every_checkpoint_of_a_run_leads_to_the_same_end(make_tiny_field, bright_and_dark):
-    def trained(store):
+    def trained(checkpoints):
         trainer = make_trainer(
             make_tiny_field(n_classes=2, dropout=0.5).train(), max_epochs=4, early_stopping=True
         )
@@ -185,15 +186,15 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(make_tiny_field, bright
         trainer.fit(
             bright_and_dark,
             validate=lambda field: scores[len(trainer.history) + 1],
-            store=store,
+            checkpoints=checkpoints,
         )
         return trainer
 
-    store = MemoryStore()
-    whole = trained(store)
-    assert [state.document["finished"] for state in store.states] == [False] * 3 + [True]
-    for state in store.states:
-        resumed = trained(MemoryStore(state))
+    checkpoints = MemoryCheckpoints()
+    whole = trained(checkpoints)
+    assert [state.metadata["finished"] for state in checkpoints.states] == [False] * 3 + [True]
+    for state in checkpoints.states:
+        resumed = trained(MemoryCheckpoints(state))
         assert torch.equal(all_weights(whole.average), all_weights(resumed.average))
         assert len(resumed.history) == 4
 
@@ -213,7 +214,7 @@ class OneBadStep:
 def test_after_a_bad_loss_training_goes_on_at_a_lower_rate(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=3)
     OneBadStep(trainer, {5})
-    with pytest.warns(UserWarning, match=r"not finite in epoch 2, step 2, .* 0.25 of the"):
+    with pytest.warns(UserWarning, match=r"not finite in epoch 2, step 2, .* 0.25 times the"):
         trainer.fit(bright_and_dark)
     assert len(trainer.history) == 3
     assert torch.isfinite(all_weights(trainer.average)).all()
@@ -234,8 +235,8 @@ def test_after_two_restarts_the_last_good_weights_are_kept(make_tiny_field, brig
 def test_an_interrupt_ends_training_with_a_usable_model(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=1000)
 
-    def interrupt(done, record):
-        if record is not None and record["epoch"] == 2:
+    def interrupt(done, epoch_log):
+        if epoch_log is not None and epoch_log["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match="interrupted after 2 whole epochs"):
@@ -254,7 +255,7 @@ def test_an_interrupt_before_the_first_step_is_one(make_tiny_field, bright_and_d
         trainer.fit(bright_and_dark, validate=interrupt)
 
 
-class Watcher:
+class CountingCallback:
     """Counts epochs and ends training after some of them."""
 
     def __init__(self, stop_after=None):
@@ -268,10 +269,11 @@ class Watcher:
         return self.ended == self.stop_after
 
 
-def test_epochs_end_where_the_watcher_says_so(make_tiny_field, bright_and_dark):
-    trainer, watcher = make_trainer(make_tiny_field(n_classes=2), max_epochs=9), Watcher(2)
-    trainer.fit(bright_and_dark, watcher=watcher)
-    assert len(trainer.history) == watcher.begun == watcher.ended == 2
+def test_epochs_end_where_the_callback_says_so(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9)
+    callback = CountingCallback(stop_after=2)
+    trainer.fit(bright_and_dark, callback=callback)
+    assert len(trainer.history) == callback.begun == callback.ended == 2
 
 
 class OneBadUpdate:
@@ -294,32 +296,32 @@ def test_weights_that_are_not_finite_are_noticed_at_the_end_of_their_epoch(
 ):
     trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=3)
     OneBadUpdate(trainer, bad)
-    store = MemoryStore()
+    checkpoints = MemoryCheckpoints()
     with pytest.warns(UserWarning, match="not finite in epoch"):
-        trainer.fit(bright_and_dark, store=store)
+        trainer.fit(bright_and_dark, checkpoints=checkpoints)
     assert torch.isfinite(all_weights(trainer.average)).all()
     assert len(trainer.history) == 3
-    for state in store.states:
+    for state in checkpoints.states:
         assert all(value.isfinite().all() for value in state.tensors.values())
 
 
 def test_a_run_cut_off_after_a_bad_loss_ends_as_if_it_never_was(make_tiny_field, bright_and_dark):
-    def trained(store):
+    def trained(checkpoints):
         trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=4)
         # The fifth step from the start, in whichever process it is made.
-        done = 0 if not store.states else store.states[-1].document["n_steps"]
+        done = 0 if not checkpoints.states else checkpoints.states[-1].metadata["n_steps"]
         OneBadStep(trainer, {5 - done} if done < 5 else set())
         if done < 5:
             with pytest.warns(UserWarning, match="not finite"):
-                trainer.fit(bright_and_dark, store=store)
+                trainer.fit(bright_and_dark, checkpoints=checkpoints)
         else:
-            trainer.fit(bright_and_dark, store=store)
+            trainer.fit(bright_and_dark, checkpoints=checkpoints)
         return trainer
 
-    store = MemoryStore()
-    whole = trained(store)
-    for state in store.states:
-        resumed = trained(MemoryStore(state))
+    checkpoints = MemoryCheckpoints()
+    whole = trained(checkpoints)
+    for state in checkpoints.states:
+        resumed = trained(MemoryCheckpoints(state))
         assert torch.equal(all_weights(whole.average), all_weights(resumed.average))
 
 
@@ -357,6 +359,24 @@ def test_fits_in_several_threads_do_not_disturb_each_other(make_tiny_field, brig
         torch.testing.assert_close(weights, alone)
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_several_threads_train_the_same_up_to_rounding(make_tiny_field, bright_and_dark, n_threads):
+    def trained():
+        trainer = make_trainer(make_tiny_field(n_classes=2, dropout=0.5).train(), optimizer="adamw")
+        trainer.fit(bright_and_dark)
+        assert torch.isfinite(all_weights(trainer.average)).all()
+        return [record["loss"] for record in trainer.history]
+
+    expected, before = trained(), torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = trained()
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_training_leaves_the_global_state_of_torch_alone(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2, dropout=0.5))
     before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
@@ -370,30 +390,40 @@ def test_every_partial_epoch_trains_at_least_one_step(make_tiny_field, bright_an
     trainer = make_trainer(make_tiny_field(n_classes=2), time_budget=1e-9)
     for _ in range(2):
         trainer.fit_epoch(bright_and_dark)
-    assert all(record["n_images"] == 8 for record in trainer.history)
+    assert all(epoch_log["n_images"] == 8 for epoch_log in trainer.history)
 
 
 def test_a_new_weight_decay_counts_after_loading(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2))
     trainer.fit_epoch(bright_and_dark)
-    other = make_trainer(make_tiny_field(n_classes=2), weight_decay=0.3)
-    other.load_weights(trainer.state())
-    assert other._optimizer._adamw.param_groups[0]["weight_decay"] == 0.3
+
+    def gone_on(weight_decay):
+        other = make_trainer(make_tiny_field(n_classes=2), weight_decay=weight_decay)
+        other.load_weights(trainer.state())
+        other.fit_epoch(bright_and_dark)
+        return all_weights(other.field)
+
+    plain, decayed = gone_on(0.0), gone_on(3.0)
+    torch.testing.assert_close(plain, gone_on(0.0), rtol=0, atol=0)
+    assert decayed.norm() < 0.99 * plain.norm()
 
 
 def test_losses_stay_finite_in_bfloat16(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), precision="bfloat16")
     trainer.fit(bright_and_dark)
-    assert all(math.isfinite(record["loss"]) for record in trainer.history)
+    assert all(math.isfinite(epoch_log["loss"]) for epoch_log in trainer.history)
 
 
-@pytest.mark.parametrize("t1_share", [0.3, 0.0])
-def test_dropout_is_for_the_share_at_time_one_where_there_is_one(
-    make_tiny_field, bright_and_dark, t1_share
+@pytest.mark.parametrize("classification_fraction", [0.3, 0.0])
+def test_dropout_is_for_the_samples_at_time_one_where_there_are_any(
+    make_tiny_field, bright_and_dark, classification_fraction
 ):
-    # So small a batch has no row at t = 1 in most steps.
+    # So small a batch has no sample at t = 1 in most steps.
     trainer = make_trainer(
-        make_tiny_field(n_classes=2), max_epochs=1, t1_share=t1_share, batch_size=2
+        make_tiny_field(n_classes=2),
+        max_epochs=1,
+        classification_fraction=classification_fraction,
+        batch_size=2,
     )
     seen, losses = [], trainer._field_losses
 
@@ -405,4 +435,4 @@ def test_dropout_is_for_the_share_at_time_one_where_there_is_one(
     trainer.fit(bright_and_dark)
     assert 0 in {n_at_one for n_at_one, _, _ in seen}
     for n_at_one, n_dropped, n in seen:
-        assert n_dropped == (n_at_one if t1_share else n)
+        assert n_dropped == (n_at_one if classification_fraction else n)

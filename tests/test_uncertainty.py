@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.model.inference import Prediction
+from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 
 PROBABILITIES = st.integers(0, 2**31).map(
@@ -11,10 +11,10 @@ PROBABILITIES = st.integers(0, 2**31).map(
 )
 
 
-def prediction_of(draws, residuals=None):
+def prediction_of(draws, denoising_errors=None):
     draws = np.asarray(draws, dtype=float)
     p = draws.mean(axis=1)
-    return Prediction(p, 1 - p, draws, residuals)
+    return Prediction(p, 1 - p, draws, denoising_errors)
 
 
 @given(PROBABILITIES)
@@ -46,6 +46,6 @@ def test_draws_that_contradict_each_other_are_uncertain():
 
 def test_another_class_that_fits_the_image_better_raises_the_uncertainty():
     draws = [[[0.8, 0.1, 0.1]]] * 3
-    residuals = np.array([[1.0, 2.0, 4.0], [1.0, 1.0, 4.0], [2.0, 4.0, 1.0]])
-    values = UNCERTAINTIES["image"](prediction_of(draws, residuals))
+    denoising_errors = np.array([[1.0, 2.0, 4.0], [1.0, 1.0, 4.0], [2.0, 4.0, 1.0]])
+    values = UNCERTAINTIES["image"](prediction_of(draws, denoising_errors))
     np.testing.assert_allclose(values, 0.3 + 3 * np.log([0.5, 1.0, 2.0]))

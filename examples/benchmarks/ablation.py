@@ -8,26 +8,28 @@ the validation split are pooled and cross-validated: on some hundred images one 
 little. No test split is touched.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-from accuracy import (
-    REFERENCE_GFLOPS,
+from _common import (
+    Runs,
     accuracy,
+    add_data_options,
     auc_score,
     gemm_gflops,
+    group_parameters,
     load,
-    read_records,
-    write_records,
+    local_seconds,
+    make_parser,
 )
 from sklearn.model_selection import StratifiedKFold
 
 from sklearn_msf import MedSymmFlowClassifier
 
+# Entries of the dict parameters stand beside the other parameters. The recorded runs have the names
+# of the variants, so these stay.
 VARIANTS: dict[str, dict] = {
     "defaults": {},
     "velocity form, RGB codes, 8 draws": {"label_prediction": "velocity", "n_draws": 8},
@@ -37,8 +39,8 @@ VARIANTS: dict[str, dict] = {
         "n_draws": 8,
     },
     "simplex codes": {"label_encoding": "simplex"},
-    "no share at t = 1": {"t1_share": 0.0},
-    "half of the batch at t = 1": {"t1_share": 0.5},
+    "no share at t = 1": {"classification_fraction": 0.0},
+    "half of the batch at t = 1": {"classification_fraction": 0.5},
     "no patches": {"patch_size": 1},
     "twice the channels": {"channels": 64},
     "1 draw": {"n_draws": 1},
@@ -76,16 +78,16 @@ def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Ar
 
 
 def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed: int) -> dict:
-    """Train one variant for its share of seconds and score it on what it did not see.
+    """Train one variant for reference seconds and score it on images that it did not see.
 
     Scores of folds are averaged: probabilities of several models do not rank together.
     """
-    budget = seconds * REFERENCE_GFLOPS / gemm_gflops()
+    budget = local_seconds(seconds, gemm_gflops())
     scores, images_seen, rate = [], [], []
     for (X_train, y_train), (X, y) in parts(data, n_folds, seed):
-        parameters = dict(VARIANTS[variant])
+        parameters = group_parameters(VARIANTS[variant])
         if "max_epochs" in parameters:
-            # Given as images seen, so that it means the same for every data set.
+            # The variant gives images seen, which means the same for every data set.
             parameters["max_epochs"] = math.ceil(parameters["max_epochs"] / len(X_train))
         classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **parameters)
         classifier.fit(X_train, y_train)
@@ -152,30 +154,25 @@ def budget_table(records: list[dict]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
-    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
+    parser = make_parser(__doc__, "ablation.json", [0])
+    add_data_options(parser, ["retinamnist", "breastmnist"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seconds", type=float, default=60.0, help="reference seconds")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folds", type=int, default=0, help="0: the official validation split")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/ablation.json"))
     arguments = parser.parse_args()
 
-    files = dict(item.split("=", 1) for item in arguments.npz)
-    records = read_records(arguments.output)
+    files = dict(arguments.npz)
     identity = ("dataset", "variant", "seed", "reference_seconds", "n_folds")
-    done = {tuple(r[key] for key in identity) for r in records}
+    runs = Runs(arguments.output, identity, table)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             for name in [*arguments.datasets, *files]:
-                if (name, variant, seed, arguments.seconds, arguments.folds) in done:
+                if (name, variant, seed, arguments.seconds, arguments.folds) in runs:
                     continue
                 data = load(name, files)
-                records.append(run(name, variant, data, arguments.folds, arguments.seconds, seed))
-                print(records[-1], flush=True)
-                write_records(arguments.output, records, table)
-    print(table(records))
+                runs.add(run(name, variant, data, arguments.folds, arguments.seconds, seed))
+                print(runs.records[-1], flush=True)
+    runs.show()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,36 @@
 """Do generated images help a plain classifier? Beside class weights and plain oversampling.
 
-MedSymmFlowClassifier is fitted on the training images and draws more of the rare classes, up to
-the size of the largest one and 500 at most. A ResNet-18 of a quarter of the width then trains on
+MedSymmFlowClassifier is fitted on the training images and generates more of the rare classes, up
+to the size of the largest one and 500 at most. A ResNet-18 of a quarter of the width then trains on
 the images as they are, with balanced class weights, with rare images repeated (to the same counts,
 and until all classes are as large), and with the generated ones: all of them, or those that the
 classifier with class weights takes for the class asked for and that are no copies, these also with
-class weights. Each sees as many images. Test split; every seed is a model that draws and a
-classifier of its own. Runs that the JSON file has are not repeated.
+class weights. Each sees as many images. Test split; every seed has a generating model and
+classifiers of its own. Runs that the JSON file has are not repeated.
 
     python examples/benchmarks/augmentation.py --datasets retinamnist --npz ham10000=PATH
+
+Other settings of the classifier, also entries of its dict parameters: ``--set max_epochs=200
+image_weight=0.5``, with another file, ``--output other.json``.
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
-from accuracy import auc_score, load, read_records, write_records
-from generation import Judge, mean_of, parse_settings
+from _common import (
+    Runs,
+    add_data_options,
+    add_settings_option,
+    auc_score,
+    load,
+    make_parser,
+    mean_and_spread,
+    same_settings,
+    settings_of,
+    shown_settings,
+    split_settings,
+)
+from generation import Judge
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -60,7 +73,11 @@ def scores_of(classifier, X, y):
 
 
 def run(name, data, seed, settings):
-    """Train all classifiers; one record."""
+    """Train all classifiers; one record.
+
+    `settings` has entries of the dict parameters beside other parameters, and the guidance where
+    it is not the classifier's own.
+    """
     X, y = data["train"]
     counts = counts_to_add(y, LARGEST)
     to_balance = counts_to_add(y, len(y))
@@ -68,21 +85,22 @@ def run(name, data, seed, settings):
     def train(X, y, class_weights=None):
         return Judge(X, y, seed, width=WIDTH, n_images=N_IMAGES, class_weights=class_weights)
 
-    # As the judge: one that saw the classes as they are hardly finds the rare ones.
+    # This one is the judge too: a classifier without class weights hardly finds the rare classes.
     weighted = train(X, y, balanced(y))
     start = time.perf_counter()
-    ours = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    parameters, sampling = split_settings({**settings, "random_state": seed})
+    ours = MedSymmFlowClassifier(**parameters).fit(X, y)
     seconds = time.perf_counter() - start
-    common = {"n_per_class": counts, "random_state": seed}
-    all_drawn = augment_with_samples(ours, X, y, remove_copies=False, **common)
+    common = {"n_per_class": counts, "random_state": seed, **sampling}
+    unfiltered = augment_with_samples(ours, X, y, remove_copies=False, **common)
     filtered = augment_with_samples(ours, X, y, judge=weighted, **common)
     classifiers = {
         PLAIN: train(X, y),
         "class weights": weighted,
         "oversampling": train(*oversampled(X, y, counts, seed)),
-        "generated": train(*all_drawn),
+        "generated": train(*unfiltered),
         "generated, filtered": train(*filtered),
-        # Too few of a class may have passed.
+        # Weights make up for classes of which too few images passed.
         "generated, filtered; class weights": train(*filtered, balanced(filtered[1])),
     }
     if to_balance != counts:
@@ -91,8 +109,8 @@ def run(name, data, seed, settings):
         "dataset": name,
         "seed": seed,
         "fit_seconds": seconds,
-        "settings": {key: repr(value) for key, value in settings.items()},
-        "n_added": [len(all_drawn[1]) - len(y), len(filtered[1]) - len(y)],
+        "settings": shown_settings(settings),
+        "n_added": [len(unfiltered[1]) - len(y), len(filtered[1]) - len(y)],
         "scores": {key: scores_of(c, *data["test"]) for key, c in classifiers.items()},
     }
 
@@ -111,36 +129,29 @@ def table(records):
                 scores = [r["scores"][kind][key] for r in chosen]
                 plain = [r["scores"][PLAIN][key] for r in chosen]
                 gain = [score - other for score, other in zip(scores, plain, strict=True)]
-                cells += [mean_of(float, 1)(scores), mean_of(float, 1)(gain)]
+                cells += [mean_and_spread(scores, 1), mean_and_spread(gain, 1)]
             lines.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
     seeds = sorted({r["seed"] for r in records})
     return "\n".join([*lines, "", f"Test splits, seeds {seeds}."]) + "\n"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="*", default=["retinamnist"])
-    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/augmentation.json"))
+    parser = make_parser(__doc__, "augmentation.json", [0, 1, 2, 3, 4])
+    add_data_options(parser, ["retinamnist"])
+    add_settings_option(parser)
     arguments = parser.parse_args()
 
-    files = dict(item.split("=", 1) for item in arguments.npz)
-    settings = parse_settings(arguments.set)
-    records = read_records(arguments.output)
-    done = {(r["dataset"], r["seed"]) for r in records}
-    shown = {key: repr(value) for key, value in settings.items()}
-    if any(r["settings"] != shown for r in records):
+    files, settings = dict(arguments.npz), settings_of(arguments)
+    runs = Runs(arguments.output, ("dataset", "seed"), table)
+    if not all(same_settings(r, settings) for r in runs.records):
         parser.error(f"{arguments.output} has runs of other settings: name another --output.")
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed) in done:
+            if (name, seed) in runs:
                 continue
-            records.append(run(name, load(name, files), seed, settings))
-            print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
-            write_records(arguments.output, records, table)
-    print(table(records))
+            runs.add(run(name, load(name, files), seed, settings))
+            print(name, seed, f"{runs.records[-1]['fit_seconds']:.0f} s", flush=True)
+    runs.show()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How well the classifier draws: metrics in the features of an independent judge.
+"""How well the classifier generates: metrics in the features of an independent judge.
 
 The judge is a ResNet-18 of half the width, trained on the real training images; its pooled
 features are the space of precision, recall, density, coverage and kernel distance, its
@@ -10,29 +10,34 @@ the JSON file has are not repeated.
 
     python examples/benchmarks/generation.py --datasets retinamnist breastmnist
 
-Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. Other settings of the classifier:
-``--set t1_share=0.3 max_epochs=200``, under a name of its own, ``--name long``.
+Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. Other settings of the classifier,
+also entries of its dict parameters: ``--set max_epochs=200 image_weight=0.5``, under a name of its
+own, ``--name long``.
 """
 
-import argparse
-import ast
-import copy
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import (
-    REFERENCE_GFLOPS,
+from _common import (
+    Runs,
     accuracy,
+    add_data_options,
+    add_settings_option,
     as_tensor,
     auc_score,
     gemm_gflops,
     load,
+    make_parser,
     make_resnet18,
-    read_records,
-    write_records,
+    mean_and_spread,
+    reference_seconds,
+    same_settings,
+    settings_of,
+    shown_settings,
+    split_settings,
+    with_current_names,
 )
 from sklearn.metrics import log_loss
 from torch import nn
@@ -53,13 +58,13 @@ N_REAL = 1500
 N_TRAINED = 2000
 N_CHANGED = 128
 JUDGE_IMAGES = 40_000
-# Half of the usual one: a quarter of the time.
+# Half of the width of a ResNet-18, which takes a quarter of the time.
 JUDGE_WIDTH = 32
 STEPS = (1, 2, 4, 8, 25, 100)
-# Of the way back of counterfactuals.
+# On the way back of counterfactuals.
 GUIDANCES = (0.0, 0.5, 2.0)
 IMAGENET_KINDS = ("generated", "fresh", "training")
-# Steps of about as many evaluations: of mean images the last step is one.
+# Steps that make about as many evaluations: the last step to a denoised image is a single one.
 EQUAL_NFE = {"euler": 24, "midpoint": 12, "rk4": 6}
 
 
@@ -109,20 +114,20 @@ class Judge:
 
 
 def counts_of(y, n):
-    """Images of each class, n in all, in the shares of the labels."""
+    """Images of each class, n in all, in the proportions of the labels."""
     counts = np.maximum(1, np.floor(np.bincount(y) / len(y) * n).astype(int))
     counts[counts.argmax()] += n - counts.sum()
     return counts
 
 
 def balanced_fidelity(judge, images, labels):
-    """Class fidelity, all classes alike."""
+    """Class fidelity, averaged over the classes."""
     parts = [class_fidelity(judge, images[labels == c], labels[labels == c]) for c in set(labels)]
     return float(np.mean(parts))
 
 
-def draw(classifier, counts, **settings):
-    """Images of each class and their labels."""
+def sample_images(classifier, counts, **settings):
+    """Generate images of each class; returns them with their labels."""
     images, labels = [], []
     for index, (label, n) in enumerate(zip(classifier.classes_, counts, strict=True)):
         images.append(classifier.sample(label, int(n), random_state=index, **settings))
@@ -132,8 +137,9 @@ def draw(classifier, counts, **settings):
 
 def quality(features_of, features, generated):
     """Overlap and distance of images from the features of real ones."""
-    drawn = features_of(generated)
-    overlap, distance = manifold_metrics(features, drawn), kernel_distance(features, drawn)
+    of_generated = features_of(generated)
+    overlap = manifold_metrics(features, of_generated)
+    distance = kernel_distance(features, of_generated)
     return {
         **vars(overlap),
         "kernel_distance": distance.value,
@@ -175,9 +181,8 @@ def changed_classes(judge, classifier, X):
         "rms_between_images": root_mean_square(np.roll(X, 1, axis=0)),
         "guidance": {},
     }
-    for guidance in GUIDANCES if classifier.class_dropout else (0.0,):
-        guided = copy.copy(classifier).set_params(guidance=guidance)
-        images = guided.counterfactual(X, target)
+    for guidance in GUIDANCES if classifier.model_.generates_unconditionally else (0.0,):
+        images = classifier.counterfactual(X, target, guidance=guidance)
         record["guidance"][str(guidance)] = {
             "follows": class_fidelity(classifier, images, target),
             "judge_follows": class_fidelity(judge, images, target),
@@ -187,18 +192,23 @@ def changed_classes(judge, classifier, X):
 
 
 def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
-    """Fit, draw, measure; one record."""
+    """Fit, generate, measure; one record.
+
+    `settings` has entries of the dict parameters beside other parameters, and the guidance where
+    it is not the classifier's own.
+    """
+    parameters, sampling = split_settings({**settings, "random_state": seed})
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
-    classifier = MedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    classifier = MedSymmFlowClassifier(**parameters).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
     # For classification alone, as long as "auto" finds right for it.
-    without = {"t1_share": 1.0, "class_dropout": 0.0, "guidance": 0.0, "max_epochs": "auto"}
-    alone = MedSymmFlowClassifier(**{**settings, **without, "random_state": seed}).fit(X, y)
-    alone = alone.predict_proba(X_test)
+    without = {"classification_fraction": 1.0, "class_dropout": 0.0, "max_epochs": "auto"}
+    parameters, _ = split_settings({**settings, **without, "random_state": seed})
+    alone = MedSymmFlowClassifier(**parameters).fit(X, y).predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
     features = judge.features(real)
     order = rng.permutation(len(X))
@@ -210,11 +220,11 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
         "dataset": name,
         "seed": seed,
         "title": title,
-        "settings": {key: repr(value) for key, value in settings.items()},
+        "settings": shown_settings(settings),
         "gemm_gflops": gflops,
         "n_threads": torch.get_num_threads(),
         "fit_seconds": seconds,
-        "reference_seconds": seconds * gflops / REFERENCE_GFLOPS,
+        "reference_seconds": reference_seconds(seconds, gflops),
         "test_auc": 100 * auc_score(y_test, p),
         "test_acc": 100 * accuracy(y_test, p),
         "test_log_loss": float(log_loss(y_test, p, labels=range(p.shape[1]))),
@@ -232,7 +242,7 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
         "solvers": {},
     }
     for n_steps in steps:
-        images, labels = draw(classifier, counts, n_steps=n_steps)
+        images, labels = sample_images(classifier, counts, n_steps=n_steps, **sampling)
         record["steps"][str(n_steps)] = {
             **quality(judge.features, features, images),
             "fidelity": balanced_fidelity(judge, images, labels),
@@ -245,12 +255,14 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
                 "training": quality(imagenet, of_real, X[some]),
             }
     for solver, n_steps in EQUAL_NFE.items():
-        images, labels = draw(classifier, counts, n_steps=n_steps, ode_solver=solver)
+        images, labels = sample_images(
+            classifier, counts, n_steps=n_steps, ode_solver=solver, **sampling
+        )
         record["solvers"][solver] = quality(judge.features, features, images)
-    # As many as the real ones that the same trees are trained on, in the same shares.
+    # As many as the real ones that the same trees are trained on, in the same proportions.
     counts = counts_of(y, min(len(X), N_TRAINED))
     start = time.perf_counter()
-    images, labels = draw(classifier, counts)
+    images, labels = sample_images(classifier, counts, **sampling)
     record["seconds_of_64_a_class"] = (
         (time.perf_counter() - start) * 64 * len(counts) / counts.sum()
     )
@@ -267,23 +279,21 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
         "changed_classes": changed_classes(judge, classifier, X_test[:N_CHANGED]),
     }
     if pictures is not None:
-        draw_pictures(classifier, X, y, pictures / f"generation_{name}")
+        save_pictures(classifier, X, y, pictures / f"generation_{name}", **sampling)
     return record
 
 
-def draw_pictures(classifier, X, y, path):
-    """Grid of real and generated images, and an image with its mask on their way."""
-    draw_grid(classifier, X, y, f"{path}_grid.png")
-    save(
-        TrajectoryDisplay.from_estimator(classifier, classifier.classes_[-1]),
-        f"{path}_trajectory.png",
-    )
+def save_pictures(classifier, X, y, path, **sampling):
+    """Grid of real and generated images, and the trajectory of an image and its mask."""
+    save_grid(classifier, X, y, f"{path}_grid.png", **sampling)
+    display = TrajectoryDisplay.from_estimator(classifier, classifier.classes_[-1], **sampling)
+    save(display, f"{path}_trajectory.png")
 
 
-def draw_grid(classifier, X, y, path):
+def save_grid(classifier, X, y, path, **sampling):
     """Real images, generated ones, nearest training images."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    save(SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6), path)
+    save(SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=6, **sampling), path)
 
 
 def save(display, path):
@@ -295,10 +305,11 @@ def save(display, path):
 
 
 def grouped(records, key):
-    """Records of each data set and recipe, which stands under a key."""
+    """Records of each data set and recipe, which stands under a key, by the names of today."""
     groups = {}
     for record in records:
-        groups.setdefault((record["dataset"], record[key]), []).append(record)
+        recipe = with_current_names(record[key])
+        groups.setdefault((record["dataset"], recipe), []).append(record)
     return groups
 
 
@@ -324,13 +335,7 @@ def lines_of(title, columns, groups):
 
 def mean_of(get, digits=2):
     """Cell: mean over the seeds, with their standard deviation."""
-
-    def cell(records):
-        values = [get(record) for record in records]
-        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
-
-    return cell
+    return lambda records: mean_and_spread([get(record) for record in records], digits)
 
 
 def beside(get, reference, digits=2):
@@ -355,7 +360,7 @@ def by_key(part, text):
     def cell(records):
         texts = []
         for key, first in records[0][part].items():
-            # Some seeds may have been drawn with fewer of them.
+            # Some seeds may have been measured with fewer of them.
             entries = [record[part][key] for record in records if key in record[part]]
             means = {name: float(np.mean([entry[name] for entry in entries])) for name in first}
             texts.append(f"{key}: {text(means)}")
@@ -371,27 +376,29 @@ def imagenet_view(key):
 
 
 def changed_lines(groups):
-    """Markdown: how near images stay there and back, and how often they follow into a class."""
+    """Markdown: how near images stay on a round trip, and how often they follow into a class."""
 
-    def ways(records):
+    def by_guidance(records):
         texts = []
         for guidance in records[0]["changed_classes"]["guidance"]:
-            ways = [r["changed_classes"]["guidance"][guidance] for r in records]
+            changed = [r["changed_classes"]["guidance"][guidance] for r in records]
             far = [r["changed_classes"]["rms_between_images"] for r in records]
-            follows, judged = (np.mean([w[k] for w in ways]) for k in ("follows", "judge_follows"))
-            distance = np.mean([w["rms"] / f for w, f in zip(ways, far, strict=True)])
+            follows, judged = (
+                np.mean([c[key] for c in changed]) for key in ("follows", "judge_follows")
+            )
+            distance = np.mean([c["rms"] / f for c, f in zip(changed, far, strict=True)])
             texts.append(f"{guidance}: {follows:.2f} ({judged:.2f}), {distance:.2f}")
         return "; ".join(texts)
 
-    def there_and_back(record):
+    def round_trip(record):
         changed = record["changed_classes"]
         return changed["rms_reconstructed"] / changed["rms_between_images"]
 
     return lines_of(
         "Counterfactuals: distances over those between images",
         {
-            "there and back": mean_of(there_and_back, 3),
-            "guidance: the classifier (the judge) follows, distance": ways,
+            "there and back": mean_of(round_trip, 3),
+            "guidance: the classifier (the judge) follows, distance": by_guidance,
         },
         groups,
     )
@@ -400,23 +407,23 @@ def changed_lines(groups):
 def table(records):
     """Markdown of everything, over seeds."""
     groups = grouped(records, "title")
-    drawn, real = (lambda r: r["steps"]["25"]), (lambda r: r["real"])
+    generated, real = (lambda r: r["steps"]["25"]), (lambda r: r["real"])
     lines = lines_of(
         "Beside real images",
         {
             "seeds": seeds_of,
             "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
             "coverage (training)": beside(
-                lambda r: drawn(r)["coverage"], lambda r: real(r)["coverage_by_training"]
+                lambda r: generated(r)["coverage"], lambda r: real(r)["coverage_by_training"]
             ),
             "precision (validation)": beside(
-                lambda r: drawn(r)["precision"], lambda r: real(r)["precision"]
+                lambda r: generated(r)["precision"], lambda r: real(r)["precision"]
             ),
             "recall (validation)": beside(
-                lambda r: drawn(r)["recall"], lambda r: real(r)["recall"]
+                lambda r: generated(r)["recall"], lambda r: real(r)["recall"]
             ),
             "KID (validation)": beside(
-                lambda r: drawn(r)["kernel_distance"], lambda r: real(r)["kernel_distance"]
+                lambda r: generated(r)["kernel_distance"], lambda r: real(r)["kernel_distance"]
             ),
             "class fidelity (test)": beside(lambda r: r["fidelity"], lambda r: real(r)["fidelity"]),
             "accuracy score (training)": beside(
@@ -482,57 +489,44 @@ def table(records):
     return "\n".join(lines) + "\n"
 
 
-def parse_settings(items):
-    """Parameters of the classifier from PARAMETER=VALUE."""
-    pairs = (item.split("=", 1) for item in items)
-    return {key: ast.literal_eval(value) for key, value in pairs}
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
-    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--set", nargs="*", default=[], metavar="PARAMETER=VALUE")
+    parser = make_parser(__doc__, "generation.json", [0])
+    add_data_options(parser, ["retinamnist", "breastmnist"])
+    add_settings_option(parser)
     parser.add_argument("--name", default="defaults", help="name of the recipe")
     parser.add_argument("--steps", nargs="+", type=int, default=list(STEPS))
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/generation.json"))
     arguments = parser.parse_args()
 
-    files = dict(item.split("=", 1) for item in arguments.npz)
-    settings = parse_settings(arguments.set)
-    records = read_records(arguments.output)
+    files, settings = dict(arguments.npz), settings_of(arguments)
+    runs = Runs(arguments.output, ("dataset", "seed", "title"), table)
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    shown = {key: repr(value) for key, value in settings.items()}
-    if any(r["settings"] != shown for r in records if r["title"] == arguments.name):
+    title = with_current_names(arguments.name)
+    of_that_name = [r for r in runs.records if with_current_names(r["title"]) == title]
+    if not all(same_settings(r, settings) for r in of_that_name):
         parser.error(f"{arguments.output} has other settings of that name: choose another --name.")
-    done = {(r["dataset"], r["seed"], r["title"]) for r in records}
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed, arguments.name) in done:
+            if (name, seed, title) in runs:
                 continue
-            steps = sorted({25, *arguments.steps})
             data = load(name, files)
             if name not in judges:
                 judges[name] = Judge(*data["train"])
-            pictures = arguments.output.parent if seed == arguments.seeds[0] else None
-            records.append(
+            runs.add(
                 run(
                     name,
                     data,
                     seed,
-                    arguments.name,
+                    title,
                     settings,
-                    steps,
+                    sorted({25, *arguments.steps}),
                     judge=judges[name],
                     imagenet=imagenet,
-                    pictures=pictures,
+                    pictures=arguments.output.parent if seed == arguments.seeds[0] else None,
                 )
             )
-            write_records(arguments.output, records, table)
             print(name, seed, flush=True)
-    print(table(records))
+    runs.show()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def weights(folder):
     from sklearn_msf import MedSymmFlowClassifier
 
     classifier = MedSymmFlowClassifier.from_pretrained(folder)
-    return np.concatenate([p.numpy().ravel() for p in classifier.field_.parameters()])
+    return np.concatenate([p.numpy().ravel() for p in classifier.model_.field.parameters()])
 
 
 def newest(folder):

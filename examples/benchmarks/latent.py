@@ -5,13 +5,13 @@
     python examples/benchmarks/latent.py reconstruction --data BUSI_224.npz --taef2 FOLDER
     python examples/benchmarks/latent.py speed
     python examples/benchmarks/latent.py smoke
+    python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER
 
 Each part adds what it measured to docs/benchmarks/latent.json, and runs that the file already
 has are not repeated; latent.md is written beside it. Budgets are reference seconds, as in
 accuracy.py, and count everything: training an autoencoder, encoding, training the field.
 """
 
-import argparse
 import resource
 import tempfile
 import time
@@ -20,27 +20,30 @@ from unittest import mock
 
 import numpy as np
 import torch
-from accuracy import (
-    REFERENCE_GFLOPS,
+from _common import (
+    Runs,
     accuracy,
     as_tensor,
     auc_score,
     gemm_gflops,
+    group_parameters,
     load,
+    local_seconds,
+    make_parser,
     make_resnet18,
-    read_records,
     resnet18,
-    write_records,
 )
 from taef2 import TAEF2
 from torch import nn
 from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.latent.latent_space import LatentTrainingData
+from sklearn_msf.latent.latent_batches import LatentTrainingData
+from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.latent.scaling import resize_images
 from sklearn_msf.nn.precision import resolve_precision
 
@@ -68,19 +71,28 @@ def resized(X: np.ndarray, side: int) -> np.ndarray:
 # Accuracy at equal time
 
 
-class FlippingLatents(LatentMedSymmFlowClassifier):
+class FlippingPreparation(LatentPreparation):
     """Flips latents instead of encoding flipped images."""
 
-    def _training_data(self, data, device, started):
-        kept = super()._training_data(data, device, started)
-        # Two variations of each image: itself, and its flip.
+    def training_data(self, space, samples, augment, started):
+        kept = super().training_data(space, samples, augment, started)
+        # There are two variations of each image: itself, and its flip.
         kept.images[1::2] = kept.images[::2].flip(-1)
         return kept
 
 
+class FlippingLatents(LatentMedSymmFlowClassifier):
+    """Flips latents instead of encoding flipped images."""
+
+    _preparation = FlippingPreparation
+
+
 def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
+    """Make a system of settings, with entries of the dict parameters beside other parameters."""
+    parameters = group_parameters(settings)
+
     def system(X, y, seconds, seed):
-        classifier = cls(autoencoder(), time_budget=seconds, random_state=seed, **settings)
+        classifier = cls(autoencoder(), time_budget=seconds, random_state=seed, **parameters)
         return classifier.fit(X, y).predict_proba, classifier
 
     return system
@@ -96,7 +108,7 @@ def pixels(side):
 
 
 def resnet_with_stem(X, y, seconds, seed):
-    """ResNet-18 with ImageNet's stem, as MedMNIST's baselines at 224 px; else accuracy.py's."""
+    """ResNet-18 as MedMNIST's baselines at 224 px, with ImageNet's stem."""
     return resnet18("", X, y, seconds, seed, make=make_resnet18_224), None
 
 
@@ -139,20 +151,18 @@ def systems(taef2: Path | None) -> dict:
     return found
 
 
-def measure_accuracy(arguments, records, gflops):
+def measure_accuracy(arguments, runs, gflops):
     data = load("busi", {"busi": str(arguments.data)})
-    measure_systems(
-        "BUSI 224 (rebuilt)", data, systems(arguments.taef2), arguments, records, gflops
-    )
+    measure_systems("BUSI 224 (rebuilt)", data, systems(arguments.taef2), arguments, runs, gflops)
 
 
-def measure_retina(arguments, records, gflops):
+def measure_retina(arguments, runs, gflops):
     data = load("retinamnist", {})
     chosen = {"latents, fit": latent(lambda: "fit", encoded_size=64)}
-    measure_systems("RetinaMNIST 28 at 64", data, chosen, arguments, records, gflops)
+    measure_systems("RetinaMNIST 28 at 64", data, chosen, arguments, runs, gflops)
 
 
-def measure_systems(name, data, chosen, arguments, records, gflops):
+def measure_systems(name, data, chosen, arguments, runs, gflops):
     X_train, y_train = data["train"]
     X_test, y_test = data[arguments.split]
     for title, system in chosen.items():
@@ -167,12 +177,11 @@ def measure_systems(name, data, chosen, arguments, records, gflops):
             }
             if arguments.systems and title not in arguments.systems:
                 continue
-            if any(record.items() <= other.items() for other in records):
+            if any(record.items() <= other.items() for other in runs.records):
                 continue
             start = time.perf_counter()
-            predict, classifier = system(
-                X_train, y_train, arguments.seconds * REFERENCE_GFLOPS / gflops, seed
-            )
+            budget = local_seconds(arguments.seconds, gflops)
+            predict, classifier = system(X_train, y_train, budget, seed)
             seconds = time.perf_counter() - start
             start = time.perf_counter()
             p = predict(X_test)
@@ -191,13 +200,13 @@ def measure_systems(name, data, chosen, arguments, records, gflops):
                 ):
                     folder = arguments.models / f"{title.replace(', ', '-')}-{seed}"
                     classifier.save_pretrained(folder)
-            add(records, record, arguments)
+            add(runs, record)
 
 
 # What encoding loses
 
 
-def measure_reconstruction(arguments, records, gflops):
+def measure_reconstruction(arguments, runs, gflops):
     """PSNR of reconstructions, and what a plain classifier loses on them."""
     if arguments.data is None:
         name, data, side = "PneumoniaMNIST 28 at 64", load("pneumoniamnist", {}), 64
@@ -206,7 +215,7 @@ def measure_reconstruction(arguments, records, gflops):
         name, side = "BUSI 224 (rebuilt)", 224
         data = load("busi", {"busi": str(arguments.data)})
     (X, y), (X_test, y_test) = data["train"], data["test"]
-    seconds = arguments.seconds * REFERENCE_GFLOPS / gflops
+    seconds = local_seconds(arguments.seconds, gflops)
     x, x_test = ImageFormat.normalise(as_tensor(X)), ImageFormat.normalise(as_tensor(X_test))
     fitted = autoencoder_training.fit_autoencoder(
         as_bytes(x),
@@ -226,7 +235,7 @@ def measure_reconstruction(arguments, records, gflops):
         versions[title] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
     make = make_resnet18_224 if side > 64 else make_resnet18
     for title, (images, images_test, psnr) in versions.items():
-        # So little time is enough for steps of few images only.
+        # In so little time only small batches make enough steps.
         p = resnet18("", images, y, seconds, 0, make=make, batch_size=32)(images_test)
         record = {
             "part": "reconstruction",
@@ -237,7 +246,7 @@ def measure_reconstruction(arguments, records, gflops):
             "resnet_acc": round(100 * accuracy(y_test, p), 2),
             "reference_seconds": arguments.seconds,
         }
-        add(records, record, arguments)
+        add(runs, record)
 
 
 @torch.inference_mode()
@@ -267,10 +276,19 @@ def peak_signal_to_noise(decoded: torch.Tensor, images: torch.Tensor) -> torch.T
 class EncodingData:
     """Training data that encodes in every step, as a loop without a cache has to."""
 
-    def __init__(self, data: LatentTrainingData, images, representation, *, masks: bool):
+    def __init__(
+        self,
+        data: LatentTrainingData,
+        images: np.ndarray,
+        space: LatentSpace,
+        precision: str,
+        *,
+        masks: bool,
+    ):
         self._data = data
         self._images = torch.from_numpy(images)
-        self._representation = representation
+        self._space = space
+        self._precision = precision
         self._masks = masks
         self.epoch_size = data.epoch_size
 
@@ -279,32 +297,45 @@ class EncodingData:
 
     def batch(self, rows, n_varied, generator):
         """Encode images, and as the published loop does a mask for each."""
-        x = self._representation.resized(ImageFormat.normalise(self._images[rows]))
+        x = self._space.resized(ImageFormat.normalise(self._images[rows]))
         if self._masks:
-            self._representation.posterior(x)
-        mean, deviation = self._representation.posterior(x)
+            self._space.posterior(x, self._precision)
+        mean, deviation = self._space.posterior(x, self._precision)
         x = mean + deviation * torch.randn(mean.shape, generator=generator)
-        return self._representation.normalise(x), self._data.labels[rows]
+        return self._space.scaling.normalise(x), self._data.labels[rows]
+
+
+class EncodingPreparation(LatentPreparation):
+    """Makes training data that runs the autoencoder in every step."""
+
+    masks = False
+
+    def training_data(self, space, samples, augment, started):
+        cached = super().training_data(space, samples, augment, started)
+        images = samples.image_format.to_numpy_images(samples.rows)
+        precision = resolve_precision("auto", CPU)
+        return EncodingData(cached, images, space, precision, masks=self.masks)
+
+
+class EncodingMasksPreparation(EncodingPreparation):
+    """Makes training data that runs the autoencoder on images and masks in every step."""
+
+    masks = True
 
 
 class EncodingInTheLoop(LatentMedSymmFlowClassifier):
     """Runs the autoencoder in every training step."""
 
-    masks = False
-
-    def _training_data(self, data, device, started):
-        cached = super()._training_data(data, device, started)
-        images = self._image_format.to_numpy_images(data.rows)
-        return EncodingData(cached, images, self._representation, masks=self.masks)
+    _preparation = EncodingPreparation
 
 
-class EncodingMasksToo(EncodingInTheLoop):
+class EncodingMasksToo(LatentMedSymmFlowClassifier):
     """Runs the autoencoder on images and masks in every training step."""
 
-    masks = True
+    _preparation = EncodingMasksPreparation
 
 
-def measure_speed(arguments, records, gflops):
+def measure_speed(arguments, runs, gflops):
     """Images a second of training: cached latents, the autoencoder in the loop, pixels."""
     quarter = {**SD_VAE, "block_out_channels": [32, 64, 128, 128], "scaling_factor": 1.0}
     for side, n_images, layout in ((64, 640, "fit"), (64, 640, "SD / 4"), (224, 128, "fit")):
@@ -326,16 +357,16 @@ def measure_speed(arguments, records, gflops):
                 seconds=1.0,
             ).module
         common = {"max_epochs": 4, "augment": None, "random_state": 0}
-        runs = {
+        classifiers = {
             "cached latents": LatentMedSymmFlowClassifier(autoencoder, **common),
             "images encoded in every step": EncodingInTheLoop(autoencoder, **common),
             "images and masks encoded in every step": EncodingMasksToo(autoencoder, **common),
         }
-        rates = {what: images_per_second(run.fit(X, y)) for what, run in runs.items()}
-        channels, height, width = runs["cached latents"]._representation.shape
+        rates = {what: images_per_second(c.fit(X, y)) for what, c in classifiers.items()}
+        channels, height, width = classifiers["cached latents"].model_.space.shape
         same_size = rng.random((n_images, height, width, channels)).astype(np.float32)
-        plain = MedSymmFlowClassifier(**common, patch_size=1).fit(same_size, y)
-        rates["the same tensors as pixels"] = images_per_second(plain)
+        plain = MedSymmFlowClassifier(**common, network_params={"patch_size": 1})
+        rates["the same tensors as pixels"] = images_per_second(plain.fit(same_size, y))
         for what, rate in rates.items():
             record = {
                 "part": "speed",
@@ -345,7 +376,7 @@ def measure_speed(arguments, records, gflops):
                 "images_per_second": round(rate, 1),
                 "share_of_cached": round(rate / rates["cached latents"], 3),
             }
-            add(records, record, arguments)
+            add(runs, record)
 
 
 def images_per_second(classifier) -> float:
@@ -356,7 +387,7 @@ def images_per_second(classifier) -> float:
 # The architecture of the paper's autoencoder
 
 
-def measure_smoke(arguments, records, gflops):
+def measure_smoke(arguments, runs, gflops):
     """One epoch on 32 images of 224 px with sd-vae-ft-mse's layout and random weights."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -382,13 +413,13 @@ def measure_smoke(arguments, records, gflops):
         "peak_memory_gib": round(peak, 2),
         "gemm_gflops": round(gflops),
     }
-    add(records, record, arguments)
+    add(runs, record)
 
 
-# Drawn images
+# Generated images
 
 
-def draw(arguments, records, gflops):
+def measure_sampling(arguments, runs, gflops):
     """Ten images of each class by a saved model, above real ones."""
     import matplotlib.pyplot as plt
 
@@ -397,13 +428,13 @@ def draw(arguments, records, gflops):
     given = None if arguments.taef2 is None else TAEF2(arguments.taef2)
     classifier = LatentMedSymmFlowClassifier.from_pretrained(arguments.models, autoencoder=given)
     start = time.perf_counter()
-    drawn = classifier.sample(classifier.classes_, 10, random_state=0)
+    generated = classifier.sample(classifier.classes_, 10, random_state=0)
     seconds = time.perf_counter() - start
     n_classes = len(classifier.classes_)
     figure, axes = plt.subplots(2 * n_classes, 10, figsize=(12, 2.5 * n_classes))
     for k, label in enumerate(classifier.classes_):
-        rows = (drawn[10 * k : 10 * (k + 1)], X[y == label][:10])
-        for i, (title, images) in enumerate(zip(("drawn", "real"), rows, strict=True)):
+        rows = (generated[10 * k : 10 * (k + 1)], X[y == label][:10])
+        for i, (title, images) in enumerate(zip(("generated", "real"), rows, strict=True)):
             for axis, image in zip(axes[2 * k + i], images, strict=True):
                 axis.imshow(image, cmap="gray", vmin=0, vmax=255)
                 axis.set_xticks([])
@@ -411,17 +442,16 @@ def draw(arguments, records, gflops):
             axes[2 * k + i, 0].set_ylabel(f"{title}, class {label}")
     figure.tight_layout(pad=0.3)
     figure.savefig(arguments.output.with_name("latent_samples.png"), dpi=90)
-    record = {"part": "draw", "n_images": len(drawn), "seconds": round(seconds, 1)}
-    add(records, record, arguments)
+    record = {"part": "sample", "n_images": len(generated), "seconds": round(seconds, 1)}
+    add(runs, record)
 
 
 # Output
 
 
-def add(records, record, arguments):
+def add(runs, record):
     print(record, flush=True)
-    records.append(record)
-    write_records(arguments.output, records, tables)
+    runs.add(record)
 
 
 def tables(records) -> str:
@@ -496,25 +526,24 @@ PARTS = {
     "reconstruction": measure_reconstruction,
     "speed": measure_speed,
     "smoke": measure_smoke,
-    "draw": draw,
+    "sample": measure_sampling,
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "latent.json", [0])
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--data", type=Path, help="npz with images of 224 px")
     parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
     parser.add_argument("--systems", nargs="*", help="only these")
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--seconds", type=float, default=1500.0, help="reference seconds")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--models", type=Path, help="where to save models over latents")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/latent.json"))
     arguments = parser.parse_args()
-    records = read_records(arguments.output)
-    PARTS[arguments.part](arguments, records, gemm_gflops())
-    print(tables(records))
+    identity = ("part", "dataset", "system", "split", "seed", "reference_seconds")
+    runs = Runs(arguments.output, identity, tables)
+    PARTS[arguments.part](arguments, runs, gemm_gflops())
+    runs.show()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""Drawing, and carrying images into other classes, over latents.
+"""Generating images, and carrying them into other classes, over latents.
 
 LatentMedSymmFlowClassifier is fitted twice: as one that classifies only, and with the settings
-that draw over pixels. The metrics are those of generation.py; its judge sees all images at 28 px,
-the network of ImageNet at 64. Runs that the JSON file has are not repeated.
+that generate over pixels. The metrics are those of generation.py; its judge sees all images at 28
+px, the network of ImageNet at 64. Runs that the JSON file has are not repeated.
 
     python examples/benchmarks/latent_drawing.py retina
     python examples/benchmarks/latent_drawing.py busi --data BUSI_224.npz --taef2 FOLDER
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
-from accuracy import (
-    REFERENCE_GFLOPS,
+from _common import (
+    Runs,
     accuracy,
     auc_score,
     gemm_gflops,
+    group_parameters,
     load,
-    read_records,
-    write_records,
+    make_parser,
+    reference_seconds,
 )
 from generation import (
     N_GENERATED,
@@ -30,13 +30,13 @@ from generation import (
     changed_classes,
     changed_lines,
     counts_of,
-    draw,
-    draw_grid,
     grouped,
     lines_of,
     make_imagenet_features,
     mean_of,
     quality,
+    sample_images,
+    save_grid,
     seeds_of,
     seen_by_imagenet,
 )
@@ -50,21 +50,21 @@ from sklearn_msf.generation_metrics import copying_check
 SIDE = 28
 IMAGENET_SIDE = 64
 N_CHANGED = 64
+# Entries of the dict parameters stand beside the other parameters. The recorded runs have the names
+# of the recipes, so these stay.
 RECIPES = {
     "classifies": {
         "image_prediction": "velocity",
-        "t1_share": 0.8,
+        "classification_fraction": 0.8,
         "image_weight": 0.5,
         "class_dropout": 0.0,
-        "guidance": 0.0,
         "dropout": 0.1,
     },
     "draws too": {
-        "image_prediction": "image",
-        "t1_share": 0.15,
+        "image_prediction": "denoised",
+        "classification_fraction": 0.15,
         "image_weight": 0.7,
         "class_dropout": 0.1,
-        "guidance": 0.5,
         "dropout": 0.2,
     },
 }
@@ -84,18 +84,22 @@ def imagenet_at_one_size(imagenet):
 
 
 def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
-    """Fit, classify, draw, carry into another class; one record."""
+    """Fit, classify, generate, carry into another class; one record.
+
+    `settings` has entries of the dict parameters beside other parameters.
+    """
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     start = time.perf_counter()
-    classifier = LatentMedSymmFlowClassifier(random_state=seed, **settings).fit(X, y)
+    parameters = group_parameters({**settings, "random_state": seed})
+    classifier = LatentMedSymmFlowClassifier(**parameters).fit(X, y)
     seconds = time.perf_counter() - start
     record = {
         "dataset": name,
         "recipe": recipe,
         "seed": seed,
         "gemm_gflops": gflops,
-        "reference_seconds": seconds * gflops / REFERENCE_GFLOPS,
+        "reference_seconds": reference_seconds(seconds, gflops),
         "n_epochs": classifier.n_iter_,
     }
     for split in ("val", "test"):
@@ -106,7 +110,7 @@ def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
             "log_loss": float(log_loss(data[split][1], p, labels=range(p.shape[1]))),
         }
     start = time.perf_counter()
-    images, labels = draw(classifier, counts_of(y, N_GENERATED))
+    images, labels = sample_images(classifier, counts_of(y, N_GENERATED))
     some = np.random.default_rng(seed).permutation(len(X))[:N_GENERATED]
     record |= {
         "seconds_an_image": (time.perf_counter() - start) / N_GENERATED,
@@ -126,7 +130,7 @@ def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
     record["near_duplicates"] = copying_check(*small).near_duplicates
     record["changed_classes"] = changed_classes(judge, classifier, X_test[:N_CHANGED])
     if pictures is not None:
-        draw_grid(classifier, X, y, pictures)
+        save_grid(classifier, X, y, pictures)
     return record
 
 
@@ -175,13 +179,11 @@ def table(records):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, "latent_drawing.json", [0])
     parser.add_argument("data_set", choices=["retina", "busi"])
     parser.add_argument("--data", type=Path, help="npz with images of 224 px")
     parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/latent_drawing.json"))
     arguments = parser.parse_args()
     if arguments.data_set == "retina":
         name, data = "RetinaMNIST 28 at 64, fit", load("retinamnist", {})
@@ -191,8 +193,8 @@ def main():
             parser.error("busi needs --data and --taef2.")
         name, data = "BUSI 224, TAEF2", load("busi", {"busi": str(arguments.data)})
         settings = {"autoencoder": TAEF2(arguments.taef2)}
-    records = read_records(arguments.output)
-    done = {(r["dataset"], r["recipe"], r["seed"]) for r in records}
+    runs = Runs(arguments.output, ("dataset", "recipe", "seed"), table)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     X, y = data["train"]
     judge = SmallJudge(resized(X, SIDE), y)
     imagenet = make_imagenet_features()
@@ -200,10 +202,10 @@ def main():
         imagenet = imagenet_at_one_size(imagenet)
     for seed in arguments.seeds:
         for recipe in arguments.recipes:
-            if (name, recipe, seed) in done:
+            if (name, recipe, seed) in runs:
                 continue
             path = f"latent_drawing_{arguments.data_set}_{recipe.replace(' ', '_')}.png"
-            records.append(
+            runs.add(
                 run(
                     name,
                     data,
@@ -215,9 +217,8 @@ def main():
                     arguments.output.with_name(path) if seed == arguments.seeds[0] else None,
                 )
             )
-            write_records(arguments.output, records, table)
             print(name, recipe, seed, flush=True)
-    print(table(records))
+    runs.show()
 
 
 if __name__ == "__main__":

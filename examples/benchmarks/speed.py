@@ -5,12 +5,11 @@
 
 Every measurement has a process of its own, so that its peak memory is its own too. The plain
 loop is written here from the paper's description, with torch's own modules; the ResNet-18 is
-that of accuracy.py.
+that of the other benchmarks.
 """
 
 import argparse
 import copy
-import json
 import math
 import multiprocessing
 import platform
@@ -20,18 +19,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import make_resnet18
+from _common import as_tensor, make_resnet18, write_records
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.runtime.device import resolve_device, worker_threads
 
 N_CLASSES = 8
+# How the defaults classify: a single Euler step.
+CLASSIFICATION = OdeSettings(1.0, 0.0)
 
 
 # A plain loop, from the paper's description
@@ -148,9 +150,8 @@ def plain_loop(X, y, device, batch_size, seconds):
     net = PlainUNet(X.shape[-1] + 3).to(device)
     average = copy.deepcopy(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4)
-    images = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
     loader = DataLoader(
-        TensorDataset(images, torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
+        TensorDataset(as_tensor(X), torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
     )
     colours = palette().to(device)
 
@@ -182,9 +183,8 @@ def resnet_loop(X, y, device, batch_size, seconds):
     """A classifier's step: ResNet-18 over ready batches."""
     net = make_resnet18(X.shape[-1], N_CLASSES).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
-    images = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
     loader = DataLoader(
-        TensorDataset(images, torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
+        TensorDataset(as_tensor(X), torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
     )
 
     def step(x, labels):
@@ -232,13 +232,13 @@ def training_rate(history):
 
 def step_flops(classifier, X, y):
     """FLOP of one training step per image."""
-    field = copy.deepcopy(classifier.field_).requires_grad_(True).cpu()
-    field.codes = field.codes.to("cpu")
+    field = copy.deepcopy(classifier.model_.field).requires_grad_(True)
+    field = field.move_to(torch.device("cpu"))
     n = len(X)
-    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = as_tensor(X)
     labels = torch.from_numpy(y)
     masks = field.codes.masks(labels, x.shape[2:])
-    n_at_one = int(classifier.t1_share * n)
+    n_at_one = int(classifier.classification_fraction * n)
     t = torch.rand(n)
     sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
     with FlopCounterMode(display=False) as counter:
@@ -248,25 +248,24 @@ def step_flops(classifier, X, y):
 
 def classify_flops(field, X):
     """FLOP of the one pass that classifies an image."""
-    field = copy.deepcopy(field).cpu()
-    field.codes = field.codes.to("cpu")
-    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 127.5 - 1
+    field = copy.deepcopy(field).move_to(torch.device("cpu"))
+    x = as_tensor(X)
     e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        field.posterior(x, e_y)
+        field.class_evidence(x, e_y, CLASSIFICATION)
     return counter.get_total_flops() / len(x)
 
 
 def bare_rate(field, X, seconds, precision):
     """Classify ready tensors with the same blocks and nothing else around them."""
-    device = next(field.parameters()).device
-    x = torch.from_numpy(X[:256]).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    device = field.device
+    x = as_tensor(X[:256]).to(device)
     e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:], device=device)
 
     @torch.inference_mode()
     def run(_):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            return field.posterior(x, e_y).cpu()
+            return field.class_evidence(x, e_y, CLASSIFICATION).cpu()
 
     n_threads = torch.get_num_threads() if device.type == "cpu" else 1
     with worker_threads(n_threads) as executor:
@@ -337,8 +336,8 @@ def measure_defaults(seconds, device):
     result["classified_per_second"] = classification_rate(
         classifier, np.concatenate([X] * 4), seconds
     )
-    result["classify_flop_per_image"] = classify_flops(classifier.field_, X[:8])
-    result["bare_per_second"] = bare_rate(classifier.field_, X, seconds, precision)
+    result["classify_flop_per_image"] = classify_flops(classifier.model_.field, X[:8])
+    result["bare_per_second"] = bare_rate(classifier.model_.field, X, seconds, precision)
     start = time.perf_counter()
     for i in range(20):
         classifier.predict_proba(X[i : i + 1])
@@ -513,7 +512,6 @@ def main():
     arguments = parser.parse_args()
     device = str(resolve_device(arguments.device))
     name = "speed" if device == "cpu" else f"speed_{device.split(':')[0]}"
-    arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.sweep:
         cells = [(n, 28) for n in (500, 2000, 10_000, 50_000)]
         cells += [(128, size) for size in (28, 64, 128, 224)]
@@ -521,8 +519,7 @@ def main():
         for n, size in cells:
             records.append(in_own_process(measure_size, n, size, device))
             print(records[-1], flush=True)
-        (arguments.output / f"{name}_sweep.json").write_text(json.dumps(records, indent=1) + "\n")
-        (arguments.output / f"{name}_sweep.md").write_text(sweep_table(records))
+        write_records(arguments.output / f"{name}_sweep.json", records, sweep_table)
         plot_sweep(records, arguments.output / f"{name}_sweep.png")
         print(sweep_table(records))
         return
@@ -535,8 +532,7 @@ def main():
     for title, measure in MEASUREMENTS.items():
         results[title] = in_own_process(measure, arguments.seconds, device)
         print(title, results[title], flush=True)
-    (arguments.output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (arguments.output / f"{name}.md").write_text(table(results))
+    write_records(arguments.output / f"{name}.json", results, table)
     print(table(results))
 
 

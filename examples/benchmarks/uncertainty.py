@@ -2,22 +2,31 @@
 
 Ours is ``MedSymmFlowClassifier(calibration="temperature")``, which trains twice. The ResNet-18
 trains for as many seconds, on nine tenths of the images, and has its temperature from the rest. The
-table of the kinds of uncertainty, by which the
-default is chosen, is of the validation splits; all others are of the test splits. Every run is
-added to a JSON file as it ends, and runs that the file already has are not repeated.
+table of the kinds of uncertainty, by which the default is chosen, is of the validation splits; all
+others are of the test splits. Each run is added to a JSON file as it ends, and runs that the file
+already has are not repeated.
 
     python examples/benchmarks/uncertainty.py --datasets retinamnist breastmnist pneumoniamnist
 
 Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
 """
 
-import argparse
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
-from accuracy import accuracy, auc_score, gemm_gflops, load, read_records, resnet18, write_records
+from _common import (
+    Runs,
+    accuracy,
+    add_data_options,
+    auc_score,
+    gemm_gflops,
+    load,
+    make_parser,
+    mean_and_spread,
+    resnet18,
+)
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
@@ -34,7 +43,7 @@ from sklearn_msf.selective import (
 HELD_OUT = 0.1
 COVERAGES = (1.0, 0.9, 0.8, 0.5)
 KINDS = ("margin", "entropy", "distance", "draws", "image")
-# Risks to certify: some that the classifier comes near to.
+# Risks to certify: those that the classifier comes near to.
 TARGETS = {"retinamnist": 0.4, "breastmnist": 0.15, "pneumoniamnist": 0.05}
 DEFAULT_TARGET = 0.02
 N_SIMULATIONS = 2000
@@ -83,7 +92,10 @@ def ranking_scores(y, predicted, uncertainty):
 
 
 def simulated_failures(errors, uncertainty, target_risk, confidence, n_calibration, seed):
-    """Shares of calibrations drawn from a pool whose certificate is broken, and that have one."""
+    """Fractions of calibrations whose certificate is broken, and that have one.
+
+    Calibration images are drawn from a pool whose risk is known.
+    """
     rng = np.random.default_rng(seed)
     curve = risk_coverage_curve(errors, uncertainty)
     broken = certified = 0
@@ -114,7 +126,7 @@ def run(name, data, seed):
         "seed": seed,
         "gemm_gflops": gflops,
         "fit_seconds": seconds,
-        "temperature": classifier.temperature_,
+        "temperature": classifier.model_.temperature,
         "ours": {},
         "resnet18": {},
     }
@@ -124,9 +136,10 @@ def run(name, data, seed):
         p = classifier.predict_proba(X_split)
         predicted = p.argmax(axis=1)
         scores = probability_scores(y_split, p)
-        temperature, classifier.temperature_ = classifier.temperature_, 1.0
+        calibrated = classifier.model_
+        classifier.model_ = replace(calibrated, temperature=1.0)
         raw = probability_scores(y_split, classifier.predict_proba(X_split))
-        classifier.temperature_ = temperature
+        classifier.model_ = calibrated
         scores |= {f"raw_{key}": raw[key] for key in ("ece", "brier", "log_loss")}
         scores["kinds"] = {}
         for kind in KINDS:
@@ -137,7 +150,7 @@ def run(name, data, seed):
                 "seconds_per_1000": 1000 * (time.perf_counter() - start) / len(y_split),
             }
         record["ours"][split] = scores
-    record["opinion"] = opinion(classifier, *data["test"])
+    record["opinion"] = image_evidence(classifier, *data["test"])
     record["certified"] = certified(classifier, data, target, seed)
     X_fit, X_held, y_fit, y_held = train_test_split(
         X, y, test_size=HELD_OUT, stratify=y, random_state=seed
@@ -154,15 +167,16 @@ def run(name, data, seed):
     return record
 
 
-def opinion(classifier, X, y):
-    """How often the image half, as a Bayes classifier, agrees, and what that says of errors."""
+def image_evidence(classifier, X, y):
+    """How often the image branch, as a Bayes classifier, agrees, and what that says of errors."""
     prediction = classifier._predict(X, "image")
     predicted = prediction.probabilities.argmax(axis=1)
-    agrees = prediction.residuals.argmin(axis=1) == predicted
+    of_images = prediction.denoising_errors.argmin(axis=1)
+    agrees = of_images == predicted
     errors = predicted != y
     return {
         "agreement": float(agrees.mean()),
-        "accuracy_of_image_half": float((prediction.residuals.argmin(axis=1) == y).mean()),
+        "accuracy_of_image_half": float((of_images == y).mean()),
         "error_where_they_agree": float(errors[agrees].mean()) if agrees.any() else None,
         "error_where_not": float(errors[~agrees].mean()) if not agrees.all() else None,
     }
@@ -199,10 +213,7 @@ def mean_of(records, *path, digits=1):
         for key in path:
             record = record[key]
         values.append(record)
-    if any(value is None for value in values):
-        return "-"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    return "-" if any(value is None for value in values) else mean_and_spread(values, digits)
 
 
 def markdown(header, rows):
@@ -306,24 +317,19 @@ def tables(records):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datasets", nargs="*", default=["retinamnist", "breastmnist"])
-    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5])
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/uncertainty.json"))
+    parser = make_parser(__doc__, "uncertainty.json", [3, 4, 5])
+    add_data_options(parser, ["retinamnist", "breastmnist"])
     arguments = parser.parse_args()
 
-    files = dict(item.split("=", 1) for item in arguments.npz)
-    records = read_records(arguments.output)
-    done = {(r["dataset"], r["seed"]) for r in records}
+    files = dict(arguments.npz)
+    runs = Runs(arguments.output, ("dataset", "seed"), tables)
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed) in done:
+            if (name, seed) in runs:
                 continue
-            records.append(run(name, load(name, files), seed))
-            print(name, seed, f"{records[-1]['fit_seconds']:.0f} s", flush=True)
-            write_records(arguments.output, records, tables)
-    print(tables(records))
+            runs.add(run(name, load(name, files), seed))
+            print(name, seed, f"{runs.records[-1]['fit_seconds']:.0f} s", flush=True)
+    runs.show()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ test images corrupted in the manner of MedMNIST-C, by Pillow, in five severities
     python examples/benchmarks/unusual.py --npz bloodcells=PATH   # corruptions of these too
 """
 
-import argparse
 import io
-import json
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import load
+from _common import add_npz_option, as_tensor, load, make_parser, read_records, write_records
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -68,10 +65,10 @@ def log_likelihood(classifier, X, seed=0):
     The field's own ODE from t = 1 to 0 with the trace of its Jacobian estimated by one random
     direction (Hutchinson), the mask on its straight path.
     """
-    field = classifier.field_
+    field = classifier.model_.field
     device = field.codes.codes.device
     labels = torch.from_numpy(classifier.predict_proba(X).argmax(axis=1)).to(device)
-    x = torch.from_numpy(X).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+    x = as_tensor(X).to(device)
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(x.shape, generator=generator).sign().to(device)
     e_y = torch.randn((1, field.codes.n_channels, *x.shape[2:]), generator=generator).to(device)
@@ -98,10 +95,10 @@ def largest_probability(classifier, X):
     return classifier.predict_proba(X).max(axis=1)
 
 
-def auroc(usual, other):
-    """Chance that an image of another kind scores lower than a usual one."""
-    truth = np.r_[np.zeros(len(usual)), np.ones(len(other))]
-    return float(roc_auc_score(truth, -np.r_[usual, other]))
+def auroc(typical, other):
+    """Chance that an image of another kind scores lower than a typical one."""
+    truth = np.r_[np.zeros(len(typical)), np.ones(len(other))]
+    return float(roc_auc_score(truth, -np.r_[typical, other]))
 
 
 def compare_kinds(seeds, records, output):
@@ -119,13 +116,13 @@ def compare_kinds(seeds, records, output):
         }
         record = {"seed": seed}
         for name, (score, n) in scores.items():
-            usual = score(classifier, X_test[:n])
+            typical = score(classifier, X_test[:n])
             record[name] = {
-                kind: auroc(usual, score(classifier, X[:n]))
+                kind: auroc(typical, score(classifier, X[:n]))
                 for kind, X in other_images(X_test).items()
             }
         records["kinds"].append(record)
-        output.write_text(json.dumps(records, indent=1) + "\n")
+        write_records(output, records, table)
         print(record, flush=True)
 
 
@@ -187,7 +184,7 @@ def corrupt(names, files, seed, records, output):
                     }
                 )
             print(name, kind, flush=True)
-        output.write_text(json.dumps(records, indent=1) + "\n")
+        write_records(output, records, table)
 
 
 # Output
@@ -224,7 +221,7 @@ def table(records):
     return "\n".join(lines) + "\n"
 
 
-def draw(records, path):
+def plot(records, path):
     """Accuracy, uncertainty and score against severity."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     import matplotlib.pyplot as plt
@@ -248,21 +245,16 @@ def draw(records, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--npz", nargs="*", default=[], metavar="NAME=PATH")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4, 5])
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks/unusual.json"))
+    parser = make_parser(__doc__, "unusual.json", [3, 4, 5])
+    add_npz_option(parser)
     arguments = parser.parse_args()
 
-    files = dict(item.split("=", 1) for item in arguments.npz)
-    records = {"kinds": [], "corruptions": []}
-    if arguments.output.exists():
-        records = json.loads(arguments.output.read_text())
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    files = dict(arguments.npz)
+    records = read_records(arguments.output) or {"kinds": [], "corruptions": []}
     compare_kinds(arguments.seeds, records, arguments.output)
     corrupt(["retinamnist", *files], files, arguments.seeds[0], records, arguments.output)
-    arguments.output.with_suffix(".md").write_text(table(records))
-    draw(records, arguments.output.with_suffix(".png"))
+    write_records(arguments.output, records, table)
+    plot(records, arguments.output.with_suffix(".png"))
     print(table(records))
 
 

@@ -1,5 +1,5 @@
-"""The scikit-learn face: parameters, checks of X and y, fitting, saving.
+"""The scikit-learn interface: parameters, checks of X and y, fitting, saving.
 
-The only room that knows scikit-learn's estimators; may import every room below it. `classifier`
-and `latent_classifier` beside it hold the two public classes.
+Only this room knows scikit-learn's estimators. It may import every room below it. The two public
+classes are in the modules `classifier` and `latent_classifier` of the package.
 """

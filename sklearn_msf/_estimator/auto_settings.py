@@ -1,177 +1,166 @@
-"""From constructor parameters to the settings of network and training."""
+"""Conversion of constructor parameters to settings of network, training and prediction."""
 
 import math
-from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from torch import Tensor
 
-from sklearn_msf._estimator.data_validation import TrainingRows
+from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.flow.label_codes import EncodedLabelCodes, LabelCodes, make_label_codes
-from sklearn_msf.flow.parameterizations import make_field
-from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.velocity_field import FieldLayout
+from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.nn.precision import resolve_precision
-from sklearn_msf.runtime.device import seeded_weights
 from sklearn_msf.training.settings import TrainingSettings
 
 __all__ = [
-    "build_field",
-    "check_classless",
-    "check_layout",
-    "network_layout",
+    "classification_settings",
+    "field_layout",
     "resolve_augmentation",
     "training_settings",
-    "training_targets",
 ]
 
-# "auto" epochs: as many as show this many images at t = 1, but each at least and at most so often.
+# "auto" epochs: so many that training shows this many images at t = 1, but each image at least and
+# at most so many times.
 _AUTO_IMAGES_AT_ONE = 36_000
 _AUTO_TIMES_AT_ONE = (15, 90)
-# A smaller share at t = 1 counts as this one: training has to end.
-_MIN_AUTO_SHARE = 0.05
-# Smallest side at which moving an image by a few percent is a variation of it.
+# A smaller fraction at t = 1 counts as this one: the number of epochs would grow without bound.
+_MIN_AUTO_FRACTION = 0.05
+# Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
-# Muon learns the same from half as many images, but in short runs it is not dependable.
+# Muon learns as much from half as many images, but is not reliable in short runs.
 _MUON_SHARE = 0.5
 _MIN_STEPS_FOR_MUON = 500
-# Steps of a GPU that are worth a minute or two of compilation.
+# Smallest number of steps, and smallest time budget, for which compilation on a GPU, which takes a
+# minute or two, is worth its time.
 _MIN_STEPS_TO_COMPILE = 10_000
 _MIN_SECONDS_TO_COMPILE = 900.0
 
 
-def network_layout(estimator: BaseEstimator, n_channels: int) -> dict[str, Any]:
-    """Everything that the shapes of the weights depend on, as plain data."""
-    return {
-        "label_encoding": estimator.label_encoding,
-        "beta": float(estimator.beta),
-        "n_classes": len(estimator.classes_),
-        "form": estimator.label_prediction,
-        "image_prediction": estimator.image_prediction,
-        "image_channels": n_channels,
-        "channels": int(estimator.channels),
-        "channel_mult": tuple(int(n) for n in estimator.channel_mult),
-        "n_blocks": int(estimator.n_blocks),
-        "attention_levels": tuple(int(n) for n in estimator.attention_levels),
-        "patch_size": int(estimator.patch_size),
-        "dropout": float(estimator.dropout),
-    }
+def field_layout(p: Parameters, n_classes: int, image_channels: int) -> FieldLayout:
+    """Collect everything that the shapes of the weights depend on.
 
-
-def check_classless(estimator: BaseEstimator) -> None:
-    """Refuse rows without a class where their masks look like those of a class.
-
-    To the posterior form a mask without a class shows the mean code.
+    Raises
+    ------
+    ValueError
+        If masks without a class would look like those of a class.
     """
-    gray = (estimator.label_encoding, estimator.label_prediction) == ("grayscale", "posterior")
-    if estimator.class_dropout and gray and len(estimator.classes_) % 2:
+    _check_unconditional(p, n_classes)
+    return FieldLayout(
+        label_encoding=p.label_encoding,
+        beta=float(p.beta),
+        n_classes=n_classes,
+        label_prediction=p.label_prediction,
+        image_prediction=p.image_prediction,
+        image_channels=image_channels,
+        channels=int(p.channels),
+        channel_mult=tuple(int(n) for n in p.channel_mult),
+        n_blocks=int(p.n_blocks),
+        attention_levels=tuple(int(n) for n in p.attention_levels),
+        patch_size=int(p.patch_size),
+        dropout=float(p.dropout),
+    )
+
+
+def _check_unconditional(p: Parameters, n_classes: int) -> None:
+    """Refuse class dropout if masks without a class look like those of a class.
+
+    The network of the class posterior sees the mean of all codes for a mask without a class. With
+    grayscale codes and an odd number of classes this is the code of the middle class.
+    """
+    gray = (p.label_encoding, p.label_prediction) == ("grayscale", "posterior")
+    if p.class_dropout and gray and n_classes % 2:
         raise ValueError(
-            f"class_dropout={estimator.class_dropout!r} needs codes whose mean is no code; with "
-            f"label_encoding='grayscale' and {len(estimator.classes_)} classes it is that of the "
-            "middle class: set class_dropout=0 and guidance=0, or take another label_encoding or "
+            f"class_dropout={p.class_dropout!r} cannot be used with label_encoding='grayscale' "
+            f"and an odd number of classes ({n_classes}), where a mask without a class equals the "
+            "code of the middle class: "
+            "set class_dropout=0 in flow_params, or take another label_encoding or "
             "label_prediction='velocity'."
         )
 
 
-def check_layout(fitted: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to go on with a network of another layout than the parameters ask for."""
-    changed = [name for name in fitted if fitted[name] != wanted[name]]
-    if changed:
-        raise ValueError(
-            f"Training cannot go on with another {', '.join(changed)} than the model was fitted "
-            "with; set them back, or fit anew with warm_start=False."
-        )
-
-
-def build_field(
-    layout: dict[str, Any], seed: int, mask_codes: Tensor | None = None
-) -> VelocityField:
-    """Make the field of a layout with weights drawn from a seed; torch's own state is kept.
-
-    With `mask_codes`, (K, C_y, H, W), it carries these masks instead of plain colours.
-    """
-    layout = dict(layout)
-    encoding, n_classes, beta = (layout.pop(k) for k in ("label_encoding", "n_classes", "beta"))
-    codes: LabelCodes | EncodedLabelCodes
-    if mask_codes is None:
-        codes = make_label_codes(encoding, n_classes, beta)
-    else:
-        codes = EncodedLabelCodes(mask_codes)
-    with seeded_weights(seed):
-        return make_field(layout.pop("form"), codes, layout.pop("image_channels"), **layout)
-
-
 def training_settings(
-    estimator: BaseEstimator, n_images: int, device: torch.device, trained_by: str | None = None
+    p: Parameters, n_images: int, device: torch.device, trained_by: str | None = None
 ) -> TrainingSettings:
-    """Resolve every "auto" into the settings of the training engine.
+    """Make the settings of the training engine, with every "auto" resolved.
 
-    `trained_by` is the optimiser that trained a field so far, which "auto" keeps to.
+    Parameters
+    ----------
+    p : Parameters
+        Checked parameters.
+    n_images : int
+        Number of images in an epoch.
+    device : torch.device
+        Device of the training.
+    trained_by : str, optional
+        Optimizer that has trained the field so far; "auto" keeps it.
     """
-    optimizer, max_epochs = _optimizer_and_epochs(estimator, n_images, trained_by)
-    n_steps = max_epochs * max(1, round(n_images / estimator.batch_size))
+    optimizer, max_epochs = _optimizer_and_epochs(p, n_images, trained_by)
+    n_steps = max_epochs * max(1, round(n_images / p.batch_size))
     return TrainingSettings(
         max_epochs=max_epochs,
-        time_budget=estimator.time_budget,
-        batch_size=int(estimator.batch_size),
+        time_budget=p.time_budget,
+        batch_size=int(p.batch_size),
         optimizer=optimizer,
-        learning_rate=float(estimator.learning_rate),
-        weight_decay=float(estimator.weight_decay),
-        max_grad_norm=estimator.max_grad_norm,
-        ema_decay=float(estimator.ema_decay),
-        image_weight=float(estimator.image_weight),
-        t1_share=float(estimator.t1_share),
-        class_dropout=float(estimator.class_dropout),
-        precision=resolve_precision(estimator.precision, device),
-        compile_network=_compilation(estimator, device, n_steps),
-        early_stopping=bool(estimator.early_stopping),
-        n_iter_no_change=int(estimator.n_iter_no_change),
+        learning_rate=float(p.learning_rate),
+        weight_decay=float(p.weight_decay),
+        max_grad_norm=p.max_grad_norm,
+        ema_decay=float(p.ema_decay),
+        image_weight=float(p.image_weight),
+        classification_fraction=float(p.classification_fraction),
+        class_dropout=float(p.class_dropout),
+        precision=resolve_precision(p.precision, device),
+        compile_network=_compilation(p, device, n_steps),
+        early_stopping=bool(p.early_stopping),
+        n_iter_no_change=int(p.n_iter_no_change),
     )
 
 
-def _optimizer_and_epochs(
-    estimator: BaseEstimator, n_images: int, trained_by: str | None
-) -> tuple[str, int]:
-    wanted = str(estimator.optimizer)
+def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) -> tuple[str, int]:
+    wanted = str(p.optimizer)
     if wanted == "auto" and trained_by is None:
-        max_epochs = _max_epochs(estimator, n_images, "muon")
-        if max_epochs * n_images >= _MIN_STEPS_FOR_MUON * estimator.batch_size:
+        max_epochs = _max_epochs(p, n_images, "muon")
+        if max_epochs * n_images >= _MIN_STEPS_FOR_MUON * p.batch_size:
             return "muon", max_epochs
         wanted = "adamw"
     elif wanted == "auto":
         wanted = str(trained_by)
-    return wanted, _max_epochs(estimator, n_images, wanted)
+    return wanted, _max_epochs(p, n_images, wanted)
 
 
-def _max_epochs(estimator: BaseEstimator, n_images: int, optimizer: str) -> int:
-    if estimator.max_epochs != "auto":
-        return int(estimator.max_epochs)
+def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
+    if p.max_epochs != "auto":
+        return int(p.max_epochs)
     low, high = _AUTO_TIMES_AT_ONE
     times_at_one = min(high, max(low, _AUTO_IMAGES_AT_ONE / n_images))
     if optimizer == "muon":
         times_at_one *= _MUON_SHARE
-    # Without a share at t = 1 every row classifies.
-    share = max(estimator.t1_share, _MIN_AUTO_SHARE) if estimator.t1_share else 1.0
-    return math.ceil(times_at_one / share)
+    # With a fraction of 0 all samples, at any t, teach classification: it counts as 1.
+    fraction = max(p.classification_fraction, _MIN_AUTO_FRACTION)
+    return math.ceil(times_at_one / (fraction if p.classification_fraction else 1.0))
 
 
-def resolve_augmentation(estimator: BaseEstimator, image_format: ImageFormat) -> str | None:
-    """Kind of random variation that "auto" means for images of this size."""
-    if estimator.augment != "auto":
-        return estimator.augment
+def resolve_augmentation(p: Parameters, image_format: ImageFormat) -> str | None:
+    """Choose the kind of random variation; "auto" depends on the size of the images."""
+    if p.augment != "auto":
+        kind: str | None = p.augment
+        return kind
     return "hflip+affine" if min(image_format.size) >= _MIN_SIDE_TO_AUGMENT else None
 
 
-def _compilation(estimator: BaseEstimator, device: torch.device, n_steps: int) -> bool:
-    if estimator.compile_network != "auto":
-        return bool(estimator.compile_network)
-    long_enough = estimator.time_budget is None or estimator.time_budget >= _MIN_SECONDS_TO_COMPILE
+def _compilation(p: Parameters, device: torch.device, n_steps: int) -> bool:
+    if p.compile_network != "auto":
+        return bool(p.compile_network)
+    long_enough = p.time_budget is None or p.time_budget >= _MIN_SECONDS_TO_COMPILE
     return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE and long_enough
 
 
-def training_targets(data: TrainingRows) -> tuple[Tensor, Tensor, int]:
-    """Labels and weights as tensors, and the number of images of an epoch."""
-    labels = torch.from_numpy(data.labels.astype(np.int64))
-    return labels, torch.from_numpy(data.weights), data.n_images
+def classification_settings(p: Parameters, device: torch.device) -> ClassificationSettings:
+    """Make the settings with which a fitted model on a device classifies."""
+    ode = OdeSettings(1.0, 0.0, int(p.n_steps), p.ode_solver)
+    return ClassificationSettings(
+        ode=ode,
+        n_draws=int(p.n_draws),
+        # An adaptive solver would take bfloat16 rounding for curvature and shorten its steps.
+        precision="float32" if ode.is_adaptive else resolve_precision(p.precision, device),
+        label_decoding=getattr(p, "label_decoding", "latent"),
+    )

@@ -1,70 +1,99 @@
-"""What every MedSymmFlow estimator shares: fitting, and going on with it."""
+"""Base class of both estimators: all public methods, which call functions of a fitted model."""
 
-import copy
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
-from sklearn.base import ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._estimator.auto_settings import (
-    build_field,
-    check_classless,
-    check_layout,
-    network_layout,
-    resolve_augmentation,
-    training_settings,
-    training_targets,
+from sklearn_msf._estimator.auto_settings import classification_settings
+from sklearn_msf._estimator.callbacks import CallbackSupportMixin, with_callbacks
+from sklearn_msf._estimator.data_validation import check_prediction_rows
+from sklearn_msf._estimator.fit import Continuation, Fit, fit, fit_partially
+from sklearn_msf._estimator.parameters import (
+    GROUPS,
+    Parameters,
+    check_entries,
+    check_positive_integer,
+    draw_seed,
+    make_random_state,
+    resolve_parameters,
 )
-from sklearn_msf._estimator.calibration import (
-    MODEL_SHARE,
-    CalibratingEstimator,
-    Probabilities,
-    temperature_of,
+from sklearn_msf._estimator.pickling import all_or_nothing, fitted_state, restore_fitted_state
+from sklearn_msf._estimator.preparation import Preparation
+from sklearn_msf._estimator.rejection import (
+    RejectionRule,
+    check_calibration,
+    check_reject_label,
+    check_rule,
+    learn_rule,
+    mark_rejected,
+    prediction_parameters,
+    rejects,
 )
-from sklearn_msf._estimator.callbacks import CallbackSupportMixin, FitCallbacks, with_callbacks
-from sklearn_msf._estimator.data_validation import (
-    TrainingRows,
-    check_partial_classes,
-    check_training_rows,
-    hold_out,
+from sklearn_msf._estimator.sampling_requests import class_indices, sampling_ode
+from sklearn_msf._estimator.serialization import open_model, save_model
+from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf.model.classification import (
+    ClassificationSettings,
+    Prediction,
+    classify,
+    images_a_pass,
+    predict,
 )
-from sklearn_msf._estimator.parameters import check_parameters, draw_seed, make_random_state
-from sklearn_msf._estimator.pickling import all_or_nothing, move_field
-from sklearn_msf._estimator.rejection import RejectingEstimator
-from sklearn_msf._estimator.run_fingerprint import open_checkpoints
-from sklearn_msf._estimator.sampling import DrawingEstimator
-from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.runtime.device import resolve_device
-from sklearn_msf.runtime.progress import training_progress
-from sklearn_msf.training.batches import TrainingData
-from sklearn_msf.training.trainer import DivergenceError, Trainer
+from sklearn_msf.model.denoising_error import typicality
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.model.sampling import change_class, sample, sample_trajectory
+from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.runtime.progress import sampling_progress
+
+__all__ = ["BaseMedSymmFlowClassifier"]
+
+_TINY = np.finfo(np.float64).tiny
+
+Estimator = TypeVar("Estimator", bound="BaseMedSymmFlowClassifier")
 
 
-class BaseMedSymmFlowClassifier(
-    CallbackSupportMixin,
-    ClassifierMixin,
-    RejectingEstimator,
-    DrawingEstimator,
-    CalibratingEstimator,
-):
+class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """Base of the MedSymmFlow classifiers.
 
-    Subclasses define the constructor.
+    Subclasses define the constructor, the defaults of its dict parameters, and how the space that
+    converts between images and inputs of the field is made.
     """
 
+    # Class that turns images into training data, and default entries of each dict parameter.
+    _preparation: ClassVar[type[Preparation]]
+    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
+
     # Fitted attributes; documented on the subclasses.
+    _continuation: Continuation
+    model_: FittedModel
     classes_: np.ndarray
     n_features_in_: int
     image_shape_: tuple[int, ...]
-    _image_format: ImageFormat
     n_iter_: int
     history_: list[dict[str, Any]]
-    field_: VelocityField
-    temperature_: float
+    rejection_: RejectionRule
+
+    # Methods that subclasses override
+
+    def _saved_parameters(self) -> dict[str, Any]:
+        """Collect the constructor parameters, with values that a file can hold."""
+        parameters: dict[str, Any] = self.get_params(deep=False)
+        return parameters
+
+    # Parameters and state
+
+    def _store_parameters(self, values: Mapping[str, Any]) -> None:
+        """Store the arguments of the constructor unchanged."""
+        for name in self._get_param_names():
+            setattr(self, name, values[name])
+
+    def _parameters(self) -> Parameters:
+        """Check the constructor parameters."""
+        return resolve_parameters(self.get_params(deep=False), self._group_defaults)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -72,27 +101,35 @@ class BaseMedSymmFlowClassifier(
         tags.non_deterministic = False
         return tags
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state with fitted attributes as plain data and arrays."""
+        return fitted_state(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the fitted attributes, with the network on a device of this machine."""
+        super().__setstate__(restore_fitted_state(state, state.get("device")))
+
     @property
     def loss_curve_(self) -> list[float]:
         """Training loss of each epoch."""
-        return [record["loss"] for record in self.history_]
+        return [epoch_log["loss"] for epoch_log in self.history_]
 
     # Fitting
 
     @with_callbacks
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "BaseMedSymmFlowClassifier":
+    def fit(self: Estimator, X: Any, y: Any, sample_weight: Any = None) -> Estimator:
         """Train the velocity field.
 
-        Ctrl-C ends training early, with a warning and a usable model.
+        Ctrl-C ends training early, with a warning; the model is usable.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Training images. uint8 has the range [0, 255]; other numbers inside [0, 1] have
-            the range [0, 1]; of anything else the minimum and the maximum of X are learned.
-            Rows are images of `image_shape`, or one line of pixels without it.
+            Training images. uint8 has the range [0, 255]. Other numbers have the range [0, 1] if
+            all are inside it; otherwise the range is from the minimum to the maximum of X. The
+            rows of a 2-d X are images of `image_shape`; without it they are images of height 1.
         y : array-like of shape (n,) or (n, 1)
-            Class labels, of any kind that sorts.
+            Class labels, of any type that can be sorted.
         sample_weight : array-like of shape (n,), optional
             Weights; an integer weight k counts as k copies of the image.
 
@@ -105,84 +142,30 @@ class BaseMedSymmFlowClassifier(
         ------
         ValueError
             For parameters, images, labels or weights that cannot be used, and for a
-            `checkpoint_dir` of another run; the message names what came and what is expected.
+            `checkpoint_dir` of another run. The message names the value and what is expected.
         DivergenceError
-            A ValueError: loss or weights were not finite, and starting the epoch anew at lower
-            learning rates did not help. Where there are whole epochs before, the estimator is
-            fitted with what they gave.
+            A ValueError: loss or weights were not finite, and repeating the epoch at lower learning
+            rates did not help. If earlier epochs were complete, the estimator is fitted with their
+            result.
         """
         with all_or_nothing(self):
-            failure = self._fit(X, y, sample_weight)
+            p = self._parameters()
+            previous = self._fit_so_far() if p.warm_start else None
+            done, failure = fit(self, p, X, y, sample_weight, previous, self._preparation)
+            self._take(done)
         if failure is not None:
             raise failure
         return self
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> DivergenceError | None:
-        """Fit; returns a failure that left a usable model."""
-        started = time.perf_counter()
-        check_parameters(self.get_params(deep=False))
-        warm = self.warm_start and hasattr(self, "field_")
-        data = check_training_rows(
-            self, X, y, sample_weight, reset=not warm, learn_classes=not warm
-        )
-        random_state = make_random_state(self.random_state)
-        store = open_checkpoints(self, data, random_state, warm=warm)
-        # A run that goes on has the seed it started with, whatever random_state is.
-        seed = draw_seed(random_state) if store is None else store.seed
-        random_state = np.random.RandomState(seed)
-        held_out = None
-        if self.early_stopping:
-            data, held_out = hold_out(data, self.validation_fraction, random_state)
-        calibrates = self._calibrates(warm=warm)
-        run = None
-        if calibrates and held_out is None:
-            # Before training, which a part or a folder that cannot be had must not waste.
-            run = self._plan_calibration(data, seed, store)
-        device = resolve_device(self.device)
-        if not warm:
-            self._learn_representation(data, random_state, started)
-        tensors = self._training_data(data, device, started)
-        of_held_out = None if held_out is None else self._probabilities_of(held_out, device)
-        trainer = self._make_trainer(tensors, random_state, started, warm=warm)
-        if run is not None and self.time_budget is not None:
-            # What is left is for the run that calibrates.
-            prepared = self._preparing_share()
-            share = prepared + (1 - prepared) * MODEL_SHARE
-            trainer.budget.seconds = share * self.time_budget
-        if of_held_out is not None and calibrates and self.time_budget is not None:
-            trainer.reserve_time_of(of_held_out)
-        callbacks = FitCallbacks(self, X, y, sample_weight, trainer)
-        failure = None
-        with training_progress(type(self).__name__, verbose=int(self.verbose)) as report:
-            try:
-                trainer.fit(
-                    tensors,
-                    validate=None if of_held_out is None else _accuracy(held_out, of_held_out),
-                    report=report,
-                    watcher=callbacks,
-                    store=store,
-                )
-            except DivergenceError as error:
-                if not trainer.history:
-                    raise
-                failure = error
-        callbacks.end()
-        self._finish(trainer, keep_state=self.warm_start)
-        if failure is None and run is not None:
-            self._calibrate(trainer, data, tensors, run)
-        elif failure is None and calibrates and held_out is not None and of_held_out is not None:
-            self.temperature_ = temperature_of(held_out, of_held_out(self.field_))
-        return failure
-
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
-    ) -> "BaseMedSymmFlowClassifier":
+        self: Estimator, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> Estimator:
         """Train for one epoch on a part of the data, at the full learning rate.
 
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Images. The first call fixes shape and range.
+            Images. The first call determines shape and range.
         y : array-like of shape (n,) or (n, 1)
             Class labels, all in `classes`.
         classes : array-like of shape (K,)
@@ -198,106 +181,659 @@ class BaseMedSymmFlowClassifier(
         Raises
         ------
         ValueError
-            Where the first call has no `classes`, or a later one other classes or images.
+            If the first call has no `classes`, or a later one has other classes or images of
+            another shape; with ``class_weight="balanced"``; and if `calibration` is not None.
         """
         with all_or_nothing(self):
-            return self._partial_fit(X, y, classes, sample_weight)
-
-    def _partial_fit(
-        self, X: Any, y: Any, classes: Any, sample_weight: Any
-    ) -> "BaseMedSymmFlowClassifier":
-        started = time.perf_counter()
-        first = not hasattr(self, "field_")
-        check_parameters(self.get_params(deep=False))
-        if self.calibration is not None:
-            raise ValueError(
-                f"calibration={self.calibration!r} is not supported by partial_fit, which holds "
-                "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
-                "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
-            )
-        check_partial_classes(self, classes, first=first)
-        data = check_training_rows(self, X, y, sample_weight, reset=first, learn_classes=False)
-        random_state = make_random_state(self.random_state)
-        if first:
-            self._learn_representation(data, random_state, started)
-        tensors = self._training_data(data, resolve_device(self.device), started)
-        trainer = self._make_trainer(tensors, random_state, started, warm=not first)
-        trainer.history = [] if first else list(self.history_)
-        trainer.fit_epoch(tensors)
-        self._finish(trainer, keep_state=True)
+            p, previous = self._parameters(), self._fit_so_far()
+            make = self._preparation
+            self._take(fit_partially(self, p, X, y, classes, sample_weight, previous, make))
         return self
 
-    def _make_trainer(
-        self,
-        data: TrainingData,
-        random_state: np.random.RandomState,
-        started: float,
-        *,
-        warm: bool,
-    ) -> Trainer:
-        """Make a trainer over a new field, or over the present one."""
-        device, representation = resolve_device(self.device), self._representation
-        if not warm or self.calibration is None:
-            self.temperature_ = 1.0
-        self._forget_rejection()
-        check_classless(self)
-        seed = draw_seed(random_state)
-        if not warm:
-            self._field_layout = network_layout(self, representation.shape[0])
-            self._noise_seed = draw_seed(random_state)
-            self._n_continued = 0
-            field = build_field(self._field_layout, seed, self._mask_codes())
-        else:
-            check_layout(self._field_layout, network_layout(self, representation.shape[0]))
-            field = copy.deepcopy(self.field_).requires_grad_(True).train()
-            # An integer random_state starts anew at each call; the noise must not.
-            self._n_continued += 1
-            seed = int(np.random.SeedSequence([seed, self._n_continued]).generate_state(1)[0])
-        generator = torch.Generator(device).manual_seed(seed)
-        trained_by = getattr(self, "_trained_by", None) if warm else None
-        settings = training_settings(self, data.epoch_size, device, trained_by)
-        self._trained_by = settings.optimizer
-        draws, classless = settings.trains_images, settings.trains_classless
-        self._can_draw = draws or (warm and self._can_draw)
-        self._can_draw_classless = classless or (warm and self._can_draw_classless)
-        trainer = Trainer(move_field(field, device), settings, generator, started)
-        state = getattr(self, "_training_state", None) if warm else None
-        if state is not None:
-            trainer.load_weights(state)
-        return trainer
+    def _fit_so_far(self) -> Fit | None:
+        """Collect the result of an earlier fit, if there is one."""
+        if not hasattr(self, "model_"):
+            return None
+        return Fit(self.model_, self.classes_, self.history_, self._continuation)
 
-    def _finish(self, trainer: Trainer, *, keep_state: bool) -> None:
-        """Take over what training made."""
-        self.field_ = trainer.average
-        self.history_ = trainer.history
-        self.n_iter_ = len(trainer.history)
-        self._training_state = trainer.state() if keep_state else None
+    def _take(self, done: Fit) -> None:
+        """Store the result of a fit, and delete the rejection rule, which is of an older model."""
+        self.__dict__.update(done.attributes())
+        self.__dict__.pop("rejection_", None)
 
-    def _learn_representation(
-        self, data: TrainingRows, random_state: np.random.RandomState, started: float
-    ) -> None:
-        """Learn what stands between images and field: nothing, where it works on pixels."""
+    # Predicting
 
-    def _training_data(
-        self, data: TrainingRows, device: torch.device, started: float
-    ) -> TrainingData:
-        """Make images ready for training."""
-        images = torch.from_numpy(self._image_format.to_numpy_images(data.rows))
-        return TrainingData(images, *training_targets(data), device, self._augmentation())
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the most probable class of each image.
 
-    def _augmentation(self) -> str | None:
-        """Random variation of the training images."""
-        kind = resolve_augmentation(self, self._image_format)
-        # A model that learned from mirror images may look at them.
-        self._mirror_draws = "flip" in (kind or "")
+        With ``label_prediction="velocity"`` this is the class whose label code is nearest to the
+        predicted mask (paper, eq. 2). RGB codes of three classes and encoded masks are exceptions:
+        their codes are not equally far apart, the mask is read as a mixture of codes, and the class
+        with the largest weight is predicted.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels from `classes_`.
+        """
+        return self._labels(self._predict(X))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict class probabilities.
+
+        With ``label_prediction="posterior"`` they are the class posterior of the network, with
+        several `n_steps` the one at the start of the last step. With "velocity" they are computed
+        from the predicted mask. The prediction for an image does not depend on the other images of
+        X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Columns in the order of `classes_`; rows sum to 1.
+        """
+        return self._predict(X).probabilities
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Predict the logarithms of the class probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            All finite: smaller probabilities count as the smallest normal float64.
+        """
+        return np.log(np.maximum(self.predict_proba(X), _TINY))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Compute scores: log-odds of the second of two classes, else log-probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,) for two classes, (n, K) for more
+        """
+        scores = self.predict_log_proba(X)
+        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_uncertainty(self, X: Any, kind: str = "margin") -> np.ndarray:
+        """Compute the uncertainty of each prediction.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        kind : {"margin", "entropy", "distance", "draws", "image"}, default="margin"
+            - "margin": 1 - (largest - second largest probability); in [0, 1].
+            - "entropy": entropy of the probabilities, in nats; in [0, log K].
+            - "distance": distance between the predicted mask and the code of the predicted class
+              (paper, eq. 2 and section 4.4); 0 or more, in units of the codes.
+            - "draws": disagreement between the noise draws, measured as the mutual information of
+              class and draw in nats, before any temperature; in [0, log(min(K, n_draws))]. Needs
+              ``n_draws >= 2``. If training included mirror images, it mostly measures the
+              difference between image and mirror image.
+            - "image": "margin" plus evidence of the image branch: 3 times the logarithm of a
+              ratio, its squared error under the code of the predicted class divided by the
+              smallest one under another code. Unbounded. Takes 4 K passes of the whole network
+              for each image.
+
+            On validation data the default ranks errors best for its computing time; the user
+            guide has the comparison.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            Higher is less certain.
+
+        Raises
+        ------
+        ValueError
+            For another kind, for "draws" with ``n_draws=1``, and for "image" if ``image_weight=0``
+            or ``classification_fraction=1`` left the image branch untrained.
+        """
+        return UNCERTAINTIES[self._checked_kind(kind)](self._predict(X, kind))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Compute how typical images are, compared with the training images.
+
+        The score is minus the mean logarithm of the squared error of the image branch's velocity on
+        the path through each image, under the code of its predicted class, at t = 0.1, 0.2 and 0.5
+        with noise that is always the same. Images that are unlike the training images have large
+        errors.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            Higher is more typical. Compare with the scores of images that are known to be typical,
+            preferably of images that training did not see.
+
+        Raises
+        ------
+        ValueError
+            If ``image_weight=0`` or ``classification_fraction=1`` left the image branch untrained.
+        """
+        self._generating_model("score_samples")
+        model, inputs, settings = self._checked(X)
+        labels = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        return typicality(model, inputs, labels, settings.precision, images_a_pass(model))
+
+    def _checked(self, X: Any) -> tuple[FittedModel, FieldInputs, ClassificationSettings]:
+        """Check the parameters, and X against the images of fit; prepare X for the field."""
+        check_is_fitted(self)
+        model = self.model_
+        settings = classification_settings(self._parameters(), model.device)
+        rows = check_prediction_rows(self, X, model.image_format)
+        return model, model.space.inputs(rows, model.device, settings.precision), settings
+
+    def _predict(self, X: Any, kind: str = "margin") -> Prediction:
+        """Check X and classify it, and add what a kind of uncertainty needs."""
+        return predict(*self._checked(X), kind)
+
+    def _labels(self, prediction: Prediction) -> np.ndarray:
+        """Return the labels of the most probable classes."""
+        labels: np.ndarray = self.classes_[prediction.probabilities.argmax(axis=1)]
+        return labels
+
+    def _checked_kind(self, kind: Any) -> str:
+        """Return `kind`, or refuse one that is unknown or that this model cannot compute."""
+        if not isinstance(kind, str) or kind not in UNCERTAINTIES:
+            raise ValueError(f"kind must be one of {sorted(UNCERTAINTIES)}, got {kind!r}.")
+        if kind == "draws" and self._parameters().n_draws == 1:
+            raise ValueError("kind='draws' compares noise draws: it needs n_draws >= 2, got 1.")
+        if kind == "image":
+            self._generating_model("kind='image'")
         return kind
 
+    def _generating_model(self, wanted: str) -> FittedModel:
+        """Return the model, or refuse if its image branch was not trained."""
+        check_is_fitted(self)
+        if not self.model_.generates:
+            raise ValueError(
+                f"{wanted} needs the image branch, which was not trained because image_weight=0 "
+                "or classification_fraction=1: fit with other values."
+            )
+        return self.model_
 
-def _accuracy(data: TrainingRows | None, of: Probabilities) -> Callable[[VelocityField], float]:
-    """Weighted accuracy of a field on held-out rows."""
-    assert data is not None
+    # Rejecting
 
-    def accuracy(field: VelocityField) -> float:
-        return float(np.average(of(field).argmax(axis=1) == data.labels, weights=data.weights))
+    def fit_reject(
+        self: Estimator,
+        X_cal: Any,
+        y_cal: Any,
+        *,
+        target_risk: float = 0.05,
+        confidence: float = 0.95,
+        kind: str = "margin",
+    ) -> Estimator:
+        """Learn a threshold of uncertainty above which to reject, with a certified error rate.
 
-    return accuracy
+        The threshold is the one that accepts most images among those whose error rate can be
+        certified, see :func:`~sklearn_msf.selective.certified_threshold`. On new images from the
+        same distribution as the calibration images, the error rate of the accepted predictions is
+        at most `target_risk`, except in a fraction 1 - `confidence` of calibrations. The
+        calibration images must be independent: take one image of each patient, and use new
+        calibration images for each further `kind` or target that you try. `fit` and `partial_fit`
+        delete the threshold.
+
+        Parameters
+        ----------
+        X_cal : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Calibration images, which fit did not see.
+        y_cal : array-like of shape (n,) or (n, 1)
+            Their labels, with two or more of `classes_`.
+        target_risk : float, default=0.05
+            Fraction of the accepted predictions that may be wrong, in (0, 1).
+        confidence : float, default=0.95
+            Probability that the bound holds, over the choice of calibration images; in (0, 1).
+        kind : {"margin", "entropy", "distance", "draws", "image"}, default="margin"
+            Uncertainty to compare with the threshold, see :meth:`predict_uncertainty`.
+
+        Returns
+        -------
+        self : object
+            The estimator with `rejection_`. If no threshold can be certified, there is a warning,
+            the threshold is None, and :meth:`predict_with_reject` rejects every image.
+
+        Raises
+        ------
+        ValueError
+            For a `target_risk` or `confidence` outside (0, 1), for a `kind` as in
+            :meth:`predict_uncertainty`, for labels of a single class or of a class that fit did not
+            see, for so few images that nothing could be certified even if every prediction was
+            right, and if every prediction is right, as on images that training saw.
+        """
+        check_share("target_risk", target_risk)
+        check_share("confidence", confidence)
+        self._checked_kind(kind)
+        targets = {"target_risk": target_risk, "confidence": confidence}
+        model, inputs, settings = self._checked(X_cal)
+        labels = check_calibration(y_cal, self.classes_, len(inputs), **targets)
+        prediction = predict(model, inputs, settings, kind)
+        wrong = self._labels(prediction) != labels
+        of_prediction = prediction_parameters(self._parameters())
+        self.rejection_ = learn_rule(prediction, wrong, kind, of_prediction, **targets)
+        return self
+
+    def predict_with_reject(
+        self,
+        X: Any,
+        coverage: float | None = None,
+        *,
+        kind: str | None = None,
+        reject_label: Any = None,
+        return_mask: bool = False,
+    ) -> Any:
+        """Predict the class of images, and reject those whose prediction is too uncertain.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        coverage : float, default=None
+            Fraction of X to accept, in (0, 1]: exactly floor(coverage * n) images, at least one,
+            with the lowest uncertainty; of images with equal uncertainty the earlier ones (paper,
+            section 4.4). None accepts up to the threshold of :meth:`fit_reject`, which does not
+            depend on the other images of X; if `fit_reject` was not called, None is 0.9.
+        kind : {"margin", "entropy", "distance", "draws", "image"}, default=None
+            Kind of uncertainty, see :meth:`predict_uncertainty`. None is the kind of
+            :meth:`fit_reject`, or "margin" if that was not called.
+        reject_label : label, default=None
+            Label for rejected images. It must have the type of the class labels, and must not be
+            one of them.
+        return_mask : bool, default=False
+            Whether to return also which images are rejected.
+
+        Returns
+        -------
+        labels : numpy.ma.MaskedArray of shape (n,), or ndarray where `reject_label` is given
+            Labels. Rejected images are masked, or have `reject_label`. Functions that convert a
+            masked array to a plain one, as metrics do, lose the mask: pass them
+            ``labels.compressed()``, and select the accepted images by ``~labels.mask``.
+        rejected : ndarray of shape (n,), bool
+            Only with ``return_mask=True``.
+
+        Raises
+        ------
+        ValueError
+            For a `reject_label` that is a class or has another type, and for a coverage outside
+            (0, 1]. If the threshold of :meth:`fit_reject` is used: for another `kind`, and if
+            `n_draws` or another parameter of predictions has changed since.
+        """
+        if coverage is not None:
+            check_share("coverage", coverage, includes_one=True)
+        check_is_fitted(self)
+        if reject_label is not None:
+            check_reject_label(reject_label, self.classes_)
+        learned = getattr(self, "rejection_", None)
+        rule = learned if coverage is None else None
+        if rule is not None:
+            check_rule(rule, kind, prediction_parameters(self._parameters()))
+        if kind is None:
+            kind = "margin" if learned is None else learned.kind
+        prediction = self._predict(X, self._checked_kind(kind))
+        rejected = rejects(UNCERTAINTIES[kind](prediction), rule, coverage)
+        labels = mark_rejected(self._labels(prediction), rejected, reject_label)
+        return (labels, rejected) if return_mask else labels
+
+    # Sampling
+
+    def sample(
+        self,
+        class_id: Any = None,
+        n_samples: int = 1,
+        *,
+        n_steps: int = 25,
+        ode_solver: str = "euler",
+        guidance: float | None = None,
+        random_state: Any = None,
+    ) -> np.ndarray:
+        """Generate new images.
+
+        Parameters
+        ----------
+        class_id : label or sequence of labels, default=None
+            Class or classes of the images, from `classes_`; None means all classes.
+        n_samples : int, default=1
+            Number of images of each class.
+        n_steps : int, default=25
+            Number of steps of the ODE solver; the paper's figures have 25 Euler steps. Sampling is
+            always in float32.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
+            ODE solver. "dopri5" chooses its own steps, whatever `n_steps`, and generates one image
+            at a time.
+        guidance : float, default=None
+            How far to go beyond the velocity of the class, away from the unconditional one, in
+            units of their difference (classifier-free guidance); in [0, 100]. With more guidance
+            images are more typical of their class and less varied; any guidance above 0 doubles
+            the time. None is 0.5 if the field learned unconditional samples (`class_dropout` of
+            `flow_params`), else 0.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the noise. Image i of a seed has the same noise, however many images are
+            generated.
+
+        Returns
+        -------
+        ndarray of shape (n_classes_asked * n_samples, ...)
+            Images in the dtype, layout and range of the training X, in the order of the classes
+            asked for.
+
+        Raises
+        ------
+        ValueError
+            For a class that is not in `classes_`, for `n_samples` or `n_steps` that is not a
+            positive integer, for an unknown solver, for a guidance outside [0, 100], for a guidance
+            above 0 if the field did not learn unconditional samples, and if ``image_weight=0`` or
+            ``classification_fraction=1`` left the image branch untrained.
+        """
+        classes, seed = self._request(class_id, n_samples, random_state)
+        model = self._generating_model("Sampling")
+        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        labels = np.repeat(classes, n_samples)
+        name, verbose = type(self).__name__, self._parameters().verbose
+        with sampling_progress(name, len(labels), verbose=verbose) as report:
+            return sample(model, labels, seed, ode, report=report)
+
+    def iter_samples(
+        self,
+        class_id: Any = None,
+        n_samples: int = 1,
+        *,
+        batch_size: int = 64,
+        n_steps: int = 25,
+        ode_solver: str = "euler",
+        guidance: float | None = None,
+        random_state: Any = None,
+    ) -> Iterator[np.ndarray]:
+        """Generate new images batch by batch, holding at most one batch in memory.
+
+        Parameters
+        ----------
+        class_id, n_samples, n_steps, ode_solver, guidance, random_state :
+            As in :meth:`sample`, which returns the same images in one array.
+        batch_size : int, default=64
+            Number of images in a batch; the last one may have fewer. Multiples of 16, on a GPU
+            multiples of 64, are fastest.
+
+        Yields
+        ------
+        ndarray of shape (batch_size, ...)
+            Images as :meth:`sample` returns them.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`sample` and for a `batch_size` that is not a positive integer, before the
+            first batch is requested.
+        """
+        check_positive_integer("batch_size", batch_size)
+        classes, seed = self._request(class_id, n_samples, random_state)
+        model = self._generating_model("Sampling")
+        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        n_samples, batch_size = int(n_samples), int(batch_size)
+        n_images = len(classes) * n_samples
+        # The generator keeps the current model: a later fit does not change its images.
+        return (
+            sample(model, classes[numbers // n_samples], seed, ode, first=int(numbers[0]))
+            for start in range(0, n_images, batch_size)
+            for numbers in [np.arange(start, min(start + batch_size, n_images))]
+        )
+
+    def sample_trajectory(
+        self,
+        class_id: Any,
+        *,
+        n_steps: int = 25,
+        ode_solver: str = "euler",
+        guidance: float | None = None,
+        random_state: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Generate one image, and return it and its mask after every step (paper, Figure 1).
+
+        Parameters
+        ----------
+        class_id : label
+            Class of the image, from `classes_`.
+        n_steps, ode_solver, guidance, random_state :
+            As in :meth:`sample`. Except for rounding, the first image of `sample` is the last one
+            of the trajectory. An adaptive solver is restarted at each step.
+
+        Returns
+        -------
+        images : ndarray of shape (n_steps + 1, ...)
+            From noise (t = 0) to the image (t = 1), in the dtype, layout and range of the
+            training X; values outside the range are clipped.
+        masks : ndarray of shape (n_steps + 1, height, width, C), float32
+            From the code of the class (t = 0) to noise (t = 1), in units of the codes. They have
+            the size of the images; over latents they have the size of the latents, or of the
+            decoded images if the field carries encoded masks.
+        times : ndarray of shape (n_steps + 1,)
+            Times of the images and masks, from 0 to 1, in equal steps. With
+            ``image_prediction="denoised"`` the last step is at least 0.05 long.
+
+        Raises
+        ------
+        ValueError
+            For several classes or one that is not in `classes_`, and for `n_steps`, `ode_solver`,
+            `guidance` and an untrained image branch as in :meth:`sample`.
+        """
+        classes, seed = self._request(class_id, 1, random_state)
+        if len(classes) > 1:
+            raise ValueError(
+                f"class_id must be a single one of the classes {self.classes_.tolist()}, got "
+                f"{class_id!r}."
+            )
+        model = self._generating_model("Sampling")
+        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        return sample_trajectory(model, int(classes[0]), seed, ode)
+
+    def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
+        """Integrate images to noise under their predicted class, and back, without guidance.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        n_steps : int, default=25
+            Number of steps of the ODE solver in each direction; with more steps the result is
+            closer to X. A single Euler step loses the image entirely with
+            ``image_prediction="denoised"``.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
+            ODE solver.
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+            Images in the dtype, layout and range of the training X.
+
+        Raises
+        ------
+        ValueError
+            For images of another shape or range than in fit, for `n_steps` that is not a positive
+            integer, for an unknown solver, and if ``image_weight=0`` or
+            ``classification_fraction=1`` left the image branch untrained.
+        """
+        ode = sampling_ode(self._generating_model("reconstruct"), n_steps, ode_solver, 0.0)
+        model, inputs, settings = self._checked(X)
+        sources = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        return change_class(model, inputs, sources, sources, ode)
+
+    def counterfactual(
+        self,
+        X: Any,
+        to_class: Any,
+        *,
+        n_steps: int = 25,
+        ode_solver: str = "midpoint",
+        guidance: float | None = None,
+    ) -> np.ndarray:
+        """Integrate images to noise under their predicted class, and back under another class.
+
+        The result shows what the model has learned about how the image would look in the other
+        class. Position, colours and texture are in the noise, which both images share. `guidance`
+        makes the result more typical of the other class; it applies to the integration back.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images as in :meth:`fit`.
+        to_class : label, or array-like of shape (n,)
+            Class of the result, from `classes_`: one for all images, or one for each image.
+        n_steps : int, default=25
+            Number of steps of the ODE solver in each direction, as in :meth:`reconstruct`.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
+            ODE solver.
+        guidance : float, default=None
+            As in :meth:`sample`, for the integration from noise back to an image.
+
+        Returns
+        -------
+        ndarray of shape (n, ...)
+            Images in the dtype, layout and range of the training X.
+
+        Raises
+        ------
+        ValueError
+            For a class that is not in `classes_`, for a `to_class` that is neither one class nor
+            one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
+            `guidance` and an untrained image branch as in :meth:`sample`.
+        """
+        generating = self._generating_model("counterfactual")
+        ode = sampling_ode(generating, n_steps, ode_solver, guidance)
+        asked = np.asarray(to_class)
+        indices = class_indices("to_class", asked.ravel(), self.classes_)
+        model, inputs, settings = self._checked(X)
+        sources = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        if asked.shape not in ((), sources.shape):
+            raise ValueError(
+                f"to_class must be one class, or one for each of the {len(inputs)} images; "
+                f"got an array of shape {asked.shape}."
+            )
+        targets = np.broadcast_to(indices, sources.shape)
+        return change_class(model, inputs, sources, targets, ode)
+
+    def _request(self, class_id: Any, n_samples: int, random_state: Any) -> tuple[np.ndarray, int]:
+        """Check what is asked for; return the index of each class and the seed of the noise."""
+        check_is_fitted(self)
+        check_positive_integer("n_samples", n_samples)
+        asked = self.classes_ if class_id is None else np.atleast_1d(np.asarray(class_id))
+        if asked.ndim != 1 or not len(asked):
+            raise ValueError(
+                f"class_id must be one or more of the classes {self.classes_.tolist()}, "
+                f"got {class_id!r}."
+            )
+        seed = draw_seed(make_random_state(random_state))
+        return class_indices("class_id", asked, self.classes_), seed
+
+    # Saving
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Save the fitted model as safetensors and JSON files, with a model card.
+
+        The files contain no code. A model that is already in the folder is replaced as a whole, in
+        one step. A README.md is replaced only if it is a model card of this package. The moments of
+        the optimizer are not saved: `warm_start` and `partial_fit` continue from the weights with
+        new moments. `checkpoint_dir` and `checkpoint_every` are not saved either, because they
+        belong to the machine and not to the model.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Folder to save to; created if it is missing.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            For parameters or labels that cannot be saved as plain data.
+        OSError
+            If the files cannot be written. A model that was already in the folder is kept.
+        """
+        check_is_fitted(self)
+        done = self._fit_so_far()
+        assert done is not None
+        save_model(
+            folder,
+            type(self).__name__,
+            self._saved_parameters(),
+            done,
+            getattr(self, "rejection_", None),
+            getattr(self, "feature_names_in_", None),
+        )
+
+    @classmethod
+    def from_pretrained(cls: type[Estimator], folder: Any) -> Estimator:
+        """Open a model that :meth:`save_pretrained` saved.
+
+        Nothing in the files is executed. Damaged or exchanged files are refused. If somebody
+        changed the files on purpose, digests included, they are refused only if they are not a
+        valid model. A model whose device this machine lacks is opened on the CPU, with a warning.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Folder of the model.
+
+        Returns
+        -------
+        object
+            Fitted estimator. On the same machine its predictions equal those of the saved one, to
+            the last bit.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            For files that were cut off, changed or exchanged, and for a model of another class.
+        """
+        return cls._open(folder, cls._preparation.read_space)
+
+    @classmethod
+    def _open(cls: type[Estimator], folder: Any, read_space: Any) -> Estimator:
+        defaults = cls().get_params(deep=False)
+        saved = open_model(folder, cls.__name__, defaults, cls._group_defaults, read_space)
+        estimator = cls(**saved.parameters)
+        estimator._take(saved.fit)
+        estimator.n_features_in_ = int(np.prod(estimator.image_shape_))
+        if saved.feature_names is not None:
+            estimator.feature_names_in_ = saved.feature_names
+        if saved.rejection is not None:
+            estimator.rejection_ = saved.rejection
+        return estimator
+
+    # The paper's settings
+
+    @classmethod
+    def _with_overrides(
+        cls: type[Estimator], settings: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> Estimator:
+        """Make an estimator; an override of a dict parameter changes only the entries it has."""
+        merged = {**settings, **overrides}
+        for group in GROUPS:
+            entries = overrides.get(group) or {}
+            check_entries(group, entries, cls._group_defaults[group])
+            merged[group] = {**settings.get(group, {}), **entries}
+        return cls(**merged)

@@ -1,159 +1,155 @@
-"""The run that calibrates: the temperature of a model, learned from another without some rows."""
+"""Calibration: a temperature, fitted to a second model that was trained without some samples."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from sklearn_msf._estimator.auto_settings import build_field
-from sklearn_msf._estimator.data_validation import TrainingRows, split_rows
+from sklearn_msf._estimator.data_validation import TrainingSamples, split_samples
 from sklearn_msf._estimator.parameters import draw_seed
-from sklearn_msf._estimator.pickling import move_field
-from sklearn_msf._estimator.prediction import PredictingEstimator
-from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.flow.velocity_field import VelocityField, build_field
 from sklearn_msf.model.temperature import fit_temperature
 from sklearn_msf.runtime.progress import training_progress
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
 
 __all__ = [
-    "MODEL_SHARE",
-    "CalibratingEstimator",
-    "CalibrationRun",
+    "MODEL_FRACTION",
+    "CalibrationPlan",
     "Probabilities",
+    "learn_temperature",
+    "plan_calibration",
     "temperature_of",
 ]
 
+# Maps a field to its class probabilities of held-out images, without a temperature.
 Probabilities = Callable[[VelocityField], np.ndarray]
 
-# The smallest time budget.
+# Smallest time budget, for a run that has no time left.
 _NO_TIME = 1e-9
-# Share of the rows that the run does not see: a temperature takes some hundred rows, and with as
-# many epochs a run on fewer rows is as sure of itself as the model.
-_HELD_OUT_SHARE = 1 / 3
-# Share of a time budget, after what prepares for training, that is the model's.
-MODEL_SHARE = 1 / (2 - _HELD_OUT_SHARE)
-# A run that sees fewer images than this share of those of the model says little of it.
-_MIN_SHARE_SEEN = 0.5 * (1 - _HELD_OUT_SHARE)
+# Fraction of the samples that the calibration run does not see. A temperature needs some hundred
+# samples. With the same number of epochs a model trained on fewer samples is as confident.
+_HELD_OUT_FRACTION = 1 / 3
+# Fraction of a time budget, after the preparation, for training the model itself.
+MODEL_FRACTION = 1 / (2 - _HELD_OUT_FRACTION)
+# Smallest number of images that the calibration run must see, as a fraction of those that the model
+# saw: with fewer its probabilities tell little about those of the model.
+_MIN_FRACTION_SEEN = 0.5 * (1 - _HELD_OUT_FRACTION)
 
 
 @dataclass(frozen=True)
-class CalibrationRun:
-    """A run without some rows, on which a temperature is fitted then.
+class CalibrationPlan:
+    """A calibration run: training without some samples, on which the temperature is then fitted.
 
     Attributes
     ----------
-    kept, rows : ndarray of int
-        Rows to train on, and the others.
+    kept, held_out : ndarray of int
+        Indices of the samples to train on, and of the others.
     seed : int
         Seed of the run.
-    store : Checkpoints or None
-        Its checkpoints.
+    checkpoints : Checkpoints or None
+        Checkpoints of the run.
     """
 
     kept: np.ndarray
-    rows: np.ndarray
+    held_out: np.ndarray
     seed: int
-    store: Checkpoints | None
+    checkpoints: Checkpoints | None
 
 
-class CalibratingEstimator(PredictingEstimator):
-    """Fits the temperature of the probabilities."""
+def plan_calibration(
+    samples: TrainingSamples, seed: int, checkpoints: Checkpoints | None
+) -> CalibrationPlan:
+    """Choose the samples of the calibration run.
 
-    field_: VelocityField
-    temperature_: float
-    _field_layout: dict[str, Any]
+    The run has its own random numbers, so that the model is the same with and without calibration.
+    """
+    own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
+    kept, held_out = split_samples("calibration", samples, _HELD_OUT_FRACTION, own)
+    part = None if checkpoints is None else checkpoints.part("calibration")
+    return CalibrationPlan(kept, held_out, draw_seed(own), part)
 
-    def _calibrates(self, *, warm: bool) -> bool:
-        """Whether this fit gives the probabilities a temperature."""
-        if warm and self.calibration is not None and self.temperature_ == 1:
-            # Rows to hold out now may be ones that the model knows.
-            warnings.warn(
-                f"calibration={self.calibration!r} is left out: warm_start goes on with a model "
-                "without a temperature. Fit anew with warm_start=False for one.",
-                stacklevel=5,
+
+def learn_temperature(
+    name: str,
+    verbose: int,
+    trainer: Trainer,
+    data: TrainingData,
+    samples: TrainingSamples,
+    plan: CalibrationPlan,
+    probabilities_of: Callable[[TrainingSamples], Probabilities],
+    mask_codes: torch.Tensor | None,
+) -> float | None:
+    """Train a second model without some of the samples, and fit the temperature on these.
+
+    The model itself is already trained. If the run fails or is interrupted, the model is kept.
+
+    Parameters
+    ----------
+    name : str
+        Name of the estimator, for the progress bar.
+    verbose : int
+        Whether to show a progress bar.
+    trainer : Trainer
+        The trainer that trained the model.
+    data : TrainingData
+        Training data of the model.
+    samples : TrainingSamples
+        The samples of which `data` was made.
+    plan : CalibrationPlan
+        The calibration run.
+    probabilities_of : callable
+        Maps samples to a function from a field to its class probabilities of these samples.
+    mask_codes : Tensor or None
+        Encoded masks that the field carries.
+
+    Returns
+    -------
+    float or None
+        Temperature. None, with a warning, if the run was too short, failed or was interrupted.
+    """
+    reason: str = "training was interrupted"
+    try:
+        if not trainer.interrupted:
+            held_out = samples.take(plan.held_out)
+            of_held_out = probabilities_of(held_out)
+            left = None
+            if trainer.settings.time_budget is not None:
+                left = max(trainer.settings.time_budget - trainer.budget.elapsed, _NO_TIME)
+            field = build_field(trainer.field.layout, plan.seed, mask_codes)
+            device = trainer.field.device
+            calibrating = Trainer(
+                field.move_to(device),
+                replace(trainer.settings, time_budget=left),
+                torch.Generator(device).manual_seed(plan.seed),
             )
-        return self.calibration is not None and not warm
-
-    def _plan_calibration(
-        self, data: TrainingRows, seed: int, store: Checkpoints | None
-    ) -> CalibrationRun:
-        """Choose the rows of the run that calibrates.
-
-        Seeds are of its own, so that the model is the one without calibration.
-        """
-        own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-        kept, rows = split_rows("calibration", data, _HELD_OUT_SHARE, own)
-        part_store = None if store is None else store.part("calibration")
-        return CalibrationRun(kept, rows, draw_seed(own), part_store)
-
-    def _calibrate(
-        self, trainer: Trainer, data: TrainingRows, tensors: TrainingData, run: CalibrationRun
-    ) -> None:
-        """Fit the temperature by a run without some of the rows.
-
-        The model is trained already: whatever happens here, it stays.
-        """
-        reason: str | None = "training was interrupted"
-        try:
-            if not trainer.interrupted:
-                part = tensors.take(torch.from_numpy(run.kept))
-                reason = self._calibrate_by_run(trainer, part, data.take(run.rows), run)
-        except KeyboardInterrupt:
-            reason = "its run was interrupted"
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            reason = f"its run failed ({type(error).__name__}: {error})"
-        if reason is not None:
-            warnings.warn(
-                f"The model is whole, but its probabilities have no temperature: {reason}.",
-                stacklevel=5,
-            )
-
-    def _calibrate_by_run(
-        self, trainer: Trainer, part: TrainingData, held_out: TrainingRows, run: CalibrationRun
-    ) -> str | None:
-        """Train another field on a part of the rows; returns why there is no temperature."""
-        device = self.field_.device
-        of_held_out = self._probabilities_of(held_out, device)
-        left = None
-        if self.time_budget is not None:
-            left = max(self.time_budget - trainer.budget.elapsed, _NO_TIME)
-        field = build_field(self._field_layout, run.seed, self._mask_codes())
-        calibrating = Trainer(
-            move_field(field, device),
-            replace(trainer.settings, time_budget=left),
-            torch.Generator(device).manual_seed(run.seed),
-        )
-        calibrating.survives_interrupts = False
-        if left is not None:
-            calibrating.reserve_time_of(of_held_out)
-        name = f"{type(self).__name__}, calibration"
-        with training_progress(name, verbose=int(self.verbose)) as report:
-            calibrating.fit(part, report=report, store=run.store)
-        if _n_seen(calibrating) < _MIN_SHARE_SEEN * _n_seen(trainer):
-            return "the time budget left too little for its run"
-        self.temperature_ = temperature_of(held_out, of_held_out(calibrating.average))
-        return None
-
-    def _preparing_share(self) -> float:
-        """Share of a time budget that is spent before the field is trained."""
-        return 0.0
-
-    def _probabilities_of(self, data: TrainingRows, device: torch.device) -> Probabilities:
-        """Class probabilities that a field gives rows, without a temperature."""
-        inputs = self._representation.kept_inputs(data.rows, device, mirrored=self._mirror_draws)
-        return lambda field: self._classify_inputs(inputs, field).probabilities
+            calibrating.survives_interrupts = False
+            if left is not None:
+                calibrating.reserve_time_of(of_held_out)
+            with training_progress(f"{name}, calibration", verbose=verbose) as report:
+                part = data.take(torch.from_numpy(plan.kept))
+                calibrating.fit(part, report=report, checkpoints=plan.checkpoints)
+            if _n_seen(calibrating) >= _MIN_FRACTION_SEEN * _n_seen(trainer):
+                return temperature_of(held_out, of_held_out(calibrating.average))
+            reason = "the time budget left too little for its run"
+    except KeyboardInterrupt:
+        reason = "its run was interrupted"
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        reason = f"its run failed ({type(error).__name__}: {error})"
+    warn_user(
+        f"The model is whole, but its probabilities have no temperature: {reason}.",
+    )
+    return None
 
 
-def temperature_of(data: TrainingRows, p: np.ndarray) -> float:
-    """Fit the temperature of the probabilities of held-out rows."""
-    return fit_temperature(p, data.labels, data.weights / data.weights.mean())
+def temperature_of(samples: TrainingSamples, p: np.ndarray) -> float:
+    """Fit the temperature to class probabilities of held-out samples."""
+    return fit_temperature(p, samples.labels, samples.weights / samples.weights.mean())
 
 
 def _n_seen(trainer: Trainer) -> int:
-    """Images that a run has seen."""
-    return int(sum(record["n_images"] for record in trainer.history))
+    """Count the images that a run has seen."""
+    return int(sum(epoch_log["n_images"] for epoch_log in trainer.history))

@@ -1,6 +1,6 @@
-"""scikit-learn's callbacks (1.9 and later), told of every epoch."""
+"""Support of scikit-learn's callbacks (1.9 and later), called at every epoch."""
 
-import copy
+from collections.abc import Callable
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -12,10 +12,10 @@ try:
 except ImportError:  # scikit-learn before 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands in where scikit-learn has no callbacks."""
+        """Replacement in versions of scikit-learn without callbacks."""
 
     def with_callbacks(method: Any) -> Any:
-        """Leave the method as it is."""
+        """Return the method unchanged."""
         return method
 
 
@@ -30,16 +30,24 @@ class FitCallbacks:
     estimator : BaseEstimator
         The estimator that is fitted.
     X, y, sample_weight : array-like
-        What it is fitted on, as the user gave it.
+        Training data, as the user passed them.
     trainer : Trainer
-        Trains its field.
+        Trains the field of the estimator.
+    attributes : callable
+        Returns the fitted attributes with which the estimator can predict at that moment.
     """
 
     def __init__(
-        self, estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any, trainer: Trainer
+        self,
+        estimator: BaseEstimator,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        trainer: Trainer,
+        attributes: Callable[[], dict[str, Any]],
     ):
         self._estimator = estimator
-        self._trainer = trainer
+        self._attributes = attributes
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self._data = {"X": X, "y": y, "metadata": metadata}
         self._fit: Any = None
@@ -49,13 +57,13 @@ class FitCallbacks:
             self._fit.call_on_fit_task_begin(estimator=estimator, **self._data)
 
     def begin_epoch(self) -> None:
-        """Tell the callbacks of an epoch; once, where it has to be repeated."""
+        """Tell the callbacks that an epoch begins; only once if the epoch is repeated."""
         if self._fit is not None and self._epoch is None:
             self._epoch = self._fit.subcontext(task_name="epoch")
             self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
 
     def end_epoch(self) -> bool:
-        """Tell the callbacks of its end; True where one of them ends training."""
+        """Tell the callbacks that the epoch has ended; True if one of them stops training."""
         if self._epoch is None:
             return False
         ended, self._epoch = self._epoch, None
@@ -64,20 +72,11 @@ class FitCallbacks:
     def end(self) -> None:
         """Tell the callbacks that training has ended."""
         if self._fit is not None:
-            # An interrupt leaves an epoch open.
+            # An interrupt can end training in the middle of an epoch.
             self.end_epoch()
             self._end(self._fit)
 
     def _end(self, context: Any) -> Any:
         return context.call_on_fit_task_end(
-            estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
+            estimator=self._estimator, reconstruction_attributes=self._attributes, **self._data
         )
-
-    def _fitted(self) -> dict[str, Any]:
-        """Attributes with which the estimator is one that predicts."""
-        history = list(self._trainer.history)
-        return {
-            "field_": copy.deepcopy(self._trainer.average),
-            "history_": history,
-            "n_iter_": len(history),
-        }

@@ -1,8 +1,8 @@
-"""Checks of X, y and weights on the way into an estimator."""
+"""Checks of X, y and weights that are passed to an estimator."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,77 +12,92 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
-from sklearn_msf.data.images import flatten_images, learn_format, row_shape
+from sklearn_msf.data.images import ImageFormat, flatten_images, learn_format, row_shape
 
 __all__ = [
-    "TrainingRows",
+    "TrainingSamples",
     "check_partial_classes",
     "check_prediction_rows",
-    "check_training_rows",
+    "check_training_samples",
     "hold_out",
-    "split_rows",
+    "split_samples",
 ]
 
 
 @dataclass(frozen=True)
-class TrainingRows:
-    """Checked training data, without rows of zero weight, in an order of its own.
+class TrainingSamples:
+    """Checked training data without samples of zero weight, sorted by class and content.
 
     Attributes
     ----------
     rows : ndarray of shape (n, n_features)
-        Images as rows.
+        Flattened images.
     labels : ndarray of shape (n,)
-        Indices into `classes_`.
+        Indices into `classes`.
     weights : ndarray of shape (n,)
         Positive weights, class weights included.
     n_images : int
-        Images of an epoch: the sum of integer sample weights, else the number of rows.
+        Images in an epoch: the sum of the sample weights if all are integers, else the number of
+        samples.
+    classes : ndarray of shape (K,)
+        Sorted class labels.
+    image_format : ImageFormat
+        Layout and range of X.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     n_images: int
+    classes: np.ndarray
+    image_format: ImageFormat
 
-    def take(self, indices: np.ndarray) -> "TrainingRows":
-        """Keep some of the rows."""
-        n_images = max(1, round(self.n_images * len(indices) / len(self.rows)))
-        return TrainingRows(
-            self.rows[indices], self.labels[indices], self.weights[indices], n_images
+    def take(self, indices: np.ndarray) -> "TrainingSamples":
+        """Return some of the samples."""
+        return replace(
+            self,
+            rows=self.rows[indices],
+            labels=self.labels[indices],
+            weights=self.weights[indices],
+            n_images=max(1, round(self.n_images * len(indices) / len(self.rows))),
         )
 
 
-def check_training_rows(
+def check_training_samples(
     estimator: BaseEstimator,
     X: Any,
     y: Any,
     sample_weight: Any,
     *,
-    reset: bool,
-    learn_classes: bool,
-) -> TrainingRows:
-    """Check everything fit takes; learn classes, shape and range, or compare with them.
+    image_shape: Sequence[int] | None,
+    class_weight: Any,
+    classes: np.ndarray | None,
+    image_format: ImageFormat | None,
+) -> TrainingSamples:
+    """Check the arguments of fit; learn classes, shape and range, or compare them with known ones.
 
     Parameters
     ----------
     estimator : BaseEstimator
-        Gets `classes_`, `image_shape_`, `n_features_in_` and its image format.
+        Used for scikit-learn's checks, which set its `n_features_in_` and `feature_names_in_`.
     X, y, sample_weight : array-like
         As in fit.
-    reset : bool
-        Whether to learn shape and range of the images.
-    learn_classes : bool
-        Whether the labels of y are all classes there are.
+    image_shape, class_weight :
+        Parameters of the estimator.
+    classes : ndarray of shape (K,) or None
+        All known classes; None learns them from y.
+    image_format : ImageFormat or None
+        Known layout and range of the images; None learns them from X.
 
     Returns
     -------
-    TrainingRows
+    TrainingSamples
     """
     rows, shape = flatten_images(X)
-    if not reset:
-        # Named before scikit-learn counts the features of images that have another shape.
-        _check_shape(estimator, shape)
+    if image_format is not None:
+        # Before scikit-learn's check, whose message would name only the number of features.
+        _check_shape(estimator, image_format, shape)
+    reset = image_format is None
     rows, y = validate_data(estimator, rows, _column(y), reset=reset, dtype="numeric")
     dtype, rows = rows.dtype, _numbers(rows)
     check_classification_targets(y)
@@ -92,57 +107,61 @@ def check_training_rows(
     kept = weights > 0
     if not kept.all():
         rows, y, weights = rows[kept], y[kept], weights[kept]
-    _check_classes(estimator, np.unique(y), learn=learn_classes)
-    if reset:
-        _learn_images(estimator, rows, shape, dtype)
+    classes = _checked_classes(np.unique(y), classes)
+    if image_format is None:
+        image_format = _learn_images(rows, shape, image_shape, dtype)
     else:
-        _check_images(estimator, rows, shape)
-    per_row = _class_weights(estimator, y, weights)
-    used = per_row > 0
+        image_format.check(rows)
+    per_sample = _class_weights(class_weight, classes, y, weights)
+    used = per_sample > 0
     if not used.any():
-        raise ValueError(
-            f"class_weight={estimator.class_weight!r} gives weight zero to every sample of y."
-        )
-    # Class weights change the shares of the classes, not the length of an epoch.
+        raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
+    # Class weights change the fractions of the classes in an epoch, not its length.
     sample_weights = weights[used]
     whole = bool((sample_weights == np.rint(sample_weights)).all())
     n_images = round(sample_weights.sum()) if whole else len(sample_weights)
-    labels = np.searchsorted(estimator.classes_, y)[used]
-    data = TrainingRows(rows[used], labels, sample_weights * per_row[used], n_images)
-    return data.take(_own_order(data))
+    labels = np.searchsorted(classes, y)[used]
+    samples = TrainingSamples(
+        rows[used], labels, sample_weights * per_sample[used], n_images, classes, image_format
+    )
+    return samples.take(_own_order(samples))
 
 
-def check_prediction_rows(estimator: BaseEstimator, X: Any) -> np.ndarray:
-    """Check X against the images of fit: rows of shape (n, n_features)."""
+def check_prediction_rows(
+    estimator: BaseEstimator, X: Any, image_format: ImageFormat
+) -> np.ndarray:
+    """Check X against the images of fit, and return it as an array (n, n_features)."""
     rows, shape = flatten_images(X)
-    # Named before scikit-learn counts the features of images that have another shape.
-    _check_shape(estimator, shape)
+    # Before scikit-learn's check, whose message would name only the number of features.
+    _check_shape(estimator, image_format, shape)
     rows = _numbers(validate_data(estimator, rows, reset=False, dtype="numeric"))
-    _check_images(estimator, rows, shape)
+    image_format.check(rows)
     return rows
 
 
-def check_partial_classes(estimator: BaseEstimator, classes: Any, *, first: bool) -> None:
-    """Fix the classes at the first call of partial_fit, compare with them later."""
-    if estimator.class_weight == "balanced":
+def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | None) -> np.ndarray:
+    """Learn the classes in the first call of partial_fit, and compare them in later calls."""
+    if isinstance(class_weight, str):
         raise ValueError(
-            "class_weight='balanced' is not supported by partial_fit, which does not see all "
-            "labels: pass a dict of weights or sample_weight."
+            f"class_weight={class_weight!r} is not supported by partial_fit, which does not see "
+            "all labels: pass a dict of weights or sample_weight."
         )
-    if first:
-        if classes is None:
+    if fitted is None:
+        if given is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
-        estimator.classes_ = np.unique(classes)
-        _check_n_classes(estimator.classes_)
-    elif classes is not None and not np.array_equal(np.unique(classes), estimator.classes_):
+        classes = np.unique(given)
+        _check_n_classes(classes)
+        return classes
+    if given is not None and not np.array_equal(np.unique(given), fitted):
         raise ValueError(
-            f"classes={classes!r} is not the same as on the first call to partial_fit: "
-            f"{estimator.classes_.tolist()}."
+            f"classes={given!r} is not the same as on the first call to partial_fit: "
+            f"{fitted.tolist()}."
         )
+    return fitted
 
 
 def _check_n_classes(classes: np.ndarray) -> None:
-    """Refuse to learn a single class."""
+    """Refuse fewer than two classes."""
     if len(classes) < 2:
         raise ValueError(
             f"y must have at least 2 classes; got {len(classes)} class: {classes.tolist()}."
@@ -150,40 +169,43 @@ def _check_n_classes(classes: np.ndarray) -> None:
 
 
 def hold_out(
-    data: TrainingRows, share: float, random_state: np.random.RandomState
-) -> tuple[TrainingRows, TrainingRows]:
-    """Split off a stratified validation part, as :func:`split_rows` does."""
-    train, valid = split_rows("early_stopping", data, share, random_state)
-    return data.take(train), data.take(valid)
+    samples: TrainingSamples, fraction: float, random_state: np.random.RandomState
+) -> tuple[TrainingSamples, TrainingSamples]:
+    """Split the samples, stratified, into a training part and a validation part."""
+    train, valid = split_samples("early_stopping", samples, fraction, random_state)
+    return samples.take(train), samples.take(valid)
 
 
-def split_rows(
-    purpose: str, data: TrainingRows, share: float, random_state: np.random.RandomState
+def split_samples(
+    purpose: str,
+    samples: TrainingSamples,
+    fraction: float,
+    random_state: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split the numbers of the rows, stratified, into those to train on and a share of others.
+    """Split the indices of the samples, stratified, into those to train on and a fraction.
 
     Raises
     ------
     ValueError
-        Where a class has too few samples to be split.
+        If a class has too few samples to be split.
     """
     try:
         train, valid = train_test_split(
-            np.arange(len(data.rows)),
-            test_size=share,
-            stratify=data.labels,
+            np.arange(len(samples.rows)),
+            test_size=fraction,
+            stratify=samples.labels,
             random_state=random_state,
         )
     except ValueError as error:
         raise ValueError(
-            f"{purpose} cannot hold out a share of {share:.3g} of {len(data.rows)} samples by "
-            f"class: {error}"
+            f"{purpose} cannot hold out a fraction of {fraction:.3g} of {len(samples.rows)} "
+            f"samples by class: {error}"
         ) from error
     return np.sort(train), np.sort(valid)
 
 
 def _column(y: Any) -> Any:
-    """Labels as one dimension; refuses several label columns."""
+    """Convert labels to one dimension; refuse several label columns."""
     if y is None:
         return None
     shape = np.asarray(y).shape
@@ -196,38 +218,39 @@ def _column(y: Any) -> Any:
 
 
 def _numbers(rows: np.ndarray) -> np.ndarray:
-    """Booleans as 8-bit numbers 0 and 1, anything else as it is."""
+    """Convert booleans to 8-bit integers 0 and 1; return other types unchanged."""
     return rows.astype(np.int8) if rows.dtype == bool else rows
 
 
-def _check_classes(estimator: BaseEstimator, present: np.ndarray, *, learn: bool) -> None:
-    if learn:
+def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """Learn the classes if none are known, else refuse labels that are not among them."""
+    if classes is None:
         _check_n_classes(present)
-        estimator.classes_ = present
-    unknown = np.setdiff1d(present, estimator.classes_)
+        return present
+    unknown = np.setdiff1d(present, classes)
     if len(unknown):
         raise ValueError(
-            f"y has labels {unknown.tolist()} that are not among the classes "
-            f"{estimator.classes_.tolist()}."
+            f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}."
         )
+    return classes
 
 
-def _class_weights(estimator: BaseEstimator, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weight of each row's class."""
-    if isinstance(estimator.class_weight, Mapping):
-        per_class = _weights_of_classes(estimator.class_weight, estimator.classes_)
-        return per_class[np.searchsorted(estimator.classes_, y)]
+def _class_weights(
+    class_weight: Any, classes: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weight of the class of each sample."""
+    if isinstance(class_weight, Mapping):
+        per_class = _weights_of_classes(class_weight, classes)
+        return per_class[np.searchsorted(classes, y)]
     present = np.unique(y)
-    per_class = compute_class_weight(
-        estimator.class_weight, classes=present, y=y, sample_weight=weights
-    )
+    per_class = compute_class_weight(class_weight, classes=present, y=y, sample_weight=weights)
     return per_class[np.searchsorted(present, y)]
 
 
 def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
-    """Weights in the order of the classes, 1 for those not named.
+    """Return weights in the order of the classes; 1 for classes that are not named.
 
-    Classes that are not there are passed over: a fold may lack one.
+    Weights of unknown classes are ignored, because a cross-validation fold may lack a class.
     """
     labels = classes.tolist()
     known = any(label in labels for label in class_weight) or not class_weight
@@ -244,11 +267,13 @@ def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) ->
 
 
 def _learn_images(
-    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None, dtype: np.dtype
-) -> None:
-    """Fix shape, layout and range of the images."""
-    wanted = estimator.image_shape
-    wanted = None if wanted is None else tuple(int(n) for n in wanted)
+    rows: np.ndarray,
+    shape: tuple[int, ...] | None,
+    image_shape: Sequence[int] | None,
+    dtype: np.dtype,
+) -> ImageFormat:
+    """Learn shape, layout and range of the images."""
+    wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
     if shape is not None and wanted is not None and _squeezed(shape) != _squeezed(wanted):
         raise ValueError(
             f"X has images of shape {shape}, but image_shape={wanted}; "
@@ -261,20 +286,13 @@ def _learn_images(
             f"image_shape={wanted} has {math.prod(shape)} values, but X has "
             f"{rows.shape[1]} features."
         )
-    estimator.image_shape_ = tuple(int(n) for n in shape)
-    estimator._image_format = learn_format(rows, estimator.image_shape_, flat=flat, dtype=dtype)
+    return learn_format(rows, tuple(int(n) for n in shape), flat=flat, dtype=dtype)
 
 
-def _check_images(
-    estimator: BaseEstimator, rows: np.ndarray, shape: tuple[int, ...] | None
+def _check_shape(
+    estimator: BaseEstimator, image_format: ImageFormat, shape: tuple[int, ...] | None
 ) -> None:
-    """Refuse images unlike those of fit."""
-    _check_shape(estimator, shape)
-    estimator._image_format.check(rows)
-
-
-def _check_shape(estimator: BaseEstimator, shape: tuple[int, ...] | None) -> None:
-    fitted = estimator.image_shape_
+    fitted = image_format.shape
     if shape is not None and _squeezed(shape) != _squeezed(fitted):
         raise ValueError(
             f"X has images of shape {shape}, but {type(estimator).__name__} was fitted on "
@@ -287,9 +305,9 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[:2]) if len(shape) == 3 and shape[2] == 1 else tuple(shape)
 
 
-def _own_order(data: TrainingRows) -> np.ndarray:
-    """Order by content, so that training does not depend on the order of the rows."""
-    rows = np.ascontiguousarray(data.rows)
+def _own_order(samples: TrainingSamples) -> np.ndarray:
+    """Order by class and content, so that training does not depend on the order of X."""
+    rows = np.ascontiguousarray(samples.rows)
     as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     order = np.argsort(as_bytes, kind="stable")
-    return order[np.argsort(data.labels[order], kind="stable")]
+    return order[np.argsort(samples.labels[order], kind="stable")]

@@ -1,35 +1,36 @@
-"""A short model card: what a saved model is and how to open it."""
+"""A short model card, which describes a saved model and how to open it."""
 
-from typing import Any
+from sklearn_msf._estimator.fit import Fit
 
 __all__ = ["CARD_START", "model_card"]
 
-# By this a card is known as ours, and may be replaced.
+# A README.md that starts with this is a card of this package, and may be replaced.
 CARD_START = b"---\nlibrary_name: sklearn_msf\n"
 
-# Labels that a card lists before it gets long.
+# Largest number of labels in a card.
 _MAX_LISTED = 20
 
 
-def model_card(estimator: Any) -> str:
-    """Describe a fitted estimator in Markdown.
+def model_card(name: str, fit: Fit) -> str:
+    """Describe a fitted model in Markdown.
 
     Parameters
     ----------
-    estimator : BaseMedSymmFlowClassifier
-        Fitted.
+    name : str
+        Name of the estimator class.
+    fit : Fit
+        The fitted model.
 
     Returns
     -------
     str
     """
-    name = type(estimator).__name__
-    classes = [str(label) for label in estimator.classes_.tolist()]
+    classes = [str(label) for label in fit.classes.tolist()]
     listed = ", ".join(classes[:_MAX_LISTED]) + (", ..." if len(classes) > _MAX_LISTED else "")
-    n_parameters = sum(p.numel() for p in estimator.field_.parameters())
-    image_format = estimator._image_format
-    last = estimator.history_[-1] if estimator.history_ else {}
-    seen = sum(record.get("n_images", 0) for record in estimator.history_)
+    n_parameters = sum(p.numel() for p in fit.model.field.parameters())
+    image_format = fit.model.image_format
+    last = fit.history[-1] if fit.history else {}
+    seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
     return f"""---
 library_name: sklearn_msf
 tags: [image-classification, medical-imaging, flow-matching]
@@ -38,13 +39,13 @@ tags: [image-classification, medical-imaging, flow-matching]
 # {name}
 
 Symmetrical flow matching over images: one velocity field that classifies, tells how sure it
-is, and draws new images.
+is, and generates new images.
 
 - Images: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
   [{image_format.low:g}, {image_format.high:g}]
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}
-- Training: {len(estimator.history_)} epochs, {seen:,} images seen, last loss
+- Training: {len(fit.history)} epochs, {seen:,} images seen, last loss
   {last.get("loss", float("nan")):.4g}
 
 ```python

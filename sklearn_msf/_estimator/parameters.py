@@ -1,8 +1,19 @@
-"""Checks of constructor parameters, made when fit is called."""
+"""The constructor parameters of both estimators, in one table.
 
-from collections.abc import Mapping
+A parameter is written in three places: the signature of the estimator, its docstring and this
+table. The table determines how a parameter is checked, which parameters form the layout of the
+network, which a checkpoint must match, which invalidate a certified threshold if they change, and
+which a saved file keeps.
+
+Parameters that are rarely changed are entries of three dicts: `network_params`, `flow_params` and
+`optimizer_params`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,21 +21,33 @@ from sklearn.utils import check_random_state
 
 from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.data.augmentation import AUGMENTATIONS
+from sklearn_msf.flow.image_parameterizations import IMAGE_PREDICTIONS
 from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
-from sklearn_msf.flow.parameterizations import IMAGE_PREDICTIONS, LABEL_PREDICTIONS
+from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
 from sklearn_msf.nn.precision import PRECISIONS
 from sklearn_msf.training.optimizer import OPTIMIZERS
 
 __all__ = [
+    "PARAMETERS",
+    "Parameters",
+    "affecting",
+    "check_entries",
     "check_ode_solver",
-    "check_parameters",
     "check_positive_integer",
     "draw_seed",
     "make_random_state",
+    "resolve_parameters",
+    "with_defaults",
 ]
 
 _MAX_SEED = np.iinfo(np.int32).max
+
+# Values of all parameters as attributes; the entries of the dicts are attributes too.
+Parameters = SimpleNamespace
+
+
+# Checks. Each takes the name and the value, and raises a ValueError that contains both.
 
 
 def _fail(name: str, value: Any, expected: str) -> None:
@@ -36,57 +59,286 @@ def _is_integer(value: Any) -> bool:
 
 
 def check_positive_integer(name: str, value: Any, *, least: int = 1) -> None:
-    """Refuse what is not an integer of at least 1, or `least`."""
+    """Refuse a value that is not an integer >= `least`."""
     if not _is_integer(value) or value < least:
         _fail(name, value, f"an integer >= {least}")
 
 
 def check_ode_solver(value: Any) -> None:
-    """Refuse what is no ODE solver."""
-    _check_choice("ode_solver", value, ODE_SOLVERS)
+    """Refuse a value that is not the name of an ODE solver."""
+    _one_of(*ODE_SOLVERS)("ode_solver", value)
 
 
-def _is_text(value: Any, text: str) -> bool:
-    """Compare with a string; an array compared with one would be an array."""
-    return isinstance(value, str) and value == text
+Check = Callable[[str, Any], None]
 
 
-def _check_bool(name: str, value: Any) -> None:
+def _one_of(*choices: Any) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
+            _fail(name, value, f"one of {', '.join(map(repr, choices))}")
+
+    return check
+
+
+def _or(special: Any, check: Check) -> Check:
+    """Allow one special value, a string or None, besides the values that a check allows."""
+
+    def check_both(name: str, value: Any) -> None:
+        # Compare strings only: comparing an array would give an array.
+        same = value is None if special is None else isinstance(value, str) and value == special
+        if not same:
+            check(name, value)
+
+    return check_both
+
+
+def _real(interval: str) -> Check:
+    """Allow numbers in an interval, written as "[0, 1)"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+
+    def check(name: str, value: Any) -> None:
+        inside = is_number(value) and np.isfinite(value)
+        inside = inside and (value > low if interval[0] == "(" else value >= low)
+        inside = inside and (value < high if interval[-1] == ")" else value <= high)
+        if not inside:
+            _fail(name, value, f"a number in {interval}")
+
+    return check
+
+
+def _integers(least: int, *, empty: bool = False) -> Check:
+    """Allow sequences of integers of at least `least`."""
+
+    def check(name: str, value: Any) -> None:
+        valid = isinstance(value, (tuple, list, np.ndarray)) and (empty or len(value) > 0)
+        if not valid or not all(_is_integer(item) and item >= least for item in value):
+            _fail(name, value, f"a {'' if empty else 'non-empty '}sequence of integers >= {least}")
+
+    return check
+
+
+def _even(name: str, value: Any) -> None:
+    check_positive_integer(name, value)
+    if value % 2:
+        _fail(name, value, "an even integer")
+
+
+def _boolean(name: str, value: Any) -> None:
     if not isinstance(value, (bool, np.bool_)):
         _fail(name, value, "True or False")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        _fail(name, value, f"one of {', '.join(map(repr, choices))}")
-
-
-def _check_real(name: str, value: Any, low: float, high: float, ends: str = "[]") -> None:
-    """Refuse numbers outside an interval, whose ends are open or closed as `ends` writes them."""
-    inside = is_number(value) and np.isfinite(value)
-    inside = inside and (value > low if ends[0] == "(" else value >= low)
-    inside = inside and (value < high if ends[1] == ")" else value <= high)
-    if not inside:
-        _fail(name, value, f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}")
-
-
-def _check_integers(name: str, value: Any, low: int, *, empty: bool = False) -> None:
-    """Refuse what is not a sequence of integers of at least `low`."""
-    valid = isinstance(value, (tuple, list, np.ndarray)) and (empty or len(value) > 0)
-    if not valid or not all(_is_integer(item) and item >= low for item in value):
-        _fail(name, value, f"a {'' if empty else 'non-empty '}sequence of integers >= {low}")
-
-
-def _check_image_shape(value: Any) -> None:
-    if value is None:
-        return
-    _check_integers("image_shape", value, 1)
+def _image_shape(name: str, value: Any) -> None:
+    _integers(1)(name, value)
     if len(value) not in (2, 3):
-        _fail("image_shape", value, "(height, width), (height, width, channels) or None")
+        _fail(name, value, "(height, width), (height, width, channels) or None")
+
+
+def _class_weight(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        _fail(name, value, "a dict, 'balanced' or None")
+
+
+def _path(name: str, value: Any) -> None:
+    if not isinstance(value, (str, PathLike)):
+        _fail(name, value, "a path or None")
+
+
+def _verbosity(name: str, value: Any) -> None:
+    if not _is_integer(value) and not isinstance(value, bool):
+        _fail(name, value, "an integer")
+
+
+def _autoencoder(name: str, value: Any) -> None:
+    if value is None or (isinstance(value, str) and value == ""):
+        _fail(name, value, "'auto', 'fit', a hub id, a folder or an object")
+
+
+def _encoded_size(name: str, value: Any) -> None:
+    sides = (value,) if _is_integer(value) else value
+    _integers(1)(name, sides)
+    if len(sides) > 2:
+        _fail(name, value, "a side, (height, width) or None")
+
+
+def _bytes(name: str, value: Any) -> None:
+    check_positive_integer(name, value, least=0)
+
+
+def _checked_elsewhere(name: str, value: Any) -> None:
+    """Accept any value; the code that uses it checks it (devices, seeds)."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A constructor parameter, or an entry of one of the dicts.
+
+    Attributes
+    ----------
+    check : callable
+        Raises a ValueError for a value that cannot be used.
+    affects : set of str
+        "network": shapes of the weights. "training": what is learned. "prediction": predictions
+        and uncertainties of a fitted model. "machine": where and how fast it is computed.
+        "folder": files of this machine, which a saved model does not keep.
+    group : str or None
+        Dict that contains the entry; None for a parameter of the constructor.
+    """
+
+    check: Check
+    affects: frozenset[str]
+    group: str | None = None
+
+
+def _row(check: Check, *affects: str, group: str | None = None) -> Parameter:
+    return Parameter(check, frozenset(affects), group)
+
+
+def _network(check: Check) -> Parameter:
+    return _row(check, "network", "training", group="network_params")
+
+
+def _flow(check: Check, *affects: str) -> Parameter:
+    return _row(check, *affects, "training", group="flow_params")
+
+
+def _optimizer(check: Check) -> Parameter:
+    return _row(check, "training", group="optimizer_params")
+
+
+_POSITIVE = check_positive_integer
+
+PARAMETERS: dict[str, Parameter] = {
+    # Parameters of LatentMedSymmFlowClassifier only
+    "autoencoder": _row(_autoencoder, "training"),
+    "encoded_size": _row(_or(None, _encoded_size), "training"),
+    "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
+    "n_variations": _row(_or("auto", _POSITIVE), "training"),
+    "cache_bytes": _row(_bytes, "machine"),
+    # Parameters of both estimators
+    "image_shape": _row(_or(None, _image_shape), "training"),
+    "classification_fraction": _row(_real("[0, 1]"), "training"),
+    "channels": _row(_even, "network", "training"),
+    "max_epochs": _row(_or("auto", _POSITIVE), "training"),
+    "time_budget": _row(_or(None, _real("(0, inf)")), "training"),
+    "batch_size": _row(_POSITIVE, "training"),
+    "optimizer": _row(_one_of("auto", *OPTIMIZERS), "training"),
+    "learning_rate": _row(_real("(0, inf)"), "training"),
+    "augment": _row(_one_of("auto", None, *AUGMENTATIONS), "training"),
+    "class_weight": _row(_or(None, _or("balanced", _class_weight)), "training"),
+    "early_stopping": _row(_boolean, "training"),
+    "calibration": _row(_one_of(None, "temperature"), "training"),
+    "validation_fraction": _row(_real("(0, 1)"), "training"),
+    "n_iter_no_change": _row(_POSITIVE, "training"),
+    "n_draws": _row(_POSITIVE, "prediction"),
+    "n_steps": _row(_POSITIVE, "prediction"),
+    "ode_solver": _row(_one_of(*ODE_SOLVERS), "prediction"),
+    "warm_start": _row(_boolean, "training"),
+    "checkpoint_dir": _row(_or(None, _path), "folder"),
+    "checkpoint_every": _row(_POSITIVE, "folder"),
+    "device": _row(_checked_elsewhere, "machine"),
+    "precision": _row(_one_of(*PRECISIONS), "prediction", "machine"),
+    "compile_network": _row(_or("auto", _boolean), "training", "machine"),
+    "random_state": _row(_checked_elsewhere, "training"),
+    "verbose": _row(_verbosity, "machine"),
+    # Entries of network_params
+    "channel_mult": _network(_integers(1)),
+    "n_blocks": _network(_POSITIVE),
+    "attention_levels": _network(_integers(0, empty=True)),
+    "patch_size": _network(_POSITIVE),
+    "dropout": _network(_real("[0, 1)")),
+    # Entries of flow_params
+    "label_encoding": _flow(_one_of(*LABEL_ENCODINGS), "network"),
+    "label_prediction": _flow(_one_of(*LABEL_PREDICTIONS), "network"),
+    "image_prediction": _flow(_one_of(*IMAGE_PREDICTIONS), "network"),
+    "beta": _flow(_real("[0, 255]"), "network"),
+    "class_dropout": _flow(_real("[0, 1)")),
+    "image_weight": _flow(_real("[0, 1)")),
+    # Entries of optimizer_params
+    "weight_decay": _optimizer(_real("[0, inf)")),
+    "max_grad_norm": _optimizer(_or(None, _real("(0, inf)"))),
+    "ema_decay": _optimizer(_real("[0, 1)")),
+}
+
+GROUPS = tuple(dict.fromkeys(row.group for row in PARAMETERS.values() if row.group is not None))
+
+
+def affecting(*what: str) -> list[str]:
+    """List the parameters and entries that affect any of these, in the table's order."""
+    return [name for name, row in PARAMETERS.items() if row.affects & set(what)]
+
+
+def resolve_parameters(
+    parameters: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
+) -> Parameters:
+    """Check every constructor parameter and every entry of the dicts, and merge them.
+
+    Parameters
+    ----------
+    parameters : mapping
+        Names and values, as `get_params` returns them.
+    defaults : mapping of str to mapping
+        Entries of each dict with their defaults.
+
+    Returns
+    -------
+    SimpleNamespace
+        Every parameter and entry as an attribute.
+
+    Raises
+    ------
+    ValueError
+        For the first parameter of a wrong type or range, with its name and its value; for an
+        unknown entry of a dict; and for label codes that an autoencoder cannot encode.
+    """
+    values = with_defaults(parameters, defaults)
+    for name, value in values.items():
+        group = PARAMETERS[name].group
+        PARAMETERS[name].check(name if group is None else f"{group}[{name!r}]", value)
+    resolved = Parameters(**values)
+    if "autoencoder" in values:
+        _check_latent_codes(resolved)
+    return resolved
+
+
+def with_defaults(
+    parameters: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Merge the entries of the dicts, or their defaults, with the parameters; check only names."""
+    values: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name not in GROUPS:
+            values[name] = value
+            continue
+        if value is not None and not isinstance(value, Mapping):
+            _fail(name, value, "a dict or None")
+        check_entries(name, value or {}, defaults[name])
+        values |= {**defaults[name], **(value or {})}
+    return values
+
+
+def check_entries(group: str, entries: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse unknown entries of a dict."""
+    unknown = [key for key in entries if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{group} has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
+        )
+
+
+def _check_latent_codes(p: Parameters) -> None:
+    if p.label_prediction == "velocity" and p.label_encoding != "rgb":
+        raise ValueError(
+            f"label_encoding={p.label_encoding!r} makes no images that an autoencoder could "
+            "encode: over latents label_prediction='velocity' needs label_encoding='rgb'."
+        )
+
+
+# Random numbers
 
 
 def make_random_state(value: Any) -> np.random.RandomState:
-    """Make a source of random numbers, or name what cannot be one."""
+    """Make a RandomState, or raise a ValueError that contains the value."""
     try:
         return check_random_state(value)
     except ValueError as error:
@@ -97,96 +349,5 @@ def make_random_state(value: Any) -> np.random.RandomState:
 
 
 def draw_seed(random_state: np.random.RandomState) -> int:
-    """Draw a seed for another source of random numbers."""
+    """Draw a seed for another random number generator."""
     return int(random_state.randint(_MAX_SEED))
-
-
-def _check_path(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, (str, PathLike)):
-        _fail(name, value, "a path or None")
-
-
-def _check_class_weight(value: Any) -> None:
-    if not (value is None or isinstance(value, Mapping) or _is_text(value, "balanced")):
-        _fail("class_weight", value, "a dict, 'balanced' or None")
-
-
-def _check_latent_parameters(p: Mapping[str, Any]) -> None:
-    """Check what only the estimator over latents has."""
-    if p["autoencoder"] is None or p["autoencoder"] == "":
-        _fail("autoencoder", p["autoencoder"], "'auto', 'fit', a hub id, a folder or an object")
-    size = p["encoded_size"]
-    if size is not None:
-        sides = (size,) if _is_integer(size) else size
-        _check_integers("encoded_size", sides, 1)
-        if len(sides) > 2:
-            _fail("encoded_size", size, "a side, (height, width) or None")
-    _check_choice("label_decoding", p["label_decoding"], ("latent", "pixel"))
-    if not _is_text(p["n_variations"], "auto"):
-        check_positive_integer("n_variations", p["n_variations"])
-    if not _is_integer(p["cache_bytes"]) or p["cache_bytes"] < 0:
-        _fail("cache_bytes", p["cache_bytes"], "an integer >= 0")
-    if p["label_prediction"] == "velocity" and p["label_encoding"] != "rgb":
-        raise ValueError(
-            f"label_encoding={p['label_encoding']!r} makes no images that an autoencoder could "
-            "encode: over latents label_prediction='velocity' needs label_encoding='rgb'."
-        )
-
-
-def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Check every constructor parameter of a MedSymmFlow estimator.
-
-    Parameters
-    ----------
-    parameters : mapping
-        Names and values, as `get_params` returns them.
-
-    Raises
-    ------
-    ValueError
-        For the first parameter of a wrong type or range, with its name and its value.
-    """
-    p = parameters
-    _check_image_shape(p["image_shape"])
-    _check_choice("label_encoding", p["label_encoding"], LABEL_ENCODINGS)
-    _check_choice("label_prediction", p["label_prediction"], LABEL_PREDICTIONS)
-    _check_choice("image_prediction", p["image_prediction"], IMAGE_PREDICTIONS)
-    _check_real("beta", p["beta"], 0, 255)
-    _check_real("t1_share", p["t1_share"], 0, 1)
-    _check_real("class_dropout", p["class_dropout"], 0, 1, "[)")
-    _check_real("guidance", p["guidance"], 0, 100)
-    _check_real("image_weight", p["image_weight"], 0, 1, "[)")
-    for name in ("channels", "n_blocks", "patch_size", "batch_size", "n_iter_no_change"):
-        check_positive_integer(name, p[name])
-    for name in ("n_draws", "n_steps", "checkpoint_every"):
-        check_positive_integer(name, p[name])
-    if p["channels"] % 2:
-        _fail("channels", p["channels"], "an even integer")
-    _check_integers("channel_mult", p["channel_mult"], 1)
-    _check_integers("attention_levels", p["attention_levels"], 0, empty=True)
-    _check_real("dropout", p["dropout"], 0, 1, "[)")
-    if not _is_text(p["max_epochs"], "auto"):
-        check_positive_integer("max_epochs", p["max_epochs"])
-    if p["time_budget"] is not None:
-        _check_real("time_budget", p["time_budget"], 0, np.inf, "()")
-    _check_choice("optimizer", p["optimizer"], ("auto", *OPTIMIZERS))
-    _check_real("learning_rate", p["learning_rate"], 0, np.inf, "()")
-    _check_real("weight_decay", p["weight_decay"], 0, np.inf, "[)")
-    if p["max_grad_norm"] is not None:
-        _check_real("max_grad_norm", p["max_grad_norm"], 0, np.inf, "()")
-    _check_real("ema_decay", p["ema_decay"], 0, 1, "[)")
-    _check_choice("augment", p["augment"], ("auto", None, *AUGMENTATIONS))
-    _check_class_weight(p["class_weight"])
-    _check_path("checkpoint_dir", p["checkpoint_dir"])
-    _check_choice("calibration", p["calibration"], (None, "temperature"))
-    _check_real("validation_fraction", p["validation_fraction"], 0, 1, "()")
-    _check_bool("early_stopping", p["early_stopping"])
-    _check_bool("warm_start", p["warm_start"])
-    check_ode_solver(p["ode_solver"])
-    _check_choice("precision", p["precision"], PRECISIONS)
-    if not _is_text(p["compile_network"], "auto"):
-        _check_bool("compile_network", p["compile_network"])
-    if "autoencoder" in p:
-        _check_latent_parameters(p)
-    if not _is_integer(p["verbose"]) and not isinstance(p["verbose"], bool):
-        _fail("verbose", p["verbose"], "an integer")

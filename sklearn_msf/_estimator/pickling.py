@@ -1,129 +1,174 @@
-"""What a fitted estimator is made of: moved, put back after a failure, pickled.
+"""Fitted models as plain state for pickles, so that a machine without a GPU can open them."""
 
-Pickles hold weights as arrays: a model from a GPU opens on a machine without.
-"""
-
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from sklearn_msf._estimator.auto_settings import build_field
+from sklearn_msf._estimator.fit import Continuation
+from sklearn_msf._estimator.latent_preparation import LatentOrigin
+from sklearn_msf._estimator.rejection import RejectionRule
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.runtime.device import resolve_device, to_channels_last
+from sklearn_msf.flow.velocity_field import FieldLayout, build_field
+from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import ImageSpace, PixelSpace
+from sklearn_msf.runtime.device import resolve_device
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.state import TrainingState
 
 __all__ = [
-    "PortableEstimator",
     "all_or_nothing",
-    "arrays_to_tensors",
-    "move_field",
-    "tensors_to_arrays",
+    "fitted_state",
+    "layout_from_plain",
+    "move_model",
+    "restore_fitted_state",
 ]
 
-# Where scikit-learn keeps the callbacks of a fit; it removes them itself.
+# Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself.
 _OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
-
-
-class PortableEstimator(BaseEstimator):
-    """Turns the network of an estimator into arrays when it is pickled, and back."""
-
-    def _plain_parameters(self) -> dict[str, Any]:
-        """Describe the constructor parameters by what plain data can hold."""
-        parameters: dict[str, Any] = self.get_params(deep=False)
-        return parameters
-
-    def _fingerprint_parameters(self, *, warm: bool) -> dict[str, Any]:
-        """Describe the constructor parameters, to tell runs apart."""
-        return self._plain_parameters()
-
-    def _mask_codes(self) -> torch.Tensor | None:
-        """Masks of the classes, (K, C_y, H, W), where they are not plain colours."""
-        return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State with every tensor as an array."""
-        # A copy: what comes is the estimator's own dictionary.
-        state = dict(super().__getstate__())
-        if "field_" in state:
-            state["_weights"] = tensors_to_arrays(state.pop("field_").state_dict())
-        state["_training_state"] = tensors_to_arrays(state.get("_training_state"))
-        if "_image_format" in state:
-            state["_image_format"] = self._image_format.to_plain()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Rebuild the network around the weights."""
-        state = dict(state)
-        weights = state.pop("_weights", None)
-        training_state = arrays_to_tensors(state.get("_training_state"))
-        if training_state is not None:
-            training_state = TrainingState(*training_state)
-        state["_training_state"] = training_state
-        if "_image_format" in state:
-            state["_image_format"] = ImageFormat.from_plain(state["_image_format"])
-        super().__setstate__(state)
-        if weights is not None:
-            field = build_field(self._field_layout, 0, self._mask_codes())
-            field.load_state_dict(arrays_to_tensors(weights))
-            field.requires_grad_(False).eval()
-            self.field_ = move_field(field, _device_at_hand(self.device))
 
 
 @contextmanager
 def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
-    """Put the estimator back as it was where fitting it fails."""
+    """Restore the attributes of the estimator if fitting fails."""
     before = dict(vars(estimator))
     try:
         yield
     except BaseException:
-        # Callbacks have still to be told that fit has ended.
+        # scikit-learn still needs these to tell the callbacks that fit has ended.
         kept = {key: value for key, value in vars(estimator).items() if key in _OF_CALLBACKS}
-        vars(estimator).clear()
-        vars(estimator).update(before | kept)
+        estimator.__dict__ = before | kept
         raise
 
 
-def move_field(field: VelocityField, device: torch.device) -> VelocityField:
-    """Move a field and its codes, convolutions in the layout that is fast for them."""
-    field.codes = field.codes.to(device)
-    return to_channels_last(field, device)
+def fitted_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace fitted attributes by plain data and arrays.
+
+    Parameters
+    ----------
+    state : mapping
+        Attributes of an estimator.
+
+    Returns
+    -------
+    dict
+    """
+    state = dict(state)
+    if "model_" in state:
+        state["model_"] = _model_to_state(state["model_"])
+    if "rejection_" in state:
+        state["rejection_"] = dict(vars(state["rejection_"]))
+    if "_continuation" in state:
+        continuation = state["_continuation"]
+        origin = continuation.origin
+        plain = {**vars(continuation), "origin": None if origin is None else dict(vars(origin))}
+        state["_continuation"] = _tensors_to_arrays(plain)
+    return state
+
+
+def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Restore attributes from the state that :func:`fitted_state` returned.
+
+    Parameters
+    ----------
+    state : mapping
+        Attributes in plain form.
+    device : str or torch.device
+        Device of the model. If this machine lacks it, the CPU is used, with a warning.
+
+    Returns
+    -------
+    dict
+    """
+    state = dict(state)
+    if "model_" in state:
+        state["model_"] = _model_from_state(state["model_"], device)
+    if "rejection_" in state:
+        state["rejection_"] = RejectionRule(**state["rejection_"])
+    if "_continuation" in state:
+        plain = _arrays_to_tensors(state["_continuation"])
+        training_state = plain["training_state"]
+        if training_state is not None:
+            plain["training_state"] = TrainingState(*training_state)
+        if plain["origin"] is not None:
+            plain["origin"] = LatentOrigin(**plain["origin"])
+        state["_continuation"] = Continuation(**plain)
+    return state
+
+
+def _model_to_state(model: FittedModel) -> dict[str, Any]:
+    state = dict(vars(model))
+    state["layout"] = asdict(model.field.layout)
+    state["field"] = _tensors_to_arrays(model.field.state_dict())
+    state["image_format"] = model.image_format.to_plain()
+    space = model.space
+    state["space"] = (
+        _tensors_to_arrays(space.to_state()) if isinstance(space, LatentSpace) else None
+    )
+    return state
+
+
+def _model_from_state(state: Mapping[str, Any], device: Any) -> FittedModel:
+    state = dict(state)
+    image_format = ImageFormat.from_plain(state["image_format"])
+    space: ImageSpace = PixelSpace(image_format)
+    if state["space"] is not None:
+        space = LatentSpace.from_state(_arrays_to_tensors(state["space"]), image_format)
+    layout = layout_from_plain(state.pop("layout"))
+    field = build_field(layout, 0, space.mask_codes)
+    field.load_state_dict(_arrays_to_tensors(state["field"]))
+    field.requires_grad_(False).eval()
+    state |= {"field": field, "space": space, "image_format": image_format}
+    return move_model(FittedModel(**state), device)
+
+
+def layout_from_plain(plain: Mapping[str, Any]) -> FieldLayout:
+    """Make a layout from its entries; convert sequences to tuples."""
+    sequences = {key: tuple(v) for key, v in plain.items() if isinstance(v, (list, tuple))}
+    return FieldLayout(**{**plain, **sequences})
+
+
+def move_model(model: FittedModel, device: Any) -> FittedModel:
+    """Move a model to a device, or with a warning to the CPU if this machine lacks the device."""
+    at_hand = _device_at_hand(device)
+    if isinstance(model.space, LatentSpace):
+        model.space.move_to(at_hand)
+    return replace(model, field=model.field.move_to(at_hand))
 
 
 def _device_at_hand(device: Any) -> torch.device:
-    """Device asked for, or the CPU where this machine lacks it."""
+    """Resolve a device; warn and return the CPU if this machine lacks it."""
     try:
         return resolve_device(device)
     except ValueError:
-        warnings.warn(
+        warn_user(
             f"device={device!r} is not available here; the model was opened on the CPU.",
-            stacklevel=3,
         )
         return torch.device("cpu")
 
 
-def tensors_to_arrays(value: Any) -> Any:
-    """Nested state with every tensor as an array."""
+def _tensors_to_arrays(value: Any) -> Any:
+    """Convert every tensor in a nested state to an array."""
     if isinstance(value, torch.Tensor):
         return value.cpu().numpy()
     if isinstance(value, dict):
-        return {key: tensors_to_arrays(item) for key, item in value.items()}
+        return {key: _tensors_to_arrays(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [tensors_to_arrays(item) for item in value]
+        return [_tensors_to_arrays(item) for item in value]
     return value
 
 
-def arrays_to_tensors(value: Any) -> Any:
-    """Nested state with every array as a tensor."""
+def _arrays_to_tensors(value: Any) -> Any:
+    """Convert every array in a nested state to a tensor."""
     if isinstance(value, np.ndarray):
         return torch.tensor(value)
     if isinstance(value, dict):
-        return {key: arrays_to_tensors(item) for key, item in value.items()}
+        return {key: _arrays_to_tensors(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [arrays_to_tensors(item) for item in value]
+        return [_arrays_to_tensors(item) for item in value]
     return value

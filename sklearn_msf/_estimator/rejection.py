@@ -1,22 +1,32 @@
-"""What a fitted MedSymmFlow estimator does about its doubts: abstain."""
+"""Rejection of uncertain predictions by a rule that is learned on calibration images."""
 
-import warnings
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from sklearn_msf._estimator.prediction import PredictingEstimator
+from sklearn_msf._estimator.parameters import Parameters, affecting
 from sklearn_msf._evaluation.risk_control import certified_threshold, count_rows_to_certify
-from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import to_plain
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.selective import accept_most_certain
 
-__all__ = ["RejectingEstimator"]
+__all__ = [
+    "RejectionRule",
+    "check_calibration",
+    "check_reject_label",
+    "check_rule",
+    "learn_rule",
+    "mark_rejected",
+    "prediction_parameters",
+    "rejects",
+]
 
 _DEFAULT_COVERAGE = 0.9
-# Types of a label by the kind of the classes' dtype.
+# Types that a reject label may have, by the kind of the dtype of the classes.
 _SAME_TYPES: dict[str, tuple[type, ...]] = {
     "i": (Integral,),
     "u": (Integral,),
@@ -24,225 +34,183 @@ _SAME_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class RejectingEstimator(PredictingEstimator):
-    """Answers only where it is certain enough."""
+@dataclass(frozen=True)
+class RejectionRule:
+    """Rule that rejects predictions above a threshold of uncertainty.
 
-    # What fit_reject learns.
-    reject_threshold_: float | None
-    reject_kind_: str
-    _reject_settings: dict[str, Any]
+    Attributes
+    ----------
+    threshold : float or None
+        Accept a prediction if its uncertainty is at most this. None accepts no prediction: no
+        threshold could be certified.
+    kind : str
+        Kind of the uncertainty.
+    settings : dict
+        Parameters of prediction with which the threshold was learned, as plain data.
+    """
 
-    def fit_reject(
-        self,
-        X_cal: Any,
-        y_cal: Any,
-        *,
-        target_risk: float = 0.05,
-        confidence: float = 0.95,
-        kind: str = "margin",
-    ) -> "RejectingEstimator":
-        """Learn from which uncertainty on to abstain, so that a risk holds.
+    threshold: float | None
+    kind: str
+    settings: dict[str, Any]
 
-        The threshold that answers most among those whose share of errors is certified, see
-        :func:`~sklearn_msf.selective.certified_threshold`: on new images drawn as those of
-        the calibration were, the error rate of the answers is at most `target_risk`, but for a
-        share 1 - `confidence` of calibrations. The images must be independent: of a patient
-        with several take one, and for each of several kinds or targets that are tried others.
-        `fit` and `partial_fit` forget the threshold.
 
-        Parameters
-        ----------
-        X_cal : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Images that fit did not see.
-        y_cal : array-like of shape (n,) or (n, 1)
-            Their labels, two or more of `classes_`.
-        target_risk : float, default=0.05
-            Share of the answers that may be wrong, in (0, 1).
-        confidence : float, default=0.95
-            In (0, 1).
-        kind : {"margin", "entropy", "distance", "draws", "image"}, default="margin"
-            Uncertainty to compare with the threshold, see :meth:`predict_uncertainty`.
+def prediction_parameters(p: Parameters) -> dict[str, Any]:
+    """Return the parameters on which uncertainties depend, as plain data."""
+    values = vars(p)
+    return {name: to_plain(values[name]) for name in affecting("prediction") if name in values}
 
-        Returns
-        -------
-        self : object
-            With `reject_threshold_`, and with a warning where no threshold can be certified:
-            it is None then, and :meth:`predict_with_reject` abstains always.
 
-        Raises
-        ------
-        ValueError
-            For a target or a confidence outside (0, 1), for labels of one class or of one that
-            fit did not see, for so few images that nothing could be certified even if every
-            answer was right, and where every answer is right, as on images that training saw.
-        """
-        check_share("target_risk", target_risk)
-        check_share("confidence", confidence)
-        self._check_kind(kind)
-        inputs = self._checked_inputs(X_cal)
-        y_cal = self._checked_calibration_labels(y_cal, len(inputs))
-        targets = {"target_risk": target_risk, "confidence": confidence}
-        n_needed = count_rows_to_certify(**targets)
-        if len(inputs) < n_needed:
+def check_calibration(
+    y: Any, classes: np.ndarray, n_images: int, *, target_risk: float, confidence: float
+) -> np.ndarray:
+    """Check the labels of calibration images, and that there are enough images.
+
+    Returns
+    -------
+    ndarray of shape (n_images,)
+
+    Raises
+    ------
+    ValueError
+        For labels of another shape, unknown labels or a single class, and if there are so few
+        images that no threshold can be certified even without an error.
+    """
+    labels = _calibration_labels(y, classes, n_images)
+    n_needed = count_rows_to_certify(target_risk=target_risk, confidence=confidence)
+    if n_images < n_needed:
+        raise ValueError(
+            f"X_cal has {n_images} images; target_risk={target_risk} at "
+            f"confidence={confidence} needs at least {n_needed}, even if every answer is right. "
+            "Use more images, a larger target_risk or a lower confidence."
+        )
+    return labels
+
+
+def learn_rule(
+    prediction: Prediction,
+    wrong: np.ndarray,
+    kind: str,
+    settings: dict[str, Any],
+    *,
+    target_risk: float,
+    confidence: float,
+) -> RejectionRule:
+    """Learn the rule that accepts most among those that are certified.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        Prediction for the calibration images.
+    wrong : ndarray of shape (n,), bool
+        Which predicted labels are wrong.
+    kind : str
+        Kind of the uncertainty.
+    settings : dict
+        Parameters of prediction, to be kept in the rule.
+    target_risk, confidence : float
+        As in :func:`~sklearn_msf.selective.certified_threshold`.
+
+    Returns
+    -------
+    RejectionRule
+        If no threshold can be certified there is a warning, and the rule accepts nothing.
+
+    Raises
+    ------
+    ValueError
+        If every predicted label is right.
+    """
+    if not wrong.any():
+        raise ValueError(
+            f"y_cal has {len(wrong)} labels and no answer on X_cal is wrong, as on images "
+            "that training saw: calibrate on others, or on more. A classifier that makes no "
+            "errors needs no threshold: coverage=1.0 answers always."
+        )
+    threshold = certified_threshold(
+        wrong, UNCERTAINTIES[kind](prediction), target_risk=target_risk, confidence=confidence
+    )
+    if threshold is None:
+        warn_user(
+            f"None can be certified: no threshold of kind={kind!r} keeps to "
+            f"target_risk={target_risk} at confidence={confidence} on these {len(wrong)} "
+            "images. predict_with_reject will reject every image.",
+        )
+    return RejectionRule(threshold, kind, settings)
+
+
+def check_rule(rule: RejectionRule, kind: Any, settings: dict[str, Any]) -> None:
+    """Refuse a rule that was learned for another kind or with other parameters of prediction."""
+    if kind not in (None, rule.kind):
+        raise ValueError(
+            f"kind={kind!r} is not that of the threshold, {rule.kind!r}: leave it "
+            "out, set coverage, or call fit_reject with it."
+        )
+    for name, value in settings.items():
+        before = rule.settings.get(name)
+        if value != before:
             raise ValueError(
-                f"X_cal has {len(inputs)} images; target_risk={target_risk} at "
-                f"confidence={confidence} takes {n_needed} even where every answer is right. "
-                "Take more, or ask for less."
+                f"{name}={value!r} was {before!r} when fit_reject learned its threshold: set "
+                "it back, or call fit_reject again."
             )
-        prediction = self._predict_inputs(inputs, kind)
-        errors = self._labels(prediction) != y_cal
-        if not errors.any():
-            raise ValueError(
-                f"y_cal has {len(errors)} labels and no answer on X_cal is wrong, as on images "
-                "that training saw: calibrate on others, or on more. A classifier that makes no "
-                "errors needs no threshold: coverage=1.0 answers always."
-            )
-        uncertainty = UNCERTAINTIES[kind](prediction)
-        threshold = certified_threshold(errors, uncertainty, **targets)
-        if threshold is None:
-            warnings.warn(
-                f"None can be certified: no threshold of the {kind} keeps to "
-                f"target_risk={target_risk} at confidence={confidence} on these {len(errors)} "
-                "images. predict_with_reject abstains always.",
-                stacklevel=2,
-            )
-        self.reject_threshold_, self.reject_kind_ = threshold, kind
-        self._reject_settings = self._decision_settings()
-        return self
 
-    def predict_with_reject(
-        self,
-        X: Any,
-        coverage: float | None = None,
-        *,
-        kind: str | None = None,
-        reject_label: Any = None,
-        return_mask: bool = False,
-    ) -> Any:
-        """Answer where the prediction is certain enough and abstain elsewhere.
 
-        Parameters
-        ----------
-        X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Images as in :meth:`fit`.
-        coverage : float, default=None
-            Share of X to answer, in (0, 1]: exactly floor(coverage * n) rows, at least one,
-            the most certain ones, of rows that tie the earlier ones (paper, section 4.4). None
-            answers up to the threshold of :meth:`fit_reject`, for which it is no matter what
-            else is in X; where that was not called it is 0.9.
-        kind : {"margin", "entropy", "distance", "draws", "image"}, default=None
-            Uncertainty that decides, see :meth:`predict_uncertainty`. None is that of
-            :meth:`fit_reject`, or "margin" where that was not called.
-        reject_label : label, default=None
-            Stands for a rejected row; of the type of the labels, and none of them.
-        return_mask : bool, default=False
-            Whether to return also which rows are rejected.
+def rejects(
+    uncertainty: np.ndarray, rule: RejectionRule | None, coverage: float | None
+) -> np.ndarray:
+    """Tell which images to reject: those above the threshold of a rule, or all but a fraction."""
+    if rule is None:
+        return ~accept_most_certain(
+            uncertainty, _DEFAULT_COVERAGE if coverage is None else coverage
+        )
+    return np.asarray(uncertainty > (-np.inf if rule.threshold is None else rule.threshold))
 
-        Returns
-        -------
-        labels : numpy.ma.MaskedArray of shape (n,), or ndarray where `reject_label` is given
-            Labels; of the rejected rows masked, or `reject_label`. What makes a plain array of
-            a masked one, as metrics do, takes the mask off: give them
-            ``labels.compressed()`` and the rows ``~labels.mask``.
-        rejected : ndarray of shape (n,), bool
-            Only with ``return_mask=True``.
 
-        Raises
-        ------
-        ValueError
-            For a `reject_label` that is a class or of another type, for a coverage outside
-            (0, 1], for another `kind` than that of the threshold that is asked for, and where
-            `n_draws` or another parameter of predictions has changed since :meth:`fit_reject`.
-        """
-        if coverage is not None:
-            check_share("coverage", coverage, includes_one=True)
-        self._check_fitted()
-        if reject_label is not None:
-            self._check_reject_label(reject_label)
-        certified = coverage is None and hasattr(self, "reject_threshold_")
-        if certified:
-            self._check_threshold(kind)
-        if kind is None:
-            kind = getattr(self, "reject_kind_", "margin")
-        prediction = self._predict(X, kind)
-        uncertainty = UNCERTAINTIES[kind](prediction)
-        if certified:
-            threshold = -np.inf if self.reject_threshold_ is None else self.reject_threshold_
-            rejected = uncertainty > threshold
-        else:
-            share = _DEFAULT_COVERAGE if coverage is None else coverage
-            rejected = ~accept_most_certain(uncertainty, share)
-        labels: Any = self._labels(prediction)
-        if reject_label is None:
-            labels = np.ma.MaskedArray(labels, mask=rejected)
-        else:
-            # As an array: a plain -1 would not fit beside unsigned labels.
-            sentinel = np.asarray(reject_label)
-            common = np.result_type(sentinel, labels)
-            if labels.dtype.kind in "iu" and common.kind == "f":
-                # No integer type holds both.
-                common = np.dtype(object)
-            labels = np.where(rejected, sentinel.astype(common), labels.astype(common))
-        return (labels, rejected) if return_mask else labels
+def mark_rejected(labels: np.ndarray, rejected: np.ndarray, reject_label: Any) -> Any:
+    """Mask rejected labels, or replace them by `reject_label`."""
+    if reject_label is None:
+        return np.ma.MaskedArray(labels, mask=rejected)
+    # As an array with its own dtype, because unsigned labels cannot hold -1.
+    sentinel = np.asarray(reject_label)
+    common = np.result_type(sentinel, labels)
+    if labels.dtype.kind in "iu" and common.kind == "f":
+        # No integer dtype can hold both.
+        common = np.dtype(object)
+    return np.where(rejected, sentinel.astype(common), labels.astype(common))
 
-    def _forget_rejection(self) -> None:
-        """Drop a threshold that belongs to another field."""
-        for name in ("reject_threshold_", "reject_kind_", "_reject_settings"):
-            self.__dict__.pop(name, None)
 
-    def _decision_settings(self) -> dict[str, Any]:
-        """Parameters on which uncertainties depend, as plain data."""
-        names = ("n_draws", "n_steps", "ode_solver", "precision", "label_decoding")
-        return {name: to_plain(getattr(self, name)) for name in names if hasattr(self, name)}
+def check_reject_label(label: Any, classes: np.ndarray) -> None:
+    """Refuse a label for rejected images that is a class or of another type."""
+    known = classes.tolist()
+    types = _SAME_TYPES.get(classes.dtype.kind, tuple({type(c) for c in known}))
+    if classes.dtype.kind == "b":
+        raise ValueError(
+            f"reject_label={label!r}: boolean classes leave no label for rejected rows; use "
+            "the masked array, or return_mask=True."
+        )
+    truth = isinstance(label, (bool, np.bool_)) and bool not in types
+    if np.ndim(label) != 0 or not isinstance(label, types) or truth:
+        raise ValueError(
+            f"reject_label={label!r} must be a label of the type of the classes {known}; "
+            "without one rejected rows are masked."
+        )
+    if label in known:
+        raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")
 
-    def _check_threshold(self, kind: Any) -> None:
-        """Refuse to use the threshold for other uncertainties than it was learned for."""
-        if kind not in (None, self.reject_kind_):
-            raise ValueError(
-                f"kind={kind!r} is not that of the threshold, {self.reject_kind_!r}: leave it "
-                "out, set coverage, or call fit_reject with it."
-            )
-        for name, value in self._decision_settings().items():
-            before = self._reject_settings.get(name)
-            if value != before:
-                raise ValueError(
-                    f"{name}={value!r} was {before!r} when fit_reject learned its threshold: set "
-                    "it back, or call fit_reject again."
-                )
 
-    def _checked_calibration_labels(self, y: Any, n_rows: int) -> np.ndarray:
-        y = np.asarray(y)
-        if y.shape not in ((n_rows,), (n_rows, 1)):
-            raise ValueError(f"y_cal must be of shape ({n_rows},), as X_cal; got {y.shape}.")
-        y = y.ravel()
-        unknown = sorted(set(y.tolist()) - set(self.classes_.tolist()), key=str)
-        if unknown:
-            raise ValueError(
-                f"y_cal has labels {unknown} that are not among the classes "
-                f"{self.classes_.tolist()}: leave their images out, or fit with them."
-            )
-        if len(np.unique(y)) < 2:
-            raise ValueError(
-                f"y_cal has the one class {y.tolist()[0]!r}: the risk on it says nothing of the "
-                "others. Calibrate on images drawn as those to come."
-            )
-        return y
-
-    def _check_reject_label(self, label: Any) -> None:
-        classes = self.classes_.tolist()
-        types = _SAME_TYPES.get(self.classes_.dtype.kind, tuple({type(c) for c in classes}))
-        if self.classes_.dtype.kind == "b":
-            raise ValueError(
-                f"reject_label={label!r}: boolean classes leave no label for rejected rows; use "
-                "the masked array, or return_mask=True."
-            )
-        truth = isinstance(label, (bool, np.bool_)) and bool not in types
-        if np.ndim(label) != 0 or not isinstance(label, types) or truth:
-            raise ValueError(
-                f"reject_label={label!r} must be a label of the type of the classes {classes}; "
-                "without one rejected rows are masked."
-            )
-        if label in classes:
-            raise ValueError(
-                f"reject_label={label!r} is one of the classes {classes}: choose another."
-            )
+def _calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray:
+    y = np.asarray(y)
+    if y.shape not in ((n_images,), (n_images, 1)):
+        raise ValueError(f"y_cal must be of shape ({n_images},), as X_cal; got {y.shape}.")
+    y = y.ravel()
+    unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)
+    if unknown:
+        raise ValueError(
+            f"y_cal has labels {unknown} that are not among the classes "
+            f"{classes.tolist()}: leave their images out, or fit with them."
+        )
+    if len(np.unique(y)) < 2:
+        raise ValueError(
+            f"y_cal has the one class {y.tolist()[0]!r}: the risk for other classes stays unknown. "
+            "Calibrate on images with the same distribution as future ones."
+        )
+    return y

@@ -1,5 +1,6 @@
-"""What the public modules of evaluation share.
+"""Code that the public evaluation modules and the estimators share.
 
 Imports no other room. `validation` checks scores and errors, `risk_control` certifies thresholds,
-`nearest_images` finds copies, `external_classifier` asks another classifier about drawn images.
+`nearest_images` finds copies, `external_classifier` classifies generated images with an independent
+classifier.
 """

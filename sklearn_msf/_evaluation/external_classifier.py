@@ -1,4 +1,4 @@
-"""What an independent classifier says of drawn images."""
+"""Agreement of an independent classifier with the classes of generated images."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ __all__ = ["check_judge", "judge_agrees"]
 
 
 def check_judge(judge: Any, labels: np.ndarray) -> None:
-    """Refuse a judge that says that it knows other classes than those asked for.
+    """Refuse a judge whose `classes_` lack a class that was asked for.
 
     Raises
     ------
     ValueError
-        With the classes that it does not know.
+        If a class is missing; the message names it.
     """
     if not hasattr(judge, "classes_"):
         return
@@ -26,7 +26,7 @@ def check_judge(judge: Any, labels: np.ndarray) -> None:
 
 
 def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Tell which images a judge takes for the class asked for.
+    """Tell for which images a judge predicts the class that was asked for.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        For a judge of other classes, or one that does not predict one label an image.
+        If the judge lacks a class, or does not predict exactly one label for each image.
     """
     check_judge(judge, labels)
     predicted = np.asarray(judge.predict(images))

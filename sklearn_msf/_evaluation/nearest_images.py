@@ -1,4 +1,4 @@
-"""The nearest of images that others may be copies of."""
+"""Search for the training images that are nearest to others, to find copies."""
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -7,17 +7,22 @@ __all__ = ["NearestImages"]
 
 
 class NearestImages:
-    """Finds the nearest of images that others may be copies of.
+    """Find the training image that is nearest to an image.
 
     Parameters
     ----------
     images : ndarray of shape (n, n_features)
-        Images; one that is there twice counts once. At least two different ones.
+        Training images, at least two different ones. Duplicates count once.
 
     Attributes
     ----------
     different : ndarray of shape (m, n_features)
-        Each of them once.
+        The training images without duplicates.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two different images.
     """
 
     def __init__(self, images: np.ndarray):
@@ -30,23 +35,23 @@ class NearestImages:
         self._search = NearestNeighbors(n_neighbors=2).fit(self.different)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Measure images, (m, n_features).
+        """Measure the distances of images, (m, n_features), to the training images.
 
         Returns
         -------
         distances : ndarray of shape (m,)
-            Distance to the nearest one.
+            Distance to the nearest training image.
         ratios : ndarray of shape (m,)
-            That distance over the distance to the next nearest one: 0 for a copy.
+            That distance divided by the distance to the second nearest: 0 for a copy.
         indices : ndarray of shape (m,)
-            Index of the nearest one.
+            Index of the nearest training image.
         """
         distances, rows = self._search.kneighbors(images)
         first, second = distances.T
-        # Distances of images that hardly differ are rounded to 0.
+        # Both distances can be rounded to 0 if training images hardly differ.
         ratios = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
         return first, ratios, self._indices[rows[:, 0]]
 
     def distances_apart(self) -> np.ndarray:
-        """Measure each of the different images to the nearest of the others."""
+        """Measure the distance of each different training image to its nearest neighbour."""
         return np.asarray(self._search.kneighbors()[0][:, 0])

@@ -1,4 +1,4 @@
-"""Thresholds of uncertainty whose risk is bounded with a confidence."""
+"""Thresholds of uncertainty whose risk is bounded with a given confidence."""
 
 import math
 
@@ -10,7 +10,7 @@ from sklearn_msf._evaluation.validation import check_share, checked_rows
 
 __all__ = ["certified_threshold", "count_rows_to_certify"]
 
-# Thresholds that are tested.
+# Number of thresholds that are tested.
 _N_TESTS = 20
 
 
@@ -21,43 +21,47 @@ def certified_threshold(
     target_risk: float,
     confidence: float = 0.95,
 ) -> float | None:
-    """Find a threshold whose selective risk is bounded with a confidence.
+    """Find a threshold whose selective risk is bounded with a given confidence.
 
-    Selection with guaranteed risk (Geifman and El-Yaniv, 2017), over thresholds that accept a
-    twentieth of the rows, two, and so on: each is tested by the exact binomial bound of Clopper
-    and Pearson at a confidence that allows for all tests, and the one that accepts most is taken.
-    Where later rows are drawn as these were, and these independently of each other, their risk is
-    at most `target_risk` in all but 1 - `confidence` of calibrations. The binary search of the
-    authors tests fewer thresholds, but ends at a first that fails, be it for want of rows.
+    This is selection with guaranteed risk (Geifman and El-Yaniv, 2017) over 20 thresholds, which
+    accept 1/20, 2/20, ... of the samples. Each threshold is tested by the exact binomial bound of
+    Clopper and Pearson, at a confidence that is corrected for the number of tests. Of the
+    thresholds that pass, the one that accepts most samples is returned. If the calibration samples
+    are independent of each other and later samples come from the same distribution, the risk on
+    later samples is at most `target_risk` in all but a fraction 1 - `confidence` of calibrations.
+    The binary search of the authors tests fewer thresholds, but a single test that fails, for
+    example because few samples are accepted, can end it.
 
     Parameters
     ----------
     errors : array-like of shape (n,)
-        1 or True where the prediction of a calibration row is wrong, else 0. Rows that trained
-        the classifier are no calibration rows.
+        1 or True where the prediction for a calibration sample is wrong, else 0. The classifier
+        must not have been trained on calibration samples.
     uncertainty : array-like of shape (n,)
-        Uncertainty of each row; lower is more certain.
+        Uncertainty of each sample; lower is more certain.
     target_risk : float
-        Share of errors among accepted rows that is allowed, in (0, 1).
+        Fraction of errors that is allowed among the accepted samples, in (0, 1).
     confidence : float, default=0.95
-        In (0, 1).
+        Probability that the bound holds, over the choice of calibration samples; in (0, 1).
 
     Returns
     -------
     float or None
-        Accept where uncertainty <= it; None where nothing can be certified.
+        Threshold: accept a sample if its uncertainty is at most this. None if no threshold can be
+        certified.
 
     Raises
     ------
     ValueError
-        For a target or a confidence outside (0, 1), and errors other than 0 and 1.
+        If `target_risk` or `confidence` is outside (0, 1), or an error is neither 0 nor 1; for
+        arrays that are empty, not 1-d or of different lengths, and for NaN or infinity.
     """
     check_share("target_risk", target_risk)
     check_share("confidence", confidence)
     wrong, scores, _ = checked_rows(errors, uncertainty, None)
     if not np.isin(wrong, (0, 1)).all():
         raise ValueError("errors must be 0 or 1 for a certified threshold.")
-    # Of scores alone, so that it is no matter which of them pass.
+    # The thresholds depend on the scores alone, not on the errors, so that all tests are valid.
     counts = np.ceil(len(scores) * np.arange(1, _N_TESTS + 1) / _N_TESTS).astype(int)
     thresholds = np.unique(np.sort(scores)[counts - 1])
     for threshold in thresholds[::-1]:
@@ -69,7 +73,7 @@ def certified_threshold(
 
 
 def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> int:
-    """Count the rows without an error that it takes to certify a target.
+    """Count the calibration samples without an error that are needed to certify a target.
 
     Parameters
     ----------
@@ -79,12 +83,12 @@ def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> in
     Returns
     -------
     int
-        Fewer calibration rows certify nothing, however few of them are wrong.
+        With fewer calibration samples nothing can be certified, even without any error.
 
     Raises
     ------
     ValueError
-        For a target or a confidence outside (0, 1).
+        If `target_risk` or `confidence` is outside (0, 1).
     """
     check_share("target_risk", target_risk)
     check_share("confidence", confidence)
@@ -92,12 +96,12 @@ def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> in
 
 
 def _allowed(confidence: float) -> float:
-    """Chance of a false certificate that each test may have; ties do not make tests fewer."""
+    """Divide the allowed chance of a false certificate by the number of tests, ties ignored."""
     return (1 - confidence) / _N_TESTS
 
 
 def _error_bound(n_wrong: int, n_accepted: int, allowed: float) -> float:
-    """Upper bound of an error rate that is too low with a chance of `allowed` at most."""
-    # The row whose score is the threshold was not drawn at random below it.
+    """Compute an upper bound of an error rate that fails with a chance of at most `allowed`."""
+    # The sample whose score is the threshold is not a random one among those below: leave it out.
     n = n_accepted - 1
     return 1.0 if n_wrong >= n else float(beta.ppf(1 - allowed, n_wrong + 1, n - n_wrong))

@@ -1,4 +1,4 @@
-"""Losses and uncertainties of rows, checked, and tie by tie."""
+"""Checks of losses, uncertainties and weights, and their sums over ties."""
 
 from numbers import Real
 from typing import Any
@@ -12,7 +12,17 @@ __all__ = ["by_score", "check_share", "checked_rows", "is_number"]
 def by_score(
     errors: ArrayLike, uncertainty: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Different scores, rising; share of the weight, and of it times loss, that each has."""
+    """Sum weights and weighted losses over the samples of each score.
+
+    Returns
+    -------
+    threshold : ndarray of shape (m,)
+        The different scores, rising.
+    weight : ndarray of shape (m,)
+        Weight of the samples of each score, as a fraction of the total weight.
+    loss : ndarray of shape (m,)
+        Weighted loss of the samples of each score, divided by the total weight.
+    """
     losses, scores, weights = checked_rows(errors, uncertainty, sample_weight)
     weights = weights / weights.max()
     threshold, group = np.unique(scores, return_inverse=True)
@@ -24,7 +34,14 @@ def by_score(
 def checked_rows(
     errors: ArrayLike, uncertainty: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Losses, scores and weights of the rows that count, in float64."""
+    """Check losses, scores and weights, and return those of positive weight in float64.
+
+    Raises
+    ------
+    ValueError
+        For arrays that are empty, not 1-d or of different lengths, for NaN and infinity, for
+        negative losses or weights, and if all weights are zero.
+    """
     losses, scores = (np.asarray(v, dtype=float) for v in (errors, uncertainty))
     weights = np.ones_like(losses) if sample_weight is None else np.asarray(sample_weight, float)
     named = {"errors": losses, "uncertainty": scores, "sample_weight": weights}
@@ -49,12 +66,12 @@ def checked_rows(
 
 
 def is_number(value: Any) -> bool:
-    """Tell real numbers from truth values and everything else."""
+    """Tell whether a value is a real number; booleans are not."""
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 
 def check_share(name: str, value: float, *, includes_one: bool = False) -> None:
-    """Refuse what is not a share in (0, 1), or in (0, 1]."""
+    """Refuse a value that is not a number in (0, 1), or in (0, 1] with `includes_one`."""
     if not (is_number(value) and (0 < value < 1 or (includes_one and value == 1))):
         closing = "]" if includes_one else ")"
         raise ValueError(f"{name} must be a number in (0, 1{closing}, got {value!r}.")

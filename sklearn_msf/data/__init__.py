@@ -1,5 +1,5 @@
 """Images between the user and the network.
 
-May import `persistence`. `images.ImageFormat` knows the layout and the range of X and turns it
-into tensors (n, C, H, W) in [-1, 1] and back; `augmentation` varies training images.
+May import `persistence`. `images.ImageFormat` knows the layout and the range of X and converts
+images to tensors (n, C, H, W) in [-1, 1] and back. `augmentation` varies training images.
 """

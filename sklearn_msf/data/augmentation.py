@@ -1,4 +1,4 @@
-"""Random variations of training images, made on the device they live on."""
+"""Random variations of training images, computed on the device of the images."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 __all__ = ["AUGMENTATIONS", "augment_images", "mirror_images"]
 
-# Shifts count in half sizes, as grid_sample does.
+# _MAX_SHIFT is in the units of grid_sample, in which an image has the size 2: it is 5 %.
 _MAX_ROTATION = math.radians(15.0)
 _MAX_SCALING = 0.1
 _MAX_SHIFT = 0.1
@@ -25,7 +25,7 @@ def _horizontal_flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip both axes (paper: Blood, Derma, Retina)."""
+    """Flip each of the two axes with probability 1/2 (paper: Blood, Derma, Retina)."""
     return _mirror(_mirror(x, generator, 3), generator, 2)
 
 
@@ -36,7 +36,7 @@ def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
     angle = _MAX_ROTATION * uniform[0]
     rows = torch.exp(_MAX_SCALING * uniform[1])
     columns = torch.exp(_MAX_SCALING * uniform[2])
-    # grid_sample counts both axes from -1 to 1: rotation in pixels needs the aspect ratio.
+    # Both axes of grid_sample go from -1 to 1, so a rotation in pixels needs the aspect ratio.
     aspect = height / width
     theta = torch.stack(
         [
@@ -56,10 +56,10 @@ AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
 def augment_images(
     x: Tensor, kind: str | None, n_varied: int, generator: torch.Generator
 ) -> Tensor:
-    """Vary images at random: flips for all, affine changes for those that only classify.
+    """Vary images at random: flip all, and apply affine changes to the first `n_varied`.
 
-    Rows at t = 1 teach nothing about drawing, so moved borders, which would be seen in drawn
-    images, are kept to them.
+    Affine changes repeat the border of an image, which would also appear in generated images.
+    Samples at t = 1 train only the classification, so affine changes can be limited to them.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def augment_images(
     kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
         Variations; None returns `x`.
     n_varied : int
-        Number of rows, from the first on, that affine changes are made to: those at t = 1.
+        Number of images, the first ones of the batch, that get affine changes.
     generator : torch.Generator
         On the device of `x`.
 
@@ -86,7 +86,7 @@ def augment_images(
 
 
 def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
-    """Images and all their flips that a kind of variation has.
+    """Return images and all flips of them that a kind of variation can make.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        The images themselves first: 1, 2 or 4 batches.
+        1, 2 or 4 batches; the first has the unflipped images.
     """
     names = kind.split("+") if kind else []
     if "flip" in names:

@@ -1,4 +1,4 @@
-"""Images as users have them, to tensors of shape (n, C, H, W) in [-1, 1], and back."""
+"""Conversion of the user's images to tensors of shape (n, C, H, W) in [-1, 1], and back."""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +13,13 @@ from sklearn_msf.persistence.json_data import number_dtype
 
 __all__ = ["ImageFormat", "flatten_images", "learn_format", "row_shape"]
 
-# Floats far outside the training range would drown the noise or overflow.
+# Limit for scaled floats. Values far outside the training range would drown the noise of the
+# path or overflow.
 _CLIP = 8.0
 
 
 def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
-    """Flatten images to rows and tell their shape.
+    """Flatten images to rows, and return the shape of one image.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     Returns
     -------
     rows : array-like of shape (n, n_features)
-        X itself where it is already flat.
+        X itself if it is already flat.
     shape : tuple of int or None
         (H, W) or (H, W, C) of images, None for rows.
     """
@@ -48,13 +49,13 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
 
 
 def row_shape(n_features: int) -> tuple[int, int]:
-    """Shape in which rows without `image_shape` are seen: one line of n_features pixels."""
+    """Return the image shape of rows without `image_shape`: one line of n_features pixels."""
     return (1, n_features)
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What fit learned about the layout and the range of X.
+    """Layout and range of X, as learned by fit.
 
     Attributes
     ----------
@@ -85,7 +86,7 @@ class ImageFormat:
         return self.shape[2] if len(self.shape) == 3 else 1
 
     def to_plain(self) -> dict[str, Any]:
-        """Turn the format into data that JSON holds."""
+        """Turn the format into data that JSON can hold."""
         return {
             "shape": list(self.shape),
             "flat": self.flat,
@@ -96,30 +97,31 @@ class ImageFormat:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "ImageFormat":
-        """Make the format that :meth:`to_plain` described.
+        """Make a format from the output of :meth:`to_plain`.
 
         Raises
         ------
         ValueError
-            For anything else.
+            If the data do not describe an image format.
         """
         shape, flat = tuple(plain["shape"]), plain["flat"]
         low, high = float(plain["low"]), float(plain["high"])
         sizes = all(type(n) is int and n > 0 for n in shape)
         if not sizes or len(shape) not in (2, 3) or not isinstance(flat, bool):
-            raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is no image format")
+            raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is not a valid image format")
         if not math.isfinite(high - low) or low > high:
-            raise ValueError(f"images from {low} to {high} are no image format")
+            raise ValueError(f"images from {low} to {high} are not a valid range of images")
         return cls(shape, flat, number_dtype(plain["dtype"]), low, high)
 
     def check(self, rows: np.ndarray) -> None:
-        """Refuse rows in another number format than the training X.
+        """Refuse rows whose number format differs from that of the training X.
 
         Raises
         ------
         ValueError
-            For floats that cannot be 8-bit pixels where the model was fitted on uint8, and
-            for uint8 where it was fitted on anything else.
+            If the model was fitted on uint8 and the values cannot be 8-bit pixels, if it was
+            fitted on another dtype and the rows are uint8, or if it was fitted on values in
+            [0, 1] and the values are far outside that range.
         """
         fitted_on_bytes = self.dtype == np.uint8
         if fitted_on_bytes and rows.dtype != np.uint8:
@@ -152,7 +154,7 @@ class ImageFormat:
             )
 
     def to_numpy_images(self, rows: np.ndarray) -> np.ndarray:
-        """Rows as a channels-first array, uint8 kept as it is and anything else float32.
+        """Convert rows to a channels-first array.
 
         Parameters
         ----------
@@ -162,13 +164,14 @@ class ImageFormat:
         Returns
         -------
         ndarray of shape (n, C, H, W)
-            uint8 in [0, 255], or float32 in [-1, 1] (training range).
+            uint8 in [0, 255] if the model was fitted on uint8. Otherwise float32, scaled so that
+            the training range becomes [-1, 1], and clipped to [-8, 8].
         """
         height, width = self.size
         if self.dtype == np.uint8:
             values = rows.astype(np.uint8, copy=False)
         else:
-            # In float64, so that large offsets do not cost the last digits.
+            # Use float64: in float32 a large offset would cost the last digits.
             middle, half = (self.low + self.high) / 2, max((self.high - self.low) / 2, 1e-300)
             values = np.clip((rows.astype(np.float64) - middle) / half, -_CLIP, _CLIP)
             values = values.astype(np.float32)
@@ -177,18 +180,18 @@ class ImageFormat:
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
-        """uint8 or float images of (n, C, H, W) as float32 in [-1, 1]."""
+        """Convert uint8 images to float32 in [-1, 1], and return float images as they are."""
         if images.dtype == torch.uint8:
             return images.float() / 127.5 - 1.0
         return images
 
     def to_unit_range(self, images: np.ndarray) -> np.ndarray:
-        """Images in the range of X as float64 in [0, 1], for pictures."""
+        """Convert images in the range of X to float64 in [0, 1], for plots."""
         width = self.high - self.low
         return np.clip((np.asarray(images, dtype=float) - self.low) / (width or 1), 0, 1)
 
     def from_tensor(self, images: Tensor) -> np.ndarray:
-        """Images in [-1, 1] as arrays in the dtype, layout and range of the training X.
+        """Convert images in [-1, 1] to arrays in the dtype, layout and range of the training X.
 
         Parameters
         ----------
@@ -212,8 +215,8 @@ def learn_format(
 ) -> ImageFormat:
     """Learn layout and range from the training X.
 
-    uint8 has the range [0, 255]. Other numbers inside [0, 1] have the range [0, 1], and
-    everything else the minimum and the maximum of the training X.
+    The range of uint8 is [0, 255]. For other dtypes it is [0, 1] if all values are in [0, 1],
+    and otherwise goes from the minimum to the maximum of the training X.
 
     Parameters
     ----------
@@ -224,7 +227,7 @@ def learn_format(
     flat : bool
         Whether X came as rows.
     dtype : numpy.dtype, optional
-        dtype of X where `rows` has another.
+        dtype of X if `rows` has a different one.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Medical images in the manner of `sklearn.datasets`."""
+"""Loaders of medical images with the interface of `sklearn.datasets`."""
 
 from sklearn_msf.datasets._medmnist import fetch_medmnist
 

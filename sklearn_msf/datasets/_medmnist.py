@@ -1,4 +1,4 @@
-"""Medical images in the manner of `sklearn.datasets`: MedMNIST, fetched once and checked."""
+"""MedMNIST with the interface of `sklearn.datasets`: downloaded once, with checksums."""
 
 import contextlib
 import io
@@ -19,16 +19,16 @@ _CITATION = (
     "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical "
     "image classification. Scientific Data 10, 41 (2023)."
 )
-# Seconds to wait for a connection and for a byte, and how often a broken download is tried
-# again.
+# Seconds to wait for a connection and for the next bytes, and number of retries after a failed
+# download.
 _TIMEOUT = (5, 30)
 _N_RETRIES = 2
 
 
 def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
-    """Import the table of data sets that the medmnist package carries."""
+    """Import the table of data sets from the medmnist package."""
     try:
-        # The package prints a complaint where torchvision is missing; its table is complete.
+        # Without torchvision the package prints a message, but its table is complete.
         with contextlib.redirect_stdout(io.StringIO()):
             from medmnist.info import INFO
     except ImportError as error:
@@ -40,16 +40,16 @@ def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _data_homes(data_home: str | os.PathLike[str] | None) -> list[Path]:
-    """Folders to look in: the argument alone, or MEDMNIST_ROOT and then medmnist's own cache.
+    """List the folders to search: the argument alone, or MEDMNIST_ROOT and medmnist's own cache.
 
-    A download goes to the first of them.
+    Files are downloaded to the first one.
     """
     folders = [data_home] if data_home else [os.environ.get("MEDMNIST_ROOT"), "~/.medmnist"]
     return [Path(folder).expanduser() for folder in folders if folder]
 
 
 def _find(folders: list[Path], filename: str) -> Path:
-    """First place that has the file, else the place to download it to."""
+    """Return the first path at which the file exists, else the path to download it to."""
     places = [folder / filename for folder in folders]
     return next((place for place in places if place.exists()), places[0])
 
@@ -63,10 +63,10 @@ def fetch_medmnist(
     download_if_missing: bool = True,
     return_X_y: bool = False,
 ) -> Any:
-    """Load a MedMNIST data set, downloading it where it is not at hand.
+    """Load a MedMNIST data set, and download it if the file is missing.
 
-    A file is used only if its MD5 checksum is the published one, and a download appears in
-    the folder only when it is complete.
+    A file is used only if its MD5 checksum is the published one. A download appears in the folder
+    only when it is complete.
 
     Parameters
     ----------
@@ -77,10 +77,11 @@ def fetch_medmnist(
     split : {"train", "val", "test"}, default=None
         Part to load; None loads all three, in this order.
     data_home : path-like, default=None
-        Folder of the files. Default: the folder in the environment variable MEDMNIST_ROOT,
-        then the cache of the medmnist package, ``~/.medmnist``; downloads go to the first.
+        Folder of the files. None searches the folder in the environment variable MEDMNIST_ROOT, if
+        it is set, and then the cache of the medmnist package, ``~/.medmnist``; downloads go to the
+        first of these.
     download_if_missing : bool, default=True
-        If False, a file that is not there raises an OSError.
+        If False, a missing file raises an OSError.
     return_X_y : bool, default=False
         Whether to return ``(data, target)`` only.
 
@@ -96,15 +97,17 @@ def fetch_medmnist(
         DESCR : str
             Description with licence and citation.
         filename : str
-            Where the file lies.
+            Path of the file.
 
     Raises
     ------
     ValueError
         For a name, size or split that MedMNIST does not have.
     OSError
-        Where the file is missing and may not or cannot be downloaded, or has a wrong
-        checksum.
+        If the file is missing and ``download_if_missing=False``, if it cannot be downloaded, or if
+        its checksum is wrong.
+    ImportError
+        If the medmnist package is not installed; only its table of data sets is needed.
     """
     info = _medmnist_info()
     if name not in info:
@@ -136,7 +139,7 @@ def fetch_medmnist(
 
 
 def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
-    """Return the path of a file with the right checksum, downloading it where needed."""
+    """Return the path of a file with the right checksum; download it if it is missing."""
     if path.exists():
         found = pooch.file_hash(str(path), alg="md5")
         if found != md5:
@@ -152,8 +155,8 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # pooch writes to a temporary file beside the target and moves it once the checksum
-        # is right.
+        # pooch writes to a temporary file beside the target, and moves it when the checksum is
+        # right.
         pooch.retrieve(
             url,
             known_hash=f"md5:{md5}",
@@ -171,7 +174,7 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
 
 
 class _Downloader:
-    """HTTP download with a time limit on silence and a few tries."""
+    """HTTP download with timeouts and a few retries."""
 
     def __call__(self, url: str, output_file: str, pooch_: Any) -> None:
         for attempt in range(1 + _N_RETRIES):
@@ -179,7 +182,7 @@ class _Downloader:
                 download = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=True)
                 download(url, output_file, pooch_)
             except OSError as error:
-                # Where nothing answers there is no network: trying again would only wait.
+                # If the connection times out there is no network, so a retry is useless.
                 if attempt == _N_RETRIES or isinstance(error, ConnectTimeout):
                     raise
             else:
@@ -187,7 +190,7 @@ class _Downloader:
 
 
 def _read(path: Path, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Read images and labels of the splits, one after the other."""
+    """Read and concatenate the images and labels of the splits."""
     with np.load(path, allow_pickle=False) as arrays:
         data = np.concatenate([arrays[f"{split}_images"] for split in splits])
         target = np.concatenate([arrays[f"{split}_labels"] for split in splits])

@@ -1,13 +1,14 @@
-"""Label codes: one constant colour a class, and the way back from masks to classes.
+"""Label codes: one colour per class, and the conversion from classes to masks and back.
 
-A mask y is an image of one colour. Encoding paints the code of a class and jitters every
-pixel; decoding measures the distance of a mask to each code. See paper, section 3.1 and
-equation 2 (RGB), and the SymmFlow rows of Table 2 (grayscale).
+A mask y is an image of one colour. Encoding fills the mask with the code of a class and adds
+jitter to every pixel; decoding measures the distance of a mask to each code. See paper, section
+3.1 and equation 2 (RGB), and the SymmFlow rows of Table 2 (grayscale).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,21 +16,24 @@ from torch import Tensor
 
 __all__ = [
     "LABEL_ENCODINGS",
+    "CodeReader",
     "EncodedLabelCodes",
     "LabelCodes",
-    "PixelReading",
+    "MaskReader",
+    "PixelReader",
     "count_code_channels",
     "make_label_codes",
 ]
 
-# The four levels of a channel; 4 ** 3 colours, in lexicographic order.
+# The four levels of a channel: the palette has 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
 _N_RGB_CODES = len(_RGB_LEVELS) ** 3
-# K classes need K * (K - 1) numbers, and masks of K - 1 channels.
+# Simplex codes of K classes take K * (K - 1) numbers, and their masks K - 1 channels.
 _MAX_SIMPLEX_CODES = 1024
-# What an absent class keeps of a mixture weight, in units of 1 / K.
+# Softened value of a mixture weight of 0, in units of 1 / K.
 _WEIGHT_FLOOR = 0.005
-# Codes are independent where they spread in every direction by this share of the widest one.
+# Codes count as affinely independent if their spread in every direction is at least this
+# fraction of the widest one.
 _MIN_SPREAD = 0.1
 
 
@@ -46,7 +50,7 @@ def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
 
 
 def _grayscale_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
-    """Even steps from -beta/2 to beta/2, jitter of half a step."""
+    """Space the codes evenly from -beta/2 to beta/2, with a jitter of half a step."""
     if beta <= 0:
         raise ValueError(f"label_encoding='grayscale' needs beta > 0, got {beta!r}.")
     steps = 2.0 * np.arange(n_classes) / (n_classes - 1) - 1.0
@@ -54,10 +58,10 @@ def _grayscale_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
 
 
 def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
-    """Vertices of a regular simplex in K - 1 channels, of unit mean square, jitter as RGB.
+    """Make the vertices of a regular simplex in K - 1 channels, with the jitter of RGB codes.
 
-    The rows of the Helmert matrix are an orthonormal basis of the vectors that sum to zero;
-    the unit vectors seen in this basis are the vertices.
+    The rows of the Helmert matrix are an orthonormal basis of the vectors that sum to zero. The
+    coordinates of the unit vectors in this basis, scaled to a mean square of 1, are the vertices.
     """
     if n_classes > _MAX_SIMPLEX_CODES:
         raise ValueError(
@@ -73,50 +77,53 @@ def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
 
 
 def _pixelwise_distances(masks: Tensor, codes: Tensor) -> Tensor:
-    """Mean over pixels of the L2 norm over channels (paper, eq. 2): (n, K).
+    """Compute the mean over pixels of the L2 norm over channels (paper, eq. 2): (n, K).
 
     Codes are images, (K, C, H, W), or colours, (K, C, 1, 1).
     """
-    # One class at a time: (n, K, C, H, W) would not fit for many classes.
+    # One class at a time: for many classes (n, K, C, H, W) would not fit into memory.
     return torch.stack([(masks - code).norm(dim=1).mean(dim=(1, 2)) for code in codes], dim=1)
 
 
 def _colour_distances(masks: Tensor, codes: Tensor) -> Tensor:
-    """Distance of masks to colours (K, C): (n, K)."""
+    """Compute the distances of masks to colours (K, C): (n, K)."""
     return _pixelwise_distances(masks, codes[:, :, None, None])
 
 
 def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
-    """Distance of the mask's mean to each code: the nearest is the rescaled, rounded mean."""
-    # Not cdist: it rounds differently for many rows than for few.
+    """Compute the distances of the mean of each mask to the codes: (n, K).
+
+    The nearest code is the one that rescaling and rounding the mean would give.
+    """
+    # Do not use cdist: its rounding depends on the number of masks.
     return (masks.mean(dim=(2, 3))[:, None] - codes).norm(dim=2)
 
 
 def _soften(weights: Tensor, floor: float) -> Tensor:
-    """max(weights, 0), bent into an increasing and positive function that is `floor` at 0."""
+    """Replace max(weights, 0) by a smooth, increasing, positive function that is `floor` at 0."""
     root = torch.sqrt(weights.square() + 4 * floor**2)
-    # The same number twice; either side loses its digits where the other one is used.
+    # Both formulas are the same function, but each loses digits where the other one is used.
     return torch.where(weights > 0, (weights + root) / 2, 2 * floor**2 / (root - weights))
 
 
 def _positive_weights(weights: Tensor) -> Tensor:
-    """Make probabilities of mixture weights (n, K), which noise may have made negative."""
+    """Turn mixture weights (n, K), which may be negative due to noise, into probabilities."""
     weights = _soften(weights, _WEIGHT_FLOOR / weights.shape[1])
     return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _mixture_weights(means: Tensor, codes: Tensor) -> Tensor | None:
-    """Weights (n, K) of the mixture of codes (K, D) that is nearest to each mean (n, D).
+    """Compute the weights (n, K) of the mixture of codes (K, D) nearest to each mean (n, D).
 
-    They sum to 1 and may be negative; None where the codes do not determine them, being
-    affinely dependent or close to it.
+    The weights sum to 1 and may be negative. The result is None if the codes are affinely
+    dependent or close to it, because then they do not determine the weights.
     """
     offsets = codes - codes.mean(dim=0)
     spread = torch.linalg.svdvals(offsets)[: len(codes) - 1]
     if offsets.shape[1] < len(codes) - 1 or spread[-1] < _MIN_SPREAD * spread[0]:
         return None
     to_weights = torch.linalg.pinv(offsets).T
-    # Not a matrix product: it rounds differently for many rows than for few.
+    # Do not use a matrix product: its rounding depends on the number of means.
     centred = means - codes.mean(dim=0)
     return torch.stack([(centred * row).sum(dim=1) for row in to_weights], dim=1) + 1 / len(codes)
 
@@ -171,7 +178,7 @@ class LabelCodes:
     def masks(
         self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Paint masks.
+        """Make masks of classes.
 
         Parameters
         ----------
@@ -180,7 +187,7 @@ class LabelCodes:
         size : tuple of int
             Height H and width W.
         generator : torch.Generator, optional
-            Source of the jitter; without it the masks are the exact codes.
+            Source of the jitter; without it every pixel is exactly the code.
 
         Returns
         -------
@@ -193,10 +200,10 @@ class LabelCodes:
         return masks + self.jitter * (noise - 0.5)
 
     def distances(self, masks: Tensor) -> Tensor:
-        """Distance of masks to every code (paper, eq. 2).
+        """Compute the distances of masks to every code (paper, eq. 2).
 
-        RGB and simplex: mean over pixels of the L2 norm over channels. Grayscale: distance
-        of the mask's mean.
+        For RGB and simplex codes it is the mean over pixels of the L2 norm over channels, for
+        grayscale codes the distance of the mean of the mask.
 
         Parameters
         ----------
@@ -210,14 +217,15 @@ class LabelCodes:
         return _ENCODINGS[self.encoding].distances(masks, self.codes.to(masks.dtype))
 
     def probabilities(self, masks: Tensor) -> Tensor:
-        """Class probabilities read off masks that estimate E[code | x].
+        """Compute class probabilities from masks that estimate E[code | x].
 
-        Where codes are affinely independent (simplex codes, and RGB codes of up to three
-        classes) a mask of one colour has unique mixture weights, p = its barycentric
-        coordinates, bent softly so that they stay positive. Elsewhere a mean of codes does not
-        determine the weights, and p = softmax(-distance / s) with s half the smallest gap
-        between codes. The most probable class is the nearest one but for the RGB codes of three
-        classes, which are not equally far apart: there it is the one of the largest weight.
+        If the codes are affinely independent (simplex codes, RGB codes of up to three classes,
+        grayscale codes of two), a mask of one colour has unique mixture weights. Then p is its
+        barycentric coordinates, softened so that they stay positive. Otherwise a mean of codes
+        does not determine the weights, and p = softmax(-distance / s), where s is half the
+        smallest distance between two codes. The most probable class is the nearest one, except
+        for the RGB codes of three classes, which are not equally far apart: there it is the
+        class with the largest weight.
 
         Parameters
         ----------
@@ -249,13 +257,13 @@ class LabelCodes:
         return bool(torch.allclose(gaps, gaps[:1]))
 
     def mean_codes(self, probabilities: Tensor) -> Tensor:
-        """E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
+        """Compute E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
         return probabilities @ self.codes.to(probabilities.dtype)
 
 
 @dataclass(frozen=True)
 class EncodedLabelCodes:
-    """Class masks as an autoencoder encodes them (paper, section 3.3).
+    """Class masks as an autoencoder encodes them (paper, section 3.2).
 
     Attributes
     ----------
@@ -282,20 +290,21 @@ class EncodedLabelCodes:
     def masks(
         self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Latents of the masks of classes, (n, C, h, w): always the same, of one size."""
+        """Return the encoded masks of classes, (n, C, h, w), which have one size and no jitter."""
         return self.codes[labels]
 
     def distances(self, masks: Tensor) -> Tensor:
-        """Mean over positions of the L2 norm over channels: (n, K) from (n, C, h, w)."""
+        """Compute the mean over positions of the L2 norm over channels: (n, K)."""
         return _pixelwise_distances(masks, self.codes.to(masks.dtype))
 
     def probabilities(self, masks: Tensor) -> Tensor:
-        """Class probabilities read off masks that estimate E[code | x]: (n, K).
+        """Compute class probabilities from masks that estimate E[code | x]: (n, K).
 
-        Weights of the mixture of encoded masks that is nearest to the predicted one, bent softly
-        so that they stay positive. Where the encoded masks do not determine them,
-        softmax(-distance / s) with s half the smallest gap between two of them. The most probable
-        class is that of the largest weight, which need not be the nearest.
+        They are the weights of the mixture of encoded masks that is nearest to the predicted
+        mask, softened so that they stay positive. If the encoded masks do not determine the
+        weights, they are softmax(-distance / s), where s is half the smallest distance between
+        two encoded masks. The most probable class has the largest weight and need not be the
+        nearest one.
         """
         weights = _mixture_weights(masks.flatten(1), self.codes.to(masks.dtype).flatten(1))
         if weights is not None:
@@ -305,29 +314,79 @@ class EncodedLabelCodes:
         return torch.softmax(-self.distances(masks) / (gaps[apart].min() / 2), dim=1)
 
 
+class MaskReader(Protocol):
+    """Reads classes from predicted masks."""
+
+    def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
+        """Make the masks ready to be read on the CPU; only the first `n_rows` are needed."""
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Compute class probabilities (n, K) of prepared masks."""
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Compute the distances (n, K) of prepared masks to every code."""
+
+
 @dataclass(frozen=True)
-class PixelReading:
-    """How encoded masks are read as the paper does: decoded to colours, distances there (eq. 2).
+class CodeReader:
+    """Compares masks with the codes of the field.
+
+    Attributes
+    ----------
+    codes : LabelCodes or EncodedLabelCodes
+        On the CPU.
+    """
+
+    codes: LabelCodes | EncodedLabelCodes
+
+    def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
+        """Return the masks as they are."""
+        return masks
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Compute class probabilities (n, K)."""
+        return self.codes.probabilities(masks)
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Compute the distances (n, K) to every code."""
+        return self.codes.distances(masks)
+
+
+@dataclass(frozen=True)
+class PixelReader:
+    """Decodes encoded masks to colours and compares them with the palette, as the paper does.
 
     Attributes
     ----------
     palette : LabelCodes
-        Colours of the classes.
+        Colours of the classes, on the CPU.
     decode : callable
-        Makes masks (n, 3, H, W) in about [-1, 1] of latents (n, C, h, w).
+        Decodes latents (n, C, h, w) to masks (n, 3, H, W) in about [-1, 1].
     """
 
     palette: LabelCodes
     decode: Callable[[Tensor], Tensor]
 
+    def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
+        """Decode only the masks that are needed, because decoding is slow."""
+        return self.decode(masks[:n_rows])
+
+    def probabilities(self, masks: Tensor) -> Tensor:
+        """Compute class probabilities (n, K) of decoded masks."""
+        return self.palette.probabilities(masks)
+
+    def distances(self, masks: Tensor) -> Tensor:
+        """Compute the distances (n, K) of decoded masks to every colour (paper, eq. 2)."""
+        return self.palette.distances(masks)
+
 
 def count_code_channels(encoding: str, n_classes: int) -> int:
-    """Count the channels of a family's masks without making its codes."""
+    """Count the channels of the masks of an encoding without making its codes."""
     return _ENCODINGS[encoding].n_channels(n_classes)
 
 
 def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
-    """Make the codes of a number of classes.
+    """Make the codes of `n_classes` classes.
 
     Parameters
     ----------

@@ -1,17 +1,78 @@
-"""ODE integration of velocity fields over torchdiffeq, counting function evaluations."""
+"""ODE integration of velocity fields with torchdiffeq, counting function evaluations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "Solution", "integrate", "last_step"]
+__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "OdeSettings", "Solution", "integrate"]
+
+Velocity = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
 ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
-ODE_SOLVERS = ("euler", "midpoint", "rk4", *ADAPTIVE_SOLVERS)
+# Function evaluations of one step of each fixed-step method.
+_EVALUATIONS = {"euler": 1, "midpoint": 2, "rk4": 4}
+ODE_SOLVERS = (*_EVALUATIONS, *ADAPTIVE_SOLVERS)
+
+
+@dataclass(frozen=True)
+class OdeSettings:
+    """Settings of an integration.
+
+    Attributes
+    ----------
+    start, end : float
+        Times in [0, 1]; start > end integrates backwards.
+    n_steps : int
+        Number of equal steps of the fixed-step methods; adaptive methods choose their own.
+    method : {"euler", "midpoint", "rk4", "dopri5"}
+        One Euler step has one function evaluation, a midpoint step two, an rk4 step four.
+    guidance : float
+        How far the velocity of images goes beyond that of their class, away from the
+        unconditional one, in units of the difference of the two (classifier-free guidance, Ho
+        and Salimans, 2022).
+    """
+
+    start: float
+    end: float
+    n_steps: int = 1
+    method: str = "euler"
+    guidance: float = 0.0
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method in ADAPTIVE_SOLVERS
+
+    def last_step(self, least: float) -> tuple["OdeSettings | None", float]:
+        """Separate the last step, with a length of at least `least`.
+
+        Parameters
+        ----------
+        least : float
+            Minimum length of the last step. With an adaptive method it is exactly that long.
+
+        Returns
+        -------
+        before : OdeSettings or None
+            Settings of the integration up to the last step; None if there is only one step.
+        start : float
+            Time at which the last step starts.
+        """
+        span = abs(self.end - self.start)
+        if self.is_adaptive:
+            length, n_before = least, 1
+        else:
+            length, n_before = max(least, span / self.n_steps), self.n_steps - 1
+        backwards = self.end < self.start
+        last = self.end + length if backwards else self.end - length
+        last = min(self.start, last) if backwards else max(self.start, last)
+        if not n_before or last == self.start:
+            return None, last
+        return replace(self, end=last, n_steps=n_before), last
 
 
 @dataclass(frozen=True)
@@ -30,33 +91,8 @@ class Solution:
     nfe: int
 
 
-def last_step(span: float, n_steps: int, method: str, least: float) -> tuple[float, int]:
-    """Length of the last step of a way that is not to be shorter than `least`, and steps before it.
-
-    Parameters
-    ----------
-    span : float
-        Length of the way.
-    n_steps, method :
-        As in :func:`integrate`; what an adaptive method does before the last step counts as one.
-    least : float
-        Shortest last step.
-    """
-    if method in ADAPTIVE_SOLVERS:
-        return least, 1
-    return max(least, span / n_steps), n_steps - 1
-
-
-def integrate(
-    velocity: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
-    state: tuple[Tensor, ...],
-    *,
-    start: float,
-    end: float,
-    n_steps: int,
-    method: str = "euler",
-) -> Solution:
-    """Integrate d state / dt = velocity(t, state) from `start` to `end`.
+def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -> Solution:
+    """Integrate d state / dt = velocity(t, state).
 
     Parameters
     ----------
@@ -64,17 +100,17 @@ def integrate(
         Maps a time (0-d Tensor) and a state to the velocity of each part of the state.
     state : tuple of Tensor
         State at the start time.
-    start, end : float
-        Times; start > end integrates backwards.
-    n_steps : int
-        Equal steps of the fixed-step methods; adaptive ones choose their own.
-    method : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
-        One Euler step has one function evaluation, a midpoint step two, an rk4 step four.
+    ode : OdeSettings
+        Times, steps and method.
 
     Returns
     -------
     Solution
     """
+    times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
+    if not ode.is_adaptive:
+        path = odeint(velocity, state, times, method=ode.method)
+        return Solution(tuple(part[-1] for part in path), ode.n_steps * _EVALUATIONS[ode.method])
     nfe = 0
 
     def counted(t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -82,11 +118,8 @@ def integrate(
         nfe += 1
         return velocity(t, z)
 
-    times = torch.linspace(start, end, n_steps + 1, device=state[0].device)
-    tolerances, options = _ADAPTIVE.get(method, {}), None
-    if method in _ADAPTIVE:
-        times = times[[0, -1]]
-        # Else it steps past the end, where there is no field, and interpolates.
-        options = {"step_t": times[1:]}
-    path = odeint(counted, state, times, method=method, options=options, **tolerances)
+    ends = times[[0, -1]]
+    # Without this it steps past the end, where there is no field, and interpolates.
+    options = {"step_t": ends[1:]}
+    path = odeint(counted, state, ends, method=ode.method, options=options, **_ADAPTIVE[ode.method])
     return Solution(tuple(part[-1] for part in path), nfe)

@@ -42,7 +42,7 @@ class PathSample:
     y_t, u_y : Tensor of shape (n, C_y, H, W)
         Masks on the path and their velocities.
     mask_t : Tensor of shape (n,)
-        Times of the masks: `t`, but 1 in rows that are to be drawn without a class.
+        Times of the masks: `t`, but 1 for samples that are trained unconditionally.
     """
 
     t: Tensor
@@ -86,37 +86,38 @@ def sample_path(
 
 
 def sample_times(
-    n: int, n_at_one: int, n_classless: int, generator: torch.Generator
+    n: int, n_at_one: int, n_unconditional: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw times of images and of masks, two tensors of shape (n,).
 
-    Exactly 1 for the first `n_at_one` of the n, U(0, 1) for the others. At t = 1 the image is
-    clean and the mask pure noise: the one point of the path at which one Euler step classifies,
-    and one that U(0, 1) hardly ever comes near. The `n_classless` rows after these have masks at
-    t = 1 too, which say nothing of the class: what is learned there guides drawing.
+    The times are exactly 1 for the first `n_at_one` samples and U(0, 1) for the others. At t = 1
+    the image is clean and the mask is pure noise. Classification with one Euler step uses only
+    this point of the path, and U(0, 1) hardly ever comes near it. The next `n_unconditional`
+    samples also have masks at t = 1, which have no information about the class. From them the
+    field learns the unconditional velocity for guidance.
     """
     t = torch.rand(n, generator=generator, device=generator.device)
     t[:n_at_one] = 1.0
     mask_t = t.clone()
-    mask_t[n_at_one : n_at_one + n_classless] = 1.0
+    mask_t[n_at_one : n_at_one + n_unconditional] = 1.0
     return t, mask_t
 
 
 def velocity_loss(v: Tensor, u: Tensor) -> Tensor:
-    """Mean squared error between a velocity field and its target; 0 where there are no rows."""
+    """Compute the mean squared error of velocities v with targets u; 0 without any samples."""
     return F.mse_loss(v.float(), u) if len(u) else v.float().sum()
 
 
 def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
-    """E[code | y_t]: what a mask on the path says about the class, without its noise.
+    """Compute E[code | y_t], the denoised code of a mask on the path.
 
     Given the class, y_t is Gaussian around a code, with a = 1 - (1 - s) t::
 
         p(y_t | c) = N(y_t; a code_c, t^2 + a^2 jitter^2 / 12)   per pixel and channel
         E[code | y_t] = sum_c p(c | y_t) code_c                  under equal priors
 
-    The jitter's uniform distribution is taken as a Gaussian of the same variance. Early on
-    the path this is the code itself, at t = 1 the mean of all codes.
+    The uniform distribution of the jitter is approximated by a Gaussian of the same variance.
+    Near t = 0 the result is the code itself, at t = 1 the mean of all codes.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
     """
     a = (1.0 - (1.0 - SIGMA_MIN) * t)[:, None]
     variance = t[:, None].square() + (a * codes.jitter).square() / 12
-    # The mean over pixels is sufficient: what else varies is the same for all classes.
+    # The mean over pixels is sufficient: all else in the likelihood is equal for all classes.
     offsets = y_t.float().mean(dim=(2, 3))[:, None] - a[:, :, None] * codes.codes
     n_pixels = y_t.shape[2] * y_t.shape[3]
     squared = offsets.square().sum(dim=2) * n_pixels

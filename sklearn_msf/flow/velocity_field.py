@@ -1,28 +1,92 @@
-"""The velocity field over image and mask, and the ODE in both directions."""
+"""The velocity field over image and mask: two classes, and the ODE in both directions.
 
-from collections.abc import Callable
+Every field maps (x_t, y_t, t) to the velocities of image and mask:
+
+- :class:`VelocityRegressionField` (the paper): the U-Net returns v_y pixel by pixel.
+- :class:`ClassPosteriorField`: the best label velocity is known up to the class posterior,
+  ``u_y = (y_t - y) / t`` for every point of the path, hence
+  ``v_y = (y_t - sum_c p(c | x_t, y_t) code_c) / t``. The pooled features of the U-Net's
+  middle block give p; only v_x needs the upsampling half.
+"""
+
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sklearn_msf.flow.label_codes import EncodedLabelCodes, LabelCodes
-from sklearn_msf.flow.ode_solver import integrate, last_step
-from sklearn_msf.flow.path import SIGMA_MIN, PathSample, velocity_loss
-from sklearn_msf.nn.unet import UNet
+from sklearn_msf.flow.image_parameterizations import IMAGE_PREDICTIONS
+from sklearn_msf.flow.label_codes import (
+    EncodedLabelCodes,
+    LabelCodes,
+    MaskReader,
+    make_label_codes,
+)
+from sklearn_msf.flow.ode_solver import OdeSettings, integrate
+from sklearn_msf.flow.path import PathSample, denoise_masks
+from sklearn_msf.nn.unet import Encoding, UNet
+from sklearn_msf.runtime.device import seeded_weights, to_channels_last
 
-__all__ = ["VelocityField"]
+__all__ = [
+    "LABEL_PREDICTIONS",
+    "ClassPosteriorField",
+    "FieldLayout",
+    "VelocityField",
+    "VelocityRegressionField",
+    "build_field",
+    "make_field",
+]
 
-# Later the velocity is not asked of the mean image, whose error would be divided by nearly 0.
-_MIN_LAST_STEP = 0.05
-_MAX_TIME = 1.0 - _MIN_LAST_STEP
-_MIN_REMAINING = 1.0 - (1.0 - SIGMA_MIN) * _MAX_TIME
-# Share of the label half of the loss that the rows at t = 1 have at least, beside others.
-_LABEL_SHARE_AT_ONE = 0.8
+# Minimum weight of the samples at t = 1 in the label loss of a batch that has other samples too.
+_MIN_LABEL_FRACTION_AT_ONE = 0.8
+# The label velocity of the posterior is 0 / 0 at t = 0: it is never divided by less than this,
+# and classification does not evaluate it at earlier times.
+_MIN_TIME = 0.05
+
+
+@dataclass(frozen=True)
+class FieldLayout:
+    """Everything that the shapes of a field's weights depend on.
+
+    Attributes
+    ----------
+    label_encoding : {"rgb", "grayscale", "simplex"}
+        Family of the label codes.
+    beta : float
+        Width of their jitter.
+    n_classes : int
+        Number of classes K.
+    label_prediction : {"posterior", "velocity"}
+        Parameterization of the label branch.
+    image_prediction : {"denoised", "velocity"}
+        Parameterization of the image branch.
+    image_channels : int
+        Channels of the images or latents.
+    channels, n_blocks, patch_size : int
+        As in :class:`~sklearn_msf.nn.unet.UNet`.
+    channel_mult, attention_levels : tuple of int
+        As in :class:`~sklearn_msf.nn.unet.UNet`.
+    dropout : float
+        As in :class:`~sklearn_msf.nn.unet.UNet`.
+    """
+
+    label_encoding: str
+    beta: float
+    n_classes: int
+    label_prediction: str
+    image_prediction: str
+    image_channels: int
+    channels: int
+    channel_mult: tuple[int, ...]
+    n_blocks: int
+    attention_levels: tuple[int, ...]
+    patch_size: int
+    dropout: float
 
 
 class VelocityField(nn.Module):
-    """What both forms share: a U-Net, label codes and the ODE in both directions.
+    """Base class of both parameterizations: a U-Net, label codes and the ODE in both directions.
 
     Parameters
     ----------
@@ -30,131 +94,100 @@ class VelocityField(nn.Module):
         Network over [x_t, y_t].
     codes : LabelCodes or EncodedLabelCodes
         Codes of the classes.
-    image_prediction : {"velocity", "image"}
-        What the network returns for the image half.
+    layout : FieldLayout
+        Layout from which the field was made.
     """
 
-    def __init__(
-        self, unet: UNet, codes: LabelCodes | EncodedLabelCodes, image_prediction: str = "velocity"
-    ):
+    def __init__(self, unet: UNet, codes: LabelCodes | EncodedLabelCodes, layout: FieldLayout):
         super().__init__()
         self.unet = unet
         self.codes = codes
-        self._predicts_images = image_prediction == "image"
+        self.layout = layout
+        self.image_parameterization = IMAGE_PREDICTIONS[layout.image_prediction]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
+    def move_to(self, device: torch.device) -> "VelocityField":
+        """Move weights and codes to a device, convolution weights in the layout channels_last."""
+        self.codes = self.codes.to(device)
+        return to_channels_last(self, device)
+
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocities of image and mask, shaped as they are, at times t of shape (n,)."""
+        """Compute the velocities of image and mask, in their shapes, at times t of shape (n,)."""
         raise NotImplementedError
-
-    def _as_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Velocity of the images from what the network returns for them."""
-        if not self._predicts_images:
-            return output
-        remaining = _remaining_noise(t).clamp_min(_MIN_REMAINING)
-        v_x = (output.float() - (1.0 - SIGMA_MIN) * x_t) / remaining
-        # Later no noise is left to speak of: at t = 1 u_x is x_t on average.
-        return torch.where(t[:, None, None, None] > _MAX_TIME + 1e-3, x_t, v_x)
-
-    def _image_loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
-        """Mean squared error of the velocity of some rows.
-
-        An error of the mean image counts 1 / remaining noise, and no more than at the last time.
-        """
-        u_x, x_t = sample.u_x[rows], sample.x_t[rows]
-        if not self._predicts_images:
-            return velocity_loss(output, u_x)
-        remaining = _remaining_noise(sample.t[rows])
-        scale = remaining.clamp_min(_MIN_REMAINING)
-        x = (1.0 - SIGMA_MIN) * x_t + remaining * u_x
-        return velocity_loss(output.float() / scale, x / scale)
-
-    def _label_loss(self, errors: Tensor, n_at_one: int) -> Tensor:
-        """Mean error of the label half, of which the rows at t = 1 make up a share of their own.
-
-        They are what classification sees, however few they are; the others learn the labels of
-        small data by heart.
-        """
-        if not 0 < n_at_one < len(errors):
-            return errors.mean()
-        at_one, others = errors[:n_at_one].mean(), errors[n_at_one:].mean()
-        return torch.lerp(others, at_one, max(_LABEL_SHARE_AT_ONE, n_at_one / len(errors)))
-
-    def _integrate(
-        self,
-        velocity: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
-        state: tuple[Tensor, ...],
-        *,
-        start: float,
-        end: float,
-        n_steps: int,
-        method: str,
-        to_mean: bool,
-    ) -> tuple[Tensor, ...]:
-        """Integrate; of mean images the last step to t = 1 goes straight to the image."""
-        if end < 1.0 or not (to_mean and self._predicts_images):
-            return integrate(
-                velocity, state, start=start, end=end, n_steps=n_steps, method=method
-            ).state
-        length, n_before = last_step(end - start, n_steps, method, least=_MIN_LAST_STEP)
-        last = end - length
-        if n_before and start < last:
-            state = integrate(
-                velocity, state, start=start, end=last, n_steps=n_before, method=method
-            ).state
-        return integrate(velocity, state, start=max(start, last), end=end, n_steps=1).state
-
-    def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x_t, y_t = state
-        v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
-        return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
     def losses(
         self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Losses of the image half and of the label half on points of the path.
+        """Compute the losses of the image branch and of the label branch on points of the path.
 
         Parameters
         ----------
         sample : PathSample
-            Points of the path; the first `n_at_one` at t = 1, which carry no image loss.
+            Points of the path; the first `n_at_one` are at t = 1 and have no image loss.
         labels : Tensor of shape (n,), int64
             Class indices.
         n_at_one : int
-            Number of rows at t = 1.
+            Number of samples at t = 1.
         n_dropped : int, optional
-            Number of rows, from the first one on, that have dropout: it is there for what
-            classifies, and blurs what is drawn. All by default.
+            Number of samples, the first ones, that have dropout: it helps classification but
+            blurs generated images. All by default.
 
         Returns
         -------
         image_loss, label_loss : Tensor
-            Scalars: means over the rows, but of the label loss rows at t = 1 make up 0.8 at least
-            where there are both kinds.
+            Scalars: means over the samples. If some samples are at t = 1 and some are not, those
+            at t = 1 have a weight of at least 0.8 in the label loss.
         """
         raise NotImplementedError
 
-    def classify(self, x: Tensor, e_y: Tensor, *, n_steps: int, method: str) -> Tensor:
-        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the mask y_0."""
-        end = integrate(
-            self._velocity, (x, e_y), start=1.0, end=0.0, n_steps=n_steps, method=method
-        )
-        return end.state[1]
+    # From t = 1 to 0: classification
 
-    def generate(
-        self,
-        e_x: Tensor,
-        masks: Tensor,
-        e_y: Tensor,
-        *,
-        n_steps: int,
-        method: str,
-        guidance: float = 0.0,
-    ) -> Tensor:
+    def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
+        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) as far as the classes need it.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, C_x, H, W)
+            Images in [-1, 1].
+        e_y : Tensor of shape (n, C_y, H, W)
+            Mask noise.
+        ode : OdeSettings
+            From 1 to 0.
+
+        Returns
+        -------
+        Tensor of shape (n, C_y, H, W) or (n, K)
+            Input of :meth:`decode`: masks at t = 0, or class probabilities.
+        """
+        raise NotImplementedError
+
+    def is_one_pass(self, ode: OdeSettings) -> bool:
+        """Return whether :meth:`class_evidence` is one pass of the network, without a solver."""
+        return False
+
+    def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
+        """Compute class probabilities and distances to the codes (paper, eq. 2) from the evidence.
+
+        Parameters
+        ----------
+        evidence : Tensor
+            Result of :meth:`class_evidence`, prepared by the reader, in float64 on the CPU.
+        reader : MaskReader
+            Compares masks with codes.
+
+        Returns
+        -------
+        probabilities, distances : Tensor of shape (n, K), float64
+        """
+        raise NotImplementedError
+
+    # From t = 0 to 1: generation
+
+    def generate(self, e_x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Carry [e_x, masks] from t = 0 to t = 1 and return the images x_1.
 
         Parameters
@@ -162,175 +195,312 @@ class VelocityField(nn.Module):
         e_x : Tensor of shape (n, C_x, H, W)
             Image noise.
         masks : Tensor of shape (n, C_y, H, W)
-            Code masks of the classes asked for.
+            Masks of the classes to generate.
         e_y : Tensor of shape (n, C_y, H, W)
-            Mask noise at the other end of the mask's path.
-        n_steps : int
-            Equal steps of the fixed-step methods.
-        method : str
-            ODE solver.
-        guidance : float
-            How far to go beyond the velocity of the class, away from that of no class, in units
-            of their difference (Ho and Salimans, 2022).
+            Mask noise, the end of the path of the mask at t = 1.
+        ode : OdeSettings
+            From 0 to 1.
 
         Returns
         -------
         Tensor of shape (n, C_x, H, W)
         """
-        x, _ = self._carry(
-            (e_x, masks),
-            masks,
-            e_y,
-            start=0.0,
-            end=1.0,
-            n_steps=n_steps,
-            method=method,
-            guidance=guidance,
-        )
-        return x
-
-    def _carry(
-        self,
-        state: tuple[Tensor, Tensor],
-        masks: Tensor,
-        e_y: Tensor,
-        *,
-        start: float,
-        end: float,
-        n_steps: int,
-        method: str,
-        guidance: float,
-    ) -> tuple[Tensor, Tensor]:
-        """Carry image and mask on the way from [e_x, masks] from one time to another."""
-        x = self.carry_images(
-            state[0],
-            masks,
-            e_y,
-            start=start,
-            end=end,
-            n_steps=n_steps,
-            method=method,
-            guidance=guidance,
-            to_mean=True,
-        )
-        return x, torch.lerp(masks, e_y, end)
-
-    def carry_images(
-        self,
-        x: Tensor,
-        masks: Tensor,
-        e_y: Tensor,
-        *,
-        start: float,
-        end: float,
-        n_steps: int,
-        method: str,
-        guidance: float = 0.0,
-        to_mean: bool = False,
-    ) -> Tensor:
-        """Carry images from one time to another while the mask runs along its straight path.
-
-        With the class known the mask's path is known: y_t = (1 - t) mask + t e_y.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, C_x, H, W)
-            Images at time `start`.
-        masks, e_y : Tensor of shape (n, C_y, H, W)
-            Ends of the mask's path.
-        start, end : float
-            Times in [0, 1], in either order.
-        n_steps : int
-            Equal steps of the fixed-step methods.
-        method : str
-            ODE solver.
-        guidance : float
-            As in :meth:`generate`.
-        to_mean : bool
-            Whether a field of mean images ends its way to t = 1 there, which leaves no noise. Else
-            the way is one that can be gone back: what an image has of its own is kept.
-
-        Returns
-        -------
-        Tensor of shape (n, C_x, H, W)
-            Images at time `end`.
-        """
-
-        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (x_t,) = state
-            times = t.expand(len(x_t))
-            v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), times)
-            return (self._guided(v_x, x_t, e_y.expand_as(masks), times, guidance).to(x_t.dtype),)
-
-        (x,) = self._integrate(
-            velocity,
-            (x,),
-            start=start,
-            end=end,
-            n_steps=n_steps,
-            method=method,
-            to_mean=to_mean,
-        )
-        return x
-
-    def _guided(self, v_x: Tensor, x_t: Tensor, e_y: Tensor, t: Tensor, guidance: float) -> Tensor:
-        """Go beyond the velocity of a class, away from that of a mask that says nothing of it."""
-        if not guidance:
-            return v_x
-        classless = self.image_velocity(x_t, e_y, t, torch.ones_like(t))
-        return v_x + guidance * (v_x - classless)
-
-    def image_velocity(
-        self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None
-    ) -> Tensor:
-        """Velocity of the image alone, (n, C_x, H, W), with masks at times of their own, (n,).
-
-        A network that sees the masks as they are sees in them how far they are.
-        """
-        return self(x_t, y_t, t)[0]
+        return self._carry((e_x, masks), masks, e_y, ode)[0]
 
     def trajectory(
-        self,
-        e_x: Tensor,
-        masks: Tensor,
-        e_y: Tensor,
-        *,
-        n_steps: int,
-        method: str,
-        guidance: float = 0.0,
+        self, e_x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings
     ) -> list[tuple[Tensor, Tensor]]:
-        """Carry [e_x, masks] as :meth:`generate` does, and return where they are after each step.
+        """Carry [e_x, masks] as :meth:`generate` does, and return the state after each step.
 
         Returns
         -------
         list of (x_t, y_t), of length n_steps + 1
-            At the times of :meth:`path_times`.
+            States at the times of :meth:`path_times`.
         """
         points = [(e_x, masks)]
-        for start, end in pairwise(self.path_times(n_steps)):
-            points.append(
-                self._carry(
-                    points[-1],
-                    masks,
-                    e_y,
-                    start=start,
-                    end=end,
-                    n_steps=1,
-                    method=method,
-                    guidance=guidance,
-                )
-            )
+        for start, end in pairwise(self.path_times(ode.n_steps)):
+            step = replace(ode, start=start, end=end, n_steps=1)
+            points.append(self._carry(points[-1], masks, e_y, step))
         return points
 
     def path_times(self, n_steps: int) -> list[float]:
-        """Divide the way from 0 to 1: equally, but of mean images the last step is 0.05 or more."""
-        if not self._predicts_images:
-            return [step / n_steps for step in range(n_steps + 1)]
-        length, n_before = last_step(1.0, n_steps, "euler", least=_MIN_LAST_STEP)
-        # In this order: the time before the last step is exactly that of the whole way.
-        return [(1.0 - length) * (step / max(n_before, 1)) for step in range(n_steps)] + [1.0]
+        """Divide the time from 0 to 1 into n_steps: n_steps + 1 times."""
+        return self.image_parameterization.times(n_steps)
+
+    def _carry(
+        self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Carry image and mask on the trajectory from [e_x, masks], from one time to another."""
+        x = self._carry_images(state[0], masks, e_y, ode, to_image=True)
+        return x, torch.lerp(masks, e_y, ode.end)
+
+    def carry_images(self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
+        """Carry images from one time to another on a trajectory that can be reversed.
+
+        The class is known, and with it the path of the mask: y_t = (1 - t) mask + t e_y. The
+        trajectory does not end with a step to the denoised image, which would lose details of
+        the individual image.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, C_x, H, W)
+            Images at the time `ode.start`.
+        masks, e_y : Tensor of shape (n, C_y, H, W)
+            Ends of the mask's path.
+        ode : OdeSettings
+            Times in either order.
+
+        Returns
+        -------
+        Tensor of shape (n, C_x, H, W)
+            Images at the time `ode.end`.
+        """
+        return self._carry_images(x, masks, e_y, ode, to_image=False)
+
+    def _carry_images(
+        self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings, *, to_image: bool
+    ) -> Tensor:
+        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            (x_t,) = state
+            times = t.expand(len(x_t))
+            v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), times)
+            v_x = self._guided(v_x, x_t, e_y.expand_as(masks), times, ode.guidance)
+            return (v_x.to(x_t.dtype),)
+
+        if to_image:
+            return self.image_parameterization.integrate_to_image(velocity, (x,), ode)[0]
+        return integrate(velocity, (x,), ode).state[0]
+
+    def image_velocity(
+        self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None
+    ) -> Tensor:
+        """Compute only the velocity of the image, (n, C_x, H, W); `mask_t`, (n,), is for the masks.
+
+        Here the network gets the masks with their noise, so `mask_t` is not used.
+        """
+        return self(x_t, y_t, t)[0]
+
+    def _guided(self, v_x: Tensor, x_t: Tensor, e_y: Tensor, t: Tensor, guidance: float) -> Tensor:
+        """Move the velocity of a class further away from the unconditional velocity."""
+        if not guidance:
+            return v_x
+        # At t = 1 a mask is pure noise and has no information about the class.
+        unconditional = self.image_velocity(x_t, e_y, t, torch.ones_like(t))
+        return v_x + guidance * (v_x - unconditional)
+
+    def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x_t, y_t = state
+        v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
+        return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
+
+    def _label_loss(self, errors: Tensor, n_at_one: int) -> Tensor:
+        """Average the errors of the label branch; samples at t = 1 weigh at least 0.8 together.
+
+        Classification starts at t = 1, however few samples of a batch are there. The label loss
+        of the other samples makes the network memorise small data sets.
+        """
+        if not 0 < n_at_one < len(errors):
+            return errors.mean()
+        at_one, others = errors[:n_at_one].mean(), errors[n_at_one:].mean()
+        fraction = max(_MIN_LABEL_FRACTION_AT_ONE, n_at_one / len(errors))
+        return torch.lerp(others, at_one, fraction)
 
 
-def _remaining_noise(t: Tensor) -> Tensor:
-    """Share of the noise in x_t, (n, 1, 1, 1) from times (n,)."""
-    return (1.0 - (1.0 - SIGMA_MIN) * t)[:, None, None, None]
+class VelocityRegressionField(VelocityField):
+    """Label branch as a regression of u_y per pixel (paper, section 3)."""
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the velocities of image and mask, in their shapes, at times t of shape (n,)."""
+        output, v_y = self._outputs(x_t, y_t, t)
+        return self.image_parameterization.velocity(output, x_t, t), v_y
+
+    def _outputs(
+        self, x_t: Tensor, y_t: Tensor, t: Tensor, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the network and split its output into image and mask."""
+        output = self.unet(torch.cat([x_t, y_t], dim=1), t, n_dropped)
+        return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
+
+    def losses(
+        self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the mean squared errors of both velocities (paper, section 3)."""
+        output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_dropped)
+        generating = slice(n_at_one, None)
+        errors = (v_y - sample.u_y).float().square().mean(dim=(1, 2, 3))
+        return (
+            self.image_parameterization.loss(output[generating], sample, generating),
+            self._label_loss(errors, n_at_one),
+        )
+
+    def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
+        """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the masks y_0."""
+        return integrate(self._velocity, (x, e_y), ode).state[1]
+
+    def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
+        """Read probabilities and distances from masks."""
+        return reader.probabilities(evidence), reader.distances(evidence)
+
+    def _carry(
+        self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings
+    ) -> tuple[Tensor, Tensor]:
+        """Integrate image and mask together: the mask follows the predicted velocity."""
+
+        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            v_x, v_y = self._velocity(t, state)
+            x_t, times = state[0], t.expand(len(state[0]))
+            return self._guided(v_x, x_t, e_y.expand_as(masks), times, ode.guidance), v_y
+
+        x, y = self.image_parameterization.integrate_to_image(velocity, state, ode)
+        return x, y
+
+
+class ClassPosteriorField(VelocityField):
+    """Label branch as a class posterior, from which v_y follows in closed form."""
+
+    codes: LabelCodes
+
+    def __init__(self, unet: UNet, codes: LabelCodes, layout: FieldLayout):
+        super().__init__(unet, codes, layout)
+        self.head = nn.Linear(unet.feature_channels, codes.n_classes)
+
+    def encode(
+        self,
+        x_t: Tensor,
+        y_t: Tensor,
+        t: Tensor,
+        mask_t: Tensor | None = None,
+        n_dropped: int | None = None,
+    ) -> Encoding:
+        """Run the U-Net up to its middle block.
+
+        The network gets the denoised mask: at t = 1 the noise of the mask would only make the
+        image harder to recognise.
+        """
+        mask = denoise_masks(y_t, t if mask_t is None else mask_t, self.codes)[:, :, None, None]
+        mask = mask.expand(-1, -1, y_t.shape[2], y_t.shape[3])
+        return self.unet.encode(torch.cat([x_t, mask], dim=1), t, n_dropped)
+
+    def class_logits(self, encoding: Encoding) -> Tensor:
+        """Compute the unnormalised log p(c | x_t, y_t), float32, (n, K)."""
+        return self.head(encoding.features.float().mean(dim=(2, 3))).float()
+
+    def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
+        """Compute p(c | x_t, y_t) at the beginning of the last step to t = 0, (n, K).
+
+        In the last step the mask goes straight to the mean code, whatever the method. With one
+        step the result is therefore p at t = 1, and nothing is integrated. The last step is at
+        least 0.05 long, because closer to t = 0 the label velocity is almost 0 / 0.
+        """
+        # One time for all samples: its embedding is computed only once.
+        t, y_t = torch.ones(1, device=x.device), e_y
+        before, last = ode.last_step(_MIN_TIME)
+        if before is not None:
+            x, y_t = integrate(self._velocity, (x, e_y), before).state
+            t = t * last
+        return torch.softmax(self.class_logits(self.encode(x, y_t, t)), dim=1)
+
+    def is_one_pass(self, ode: OdeSettings) -> bool:
+        """Return True for a single step of a fixed-step method."""
+        return ode.n_steps == 1 and not ode.is_adaptive
+
+    def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
+        """Return the probabilities, normalised again, and the distances of their mean code."""
+        p = evidence / evidence.sum(dim=1, keepdim=True)
+        codes = self.codes.to("cpu")
+        return p, codes.distances(codes.mean_codes(p)[:, :, None, None])
+
+    def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the velocities of image and mask, in their shapes, at times t of shape (n,)."""
+        encoding = self.encode(x_t, y_t, t)
+        p = torch.softmax(self.class_logits(encoding), dim=1)
+        y_0 = self.codes.mean_codes(p)[:, :, None, None]
+        v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
+        return self.image_parameterization.velocity(self.unet.decode(encoding), x_t, t), v_y
+
+    def losses(
+        self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the mean squared error of v_x and the cross-entropy of p.
+
+        The p that minimises the cross-entropy also gives the v_y with the least mean squared
+        error. Samples at t = 1 skip the upsampling half, which classification does not need.
+        """
+        encoding = self.encode(sample.x_t, sample.y_t, sample.t, sample.mask_t, n_dropped)
+        errors = F.cross_entropy(self.class_logits(encoding), labels, reduction="none")
+        label_loss = self._label_loss(errors, n_at_one)
+        if n_at_one == len(labels):
+            return label_loss.new_zeros(()), label_loss
+        generating = slice(n_at_one, None)
+        output = self.unet.decode(encoding.rows(n_at_one, len(labels)))
+        return self.image_parameterization.loss(output, sample, generating), label_loss
+
+    def image_velocity(
+        self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None
+    ) -> Tensor:
+        """Compute only the velocity of the image, (n, C_x, H, W); `mask_t`, (n,), is for the masks.
+
+        This avoids the quotient in :meth:`forward`, which is 0 / 0 at t = 0.
+        """
+        output = self.unet.decode(self.encode(x_t, y_t, t, mask_t))
+        return self.image_parameterization.velocity(output, x_t, t)
+
+
+LABEL_PREDICTIONS = ("velocity", "posterior")
+
+
+def make_field(layout: FieldLayout, codes: LabelCodes | EncodedLabelCodes) -> VelocityField:
+    """Make an untrained velocity field over given codes.
+
+    Parameters
+    ----------
+    layout : FieldLayout
+        Layout of the network.
+    codes : LabelCodes or EncodedLabelCodes
+        Codes of the classes; the label prediction "posterior" needs :class:`LabelCodes`.
+
+    Returns
+    -------
+    VelocityField
+    """
+    n_inputs = layout.image_channels + codes.n_channels
+    predicts_posterior = layout.label_prediction == "posterior"
+    unet = UNet(
+        n_inputs,
+        layout.image_channels if predicts_posterior else n_inputs,
+        channels=layout.channels,
+        channel_mult=layout.channel_mult,
+        n_blocks=layout.n_blocks,
+        attention_levels=layout.attention_levels,
+        patch_size=layout.patch_size,
+        dropout=layout.dropout,
+    )
+    if not predicts_posterior:
+        return VelocityRegressionField(unet, codes, layout)
+    assert isinstance(codes, LabelCodes)
+    return ClassPosteriorField(unet, codes, layout)
+
+
+def build_field(layout: FieldLayout, seed: int, mask_codes: Tensor | None = None) -> VelocityField:
+    """Make an untrained field with weights drawn from a seed; torch's generator is restored.
+
+    Parameters
+    ----------
+    layout : FieldLayout
+        Layout of network and codes.
+    seed : int
+        Seed of the weights.
+    mask_codes : Tensor of shape (K, C_y, H, W), optional
+        Encoded masks of the classes, to use instead of plain colours.
+
+    Returns
+    -------
+    VelocityField
+    """
+    codes: LabelCodes | EncodedLabelCodes
+    if mask_codes is None:
+        codes = make_label_codes(layout.label_encoding, layout.n_classes, layout.beta)
+    else:
+        codes = EncodedLabelCodes(mask_codes)
+    with seeded_weights(seed):
+        return make_field(layout, codes)

@@ -1,6 +1,7 @@
 """Latents instead of pixels: autoencoders, the scaling of their latents, and their files.
 
-May import `model`, `training` and what lies below. `autoencoder.ImageAutoencoder` wraps whatever
-encodes and decodes, `autoencoder_training` trains a small one, `latent_space.LatentSpace` stands
-between images and field, `cache` keeps encoded training images.
+May import `model`, `training` and the rooms below them. `autoencoder.ImageAutoencoder` wraps any
+object that encodes and decodes images, `autoencoder_training` trains a small one,
+`latent_space.LatentSpace` converts between images and the latents that the field works on, `cache`
+keeps encoded training images.
 """

@@ -1,12 +1,15 @@
-"""An autoencoder behind two functions: images to latents, latents to images.
+"""One interface to all autoencoders: images to latents, latents to images.
 
-Whatever has `encode` and `decode` will do: an AutoencoderKL or AutoencoderTiny of diffusers, or
-an object of one's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` may return the
-latents, a pair of their means and deviations, or what diffusers returns; `decode` the images,
-or what diffusers returns. Both are called from several threads at a time, those of a torch
-module on the device of the model and in float32, those of anything else on the CPU. Where such
-an object works on gray images it says so by an attribute ``in_channels = 1``; where its latents
-are to be scaled by a published factor, by ``scaling_factor``.
+Any object with `encode` and `decode` can be used: an AutoencoderKL or AutoencoderTiny of diffusers,
+or an object of the user's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` returns the
+latents, a pair of their means and standard deviations, or the output of a diffusers model; `decode`
+returns the images, or the output of a diffusers model. Both may be called from several threads at
+the same time. A torch module gets its inputs on the device of the model, any other object gets them
+on the CPU. Inputs and weights are float32; `encode` may run under bfloat16 autocast.
+
+Attributes are read from the object's `config` or from the object itself: ``in_channels`` (3 without
+it; 1 for gray images), and ``scaling_factor`` and ``shift_factor`` if the latents have a published
+scaling.
 """
 
 import copy
@@ -21,11 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.runtime.device import autocast, to_channels_last
 
 __all__ = [
     "AUTOENCODER_CLASSES",
-    "AutoencoderError",
     "Encoded",
     "ImageAutoencoder",
     "as_autoencoder",
@@ -35,20 +38,15 @@ __all__ = [
 ]
 
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-# What runs through an autoencoder at a time, filled up where there is less: kernels round
-# differently for other numbers, and for a single image nobody should wait for many.
+# Limits of one pass. Every pass is padded to the same number of images, because kernels round
+# differently for other batch sizes; a small number keeps the padding of a single image cheap.
 _PIXELS_A_PASS = 2 * 256 * 256
 _MAX_ROWS_A_PASS = 16
 _PROBE_SIDE = 64
 _WAYS_OUT = (
-    "Three ways out: autoencoder='fit' trains a small one on X; autoencoder='path/to/folder' "
-    "takes one that was saved by diffusers (with safetensors); or pass an object with encode "
-    "and decode."
+    "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
+    "one that diffusers saved (with safetensors), or pass an object with encode and decode."
 )
-
-
-class AutoencoderError(ValueError):
-    """An autoencoder that cannot be had or cannot be used."""
 
 
 class Encoded(NamedTuple):
@@ -57,9 +55,9 @@ class Encoded(NamedTuple):
     Attributes
     ----------
     mean : Tensor of shape (n, c, h, w)
-        Posterior means, or simply the latents.
+        Posterior means, or the latents of an autoencoder without a posterior.
     deviation : Tensor of shape (n, c, h, w) or None
-        Posterior standard deviations, where the autoencoder has any.
+        Posterior standard deviations, if the autoencoder returns any.
     """
 
     mean: Tensor
@@ -67,27 +65,27 @@ class Encoded(NamedTuple):
 
 
 class ImageAutoencoder:
-    """Any autoencoder, in one way.
+    """Wrap any autoencoder in one interface.
 
     Parameters
     ----------
     autoencoder : object
-        With `encode` and `decode`, see above.
+        Has `encode` and `decode`, see the docstring of the module.
     source : dict, optional
-        Where it is from, as plain data: {"kind": "hub", "id": ..., "revision": ...}.
+        Origin of the autoencoder as plain data: {"kind": "hub", "id": ..., "revision": ...}.
 
     Attributes
     ----------
     image_channels : int
         Channels of the images.
     factor : int
-        Pixels of an image's side for each position of a latent's side.
+        Side of an image divided by the side of its latents.
     latent_channels : int
         Channels of the latents.
     has_deviation : bool
-        Whether images have posterior deviations.
+        Whether `encode` returns posterior deviations.
     published_scaling : tuple of float or None
-        Shift and factor of the latents, where the autoencoder names them.
+        Shift and factor of the latents, if the autoencoder names them.
 
     Raises
     ------
@@ -107,13 +105,13 @@ class ImageAutoencoder:
         self._device = torch.device("cpu")
         self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(autoencoder, nn.Module):
-            # One precision and one layout: what files and pickles hold computes the same.
+            # Fix precision and memory layout, so that a copy from a file computes the same.
             nn.Module.float(autoencoder.eval().requires_grad_(False))
             to_channels_last(autoencoder, self._device)
         self.image_channels = int(_entry(autoencoder, "in_channels", 3))
         scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)
         shift = float(_entry(autoencoder, "shift_factor", None) or 0)
-        # A factor of 1 says that nobody measured one.
+        # A factor of 1 is the default and means that none was measured.
         self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
         encoded = self._probe()
         self.latent_channels = encoded.mean.shape[1]
@@ -122,7 +120,7 @@ class ImageAutoencoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it takes images: the CPU for what is not a torch module."""
+        """Device of the inputs: the CPU for an object that is not a torch module."""
         return self._device
 
     def to(self, device: torch.device) -> "ImageAutoencoder":
@@ -149,7 +147,7 @@ class ImageAutoencoder:
         return torch.cat(parts)[: len(latents)].to(latents.device)
 
     def fingerprint(self) -> tuple[str, Tensor]:
-        """Tell this autoencoder from others: a digest, and the latents of a fixed image."""
+        """Identify this autoencoder by a digest, and by the latents of a fixed image."""
         if self._fingerprint is None:
             encoded = self._probe()
             digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
@@ -181,7 +179,7 @@ class ImageAutoencoder:
         return images.float()
 
     def _probe(self) -> Encoded:
-        """Latents of an image that is always the same."""
+        """Encode a fixed image and check the shape of its latents."""
         ramp = torch.linspace(-1, 1, _PROBE_SIDE)
         waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
         image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
@@ -192,21 +190,21 @@ class ImageAutoencoder:
         except Exception as error:
             raise AutoencoderError(
                 f"autoencoder={type(self.module).__name__} cannot encode an image of shape "
-                f"{tuple(image.shape)}: {error}. Images of another number of channels are asked "
-                "for by an attribute in_channels."
+                f"{tuple(image.shape)}: {error}. If it needs another number of channels, set its "
+                "attribute in_channels."
             ) from error
         _, channels, height, width = encoded.mean.shape
         if height != width or not height or _PROBE_SIDE % height or not channels:
             raise AutoencoderError(
                 f"autoencoder.encode makes latents of shape {tuple(encoded.mean.shape)} of an "
-                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must shrink by the "
-                "same whole factor."
+                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must be divided by the "
+                "same integer."
             )
         return encoded
 
 
 def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
-    """Read what an encoder returned."""
+    """Convert the return value of `encode` to means and deviations."""
     distribution = getattr(encoded, "latent_dist", None)
     if distribution is not None:
         encoded = (distribution.mean, distribution.std)
@@ -224,14 +222,14 @@ def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
 
 
 def _kind_of(autoencoder: Any) -> str:
-    """Whether files can hold it."""
+    """Return "embedded" if files can hold the autoencoder, else "object"."""
     kind = type(autoencoder)
     known = kind.__name__ in AUTOENCODER_CLASSES and kind.__module__.startswith("diffusers.")
     return "embedded" if known else "object"
 
 
 def _entry(autoencoder: Any, name: str, default: Any) -> Any:
-    """Look up an autoencoder's configuration, or an attribute of its own."""
+    """Look up a value in an autoencoder's configuration, or else in its attributes."""
     config = getattr(autoencoder, "config", None)
     if isinstance(config, Mapping) and name in config:
         return config[name]
@@ -239,7 +237,7 @@ def _entry(autoencoder: Any, name: str, default: Any) -> Any:
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Numbers and words that a module computes with, beside its weights."""
+    """Collect the plain values, besides the weights, that a module may compute with."""
     return {
         f"{path}.{name}": value
         for path, part in module.named_modules()
@@ -254,7 +252,7 @@ def _rows_a_pass(batch: Tensor, factor: int) -> int:
 
 
 def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
-    """Split a batch into parts of exactly n_rows, the last one filled up."""
+    """Split a batch into parts of exactly n_rows; pad the last one with the first sample."""
     missing = -len(batch) % n_rows
     if missing:
         batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
@@ -262,7 +260,7 @@ def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
 
 
 def plain_config(module: Any) -> dict[str, Any]:
-    """Parameters of an autoencoder of diffusers."""
+    """Describe an autoencoder of diffusers by its class and its configuration."""
     config = getattr(module, "config", None)
     entries = config.items() if isinstance(config, Mapping) else ()
     plain = {name: value for name, value in entries if not str(name).startswith("_")}
@@ -273,9 +271,9 @@ def plain_config(module: Any) -> dict[str, Any]:
 
 
 def as_autoencoder(given: Any) -> ImageAutoencoder:
-    """Open what a user passes: an object, a folder, or an id on the hub.
+    """Open the autoencoder that a user passes: an object, a folder, or an id on the hub.
 
-    A torch module is copied: using it moves it and stops its gradients.
+    A torch module is copied, because the copy is moved to another device and loses its gradients.
     """
     if isinstance(given, (str, PathLike)):
         return open_autoencoder(os.fspath(given))
@@ -299,9 +297,10 @@ def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder
     Raises
     ------
     AutoencoderError
-        Where it cannot be had, has its weights only as pickles, or is none.
+        If it cannot be loaded, has its weights only as pickles, or is of another class than
+        those of `AUTOENCODER_CLASSES`.
     ImportError
-        Without diffusers.
+        If diffusers is not installed.
     """
     diffusers = _diffusers()
     is_folder = Path(name).is_dir()
@@ -311,7 +310,7 @@ def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder
         )
     except (OSError, ValueError) as error:
         raise AutoencoderError(
-            f"autoencoder={name!r} cannot be had: {_first_line(error)} {_WAYS_OUT}"
+            f"autoencoder={name!r} cannot be loaded: {_first_line(error)} {_WAYS_OUT}"
         ) from error
     kind = config.get("_class_name")
     if kind not in AUTOENCODER_CLASSES:

@@ -1,4 +1,4 @@
-"""Latents kept for training: in memory, or in a file where they are too many."""
+"""Latents kept for training: in memory, or in a file if they are too large for it."""
 
 import os
 import secrets
@@ -25,24 +25,24 @@ def keep_latents(
     folder: Path | None,
     max_bytes: int,
 ) -> Tensor:
-    """Compute latents, or find those that were computed before.
+    """Compute latents, or reuse those that an earlier call wrote to a file.
 
-    Up to `max_bytes` they are kept in memory. More are written to a file that is mapped into
-    memory: one that carries the fingerprint in `folder`, for a run that goes on, or an unnamed
-    one that is gone with the process.
+    Latents of up to `max_bytes` are kept in memory. Larger ones are written to a file that is
+    mapped into memory. In `folder` the name of the file contains the fingerprint, so that a resumed
+    run finds it; without `folder` the file is temporary and disappears with the process.
 
     Parameters
     ----------
     shape : tuple of int
         Shape of all latents.
     fill : callable
-        Computes them into the tensor that it is given.
+        Writes the latents into the tensor that it is given.
     fingerprint : callable
-        Tells images, variations and autoencoder apart, by letters and digits.
+        Returns letters and digits that identify images, variations and autoencoder.
     folder : Path or None
-        Where the checkpoints of the run are.
+        Folder with the checkpoints of the run.
     max_bytes : int
-        Bytes to keep in memory.
+        Largest size of the latents to keep in memory.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def keep_latents(
     Raises
     ------
     OSError
-        Where there is no room for the file; nothing is left of it.
+        If the disk has no space for the file; the partial file is removed.
     """
     n_bytes = int(np.prod(shape, dtype=np.int64)) * 2
     if n_bytes <= max_bytes:
@@ -59,7 +59,7 @@ def keep_latents(
         fill(latents)
         return latents
     if folder is None:
-        # On POSIX nothing of it is left once the mapping is gone.
+        # POSIX frees the disk space as soon as the mapping is gone.
         with tempfile.TemporaryFile() as file:
             array = _map(file, shape, n_bytes)
         latents = torch.from_numpy(array)
@@ -68,7 +68,7 @@ def keep_latents(
     path = folder / f"{_NAME}-{fingerprint()}.bin"
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.stat().st_size == n_bytes:
-        # Changes, which nobody makes, would not reach the file.
+        # Mode "c" is copy-on-write: the file cannot be changed by accident.
         return torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
     _remove_others(folder)
     unfinished = folder / f".{_NAME}-{secrets.token_hex(4)}.part"
@@ -87,18 +87,18 @@ def keep_latents(
 
 
 def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
-    """Map a new file into memory, with its place on the disk taken at once."""
+    """Map a new file into memory, and reserve its disk space at once."""
     if hasattr(os, "posix_fallocate"):
-        # Without it a full disk would kill the process at some later write.
+        # Without the reservation a full disk would kill the process at a later write.
         os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, np.float16, "r+", shape=shape)
     return np.memmap(file, np.float16, "w+", shape=shape)
 
 
 def _remove_others(folder: Path) -> None:
-    """Delete latents of other images or autoencoders, and what was cut off.
+    """Delete files with latents of other images or autoencoders, and unfinished files.
 
-    A file that another process has open or mapped stays whole for that process.
+    A process that has such a file open or mapped can go on reading it.
     """
     for pattern in (f"{_NAME}-*.bin", f".{_NAME}-*.part"):
         for path in folder.glob(pattern):

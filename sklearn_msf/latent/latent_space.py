@@ -1,86 +1,87 @@
-"""Images as latents: encoded for classification, encoded once for training, decoded."""
+"""The space of latents: images are encoded for the field, and its outputs are decoded."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sklearn_msf.data.augmentation import augment_images, mirror_images
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.flow.label_codes import EncodedLabelCodes, LabelCodes, PixelReading
-from sklearn_msf.latent.autoencoder import AutoencoderError, Encoded, ImageAutoencoder
+from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.flow.label_codes import (
+    CodeReader,
+    EncodedLabelCodes,
+    LabelCodes,
+    MaskReader,
+    PixelReader,
+)
+from sklearn_msf.latent.autoencoder import Encoded, ImageAutoencoder
+from sklearn_msf.latent.autoencoder_io import autoencoder_from_plain, autoencoder_to_plain
 from sklearn_msf.latent.scaling import (
     ENCODED_AT_ONCE,
-    LatentFormat,
+    LatentScaling,
     prepare_images,
     resize_images,
 )
-from sklearn_msf.model.inference import FieldInputs, PixelInputs
+from sklearn_msf.model.image_space import FieldInputs, PixelInputs
+from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
 from sklearn_msf.runtime.batching import in_batches
-from sklearn_msf.training.batches import TrainingData
 
-__all__ = [
-    "LatentRepresentation",
-    "LatentTrainingData",
-    "encode_variations",
-]
+__all__ = ["LatentSpace", "check_channels"]
+
+# Allowed error of the fixed image's latents, in standard deviations: machines round differently.
+_PROBE_TOLERANCE = 0.01
+# Largest encoded side that a file may ask for, in pixels or as a multiple of the image's side,
+# whichever is larger: encoding beyond it could take all memory.
+_MAX_ENLARGED = 1024
+_MAX_ENLARGEMENT = 16
 
 
-class LatentRepresentation:
-    """The step before the field, encoding, and the step after it, decoding.
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents of an autoencoder, scaled for the field.
 
-    Parameters
+    Attributes
     ----------
     image_format : ImageFormat
         Layout and range of X.
     autoencoder : ImageAutoencoder
-        Encodes and decodes.
-    latent_format : LatentFormat
-        Size and scaling.
-    precision : {"float32", "bfloat16"}
-        Precision in which images are encoded.
-    palette : LabelCodes, optional
-        Colours of the classes, where masks are decoded before they are compared with them.
+        Encodes and decodes images.
+    scaling : LatentScaling
+        Size of the encoded images, scaling of the latents, encoded masks of the classes.
+    palette : LabelCodes or None
+        Colours of the classes, if the field carries encoded masks of them.
     """
 
-    def __init__(
-        self,
-        image_format: ImageFormat,
-        autoencoder: ImageAutoencoder,
-        latent_format: LatentFormat,
-        precision: str,
-        palette: LabelCodes | None = None,
-    ):
-        self._format = image_format
-        self._autoencoder = autoencoder
-        self._latent_format = latent_format
-        self._precision = precision
-        self._palette = palette
+    image_format: ImageFormat
+    autoencoder: ImageAutoencoder
+    scaling: LatentScaling
+    palette: LabelCodes | None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of the latents."""
-        height, width = (n // self._autoencoder.factor for n in self._latent_format.size)
-        return self._autoencoder.latent_channels, height, width
+        height, width = (n // self.autoencoder.factor for n in self.scaling.size)
+        return self.autoencoder.latent_channels, height, width
 
     @property
-    def precision(self) -> str:
-        """Precision in which images are encoded."""
-        return self._precision
+    def mask_codes(self) -> Tensor | None:
+        """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
+        return self.scaling.mask_codes
 
-    @property
-    def device(self) -> torch.device:
-        """Where the autoencoder computes."""
-        return self._autoencoder.device
+    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
+        """Prepare images that are encoded batch by batch, when a batch is needed."""
+        pixels = PixelInputs(self.image_format.to_numpy_images(rows), device)
+        return LatentInputs(self, pixels, precision)
 
-    def inputs(self, rows: np.ndarray, device: torch.device) -> FieldInputs:
-        """Images, encoded batch by batch."""
-        return LatentInputs(self, PixelInputs(self._format.to_numpy_images(rows), device))
-
-    def kept_inputs(self, rows: np.ndarray, device: torch.device, *, mirrored: bool) -> FieldInputs:
-        """Images, encoded now."""
-        inputs = self.inputs(rows, device)
+    def kept_inputs(
+        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+    ) -> FieldInputs:
+        """Encode images now, and keep their latents."""
+        inputs = self.inputs(rows, device, precision)
         views = []
         for mirror in (False, True) if mirrored else (False,):
 
@@ -91,88 +92,187 @@ class LatentRepresentation:
             views.append(torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device)))
         return KeptInputs(views, device)
 
-    def codes(
-        self, field_codes: LabelCodes | EncodedLabelCodes
-    ) -> LabelCodes | EncodedLabelCodes | PixelReading:
-        """Give what predicted masks are compared with."""
-        if self._palette is None:
-            return field_codes
-        return PixelReading(self._palette, self._decoded)
+    def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
+        """Return a reader that compares masks as latents, or one that decodes them first."""
+        if self.palette is not None and label_decoding == "pixel":
+            return PixelReader(self.palette, self._decoded)
+        return CodeReader(codes.to("cpu"))
 
-    def images(self, drawn: Tensor) -> Tensor:
-        """Decode what the field draws, at the size and in the channels of X."""
-        images = self._decoded(drawn)
-        if self._format.n_channels == 1:
+    def images(self, sampled: Tensor) -> Tensor:
+        """Decode generated latents to the size and the channels of X."""
+        images = self._decoded(sampled)
+        if self.image_format.n_channels == 1:
             images = images.mean(dim=1, keepdim=True)
-        return resize_images(images, self._format.size)
+        return resize_images(images, self.image_format.size)
 
-    def masks(self, drawn: Tensor) -> Tensor:
-        """Decode masks where the field carries encoded ones."""
-        return drawn if self._latent_format.mask_codes is None else self._decoded(drawn)
+    def masks(self, carried: Tensor) -> Tensor:
+        """Decode masks if the field carries encoded ones."""
+        return carried if self.mask_codes is None else self._decoded(carried)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Normalised posterior means of images, (n, C, H, W) in [-1, 1]."""
-        return self.normalise(self.posterior(self.resized(x)).mean)
+    def encode(self, x: Tensor, precision: str) -> Tensor:
+        """Encode images, (n, C, H, W) in [-1, 1], to normalised posterior means."""
+        return self.scaling.normalise(self.posterior(self.resized(x), precision).mean)
 
     def resized(self, x: Tensor) -> Tensor:
-        """Images in the size and the channels of the autoencoder."""
-        return prepare_images(x, self._latent_format.size, self._autoencoder.image_channels)
+        """Convert images to the size and the channels of the autoencoder."""
+        return prepare_images(x, self.scaling.size, self.autoencoder.image_channels)
 
-    def normalise(self, latents: Tensor) -> Tensor:
-        """Latents of the autoencoder as the field takes them."""
-        return self._latent_format.normalise(latents)
-
-    def normalised_posterior(self, images: Tensor) -> Tensor:
-        """Means as the field takes them, and behind them deviations where there are any."""
-        mean, deviation = self.posterior(images)
-        _, scale = self._latent_format.factors(mean.device)
-        mean = self.normalise(mean)
+    def normalised_posterior(self, images: Tensor, precision: str) -> Tensor:
+        """Encode resized images to normalised means, followed by deviations if there are any."""
+        mean, deviation = self.posterior(images, precision)
+        _, scale = self.scaling.factors(mean.device)
+        mean = self.scaling.normalise(mean)
         return mean if deviation is None else torch.cat([mean, deviation * scale], dim=1)
 
-    def posterior(self, images: Tensor) -> Encoded:
-        """Latents of images in the size and the channels of the autoencoder."""
-        return self._autoencoder.encode(images, self._precision)
+    def posterior(self, images: Tensor, precision: str) -> Encoded:
+        """Encode images that have the size and the channels of the autoencoder."""
+        return self.autoencoder.encode(images, precision)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self._autoencoder.decode(self._latent_format.restore(latents)).clamp(-1, 1)
+        return self.autoencoder.decode(self.scaling.restore(latents)).clamp(-1, 1)
+
+    # Files and pickles
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Describe the space for a file: plain data and tensors.
+
+        An autoencoder from the hub is named by id and revision instead of copied.
+        """
+        metadata, weights = autoencoder_to_plain(self.autoencoder, by_name=True)
+        tensors = {f"autoencoder.{name}": value for name, value in weights.items()}
+        tensors |= {"shift": self.scaling.shift, "scale": self.scaling.scale}
+        if self.mask_codes is not None:
+            tensors["mask_codes"] = self.mask_codes
+        _, tensors["probe"] = self.autoencoder.fingerprint()
+        return {"autoencoder": metadata, "encoded_size": list(self.scaling.size)}, tensors
+
+    @classmethod
+    def from_plain(
+        cls,
+        plain: Any,
+        tensors: dict[str, Tensor],
+        image_format: ImageFormat,
+        palette: LabelCodes | None,
+        given: Any,
+    ) -> "LatentSpace":
+        """Restore the space from the data of a file, which may have been tampered with.
+
+        Parameters
+        ----------
+        plain, tensors :
+            As :meth:`to_plain` returns them.
+        image_format : ImageFormat
+            Layout and range of X.
+        palette : LabelCodes or None
+            Colours of the classes, if the field carries encoded masks of them.
+        given : object
+            Autoencoder to use if the file has only a name, or not even that; else None.
+
+        Raises
+        ------
+        ArchiveError
+            For data that :meth:`to_plain` cannot have returned.
+        AutoencoderError
+            If the autoencoder cannot be opened, or makes other latents than the original one.
+        ValueError
+            If the images have other channels than the autoencoder takes.
+        """
+        autoencoder = autoencoder_from_plain(
+            plain["autoencoder"], part_of(tensors, "autoencoder"), given
+        )
+        _check_probe(autoencoder, tensors["probe"])
+        check_channels(image_format, autoencoder, encodes_masks=palette is not None)
+        factor, n_channels = autoencoder.factor, autoencoder.latent_channels
+        height, width = (int(n) for n in plain["encoded_size"])
+        most = max(_MAX_ENLARGED, *(_MAX_ENLARGEMENT * n for n in image_format.size))
+        if not all(0 < n <= most and n % factor == 0 for n in (height, width)):
+            raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+        shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
+        wanted = {"shift": torch.empty(n_channels), "scale": torch.empty(n_channels)}
+        found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
+        wanted["probe"] = torch.empty_like(tensors["probe"], dtype=torch.float32)
+        if codes is not None:
+            found["mask_codes"] = codes
+            wanted["mask_codes"] = torch.empty(
+                len(codes), n_channels, height // factor, width // factor
+            )
+        check_tensors(found, wanted, "The scaling of the latents")
+        if not bool((scale > 0).all()):
+            raise ArchiveError("The scale factors of the latents must be positive.")
+        scaling = LatentScaling((height, width), shift, scale, codes)
+        return cls(image_format, autoencoder, scaling, palette)
+
+    def to_state(self) -> dict[str, Any]:
+        """Describe the space for a pickle: plain data and tensors.
+
+        An autoencoder object of the user's own is added as it is, a torch module on the CPU.
+        """
+        metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
+        module = None
+        if metadata["kind"] == "object":
+            module = self.autoencoder.module
+            if isinstance(module, nn.Module):
+                # A pickle from a GPU must open on a machine without one.
+                module = copy.deepcopy(module).cpu()
+        return {
+            "autoencoder": [metadata, tensors, module],
+            "scaling": dict(vars(self.scaling)),
+            "palette": None if self.palette is None else dict(vars(self.palette)),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], image_format: ImageFormat) -> "LatentSpace":
+        """Restore the space that :meth:`to_state` described."""
+        metadata, tensors, module = state["autoencoder"]
+        autoencoder = autoencoder_from_plain(metadata, tensors, module)
+        scaling = LatentScaling(**{**state["scaling"], "size": tuple(state["scaling"]["size"])})
+        palette = None if state["palette"] is None else LabelCodes(**state["palette"])
+        return cls(image_format, autoencoder, scaling, palette)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the autoencoder."""
+        self.autoencoder.to(device)
 
 
 class LatentInputs:
-    """Images, encoded when they are needed.
+    """Images that are encoded when they are needed.
 
     Parameters
     ----------
-    representation : LatentRepresentation
-        Encodes.
+    space : LatentSpace
+        Encodes the images.
     pixels : PixelInputs
         The images.
+    precision : {"float32", "bfloat16"}
+        Precision of the encoder.
     """
 
-    def __init__(self, representation: LatentRepresentation, pixels: PixelInputs):
-        self._representation = representation
+    def __init__(self, space: LatentSpace, pixels: PixelInputs, precision: str):
+        self._space = space
         self._pixels = pixels
+        self._precision = precision
 
     def __len__(self) -> int:
         """Count the images."""
         return len(self._pixels)
 
     def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Latents of `size` images; of the mirror images where `mirrored`."""
-        # What only fills up need not be encoded.
+        """Encode `size` images, or their mirror images; pad the last batch with its first."""
+        # Encode the images alone, not the padding.
         n_real = min(size, len(self) - start)
         x = self._pixels.batch(start, n_real, mirrored=mirrored)
-        return _filled_up(self._representation.encode(x), size)
+        return _filled_up(self._space.encode(x, self._precision), size)
 
 
 class KeptInputs:
-    """Latents that were encoded before.
+    """Latents that are already encoded.
 
     Parameters
     ----------
     views : sequence of Tensor of shape (n, c, h, w)
-        Latents of the images and, if need be, of their mirror images.
+        Latents of the images and, if training saw mirror images, of their mirror images.
     device : torch.device
-        Where the field is.
+        Device of the field.
     """
 
     def __init__(self, views: Sequence[Tensor], device: torch.device):
@@ -184,112 +284,48 @@ class KeptInputs:
         return len(self._views[0])
 
     def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Latents of `size` images, the last batch filled up with its first."""
+        """Return the latents of `size` images; pad the last batch with its first."""
         x = self._views[mirrored][start : start + size]
         return _filled_up(x.to(self._device), size)
 
 
 def _filled_up(x: Tensor, size: int) -> Tensor:
-    """Fill a batch up to exactly `size` rows."""
+    """Pad a batch to exactly `size` samples with copies of its first one."""
     return torch.cat([x, x[:1].expand(size - len(x), -1, -1, -1)])
 
 
-class LatentTrainingData(TrainingData):
-    """Latents of several variations of each image, with posterior deviations.
-
-    Every batch takes one variation of each of its images, and a fresh sample of its posterior.
-
-    Parameters
-    ----------
-    latents : Tensor of shape (n, n_variations, c, h, w) or (n, n_variations, 2 c, h, w)
-        Normalised means, and behind them deviations where there are any.
-    n_drawable : int
-        Variations, from the first on, that images to draw may look like.
-    n_channels : int
-        Channels c of the latents.
-    labels, weights, epoch_size, device :
-        As in :class:`TrainingData`.
-    """
-
-    def __init__(
-        self,
-        latents: Tensor,
-        n_drawable: int,
-        n_channels: int,
-        labels: Tensor,
-        weights: Tensor,
-        epoch_size: int,
-        device: torch.device,
-    ):
-        super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
-        self._n_variations = latents.shape[1]
-        self._n_drawable = n_drawable
-        self._n_channels = n_channels
-
-    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
-        """Take a variation of each image, and a sample of its posterior."""
-        device = self.labels.device
-        n_choices = torch.full((len(rows),), self._n_drawable, device=device)
-        n_choices[:n_varied] = self._n_variations
-        chosen = torch.rand(len(rows), generator=generator, device=device)
-        # Rows that are needed now: copied with waiting.
-        variations = (chosen * n_choices).long().to(rows.device)
-        stored = self._on_device(rows * self._n_variations + variations).float()
-        x = stored[:, : self._n_channels]
-        if stored.shape[1] > self._n_channels:
-            noise = torch.randn(x.shape, generator=generator, device=device)
-            x = x + stored[:, self._n_channels :] * noise
-        return x
-
-
-def encode_variations(
-    latents: Tensor,
-    images: np.ndarray,
-    representation: LatentRepresentation,
-    augment: str | None,
-    seed: int,
+def check_channels(
+    image_format: ImageFormat, autoencoder: ImageAutoencoder, *, encodes_masks: bool
 ) -> None:
-    """Encode variations of images, posterior deviations too.
+    """Refuse images or masks whose channels the autoencoder does not take.
 
-    The first ones are the image itself and its flips; the others are random, flipped and moved.
-
-    Parameters
-    ----------
-    latents : Tensor of shape (n, n_variations, channels, h, w)
-        Where to write them.
-    images : ndarray of shape (n, C, H, W)
-        Training images.
-    representation : LatentRepresentation
-        Encodes.
-    augment : str or None
-        Kind of the variations.
-    seed : int
-        Seed of the random ones. Those of an image do not depend on other images.
+    Raises
+    ------
+    ValueError
+        If the channels do not fit. The message says what to change.
     """
-    n_variations = latents.shape[1]
-    seeds = np.random.SeedSequence(seed).generate_state(len(images), np.uint64)
-
-    def encode(start: int, size: int) -> None:
-        part = torch.from_numpy(images[start : start + size])
-        x = representation.resized(ImageFormat.normalise(part))
-        plain = mirror_images(x, augment)[:n_variations]
-        for i in range(n_variations):
-            if i < len(plain):
-                varied = plain[i]
-            else:
-                varied = torch.cat(
-                    [
-                        augment_images(x[j : j + 1], augment, 1, _generator(seeds, start + j, i))
-                        for j in range(len(x))
-                    ]
-                )
-            encoded = representation.normalised_posterior(varied)
-            if not bool(encoded.isfinite().all()):
-                raise AutoencoderError("The autoencoder makes latents that are not finite.")
-            latents[start : start + len(x), i] = encoded.to(latents)
-
-    in_batches(encode, len(images), ENCODED_AT_ONCE, representation.device)
+    n_channels = image_format.n_channels
+    if encodes_masks and autoencoder.image_channels != 3:
+        raise ValueError(
+            f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
+            f"of {autoencoder.image_channels} channels: use label_prediction='posterior'."
+        )
+    if n_channels not in (1, autoencoder.image_channels):
+        raise ValueError(
+            f"X has images of {n_channels} channels; the autoencoder takes "
+            f"{autoencoder.image_channels} (gray images are repeated). Select or convert "
+            "channels, or train one with autoencoder='fit'."
+        )
 
 
-def _generator(seeds: np.ndarray, image: int, variation: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(seeds[image] >> np.uint64(1)) ^ variation)
+def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:
+    """Refuse an autoencoder that encodes a fixed image to other latents."""
+    _, found = autoencoder.fingerprint()
+    same = found.shape == wanted.shape
+    # "not <=" instead of ">", so that NaN is refused too.
+    if not same or not bool((found - wanted).abs().max() <= _PROBE_TOLERANCE * wanted.std()):
+        raise AutoencoderError(
+            "The autoencoder makes other latents than the one that the model was fitted with "
+            f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that one, "
+            "from_pretrained(folder, autoencoder=...)."
+        )

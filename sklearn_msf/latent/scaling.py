@@ -1,4 +1,4 @@
-"""The size and the scaling of latents, learned from the training images."""
+"""Size and scaling of the latents, learned from the training images."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ from sklearn_msf.runtime.batching import in_batches
 
 __all__ = [
     "ENCODED_AT_ONCE",
-    "LatentFormat",
-    "learn_latent_format",
+    "LatentScaling",
+    "learn_scaling",
     "prepare_images",
     "resize_images",
 ]
 
-# Training images whose latents are looked at for their means and deviations.
+# Number of training images from which the means and deviations of latents are measured.
 _N_MEASURED = 256
-# Images that one worker encodes at a time; the autoencoder's own passes may be shorter.
+# Images that one worker encodes at a time; the autoencoder may split them into smaller passes.
 ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class LatentFormat:
-    """What fit learned about the latents.
+class LatentScaling:
+    """Size and scaling of the latents that fit learned.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class LatentFormat:
     shift, scale : Tensor of shape (c,)
         The field works on (latent - shift) * scale.
     mask_codes : Tensor of shape (K, c, h, w) or None
-        Normalised latents of the class masks, where the field carries these.
+        Normalised latents of the class masks, if the field carries them.
     """
 
     size: tuple[int, int]
@@ -46,48 +46,48 @@ class LatentFormat:
     mask_codes: Tensor | None
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents (n, c, h, w) of the autoencoder as the field takes them."""
+        """Convert latents (n, c, h, w) of the autoencoder to those of the field."""
         shift, scale = self.factors(latents.device)
         return (latents - shift) * scale
 
     def restore(self, latents: Tensor) -> Tensor:
-        """Latents (n, c, h, w) of the field as the autoencoder takes them."""
+        """Convert latents (n, c, h, w) of the field to those of the autoencoder."""
         shift, scale = self.factors(latents.device)
         return latents / scale + shift
 
     def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Shift and scale, (c, 1, 1), on a device."""
+        """Return shift and scale, (c, 1, 1), on a device."""
         return self.shift.to(device)[:, None, None], self.scale.to(device)[:, None, None]
 
 
-def learn_latent_format(
+def learn_scaling(
     images: np.ndarray,
     autoencoder: ImageAutoencoder,
     size: tuple[int, int],
     precision: str,
     palette: LabelCodes | None,
-) -> LatentFormat:
-    """Learn the scaling of latents, and encode a mask for each class where asked to.
+) -> LatentScaling:
+    """Learn the scaling of latents, and encode a mask for each class if there is a palette.
 
-    The autoencoder's published factor where it has one, else the mean and the deviation of each
-    channel over up to 256 training images.
+    The scaling is the shift and factor that the autoencoder publishes. If it publishes none, the
+    mean and the standard deviation of each channel are measured over up to 256 training images.
 
     Parameters
     ----------
     images : ndarray of shape (n, C, H, W)
         Training images.
     autoencoder : ImageAutoencoder
-        On its device.
+        The autoencoder, on its device.
     size : tuple of int
         Height and width to which images are resized.
     precision : {"float32", "bfloat16"}
-        Precision in which images are encoded.
+        Precision of the encoder for images; masks are encoded in float32.
     palette : LabelCodes, optional
-        Colours of the classes, where the field carries encoded masks.
+        Colours of the classes, if the field carries encoded masks.
 
     Returns
     -------
-    LatentFormat
+    LatentScaling
         On the CPU.
     """
     n_channels = autoencoder.latent_channels
@@ -95,19 +95,19 @@ def learn_latent_format(
         shift, scale = (torch.full((n_channels,), value) for value in autoencoder.published_scaling)
     else:
         shift, scale = _measure(images, autoencoder, size, precision)
-    latent_format = LatentFormat(size, shift, scale, None)
+    scaling = LatentScaling(size, shift, scale, None)
     if palette is None:
-        return latent_format
+        return scaling
     masks = palette.masks(torch.arange(palette.n_classes), size)
     encoded = autoencoder.encode(masks.contiguous()).mean
-    # In the layout that files give back: sums over channels round differently in another.
-    return LatentFormat(size, shift, scale, latent_format.normalise(encoded).contiguous())
+    # Contiguous, as files restore it: sums over channels round differently in other layouts.
+    return LatentScaling(size, shift, scale, scaling.normalise(encoded).contiguous())
 
 
 def _measure(
     images: np.ndarray, autoencoder: ImageAutoencoder, size: tuple[int, int], precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation of each channel of the latents."""
+    """Measure the mean and the inverse deviation of each channel of the latents."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), _N_MEASURED)).astype(int)
 
     def encode(start: int, n: int) -> Tensor:
@@ -118,13 +118,13 @@ def _measure(
     parts = in_batches(encode, len(chosen), ENCODED_AT_ONCE, autoencoder.device)
     latents = torch.cat(parts).double()
     deviation = latents.std(dim=(0, 2, 3), correction=0)
-    # A channel that never changes says nothing, whatever it is divided by.
+    # A constant channel carries no information: divide it by 1 instead of 0.
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)
     return latents.mean(dim=(0, 2, 3)).float(), (1 / deviation).float()
 
 
 def prepare_images(images: Tensor, size: tuple[int, int], n_channels: int) -> Tensor:
-    """Images in the size, the range and the channels of an autoencoder; gray is repeated."""
+    """Convert images to the size, range and channels of an autoencoder; gray is repeated."""
     return resize_images(images, size).clamp(-1, 1).expand(-1, n_channels, -1, -1)
 
 

@@ -1,4 +1,8 @@
-"""What a fitted field does with images: classify, draw, tell its uncertainty.
+"""Uses of a fitted model: classify images, generate them, change their class, measure uncertainty.
 
-May import `flow`, `data` and what lies below; knows neither training nor scikit-learn.
+May import `flow`, `data` and the rooms below them, but neither `training` nor scikit-learn.
+The functions here take a `fitted_model.FittedModel`. The estimators call
+`classification.predict` and `classify`, `sampling.sample`, `sample_trajectory` and `change_class`,
+and `denoising_error.typicality`. `uncertainty.UNCERTAINTIES` maps each kind of uncertainty to a
+function of a prediction.
 """

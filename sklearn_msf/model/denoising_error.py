@@ -1,69 +1,103 @@
-"""How far the image half of a field is from the velocity that an image really has.
+"""Error of the image branch: how far its velocity is from the true velocity of an image.
 
-An image like those of training, half covered by noise, is uncovered about right; another one is
-not. Under the code of its own class an image should be uncovered better than under another.
+The field denoises an image well if it is similar to the training images, and badly if it is not.
+Under the code of its own class an image should be denoised better than under that of another class.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sklearn_msf.flow.path import sample_path
-from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.model.inference import FieldInputs, InferenceSettings
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 
-__all__ = ["image_residuals"]
+__all__ = ["denoising_errors", "typicality"]
+
+# Times at which the errors of typical images differ most from those of other images.
+_TYPICAL_TIMES = (0.1, 0.2, 0.5)
+_TINY = np.finfo(np.float64).tiny
 
 
-def image_residuals(
-    field: VelocityField,
+def denoising_errors(
+    model: FittedModel,
     inputs: FieldInputs,
     labels: np.ndarray,
-    times: Tensor,
-    noise: Tensor,
-    settings: InferenceSettings,
+    times: Sequence[float],
+    precision: str,
+    batch_size: int,
 ) -> np.ndarray:
-    """Mean squared error of v_x on the path through each image.
+    """Compute the mean squared error of v_x on the path through each image.
 
     Parameters
     ----------
-    field : VelocityField
-        Trained field in evaluation mode, on the device of `noise`.
+    model : FittedModel
+        A model with a trained image branch.
     inputs : FieldInputs
         The n images.
     labels : ndarray of shape (n, n_classes_tried), int64
-        Classes under whose codes each image is tried.
-    times : Tensor of shape (n_times,)
-        Times in (0, 1).
-    noise : Tensor of shape (n_times, C_x + C_y, H, W)
-        Noise of image and mask at each time, the same for all images.
-    settings : InferenceSettings
-        Batches and precision.
+        Class indices under whose codes the error of each image is computed.
+    times : sequence of float
+        Times in (0, 1). Each has its own noise, which is the same for all images.
+    precision : {"float32", "bfloat16"}
+        Precision of convolutions and products.
+    batch_size : int
+        Number of images in a pass.
 
     Returns
     -------
     ndarray of shape (n, n_classes_tried, n_times), float64
     """
-    n_rows, n_tried = labels.shape
+    field = model.field
+    n_images, n_tried = labels.shape
+    noise = model.noise(len(times), model.space.shape[0] + field.codes.n_channels)
+    at = torch.tensor(times)
 
     def run(start: int, size: int) -> Tensor:
-        n_real = min(size, n_rows - start)
+        n_real = min(size, n_images - start)
         x = inputs.batch(start, size, mirrored=False)
         n_channels = x.shape[1]
-        residuals = x.new_zeros((size, n_tried, len(times)), dtype=torch.float64)
+        errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float64)
         for i in range(n_tried):
             classes = torch.zeros(size, dtype=torch.int64)
             classes[:n_real] = torch.from_numpy(labels[start : start + n_real, i])
             masks = field.codes.masks(classes.to(x.device), (x.shape[2], x.shape[3]))
-            for j, time in enumerate(times):
+            for j, time in enumerate(at):
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
                 point = sample_path(x, masks, e_x, e_y, time.to(x.device).expand(size))
-                with autocast(x.device, settings.precision):
+                with autocast(x.device, precision):
                     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()
-                residuals[:, i, j] = error.flatten(1).mean(dim=1)
-        return residuals[:n_real].cpu()
+                errors[:, i, j] = error.flatten(1).mean(dim=1)
+        return errors[:n_real].cpu()
 
-    return torch.cat(in_batches(run, n_rows, settings.batch_size, noise.device)).numpy()
+    return torch.cat(in_batches(run, n_images, batch_size, noise.device)).numpy()
+
+
+def typicality(
+    model: FittedModel,
+    inputs: FieldInputs,
+    labels: np.ndarray,
+    precision: str,
+    batch_size: int,
+) -> np.ndarray:
+    """Tell how typical images are: minus the mean logarithm of their denoising errors.
+
+    Parameters
+    ----------
+    model, inputs, precision, batch_size :
+        As in :func:`denoising_errors`.
+    labels : ndarray of shape (n,), int64
+        Index of the class under whose code each image is denoised.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Higher is more typical.
+    """
+    errors = denoising_errors(model, inputs, labels[:, None], _TYPICAL_TIMES, precision, batch_size)
+    return -np.log(np.maximum(errors, _TINY)).mean(axis=(1, 2))

@@ -34,21 +34,22 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
     """Find the temperature that gives held-out labels the smallest log loss.
 
-    A standard normal prior on log T counts as much as one row does: it keeps T finite where
-    every held-out row is classified correctly, and near 1 where there are few rows.
+    A standard normal prior on log T counts as much as one sample. It keeps T finite if every
+    held-out sample is classified correctly, and near 1 if there are few samples.
 
     Parameters
     ----------
     probabilities : ndarray of shape (n, K), float64
-        Of rows that training did not see.
+        Probabilities of samples that training did not see.
     labels : ndarray of shape (n,)
         Indices of their classes.
     weights : ndarray of shape (n,)
-        Positive weights, in units of one row.
+        Positive weights; 1 is the weight of one sample.
 
     Returns
     -------
     float
+        Temperature between exp(-3) and exp(3).
     """
     logits = np.log(np.maximum(probabilities, _TINY))
     rows = np.arange(len(labels))

@@ -1,20 +1,20 @@
-"""Kinds of uncertainty, each a function of a prediction."""
+"""Kinds of uncertainty, each computed from a prediction."""
 
 from collections.abc import Callable
 
 import numpy as np
 from scipy.special import entr
 
-from sklearn_msf.model.inference import Prediction
+from sklearn_msf.model.classification import Prediction
 
 __all__ = ["UNCERTAINTIES"]
 
-# What a unit of log residual counts beside the margin; chosen on validation data.
-_OPINION_WEIGHT = 3.0
+# Weight of the log error ratio relative to the margin; chosen on validation data.
+_EVIDENCE_WEIGHT = 3.0
 
 
 def _distance(prediction: Prediction) -> np.ndarray:
-    """Distance of the predicted mask to the code of the predicted class (paper, eq. 2)."""
+    """Distance between the predicted mask and the code of the predicted class (paper, eq. 2)."""
     rows = np.arange(len(prediction.distances))
     return prediction.distances[rows, prediction.probabilities.argmax(axis=1)]
 
@@ -31,10 +31,10 @@ def _margin(prediction: Prediction) -> np.ndarray:
 
 
 def _draws(prediction: Prediction) -> np.ndarray:
-    """Mutual information of class and draw: entropy of the mean less the mean entropy."""
+    """Mutual information of class and draw: entropy of the mean minus mean of the entropies."""
     assert prediction.draws is not None
     of_mean = _entropy_of(prediction.draws.mean(axis=1))
-    # Not negative but for rounding.
+    # Rounding can make it slightly negative.
     return np.maximum(of_mean - _entropy_of(prediction.draws).mean(axis=1), 0.0)
 
 
@@ -43,14 +43,14 @@ def _entropy_of(p: np.ndarray) -> np.ndarray:
 
 
 def _image(prediction: Prediction) -> np.ndarray:
-    """Margin, raised where the image half fits another class better than the predicted one."""
-    assert prediction.residuals is not None
-    rows = np.arange(len(prediction.residuals))
+    """Margin plus the weighted log of the predicted class's error over the smallest other."""
+    assert prediction.denoising_errors is not None
+    rows = np.arange(len(prediction.denoising_errors))
     predicted = prediction.probabilities.argmax(axis=1)
-    log_residuals = np.log(np.maximum(prediction.residuals, np.finfo(float).tiny))
-    of_predicted = log_residuals[rows, predicted]
-    log_residuals[rows, predicted] = np.inf
-    return _margin(prediction) + _OPINION_WEIGHT * (of_predicted - log_residuals.min(axis=1))
+    log_errors = np.log(np.maximum(prediction.denoising_errors, np.finfo(float).tiny))
+    of_predicted = log_errors[rows, predicted]
+    log_errors[rows, predicted] = np.inf
+    return _margin(prediction) + _EVIDENCE_WEIGHT * (of_predicted - log_errors.min(axis=1))
 
 
 UNCERTAINTIES: dict[str, Callable[[Prediction], np.ndarray]] = {

@@ -1,4 +1,4 @@
-"""Dropout that is quick on a CPU and leaves torch's global generator alone."""
+"""Dropout that is fast on a CPU and does not need torch's global generator."""
 
 import torch
 from torch import Tensor, nn
@@ -7,20 +7,22 @@ __all__ = ["Dropout"]
 
 
 class Dropout(nn.Module):
-    """Dropout that draws a byte for each element, from a generator of its own.
+    """Dropout that draws one random byte per element, from its own generator.
 
-    torch's draws a number for each, on a CPU on one thread: as slow as the convolution beside
-    it. And it draws from the global generator, which other threads draw from too.
+    torch's dropout draws a random number per element, on a CPU in a single thread, which takes
+    as long as the convolution next to it. It also draws from the global generator, which other
+    threads use too.
 
     Parameters
     ----------
     p : float
-        Share set to zero in training, in steps of 1/256.
+        Fraction of the elements set to zero in training, rounded to a multiple of 1/256. A
+        positive fraction becomes at least 1/256 and at most 255/256.
 
     Attributes
     ----------
     generator : torch.Generator or None
-        Source of the bytes; None is torch's global generator.
+        Source of the bytes; None stands for torch's global generator.
     """
 
     def __init__(self, p: float):
@@ -29,9 +31,9 @@ class Dropout(nn.Module):
         self.generator: torch.Generator | None = None
 
     def forward(self, h: Tensor, n_rows: int | None = None) -> Tensor:
-        """Set a share of h, (n, C, H, W), to zero and scale the rest up.
+        """Set a fraction of h, (n, C, H, W), to zero and scale up the rest.
 
-        With `n_rows` in so many rows alone, the first ones.
+        If `n_rows` is given, do so only in the first `n_rows` samples of the batch.
         """
         if not self.training or not self.p or n_rows == 0:
             return h
@@ -42,6 +44,6 @@ class Dropout(nn.Module):
         words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)
         words.random_(-(2**63), None, generator=self.generator)
         kept = words.view(torch.uint8)[: h.numel()] >= n_zero
-        # In the order of the memory of channels_last.
+        # Use the memory order of channels_last, which h has.
         kept = kept.view(n, height, width, channels).permute(0, 3, 1, 2)
         return h * kept.to(h.dtype).mul_(256 / (256 - n_zero))

@@ -2,8 +2,8 @@
 
 A residual block normalises its input, scales and shifts it. PyTorch's kernels do the three
 in separate passes over memory, and on CPUs their bfloat16 version is many times slower than
-the convolution beside it. Here the statistics of every image and channel are gathered first
-and the rest is one multiply-add, forwards, and two, backwards::
+the convolution next to it. Here the statistics of every image and channel are computed first.
+The rest is one multiply-add in the forward pass and two in the backward pass::
 
     y = a * (x - mean) / sqrt(var + eps) + b = x * (a * r) + (b - mean * a * r)
 """
@@ -22,7 +22,7 @@ def _sums(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _group_means(sums: Tensor, n_groups: int, n_positions: int) -> Tensor:
-    """Mean over each group of channels, written back to each of its channels: (2, n, C)."""
+    """Average over the positions and channels of each group, repeated per channel: (2, n, C)."""
     two, n, channels = sums.shape
     if n_groups < channels:
         grouped = sums.view(two, n, n_groups, channels // n_groups)
@@ -31,15 +31,15 @@ def _group_means(sums: Tensor, n_groups: int, n_positions: int) -> Tensor:
 
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
-    """X * factor + summand with factor of shape (n, C)."""
+    """Compute x * factor + summand with a factor of shape (n, C)."""
     return torch.addcmul(summand, x, factor[:, :, None, None])
 
 
 def _widened(x: Tensor) -> Tensor:
-    """X in float32 or better.
+    """Convert x to float32, or keep a wider dtype.
 
-    In bfloat16 the squares alone round by more than the variance of a flat feature, and the
-    reciprocal of that variance multiplies the gradient.
+    In bfloat16 the rounding errors of the squares alone exceed the variance of a nearly constant
+    feature, and the gradient is multiplied by the reciprocal of that variance.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -58,7 +58,8 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         ctx.save_for_backward(x, scale, mean, inverse_deviation)
         ctx.n_groups = n_groups
         summand = torch.addcmul(shift, mean, factor, value=-1)[:, :, None, None]
-        # The widened copy is not needed any more; where it is x itself it is.
+        # Overwrite the widened copy, which is not needed any more. If x already was wide, there
+        # is no copy: `wide` is x, which the backward pass needs.
         out = None if wide is x else wide
         return torch.addcmul(summand, wide, factor[:, :, None, None], out=out).to(x.dtype)
 
@@ -70,7 +71,7 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         grad_shift, grad_dot = _sums(grad, wide).unbind()
         grad_scale = torch.addcmul(grad_dot, mean, grad_shift, value=-1).mul_(inverse_deviation)
         # d loss / d x = r * (g - mean(g) - x_hat * mean(g * x_hat)) with g = scale * grad
-        # and the means over each group; gathered by powers of x.
+        # and the means over each group. The code collects its terms by powers of x.
         sums = scale * torch.stack([grad_shift, grad_scale])
         mean_g, mean_gx = _group_means(sums, ctx.n_groups, n_positions).unbind()
         x_factor = mean_gx.mul(inverse_deviation.square()).neg_()
@@ -88,9 +89,9 @@ def modulated_group_norm(
     Parameters
     ----------
     x : Tensor of shape (n, C, H, W)
-        Features; statistics are taken in float32 or better.
+        Features; their statistics are computed in float32 or a wider dtype.
     scale, shift : Tensor of shape (n, C)
-        Modulation of every image, in float32 or better.
+        Modulation of every image, in float32 or a wider dtype.
     n_groups : int
         Number of groups; divides C.
     eps : float, default=1e-5

@@ -1,4 +1,4 @@
-"""Which precision is faster on this machine."""
+"""Choice of the faster precision on this machine."""
 
 import functools
 import statistics
@@ -14,30 +14,32 @@ __all__ = ["PRECISIONS", "resolve_precision"]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-# A block in the middle of the default network, and a batch that keeps the cores busy.
+# Size of a block in the middle of the default network, and a batch that keeps a core busy.
 _CHANNELS = 64
 _SIDE = 14
 _BATCH_SIZE = 32
 _N_ROUNDS = 7
-# Below this speed-up one round tells.
+# If the first ratio is below this, bfloat16 is clearly slower and one round is enough.
 _CLEARLY_SLOWER = 0.6
-# bfloat16 has to be this much faster: it rounds, and machines where it is no faster should agree.
+# bfloat16 must be faster by this factor: it rounds more, and measurement noise should not decide
+# on machines where both are equally fast.
 _MARGIN = 1.1
 
-# One measurement at a time, and one a process.
+# Only one thread measures; others wait and use the cached result.
 _MEASURING = threading.Lock()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Turn "auto" into the precision that suits the machine.
 
-    On a CPU by a calibration: steps of one block of the network, timed in both precisions once
-    a process (fractions of a second). On CUDA by the hardware: bfloat16 where the card has it.
+    On a CPU, training steps of one block of the network are timed in both precisions, once per
+    process (fractions of a second). On CUDA it is bfloat16 if the GPU supports it natively, on
+    other devices float32.
 
     Parameters
     ----------
     precision : {"auto", "float32", "bfloat16"}
-        The wish.
+        Requested precision.
     device : torch.device
         Where the network runs.
 
@@ -58,16 +60,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @functools.cache
 def _bfloat16_speed_up() -> float:
-    """Seconds of a training step of a block in float32, in those of one in bfloat16."""
-    # One thread and the time it computes: what other processes leave of the machine, and how
-    # many threads there are, changes nothing.
+    """Measure how many times faster bfloat16 is than float32 in a training step of a block."""
+    # Measure the CPU time of a single thread: it does not depend on the number of threads or on
+    # the load by other processes.
     with worker_threads(1) as executor:
         return executor.submit(_time_both).result()
 
 
 def _time_both() -> float:
     cpu = torch.device("cpu")
-    # Whatever defaults the caller has set; modes are those of a thread.
+    # Ignore the default device and dtype that the caller has set. Modes of the caller, such as
+    # inference mode, are local to its thread.
     with cpu, seeded_weights(0):
         block = to_channels_last(ResidualBlock(_CHANNELS, _CHANNELS, _CHANNELS, 0.0).float())
     x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE, dtype=torch.float32, device=cpu)
@@ -81,7 +84,7 @@ def _time_both() -> float:
         torch.autograd.grad(loss, list(block.parameters()))
         return time.thread_time() - start
 
-    # The first steps set up kernels.
+    # The first steps also set up kernels.
     seconds("float32"), seconds("bfloat16")
     ratios: list[float] = []
     while len(ratios) < _N_ROUNDS:

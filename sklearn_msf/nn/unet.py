@@ -4,11 +4,11 @@ The layout is that of ADM (Dhariwal and Nichol 2021), as the paper uses it: resi
 blocks with GroupNorm and SiLU, scale and shift by the time embedding, self-attention at
 chosen levels, zero-initialised outputs. Two things are added:
 
-- pixel-unshuffle patching: ``patch_size=2`` folds 2x2 pixels into channels on the way in
-  and unfolds them on the way out, so that every level works on a quarter of the positions;
-- the U-Net can be run in halves: :meth:`UNet.encode` ends at the middle block, whose
-  features are enough to classify, and :meth:`UNet.decode` goes on to the velocities, for
-  as many rows of the batch as need them.
+- pixel-unshuffle patching: ``patch_size=2`` folds 2x2 pixels into channels at the input and
+  unfolds them at the output, so that every level works on a quarter of the positions;
+- the two halves of the U-Net can be run separately: :meth:`UNet.encode` ends with the middle
+  block, whose features are enough to classify. :meth:`UNet.decode` continues to the output, for
+  only those samples of the batch that need it.
 """
 
 import math
@@ -52,7 +52,7 @@ class GroupNorm(nn.Module):
 
 
 def _zeroed(module: nn.Module) -> nn.Module:
-    """Set all parameters of an output layer to zero, so that its block starts as identity."""
+    """Set all parameters of an output layer to zero, so that its block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -89,7 +89,7 @@ class TimeEmbedding(nn.Module):
 
 
 def _silu(h: Tensor) -> Tensor:
-    """SiLU of what nobody else holds: in place, where no gradient needs it."""
+    """Apply SiLU to a temporary tensor, in place when gradients are off."""
     return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Attend over H * W positions of (n, channels, H, W)."""
         n, channels, height, width = h.shape
-        # Positions before channels, as they are in the memory of channels_last: no copies.
+        # Put positions before channels, the memory order of channels_last, to avoid copies.
         qkv = self.query_key_value(self.norm(h)).permute(0, 2, 3, 1)
         qkv = qkv.reshape(n, height * width, 3, self.n_heads, channels // self.n_heads)
         attended = _attend(*qkv.permute(2, 0, 3, 1, 4).unbind())
@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over the last axis but one of (n, heads, positions, channels)."""
+    """Apply attention over the positions of (n, heads, positions, channels)."""
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value)
     # In bfloat16 the gradient of CPU attention is six times slower than in float32.
@@ -151,7 +151,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Stage(nn.Module):
-    """A residual block, with self-attention after it where the level has it."""
+    """A residual block, followed by self-attention on the levels that have it."""
 
     def __init__(
         self,
@@ -188,26 +188,27 @@ class Downsample(nn.Conv2d):
         """Map (n, C, H, W) to (n, C, ceil(H / 2), ceil(W / 2))."""
         if h.shape[-1] > 1:
             return super().forward(h)
-        # oneDNN leaves parts of the bfloat16 weight gradient of a strided convolution over
-        # one column unwritten (seen in torch 2.13); unstrided and thinned out is the same.
+        # For images one pixel wide, oneDNN leaves parts of the bfloat16 weight gradient of a
+        # strided convolution unwritten (seen in torch 2.13). A convolution with stride 1, of
+        # which every second row is kept, gives the same result.
         return F.conv2d(h, self.weight, self.bias, padding=1)[:, :, ::2]
 
 
 class Encoding(NamedTuple):
-    """What the downward half of the U-Net hands on.
+    """Output of the downsampling half of the U-Net and the middle block.
 
     Attributes
     ----------
     features : Tensor of shape (n, feature_channels, h, w)
         Output of the middle block.
     skips : tuple of Tensor
-        Intermediate results for the upward half, first made first.
+        Skip connections to the upsampling half, in the order in which they were computed.
     time_embedding : Tensor of shape (n, width)
         Embedding of t.
     size : tuple of int
         Height and width of the images in pixels.
     n_dropped : int
-        Rows, from the first one on, in which training drops features.
+        Number of samples, the first ones of the batch, that have dropout in training.
     """
 
     features: Tensor
@@ -217,7 +218,7 @@ class Encoding(NamedTuple):
     n_dropped: int
 
     def rows(self, start: int, stop: int) -> "Encoding":
-        """Restrict the encoding to some rows of the batch."""
+        """Select the samples from `start` up to, but not including, `stop`."""
         return Encoding(
             self.features[start:stop],
             tuple(skip[start:stop] for skip in self.skips),
@@ -239,14 +240,14 @@ class UNet(nn.Module):
     channel_mult : sequence of int, default=(1, 2, 2, 2)
         Channels of each level in units of `channels`.
     n_blocks : int, default=2
-        Residual blocks a level (one more on the way up).
+        Residual blocks per level (one more in the upsampling half).
     attention_levels : sequence of int, default=(1,)
         Levels with self-attention, counted from 0 at full resolution.
     head_channels : int, default=64
         Channels of one attention head.
     patch_size : int, default=1
-        Side of the square of pixels folded into channels; 1 folds nothing. Sizes that are
-        no multiple are padded by repeating the border, and the padding is taken off again.
+        Side of the square of pixels folded into channels; 1 folds nothing. Images whose size is
+        not a multiple of it are padded by repeating the border, and the output is cropped.
     dropout : float, default=0.0
         Dropout inside the residual blocks.
     """
@@ -316,16 +317,17 @@ class UNet(nn.Module):
         self.conv_out = _zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
 
     def encode(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Encoding:
-        """Run the downward half and the middle block.
+        """Run the downsampling half and the middle block.
 
         Parameters
         ----------
         z : Tensor of shape (n, in_channels, H, W)
-            State, image and label mask on the channel axis.
+            Image and label mask, concatenated along the channel axis.
         t : Tensor of shape (n,) or, without gradients, (1,)
-            Times in [0, 1]; one for all rows, or one for each.
+            Times in [0, 1]: one per sample, or one for all samples.
         n_dropped : int, optional
-            Rows, from the first one on, that have dropout in training; all by default.
+            Number of samples, the first ones of the batch, that have dropout in training; all
+            by default.
 
         Returns
         -------
@@ -334,7 +336,7 @@ class UNet(nn.Module):
         size = (z.shape[-2], z.shape[-1])
         n_dropped = len(z) if n_dropped is None else n_dropped
         if torch.is_autocast_enabled(z.device.type):
-            # The first convolution would do it; half the bytes are quicker to fold.
+            # The first convolution would also cast z, but folding half the bytes is faster.
             z = z.to(torch.get_autocast_dtype(z.device.type))
         if self.patch_size > 1:
             bottom, right = (-size[0] % self.patch_size, -size[1] % self.patch_size)
@@ -352,14 +354,14 @@ class UNet(nn.Module):
         return Encoding(h, tuple(skips), embedding, size, n_dropped)
 
     def decode(self, encoding: Encoding) -> Tensor:
-        """Run the upward half: (n, out_channels, H, W) from an encoding."""
+        """Run the upsampling half: (n, out_channels, H, W) from an encoding."""
         h, skips = encoding.features, list(encoding.skips)
         for module in self.up:
             if isinstance(module, Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
                 h = module(h, encoding.time_embedding, encoding.n_dropped)
             else:
-                # The next skip tells the size of the level above, which may be odd.
+                # Take the size of the next level from its skip connection: it may be odd.
                 h = module(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
         h = self.conv_out(F.silu(self.norm_out(h)))
         if self.patch_size > 1:

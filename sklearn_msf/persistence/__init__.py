@@ -1,5 +1,6 @@
 """Tensors and plain data in files that hold no code.
 
-Imports nothing of the package. `archives` writes and reads safetensors beside JSON, and trusts
-nothing it reads; `json_data` turns parameters and labels into what JSON holds, and back.
+Imports nothing from the rest of the package. `archives` writes and reads safetensors files with
+a JSON file beside them, and checks everything it reads. `json_data` converts parameters and
+labels to data that JSON can hold, and back.
 """

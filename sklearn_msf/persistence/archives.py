@@ -1,12 +1,12 @@
 """Tensors and plain data in files that hold no code: safetensors beside JSON.
 
-A record is two files. ``NAME.json`` holds the plain data and names the other file,
-``NAME-DIGEST.safetensors``, by the digest of its content. Both are written under another
-name, flushed to the disk and renamed, the JSON file last: whatever happens meanwhile, the
-name leads to a record that is whole, the new one or the one before.
+An archive is two files. ``NAME.json`` holds the plain data and names the other file,
+``NAME-DIGEST.safetensors``, by the digest of its content. Both are written under temporary
+names, flushed to disk and then renamed, the JSON file last. If writing is interrupted at any
+moment, ``NAME.json`` still belongs to a complete archive: the new one or the previous one.
 
-Reading trusts nothing: file names, sizes, digest and structure are checked, and nothing is
-ever executed.
+Reading trusts nothing: file names, sizes, digests and structure are checked, and nothing from a
+file is ever executed.
 """
 
 import contextlib
@@ -25,56 +25,57 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 __all__ = [
-    "RecordError",
-    "RecordVersionError",
+    "ArchiveError",
+    "ArchiveVersionError",
     "check_tensors",
-    "read_document",
-    "read_record",
+    "part_of",
+    "read_archive",
+    "read_metadata",
+    "remove_archive",
     "remove_leftovers",
-    "remove_record",
+    "write_archive",
     "write_file",
-    "write_record",
 ]
 
 _FORMAT = "sklearn_msf"
-_FORMAT_VERSION = 1
-# Histories of very long runs take some MiB.
-_MAX_DOCUMENT_BYTES = 64 * 2**20
-# What follows the name of a record in that of its weights file.
+_FORMAT_VERSION = 2
+# The training history of a very long run takes some MiB.
+_MAX_METADATA_BYTES = 64 * 2**20
+# The name of a weights file is the name of its archive followed by this.
 _WEIGHTS_SUFFIX = r"-[0-9a-f]{16}\.safetensors"
-# Flags that not every system has.
+# Flags of os.open that some systems lack.
 _BINARY = getattr(os, "O_BINARY", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 
-class RecordError(ValueError):
-    """Files that are not a record, or no longer one."""
+class ArchiveError(ValueError):
+    """The files are not an archive, or are a damaged one."""
 
 
-class RecordVersionError(RecordError):
-    """A record of another format version."""
+class ArchiveVersionError(ArchiveError):
+    """The archive has another format version."""
 
 
-def write_record(
-    folder: Path, name: str, tensors: dict[str, Tensor], document: dict[str, Any]
+def write_archive(
+    folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, Any]
 ) -> None:
-    """Write a record, in place of one of the same name.
+    """Write an archive and replace one of the same name.
 
     Parameters
     ----------
     folder : Path
-        Made where it is missing.
+        Folder of the archive; created if it is missing.
     name : str
-        Name of the record.
+        Name of the archive.
     tensors : dict of str to Tensor
-        Stored contiguous, on the CPU.
-    document : dict
+        Copied to the CPU and stored contiguously.
+    metadata : dict
         Plain data that JSON can hold.
 
     Raises
     ------
     OSError
-        Where the files cannot be written; the record before, if any, is still there.
+        If the files cannot be written. The previous archive, if any, is kept.
     """
     data = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -85,8 +86,8 @@ def write_record(
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "weights": {"file": weights_name, "sha256": digest, "n_bytes": len(data)},
-        "document_sha256": _document_digest(document),
-        "document": document,
+        "metadata_sha256": _metadata_digest(metadata),
+        "metadata": metadata,
     }
     text = json.dumps(content, indent=1, allow_nan=False).encode()
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,22 +104,22 @@ def write_record(
             _remove(path)
 
 
-def remove_record(folder: Path, name: str) -> None:
-    """Delete the files of a record, the JSON file first."""
+def remove_archive(folder: Path, name: str) -> None:
+    """Delete the files of an archive, the JSON file first."""
     _remove(folder / f"{name}.json")
     for path in _weights_files(folder, name):
         _remove(path)
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Delete what writes that were cut off left of records.
+    """Delete files that interrupted writes of archives left behind.
 
     Parameters
     ----------
     folder : Path
-        Where the records are.
+        Folder of the archives.
     pattern : str
-        Regular expression of their names.
+        Regular expression for the names of the archives.
     """
     weights = re.compile(rf"({pattern}){_WEIGHTS_SUFFIX}")
     unfinished = re.compile(rf"\.{pattern}[-.].*\.part")
@@ -129,96 +130,102 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
             _remove(path)
 
 
-def read_document(folder: Path, name: str) -> dict[str, Any]:
-    """Read the plain data of a record alone.
+def read_metadata(folder: Path, name: str) -> dict[str, Any]:
+    """Read only the plain data of an archive.
 
     Raises
     ------
     FileNotFoundError
-        Where there is no such record.
-    RecordError
-        For a file that is not the JSON file of one.
+        If there is no such archive.
+    ArchiveError
+        If the file is not the JSON file of an archive, or was changed.
     """
-    return _checked_content(folder / f"{name}.json")["document"]
+    return _checked_content(folder / f"{name}.json")["metadata"]
 
 
-def read_record(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a record.
+def read_archive(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an archive.
 
     Parameters
     ----------
     folder : Path
-        Where the files are.
+        Folder of the archive.
     name : str
-        Name of the record.
+        Name of the archive.
 
     Returns
     -------
     tensors : dict of str to Tensor
         On the CPU.
-    document : dict
+    metadata : dict
         The plain data.
 
     Raises
     ------
     FileNotFoundError
-        Where there is no such record.
-    RecordError
-        For files that were cut off, changed, exchanged or made by something else.
+        If there is no such archive.
+    ArchiveError
+        If the files were cut off, changed or exchanged, or were written by another program.
     """
     path = folder / f"{name}.json"
     content = _checked_content(path)
     try:
         data = _read_weights(folder, name, path, content["weights"])
     except FileNotFoundError:
-        # Somebody may just have saved another record in its place.
+        # Another process may have replaced the archive after the JSON file was read: retry once.
         content = _checked_content(path)
         try:
             data = _read_weights(folder, name, path, content["weights"])
         except FileNotFoundError as error:
-            raise RecordError(f"{error.filename} is missing.") from error
+            raise ArchiveError(f"{error.filename} is missing.") from error
     try:
-        return safetensors.torch.load(data), content["document"]
-    # What safetensors knows and torch does not is a KeyError.
+        return safetensors.torch.load(data), content["metadata"]
+    # A dtype that safetensors knows and torch lacks raises a KeyError.
     except (SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
-        raise RecordError(f"The weights of {path} are not safetensors: {error}.") from error
+        raise ArchiveError(f"The weights of {path} are not safetensors: {error}.") from error
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
-    """Compare weights with those that a network has.
+    """Check that weights fit a network and are finite.
 
     Parameters
     ----------
     found : dict of str to Tensor
-        What a file has.
+        Weights read from a file.
     wanted : dict of str to Tensor
-        What the network has; only names, shapes and dtypes are looked at.
+        Weights of the network; only their names, shapes and dtypes are used.
     source : str
-        What the weights are from, for the messages.
+        Origin of the weights, for error messages.
 
     Raises
     ------
-    RecordError
-        For other names, shapes or dtypes, and for values that are not finite.
+    ArchiveError
+        If names, shapes or dtypes differ, or values are not finite.
     """
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or unknown:
-        raise RecordError(
+        raise ArchiveError(
             f"{source} does not fit its network: {len(missing)} weights are missing "
             f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])})."
         )
     for name, value in found.items():
         if value.shape != wanted[name].shape or value.dtype != wanted[name].dtype:
-            raise RecordError(
+            raise ArchiveError(
                 f"{source} has {name} as {value.dtype} of shape {tuple(value.shape)}; its "
                 f"network has {wanted[name].dtype} of shape {tuple(wanted[name].shape)}."
             )
         if not bool(torch.isfinite(value).all()):
-            raise RecordError(f"{source} has values in {name} that are not finite.")
+            raise ArchiveError(f"{source} has values in {name} that are not finite.")
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose names start with a prefix, and remove it from their names."""
+    start = f"{prefix}."
+    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file completely or not at all."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(unfinished, "xb") as file:
@@ -233,7 +240,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make names of files outlast a power failure, where the system can."""
+    """Make new names of files survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -252,74 +259,77 @@ def _weights_name(name: str, digest: str) -> str:
 
 
 def _weights_files(folder: Path, name: str) -> list[Path]:
-    """Every weights file of a record, left over ones too."""
+    """List all weights files of an archive, including leftover ones."""
     pattern = re.compile(rf"{re.escape(name)}{_WEIGHTS_SUFFIX}")
     return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
 
 
 def _checked_content(path: Path) -> dict[str, Any]:
-    """Read the JSON file of a record, which has its entries if not yet the right ones."""
-    text = _read_regular_file(path, at_most=_MAX_DOCUMENT_BYTES)
+    """Read the JSON file of an archive; check its format, version, entries and metadata digest.
+
+    The values inside its entries are left to the callers to check.
+    """
+    text = _read_regular_file(path, at_most=_MAX_METADATA_BYTES)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not JSON: {error}.") from error
+        raise ArchiveError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise RecordError(f"{path} is not a file of sklearn_msf.")
+        raise ArchiveError(f"{path} is not a file of sklearn_msf.")
     version = content.get("format_version")
     if version != _FORMAT_VERSION:
-        raise RecordVersionError(
+        raise ArchiveVersionError(
             f"{path} has format version {version!r}; this version of sklearn_msf reads "
             f"{_FORMAT_VERSION}. Install the version that wrote it, or save the model again."
         )
-    for entry in ("weights", "document"):
+    for entry in ("weights", "metadata"):
         if not isinstance(content.get(entry), dict):
-            raise RecordError(f"{path} lacks its entry {entry!r}.")
-    if content.get("document_sha256") != _document_digest(content["document"]):
-        raise RecordError(f"{path} was changed: its content has another digest.")
+            raise ArchiveError(f"{path} lacks its entry {entry!r}.")
+    if content.get("metadata_sha256") != _metadata_digest(content["metadata"]):
+        raise ArchiveError(f"{path} was changed: its content has another digest.")
     return content
 
 
-def _document_digest(document: dict[str, Any]) -> str:
-    """Digest of plain data, the same before it is written and after it is read."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+def _metadata_digest(metadata: dict[str, Any]) -> str:
+    """Compute a digest of plain data that is the same before writing and after reading."""
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _read_regular_file(path: Path, *, at_most: int) -> bytes:
-    """Read a file that is one: not a device or a pipe, which would never end."""
+    """Read a regular file; refuse devices and pipes, which may never end."""
     descriptor = os.open(path, os.O_RDONLY | _BINARY | _NO_WAITING)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RecordError(f"{path} is not a regular file.")
+            raise ArchiveError(f"{path} is not a regular file.")
         if status.st_size > at_most:
-            raise RecordError(
+            raise ArchiveError(
                 f"{path} has {status.st_size:,} bytes; at most {at_most:,} were expected."
             )
         return file.read(at_most + 1)
 
 
 def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
-    """Read the weights file once, and check the very bytes that are used."""
+    """Read the weights file once, and check the same bytes that are returned."""
     digest, file = weights.get("sha256"), weights.get("file")
-    # The digest decides the name, so that a name cannot lead anywhere else.
+    # The name must follow from the digest, so that it cannot be a path to another file.
     if (
         not isinstance(digest, str)
         or not re.fullmatch(r"[0-9a-f]{64}", digest)
         or file != _weights_name(name, digest)
     ):
-        raise RecordError(f"{path} names weights that are not beside it: {file!r}.")
+        raise ArchiveError(f"{path} names weights that are not beside it: {file!r}.")
     weights_path = folder / file
     n_bytes = weights.get("n_bytes")
     if type(n_bytes) is not int or n_bytes < 0:
-        raise RecordError(f"{path} has n_bytes={n_bytes!r} for its weights.")
+        raise ArchiveError(f"{path} has n_bytes={n_bytes!r} for its weights.")
     data = _read_regular_file(weights_path, at_most=n_bytes)
     if len(data) != n_bytes:
-        raise RecordError(
+        raise ArchiveError(
             f"{weights_path} has {len(data):,} bytes instead of {n_bytes:,}: it was cut off or "
             "exchanged."
         )
     if hashlib.sha256(data).hexdigest() != digest:
-        raise RecordError(f"{weights_path} was changed: its content has another digest.")
+        raise ArchiveError(f"{weights_path} was changed: its content has another digest.")
     return data

@@ -1,4 +1,4 @@
-"""Parameters and labels as plain data for JSON, and back."""
+"""Conversion of parameters and labels to plain data for JSON, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +13,16 @@ _NUMBER_KINDS = "biuf"
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a parameter into data that JSON holds.
+    """Turn a parameter into data that JSON can hold.
 
-    Sequences become lists, mappings lists of pairs, devices their names. Sources of random
-    numbers, which have no exact description, become None.
+    Sequences and arrays become lists, mappings lists of pairs, devices and paths strings.
+    Instances of ``RandomState`` and the module ``numpy.random`` become None, because the state
+    of random numbers is not saved.
 
     Raises
     ------
     TypeError
-        For anything else.
+        If the value has another type.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -41,7 +42,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Turn what :func:`to_plain` made into a parameter; lists become tuples."""
+    """Turn the output of :func:`to_plain` back into a parameter; lists become tuples."""
     if isinstance(value, list):
         return tuple(from_plain(item) for item in value)
     if isinstance(value, dict):
@@ -50,12 +51,12 @@ def from_plain(value: Any) -> Any:
 
 
 def labels_to_plain(classes: np.ndarray) -> dict[str, Any]:
-    """Class labels with their dtype.
+    """Turn class labels into plain data: their values and their dtype.
 
     Raises
     ------
     TypeError
-        For labels that JSON does not hold, such as dates.
+        If JSON cannot hold the labels, for example dates.
     """
     if classes.dtype.kind in _NUMBER_KINDS:
         return {"dtype": classes.dtype.str, "values": classes.tolist()}
@@ -69,12 +70,12 @@ def labels_to_plain(classes: np.ndarray) -> dict[str, Any]:
 
 
 def labels_from_plain(plain: Mapping[str, Any]) -> np.ndarray:
-    """Class labels from what :func:`labels_to_plain` made.
+    """Turn the output of :func:`labels_to_plain` back into class labels.
 
     Raises
     ------
     ValueError
-        For anything else.
+        If the data do not describe class labels.
     """
     values, dtype = plain["values"], plain["dtype"]
     if not isinstance(values, list):
@@ -87,12 +88,12 @@ def labels_from_plain(plain: Mapping[str, Any]) -> np.ndarray:
 
 
 def number_dtype(name: Any) -> np.dtype:
-    """Check and make a dtype of booleans, integers or floats.
+    """Make a dtype of booleans, integers or floats from its name.
 
     Raises
     ------
     ValueError
-        For any other.
+        If it is not the name of such a dtype.
     """
     try:
         dtype = np.dtype(name) if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""Displays in scikit-learn's manner; matplotlib is imported when one is drawn."""
+"""Displays like those of scikit-learn; matplotlib is imported only when one is plotted."""
 
 from sklearn_msf.plotting.curves import AccuracyRejectionDisplay, RiskCoverageDisplay
 from sklearn_msf.plotting.generated_images import SampleGridDisplay, TrajectoryDisplay

@@ -1,4 +1,4 @@
-"""Displays of accuracy and risk when uncertain answers are rejected."""
+"""Displays of accuracy and risk when uncertain predictions are rejected."""
 
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ Display = TypeVar("Display", bound="_CurveDisplay")
 
 
 def pyplot_for(display: Any) -> Any:
-    """matplotlib, which is needed from here on."""
+    """Import matplotlib.pyplot, or raise an ImportError that says how to install it."""
     try:
         import matplotlib.pyplot
     except ImportError as error:
@@ -30,7 +30,7 @@ def pyplot_for(display: Any) -> Any:
 
 
 class _CurveDisplay:
-    """A curve over predictions and their uncertainties."""
+    """Base of displays of a curve that is computed from predictions and their uncertainties."""
 
     name: str | None
     aurc: float | None
@@ -40,26 +40,26 @@ class _CurveDisplay:
         raise NotImplementedError
 
     def plot(self: Display, ax: Any = None, *, name: str | None = None, **kwargs: Any) -> Display:
-        """Draw the curve.
+        """Plot the curve.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
+            Axes to plot on; None makes a new figure.
         name : str, default=None
-            Name in the legend; that of the display without.
+            Name in the legend; None is the name of the display.
         **kwargs : dict
-            For matplotlib's `plot`.
+            Arguments of matplotlib's `plot`.
 
         Returns
         -------
         self : object
-            With `ax_`, `figure_` and `line_`.
+            The display, with `ax_`, `figure_` and `line_`.
 
         Raises
         ------
         ImportError
-            Where there is no matplotlib.
+            If matplotlib is not installed.
         """
         if ax is None:
             _, ax = pyplot_for(self).subplots()
@@ -87,26 +87,27 @@ class _CurveDisplay:
         ax: Any = None,
         **kwargs: Any,
     ) -> Display:
-        """Draw the curve of a fitted classifier.
+        """Plot the curve of a fitted classifier.
 
-        Its uncertainty is what `predict_uncertainty` says, and 1 - max p where it has none.
+        The uncertainty is the result of its `predict_uncertainty`. For a classifier without this
+        method it is 1 - max p.
 
         Parameters
         ----------
         estimator : object
             Fitted classifier.
         X : array-like
-            What it takes.
+            Samples that the classifier accepts.
         y : array-like of shape (n,)
             Labels.
         sample_weight : array-like of shape (n,), default=None
             Weights.
         name : str, default=None
-            Name in the legend; that of the class without.
+            Name in the legend; None is the name of the estimator's class.
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
+            Axes to plot on; None makes a new figure.
         **kwargs : dict
-            For matplotlib's `plot`.
+            Arguments of matplotlib's `plot`.
 
         Returns
         -------
@@ -134,7 +135,7 @@ class _CurveDisplay:
         ax: Any = None,
         **kwargs: Any,
     ) -> Display:
-        """Draw the curve of predictions.
+        """Plot the curve of predictions.
 
         Parameters
         ----------
@@ -147,16 +148,16 @@ class _CurveDisplay:
         name : str, default=None
             Name in the legend.
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
+            Axes to plot on; None makes a new figure.
         **kwargs : dict
-            For matplotlib's `plot`.
+            Arguments of matplotlib's `plot`.
 
         Returns
         -------
         display : object
         """
         errors = errors_of(y_true, y_pred)
-        # Subclasses name their values in their constructors.
+        # Subclasses have their own constructor arguments, so mypy cannot check the call.
         make: Any = cls
         display: Display = make(
             **cls._values(errors, uncertainty, sample_weight),
@@ -173,16 +174,17 @@ class _CurveDisplay:
 
 
 class AccuracyRejectionDisplay(_CurveDisplay):
-    """Accuracy of the answers against the share of rows rejected (paper, Figure 2).
+    """Accuracy of the accepted samples against the rejected fraction (paper, Figure 2).
 
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
+    Make a display by :meth:`from_estimator` or :meth:`from_predictions`. To compare several curves,
+    plot them on the same `ax`.
 
     Parameters
     ----------
     rejection : ndarray of shape (n,)
-        Share of rows rejected.
+        Rejected fraction of the samples.
     accuracy : ndarray of shape (n,)
-        Accuracy among the others.
+        Accuracy among the accepted samples.
     name : str, default=None
         Name in the legend.
     aurc : float, default=None
@@ -191,7 +193,7 @@ class AccuracyRejectionDisplay(_CurveDisplay):
     Attributes
     ----------
     ax_, figure_, line_ : matplotlib objects
-        Axes, figure and curve, once drawn.
+        Axes, figure and curve; set by :meth:`plot`.
 
     Examples
     --------
@@ -231,16 +233,17 @@ class AccuracyRejectionDisplay(_CurveDisplay):
 
 
 class RiskCoverageDisplay(_CurveDisplay):
-    """Share of errors among the answers against the share of rows answered.
+    """Error rate of the accepted samples against the accepted fraction.
 
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`; several in one `ax` compare.
+    Make a display by :meth:`from_estimator` or :meth:`from_predictions`. To compare several curves,
+    plot them on the same `ax`.
 
     Parameters
     ----------
     coverage : ndarray of shape (m,)
-        Share of rows answered.
+        Accepted fraction of the samples.
     risk : ndarray of shape (m,)
-        Share of errors among them.
+        Fraction of errors among the accepted samples.
     name : str, default=None
         Name in the legend.
     aurc : float, default=None
@@ -249,7 +252,7 @@ class RiskCoverageDisplay(_CurveDisplay):
     Attributes
     ----------
     ax_, figure_, line_ : matplotlib objects
-        Axes, figure and curve, once drawn.
+        Axes, figure and curve; set by :meth:`plot`.
 
     Examples
     --------

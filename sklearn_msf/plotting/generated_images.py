@@ -1,4 +1,4 @@
-"""Displays in scikit-learn's manner; matplotlib is imported when one is drawn."""
+"""Displays of generated images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def _in_colour(images: np.ndarray) -> np.ndarray:
-    """Images of any number of channels, the last dimension, as RGB."""
+    """Convert images to RGB; the last dimension has any number of channels."""
     if images.shape[-1] == 1:
         return np.repeat(images, 3, axis=-1)
     colours = images[..., :3]
@@ -34,19 +34,19 @@ def _in_colour(images: np.ndarray) -> np.ndarray:
 
 
 class SampleGridDisplay:
-    """Generated images, a row of them for each class, beside real ones.
+    """Generated images in one row for each class, next to real images.
 
     Parameters
     ----------
     blocks : dict of str to ndarray of shape (K, n, H, W) or (K, n, H, W, C)
-        Images side by side, by the name that stands over them, in [0, 1].
+        Blocks of images in [0, 1], which are placed side by side. The keys are their titles.
     class_names : sequence of str
         Names of the K rows.
 
     Attributes
     ----------
     ax_, figure_ : matplotlib objects
-        Axes and figure, once drawn.
+        Axes and figure; set by :meth:`plot`.
     """
 
     def __init__(self, *, blocks: dict[str, np.ndarray], class_names: Sequence[str]):
@@ -54,22 +54,22 @@ class SampleGridDisplay:
         self.class_names = class_names
 
     def plot(self, ax: Any = None) -> "SampleGridDisplay":
-        """Draw the images.
+        """Plot the images.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
+            Axes to plot on; None makes a new figure.
 
         Returns
         -------
         self : object
-            With `ax_` and `figure_`.
+            The display, with `ax_` and `figure_`.
 
         Raises
         ------
         ImportError
-            Where there is no matplotlib.
+            If matplotlib is not installed.
         """
         plt = pyplot_for(self)
         parts, centres, column = [], [], 0
@@ -103,31 +103,34 @@ class SampleGridDisplay:
         y: ArrayLike | None = None,
         n_columns: int = 8,
         n_steps: int = 25,
+        guidance: float | None = None,
         class_names: Sequence[str] | None = None,
         random_state: Any = 0,
         ax: Any = None,
     ) -> "SampleGridDisplay":
-        """Draw images of every class; with X and y beside real ones, and the nearest of these.
+        """Plot generated images of every class, and with X and y also real images.
 
         Parameters
         ----------
         estimator : object
             Fitted MedSymmFlow classifier.
         X : array-like of shape (n, ...), default=None
-            Training images. With them there are three blocks: real images, generated ones, and
-            for each of these the training image whose pixels are nearest.
+            Training images. With X there are three blocks: real images, generated images, and for
+            each generated image the training image whose pixels are nearest.
         y : array-like of shape (n,), default=None
-            Their labels.
+            Labels of X.
         n_columns : int, default=8
-            Images of a class.
+            Number of images of each class.
         n_steps : int, default=25
-            Steps of the ODE solver.
+            Number of steps of the ODE solver.
         class_names : sequence of str, default=None
-            Names of the classes, in their order; the labels without.
+            Names of the classes, in their order; None means the labels.
+        guidance : float, default=None
+            As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.
         random_state : int, RandomState instance or None, default=0
             Seed of the noise.
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure without.
+            Axes to plot on; None makes a new figure.
 
         Returns
         -------
@@ -136,8 +139,11 @@ class SampleGridDisplay:
         Raises
         ------
         ValueError
-            For X without y or unlike the images of fit, and where a class has fewer than
-            `n_columns` images in X.
+            If only one of X and y is given, if X has another shape or dtype than the generated
+            images, if a class has fewer than `n_columns` images in X, if `n_columns` is not a
+            positive integer, and if the number of `class_names` is wrong.
+        ImportError
+            If matplotlib is not installed.
         """
         check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
@@ -149,7 +155,7 @@ class SampleGridDisplay:
         check_positive_integer("n_columns", n_columns)
         if X is not None and y is not None:
             images, labels = check_pairs(X, y)
-            # Before the time is spent.
+            # Check before the slow generation.
             check_like(images, estimator)
             chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
             few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
@@ -159,7 +165,9 @@ class SampleGridDisplay:
                     f"n_columns={n_columns} is more than the images that X has of some classes: "
                     f"{few}. Lower n_columns, or pass more images."
                 )
-        drawn = estimator.sample(n_samples=n_columns, n_steps=n_steps, random_state=random_state)
+        drawn = estimator.sample(
+            n_samples=n_columns, n_steps=n_steps, guidance=guidance, random_state=random_state
+        )
         shape = (len(classes), n_columns, *estimator.image_shape_)
         blocks = {"generated": drawn}
         if X is not None:
@@ -171,14 +179,14 @@ class SampleGridDisplay:
                 "nearest training image": images[nearest],
             }
         scaled = {
-            name: estimator._image_format.to_unit_range(images).reshape(shape)
+            name: estimator.model_.image_format.to_unit_range(images).reshape(shape)
             for name, images in blocks.items()
         }
         return cls(blocks=scaled, class_names=names).plot(ax)
 
 
 class TrajectoryDisplay:
-    """An image and its mask side by side on their way from t = 0 to 1 (paper, Figure 1).
+    """Trajectories of an image and its mask from t = 0 to 1 (paper, Figure 1).
 
     Parameters
     ----------
@@ -187,12 +195,12 @@ class TrajectoryDisplay:
     masks : ndarray of shape (T, h, w, 3)
         Mask at each time, in [0, 1].
     times : ndarray of shape (T,)
-        Times.
+        Times of the images and masks.
 
     Attributes
     ----------
     axes_, figure_ : matplotlib objects
-        Axes, (2, T), and figure, once drawn.
+        Axes, an array of shape (2, T), and figure; set by :meth:`plot`.
     """
 
     def __init__(self, *, images: np.ndarray, masks: np.ndarray, times: np.ndarray):
@@ -201,17 +209,17 @@ class TrajectoryDisplay:
         self.times = times
 
     def plot(self) -> "TrajectoryDisplay":
-        """Draw images above masks.
+        """Plot the images in a row above the masks.
 
         Returns
         -------
         self : object
-            With `axes_` and `figure_`.
+            The display, with `axes_` and `figure_`.
 
         Raises
         ------
         ImportError
-            Where there is no matplotlib.
+            If matplotlib is not installed.
         """
         n = len(self.times)
         figure, axes = pyplot_for(self).subplots(
@@ -235,20 +243,23 @@ class TrajectoryDisplay:
         *,
         n_columns: int = 9,
         n_steps: int = 24,
+        guidance: float | None = None,
         random_state: Any = 0,
     ) -> "TrajectoryDisplay":
-        """Draw an image of a class and show its way.
+        """Generate an image of a class and plot its trajectory.
 
         Parameters
         ----------
         estimator : object
             Fitted MedSymmFlow classifier.
         class_id : label
-            Class to draw.
+            Class of the image.
         n_columns : int, default=9
-            Times that are shown, the first and the last among them; at least 2.
+            Number of times that are shown, including the first and the last; at least 2.
         n_steps : int, default=24
-            Steps of the ODE solver.
+            Number of steps of the ODE solver.
+        guidance : float, default=None
+            As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.
         random_state : int, RandomState instance or None, default=0
             Seed of the noise.
 
@@ -259,15 +270,18 @@ class TrajectoryDisplay:
         Raises
         ------
         ValueError
-            For fewer than two columns.
+            For fewer than two columns, and for `class_id` and `n_steps` as in `sample_trajectory`
+            of the estimator.
+        ImportError
+            If matplotlib is not installed.
         """
         check_positive_integer("n_columns", n_columns, least=2)
         images, masks, times = estimator.sample_trajectory(
-            class_id, n_steps=n_steps, random_state=random_state
+            class_id, n_steps=n_steps, guidance=guidance, random_state=random_state
         )
         shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
-        pictures = estimator._image_format.to_unit_range(images[shown])
-        # In the range of the code itself.
+        pictures = estimator.model_.image_format.to_unit_range(images[shown])
+        # Scale by the range of the code at t = 0; noise outside it is clipped.
         colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
         return cls(
             images=pictures.reshape(len(shown), *estimator.image_shape_),

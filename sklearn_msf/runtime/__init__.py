@@ -1,6 +1,6 @@
 """Where and how tensors are computed: devices, batches, compilation, CUDA graphs, progress.
 
-Imports nothing of the package and nothing of scikit-learn. The other rooms call
-`device.resolve_device`, `device.autocast`, `batching.in_batches`, `cuda_graphs.replay`,
-`compilation.compile_or_not` and the bars of `progress`.
+Imports nothing from the rest of the package and nothing from scikit-learn. The other folders
+call `device.resolve_device`, `device.autocast`, `batching.in_batches`, `cuda_graphs.replay`,
+`compilation.compile_or_not`, `user_warnings.warn_user` and the progress bars of `progress`.
 """

@@ -1,4 +1,4 @@
-"""Passes over many rows: batches of one size, side by side on a CPU, smaller without memory."""
+"""Computation in batches: in parallel on a CPU, in smaller batches when memory runs out."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -23,28 +23,28 @@ def in_batches(
     device: torch.device,
     report: Callable[[int], object] | None = None,
 ) -> list[Result]:
-    """Call run(start, batch_size) for each batch, with smaller ones where memory runs out.
+    """Call run(start, batch_size) for each batch, and halve the batches when memory runs out.
 
-    Runs without gradients, on a CPU on as many threads as torch has, each with one core: what
-    a call returns does not depend on the others.
+    The calls run without gradients. On a CPU they run in as many threads as torch uses, each on
+    one core, so that the result of a call does not depend on the other calls.
 
     Parameters
     ----------
     run : callable
-        Handles the rows from `start` on, `batch_size` of them or those that are left.
+        Handles `batch_size` samples from the index `start` on, or fewer at the end.
     n_rows : int
-        Number of rows.
+        Number of samples.
     batch_size : int
-        Rows of a batch.
+        Samples in a batch.
     device : torch.device
         Where the batches are computed.
     report : callable, optional
-        Called after each batch with the number of its rows.
+        Called after each batch with the number of its samples.
 
     Returns
     -------
     list
-        Results in the order of the rows.
+        Results in the order of the batches.
     """
     results: list[Result] = []
     start = 0
@@ -62,14 +62,14 @@ def in_batches(
             _LOG.warning("Out of memory: going on with batches of %d.", batch_size)
         else:
             break
-        # Here the error, and with it what it held, is gone.
+        # The exception no longer keeps the tensors of the failed batch alive: free their memory.
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return results
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # Not every allocator has an error of its own.
+    # Some allocators raise a plain RuntimeError, which only its text identifies.
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
@@ -77,9 +77,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _side_by_side(
     run: Callable[[int, int], Result], starts: range, batch_size: int, device: torch.device
 ) -> Iterator[Result]:
-    """Run the batches, on a CPU on as many threads as torch has."""
+    """Run the batches, on a CPU in as many threads as torch uses."""
 
-    # Both modes belong to the thread that sets them.
+    # Inference mode is local to a thread: each worker thread must enter it.
     @torch.inference_mode()
     def one(start: int) -> Result:
         return run(start, batch_size)

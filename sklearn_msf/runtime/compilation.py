@@ -1,16 +1,17 @@
-"""Compiled functions, with a way back where there is no compiler."""
+"""Compilation with :func:`torch.compile`, with a fallback where it does not work."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from sklearn_msf.runtime.user_warnings import warn_user
+
 __all__ = ["compile_or_not"]
 
 
 def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function when it is called, or warn once and run it as it is.
+    """Compile a function at its first call; if that fails, warn once and run it uncompiled.
 
     Parameters
     ----------
@@ -20,7 +21,7 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns
     -------
     callable
-        The same function, compiled where that works.
+        The same function, compiled if that works.
     """
     compiled: Callable[..., Any] | None = torch.compile(function)
 
@@ -31,13 +32,12 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
                 return compiled(*arguments)
             except torch.OutOfMemoryError:
                 raise
-            # Without a compiler, or with one that cannot, each backend has errors of its own;
-            # those of the function itself come again below.
+            # Backends raise various exceptions when they find no compiler or cannot compile, so
+            # catch all. The plain call below raises errors of the function itself again.
             except Exception as error:
                 compiled = None
-                warnings.warn(
+                warn_user(
                     f"The network could not be compiled and runs as it is: {error}",
-                    stacklevel=2,
                 )
         return function(*arguments)
 

@@ -1,12 +1,12 @@
-"""A forward pass captured once as a CUDA graph, and replayed.
+"""Forward passes that are captured once as CUDA graphs and then replayed.
 
 A small network has hundreds of short kernels, and launching them takes longer than running
-them. A graph launches them all at once. It needs inputs of one shape in one place of memory,
-which the padded batches of inference have.
+them. A graph launches them all at once. It needs inputs of a constant shape at a constant
+address: the batches of inference are padded to one shape, and each graph copies its inputs into
+its own memory.
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,14 +14,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.runtime.user_warnings import warn_user
+
 __all__ = ["replay"]
 
-# Runs before the capture, in which libraries choose their kernels.
+# Warm-up runs before the capture, in which libraries choose their kernels.
 _N_WARM_UP = 3
 
 
 class _Graph:
-    """One captured pass, with inputs and output of its own in memory."""
+    """One captured pass, with its own memory for inputs and output."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
         self._lock = threading.Lock()
@@ -37,7 +39,7 @@ class _Graph:
             self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        # The memory is one for all threads.
+        # All threads share the memory of the graph.
         with self._lock:
             for mine, value in zip(self._inputs, inputs, strict=True):
                 mine.copy_(value)
@@ -45,7 +47,7 @@ class _Graph:
             return self._output.clone()
 
 
-# Graphs go with the module whose weights they read; they hold no reference to it.
+# The graphs of a module are deleted with it, because a graph holds no reference to the module.
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Hashable, _Graph | None]] = WeakKeyDictionary()
 _CAPTURING = threading.Lock()
 
@@ -53,23 +55,25 @@ _CAPTURING = threading.Lock()
 def replay(
     module: nn.Module, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor
 ) -> Tensor:
-    """Compute function(*inputs), by a CUDA graph from the second call on.
+    """Compute function(*inputs) with a CUDA graph, which the first call captures.
 
     Parameters
     ----------
     module : nn.Module
-        Whose weights the function reads; the graph lives as long.
+        The module whose weights the function reads. The graph is kept as long as the module.
     key : hashable
-        Tells functions of the module apart; shapes are told apart here.
+        Identifies the function among those of the module. There is one graph for each key and
+        each combination of shapes, dtypes and devices of the inputs.
     function : callable
-        Function of CUDA tensors, without synchronisation inside.
+        Function of CUDA tensors that does not synchronise with the device.
     *inputs : Tensor
-        Its arguments.
+        Arguments of the function.
 
     Returns
     -------
     Tensor
-        Where the capture fails, with one warning, what the function itself returns.
+        Result of the function. If the capture fails, there is one warning, and the function is
+        called without a graph.
     """
     full_key = (key, tuple((value.shape, value.dtype, value.device) for value in inputs))
     with _CAPTURING:
@@ -86,8 +90,7 @@ def _capture(function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> _Graph
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        warnings.warn(
+        warn_user(
             f"The network could not be captured as a CUDA graph and runs without: {error}",
-            stacklevel=3,
         )
         return None

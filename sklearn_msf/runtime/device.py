@@ -22,12 +22,12 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "auto" into the best device at hand and check any other.
+    """Turn "auto" into the best available device, and check any other device.
 
     Parameters
     ----------
     device : str or torch.device
-        "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
+        "auto" (CUDA if available, else the CPU), "cpu", "cuda", "cuda:1", ...
 
     Returns
     -------
@@ -36,8 +36,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        Where torch does not know the device, this machine does not have it, or it has no
-        float64.
+        If torch does not know the device, this machine does not have it, or it does not
+        support float64.
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,14 +52,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def to_channels_last(module: Module, device: torch.device | None = None) -> Module:
-    """Lay out convolutions as is fast for them, on a device or where they are."""
-    # torch's annotations leave memory_format out.
+    """Store convolution weights in channels_last, the fast layout, and move them if asked to."""
+    # torch's type annotations lack memory_format.
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Run convolutions and products in `precision`; float32 on CUDA is not TF32."""
+    """Run convolutions and matrix products in `precision`; float32 on CUDA is not TF32."""
     low = precision == "bfloat16"
     with (
         float32_rounding(device, precision),
@@ -71,21 +71,24 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 def float32_rounding(
     device: torch.device, precision: str
 ) -> contextlib.AbstractContextManager[None]:
-    """On CUDA, let TF32 round products in bfloat16 runs only, backwards too."""
+    """Allow TF32 on CUDA in bfloat16 runs and forbid it in float32 runs.
+
+    Use it around backward passes, which do not run inside :func:`autocast`.
+    """
     if device.type != "cuda":
         return contextlib.nullcontext()
     return tensor_float32(precision == "bfloat16")
 
 
-# The seed of new weights goes through torch's global generator: one network at a time.
+# New weights are drawn from torch's global generator, so make only one network at a time.
 _MAKING_WEIGHTS = threading.Lock()
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Draw the weights of new networks from a seed; torch's own state is kept."""
+    """Draw the weights of new networks from a seed, and restore torch's generator afterwards."""
     with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed every GPU too.
+        # torch.manual_seed would also seed every GPU.
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -94,22 +97,22 @@ _STARTING = threading.Lock()
 
 
 def _take_one_core() -> None:
-    # Asking first lets torch set up its threads here, which would undo the setting later.
+    # The first query makes torch set up its threads, which would overwrite an earlier setting.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
 @contextlib.contextmanager
 def worker_threads(n_tasks: int) -> Iterator[Executor]:
-    """Threads to run the batches of a CPU side by side, each on one core.
+    """Start threads that run batches on a CPU in parallel, each on one core.
 
-    Small images keep two cores busier as two batches on a core each than as one batch whose
-    every operation is split in two.
+    With small images, two batches on one core each use two cores better than one batch of which
+    every operation is split over both cores.
 
     Parameters
     ----------
     n_tasks : int
-        Number of batches; there are as many threads as torch has, and at most one a batch.
+        Number of batches. There are as many threads as torch uses, but at most one per batch.
 
     Yields
     ------
@@ -128,7 +131,7 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
-            # What a thread sets is also what threads made later start with.
+            # The setting of a worker is also the default of threads that start later.
             torch.set_num_threads(n_threads)
     with executor:
         yield executor
@@ -136,7 +139,7 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def tensor_float32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid CUDA to round float32 products to TF32, and put the settings back."""
+    """Allow or forbid CUDA to round float32 products to TF32; restore the settings on exit."""
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if allowed else "highest")

@@ -1,4 +1,4 @@
-"""Progress bars over training and drawing."""
+"""Progress bars for training and sampling."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,26 +6,26 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-__all__ = ["Report", "drawing_progress", "training_progress"]
+__all__ = ["Report", "sampling_progress", "training_progress"]
 
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
 
 
 class Report(Protocol):
-    """Takes the share of the training done and, after an epoch, its record."""
+    """Takes the fraction of the training that is done and, after an epoch, the epoch log."""
 
-    def __call__(self, done: float, record: dict[str, Any] | None) -> None:
-        """Show the record."""
+    def __call__(self, done: float, epoch_log: dict[str, Any] | None) -> None:
+        """Show the progress, and the log if there is one."""
 
 
 @contextmanager
 def training_progress(description: str, *, verbose: int) -> Iterator[Report | None]:
-    """Show share done, time left, loss and images a second while training.
+    """Show the fraction done, the time left, the loss and the images per second of a training.
 
     Parameters
     ----------
     description : str
-        What trains.
+        Name of the model that is trained, shown in front of the bar.
     verbose : int
         0 shows nothing.
 
@@ -39,40 +39,40 @@ def training_progress(description: str, *, verbose: int) -> Iterator[Report | No
         return
     with tqdm(total=1.0, desc=description, bar_format=_FORMAT) as bar:
 
-        def report(done: float, record: dict[str, Any] | None) -> None:
+        def report(done: float, epoch_log: dict[str, Any] | None) -> None:
             bar.update(done - bar.n)
-            if record is None:
+            if epoch_log is None:
                 return
-            shown = {"epoch": record["epoch"], "loss": f"{record['loss']:.3f}"}
-            if "validation_score" in record:
-                shown["validation"] = f"{record['validation_score']:.3f}"
-            shown["images/s"] = f"{record['n_images'] / max(record['seconds'], 1e-9):.0f}"
+            shown = {"epoch": epoch_log["epoch"], "loss": f"{epoch_log['loss']:.3f}"}
+            if "validation_score" in epoch_log:
+                shown["validation"] = f"{epoch_log['validation_score']:.3f}"
+            shown["images/s"] = f"{epoch_log['n_images'] / max(epoch_log['seconds'], 1e-9):.0f}"
             bar.set_postfix(shown, refresh=False)
 
         yield report
-        # Early stopping and the last step of a time budget end before the bar does.
+        # Early stopping and a time budget end training before the bar is full.
         bar.update(1.0 - bar.n)
 
 
 @contextmanager
-def drawing_progress(
+def sampling_progress(
     description: str, n_images: int, *, verbose: int
 ) -> Iterator[Callable[[int], object] | None]:
-    """Show how many images are drawn and the time left.
+    """Show how many images are sampled and the time left.
 
     Parameters
     ----------
     description : str
-        What draws.
+        Name of the model that samples, shown in front of the bar.
     n_images : int
-        Images to draw.
+        Number of images to sample.
     verbose : int
         0 shows nothing.
 
     Yields
     ------
     callable or None
-        Takes the number of images drawn since its last call.
+        Takes the number of images sampled since its last call.
     """
     if not verbose:
         yield None

@@ -1,7 +1,8 @@
 """The training engine.
 
-May import `flow`, `data` and what lies below. `trainer.Trainer` runs epochs over
-`batches.TrainingData` with the `settings.TrainingSettings` that were resolved for it; `optimizer`
-steps (Muon and AdamW), `schedule` sets the rate and watches the time, `early_stopping` keeps the
-best weights, `state` and `checkpoints` let a run go on where it was cut off.
+May import `flow`, `data` and the folders below them. `trainer.Trainer` runs epochs over
+`batches.TrainingData` with `settings.TrainingSettings`, in which all automatic choices are made.
+`optimizer` makes the steps (Muon and AdamW), `schedule` has the learning rate and the time
+budget, `early_stopping` keeps the best weights. With `state` and `checkpoints` an interrupted
+run can be resumed.
 """

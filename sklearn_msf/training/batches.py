@@ -1,4 +1,4 @@
-"""Training data beside the network, and the order in which an epoch sees it."""
+"""Training data on the device of the network, and their order within an epoch."""
 
 import copy
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ from sklearn_msf.data.images import ImageFormat
 
 __all__ = ["TrainingData"]
 
-# Share of a GPU's free memory that images may take before they are streamed instead.
+# If the images need more than this fraction of a GPU's free memory, they are streamed.
 _RESIDENT_SHARE = 0.5
 
 
 class TrainingData:
-    """Images and labels, with weights that act as repetitions.
+    """Images and labels, with weights that act as numbers of repetitions.
 
-    Everything lives on the device, and a batch is a selection of rows. Images that a GPU has
-    no room for stay where they are and are copied batch by batch, through pinned memory.
+    All data are kept on the device, and a batch is selected by indices. Images that do not fit
+    into the memory of a GPU stay where they are and are copied batch by batch through pinned
+    memory.
 
     Parameters
     ----------
@@ -28,12 +29,12 @@ class TrainingData:
     labels : Tensor of shape (n,), int64
         Class indices.
     weights : Tensor of shape (n,), float64
-        Positive weights: the share of each row in an epoch.
+        Positive weights: how often an image occurs in an epoch, up to a common factor.
     epoch_size : int
-        Images of an epoch. With the sum of integer weights a row of weight k is seen k times
-        an epoch, as k copies of it would be.
+        Number of images in an epoch. If it is the sum of integer weights, an image of weight k
+        is seen k times per epoch, like k copies of it.
     device : torch.device, optional
-        Where to train; where the images are by default.
+        Device to train on; that of the images by default.
     augment : str or None, default=None
         Random variation of the images, see :func:`~sklearn_msf.data.augmentation.augment_images`.
     """
@@ -56,7 +57,7 @@ class TrainingData:
         self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
 
     def take(self, rows: Tensor) -> "TrainingData":
-        """Leave only some rows to train on, (n,) int64; images are shared."""
+        """Return data restricted to some indices, (n,) int64, that share the images."""
         part = copy.copy(self)
         kept = torch.zeros_like(self._weights)
         kept[rows.to(kept.device)] = self._weights[rows.to(kept.device)]
@@ -66,58 +67,60 @@ class TrainingData:
         return part
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the row indices of each batch of one epoch, in random order.
+        """Yield the indices of each batch of one epoch, in random order.
 
-        Systematic resampling: evenly spaced points on the cumulated weights, so that unit
-        weights visit every row exactly once.
+        This is systematic resampling with evenly spaced points on the cumulative weights: with
+        unit weights every image is visited exactly once.
         """
         n, device = self.epoch_size, self.labels.device
         offset = torch.rand(1, generator=generator, device=device, dtype=torch.float64)
         points = (torch.arange(n, device=device, dtype=torch.float64) + offset) / n
         rows = torch.searchsorted(self._cumulative, points).clamp_max(len(self.labels) - 1)
         order = torch.randperm(n, generator=generator, device=device)
-        # Where images are streamed the rows are needed beside them: once an epoch.
+        # Streamed images are selected on their own device, so move the indices there, once per
+        # epoch.
         rows = rows[order].to(self.images.device)
         yield from rows.tensor_split(max(1, round(n / batch_size)))
 
     def batch(
         self, rows: Tensor, n_varied: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Make what the field sees of some rows, and their labels, on the device.
+        """Make the inputs of the field for some indices, and their labels, on the device.
 
         Parameters
         ----------
         rows : Tensor of shape (n,), int64
-            As :meth:`epoch` yields them.
+            Indices as :meth:`epoch` yields them.
         n_varied : int
-            Number of rows, from the first on, that teach nothing about drawing.
+            Number of indices, the first ones, whose images may also vary in ways that generated
+            images should not show.
         generator : torch.Generator
-            Source of all that is random in them, on the device.
+            Source of all random choices, on the device.
 
         Returns
         -------
         x : Tensor of shape (n, C, H, W), float32
-            Images in [-1, 1], or what stands for them.
+            Images in [-1, 1], or latents.
         labels : Tensor of shape (n,), int64
         """
         x = self._inputs(rows, n_varied, generator)
         return x, self.labels[rows.to(self.labels.device, non_blocking=True)]
 
     def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
-        """Vary images of some rows."""
+        """Load the images of some indices and vary them."""
         x = ImageFormat.normalise(self._on_device(rows))
         return augment_images(x, self.augment, n_varied, generator)
 
     def _on_device(self, rows: Tensor) -> Tensor:
-        """Rows of the images, on the device."""
+        """Select images by index, and copy them to the device if they are streamed."""
         if self.images.device == self.labels.device:
             return self.images[rows]
-        # Pinned blocks are reused once their copy is done, which nobody waits for here.
+        # Do not wait for the copy: torch reuses a pinned block only after its copy has finished.
         return self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the device has room for all images beside the network."""
+    """Return whether the device has room for all images besides the network."""
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

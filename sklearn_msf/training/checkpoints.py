@@ -1,33 +1,30 @@
-"""Checkpoints: the states of a training run in a folder, for a run that was cut off."""
+"""Checkpoints: states of a training run in a folder, to resume an interrupted run."""
 
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import (
-    RecordError,
-    RecordVersionError,
-    read_document,
-    read_record,
+    ArchiveError,
+    ArchiveVersionError,
+    read_archive,
+    read_metadata,
+    remove_archive,
     remove_leftovers,
-    remove_record,
-    write_record,
+    write_archive,
 )
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.state import TrainingState
 
-__all__ = ["CheckpointMismatchError", "Checkpoints"]
+__all__ = ["Checkpoints"]
 
-# The newest and one to fall back to.
+# The newest checkpoint, and one to fall back to if it is damaged.
 _N_KEPT = 2
 _PROBE = "checkpoint-probe"
 _PATTERN = r"checkpoint-\d{7}"
 _NAME = re.compile(rf"{_PATTERN}\.json")
-
-
-class CheckpointMismatchError(ValueError):
-    """The folder holds checkpoints of another run."""
 
 
 class Checkpoints:
@@ -36,25 +33,25 @@ class Checkpoints:
     Parameters
     ----------
     folder : Path
-        Holds the checkpoints of this run and of no other.
+        Folder for the checkpoints of this run only.
     every : int
         Epochs between two checkpoints.
     fingerprint : dict
-        Plain data that tells runs apart, by the names that an error is to call them.
+        Plain data that identify the run. Error messages show the keys as names.
     seed : int
-        Seed of a run that starts anew.
+        Seed of the run if the folder has no checkpoint to resume from.
 
     Attributes
     ----------
     seed : int
-        Seed of the run: that of its checkpoints, where there are any.
+        Seed of the run: that of its newest undamaged checkpoint if there is one.
 
     Raises
     ------
     CheckpointMismatchError
-        Where the folder holds checkpoints of other data or parameters.
+        If the folder holds checkpoints of other data or parameters.
     ValueError
-        Where the folder cannot be written to.
+        If the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, every: int, fingerprint: dict[str, Any], seed: int):
@@ -68,12 +65,12 @@ class Checkpoints:
         self._prepare()
 
     def part(self, name: str) -> "Checkpoints":
-        """Give the checkpoints of a part of the run, which has its own."""
+        """Open the checkpoints of a part of the run, in a subfolder."""
         fingerprint = {**self._fingerprint, "seed of the run": self.seed}
         return Checkpoints(self._folder / name, self._every, fingerprint, self.seed)
 
     def _prepare(self) -> None:
-        """Make the folder ready now: at the first checkpoint it would be too late."""
+        """Create the folder and check that it is writable, before any time goes into training."""
         probe = self._folder / f".{_PROBE}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -86,50 +83,52 @@ class Checkpoints:
         remove_leftovers(self._folder, _PATTERN)
 
     def latest(self) -> TrainingState | None:
-        """Give the newest state that is whole, if there is any; once, as it takes memory."""
+        """Return the newest undamaged state, if any, at the first call and None afterwards.
+
+        The state is not kept because it takes memory.
+        """
         latest, self._latest = self._latest, None
         return latest
 
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:
-        """Write a checkpoint every so many epochs, and the last one.
+        """Write a checkpoint if `n_epochs` is a multiple of `every` or the run is finished.
 
-        Where that fails, as on a full disk, training goes on with a warning and the
-        checkpoints there are stay.
+        If this fails, for example on a full disk, there is one warning, training goes on and
+        the existing checkpoints are kept.
         """
         if n_epochs % self._every and not finished:
             return
-        tensors, document = state()
+        tensors, metadata = state()
         content = {
             "fingerprint": self._fingerprint,
             "seed": self.seed,
-            "state": {**document, "finished": finished},
+            "state": {**metadata, "finished": finished},
         }
         try:
             self._refuse_another_run()
-            write_record(self._folder, f"checkpoint-{n_epochs:07d}", tensors, content)
+            write_archive(self._folder, f"checkpoint-{n_epochs:07d}", tensors, content)
         except (OSError, CheckpointMismatchError) as error:
             if not self._warned:
-                warnings.warn(
+                warn_user(
                     f"The checkpoint of epoch {n_epochs} could not be written to "
-                    f"{self._folder} ({error}). Training goes on without.",
-                    stacklevel=2,
+                    f"{self._folder} ({error}). Training continues without it.",
                 )
             self._warned = True
             remove_leftovers(self._folder, _PATTERN)
             return
-        # Later ones were damaged, or this run would have gone on from them.
+        # Checkpoints of later epochs are damaged: otherwise this run would have resumed from them.
         later = [name for name in self._names() if int(name[-7:]) > n_epochs]
         for name in [*later, *self._names()[len(later) + _N_KEPT :]]:
-            remove_record(self._folder, name)
+            remove_archive(self._folder, name)
 
     def _refuse_another_run(self) -> None:
-        """Check that no other run has begun to use the folder."""
+        """Check that no other run has started to use the folder."""
         for name in self._names()[:1]:
             try:
-                document = read_document(self._folder, name)
-            except (RecordError, OSError):
+                metadata = read_metadata(self._folder, name)
+            except (ArchiveError, OSError):
                 return
-            self._check(document.get("fingerprint", {}))
+            self._check(metadata.get("fingerprint", {}))
 
     def _names(self) -> list[str]:
         """Names of the checkpoints, newest first."""
@@ -141,13 +140,15 @@ class Checkpoints:
     def _find_latest(self) -> None:
         for name in self._names():
             try:
-                tensors, document = read_record(self._folder, name)
-                found, seed = dict(document["fingerprint"]), int(document["seed"])
-                state = dict(document["state"])
-            except RecordVersionError:
+                tensors, metadata = read_archive(self._folder, name)
+                found, seed = dict(metadata["fingerprint"]), int(metadata["seed"])
+                state = dict(metadata["state"])
+            except ArchiveVersionError:
                 raise
-            except (RecordError, KeyError, TypeError, ValueError) as error:
-                warnings.warn(f"{name} is damaged and passed over: {error}", stacklevel=2)
+            except (ArchiveError, KeyError, TypeError, ValueError) as error:
+                warn_user(
+                    f"Checkpoint {name} is damaged and ignored: {error}",
+                )
                 continue
             self._check(found)
             self._latest, self.seed = TrainingState(tensors, state), seed

@@ -1,4 +1,4 @@
-"""The best validated weights, and when to stop waiting for better ones."""
+"""The weights with the best validation score, and the decision when to stop training."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.training.state import part_of
+from sklearn_msf.persistence.archives import part_of
 
 __all__ = ["BestWeights"]
 
@@ -27,9 +27,9 @@ class BestWeights:
         self._n_worse = 0
         self._weights: dict[str, Tensor] = {}
 
-    def ends_with(self, record: dict[str, Any], average: VelocityField) -> bool:
-        """Take note of an epoch; tell whether it was the last worth waiting for."""
-        score = record.get("validation_score")
+    def ends_with(self, epoch_log: dict[str, Any], average: VelocityField) -> bool:
+        """Take the score of an epoch into account, and return whether training should stop."""
+        score = epoch_log.get("validation_score")
         if score is None:
             return False
         self._n_worse += 1
@@ -39,23 +39,23 @@ class BestWeights:
         return self._n_worse >= self._patience
 
     def restore(self, average: VelocityField) -> None:
-        """Load the best weights, where there were any."""
+        """Load the best weights into `average`, if there are any."""
         if self._weights:
             average.load_state_dict(self._weights)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copy the weights, for another run to go on with."""
+        """Copy the best weights, so that another run can resume."""
         return {f"best.{name}": value.clone() for name, value in self._weights.items()}
 
-    def document(self) -> dict[str, Any]:
-        """Score and epochs since, as plain data."""
+    def metadata(self) -> dict[str, Any]:
+        """Return the best score and the number of epochs since then, as plain data."""
         score = self._score if self._weights else None
         return {"score": score, "n_worse": self._n_worse}
 
-    def load(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
-        """Go on where another run was."""
-        score = document["score"]
+    def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Restore the best weights, the score and the number of epochs of another run."""
+        score = metadata["score"]
         self._score = -math.inf if score is None else score
-        self._n_worse = document["n_worse"]
+        self._n_worse = metadata["n_worse"]
         weights = part_of(tensors, "best")
         self._weights = {name: value.clone() for name, value in weights.items()}

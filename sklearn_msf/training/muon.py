@@ -1,4 +1,4 @@
-"""Muon: steps along orthogonalised momentum, batched over all matrices (Jordan et al., 2024).
+"""Muon: steps along orthogonalised momentum, for all matrices at once (Jordan et al., 2024).
 
 The momentum M of a weight matrix is replaced by a matrix with the same singular vectors and
 singular values near 1. With M scaled to unit norm and A = M M^T, five iterations of a quintic
@@ -10,8 +10,9 @@ starting from P = I and ending with P M. Only A and P change from iteration to i
 they are as small as the shorter side of M: a matrix of 64 x 576 costs 2.5 times less than with
 the usual iteration on M itself, and matrices of different lengths share one batch.
 
-Everything is float32: bfloat16, in which :class:`torch.optim.Muon` computes, is emulated on
-most CPUs and forty times slower there, and squaring M needs the digits.
+All computations are in the dtype of the weights, float32. :class:`torch.optim.Muon` computes in
+bfloat16, which most CPUs emulate and which is forty times slower there. Squaring M also needs
+the digits of float32.
 """
 
 import math
@@ -25,25 +26,25 @@ from sklearn_msf.runtime.device import float32_rounding
 
 __all__ = ["Muon", "orthogonalize"]
 
-# Coefficients a, b, c of the polynomial: the steepest at 0 that keeps singular values near 1.
+# Coefficients a, b, c: the polynomial that is steepest at 0 and keeps singular values near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _N_ITERATIONS = 5
 _MOMENTUM = 0.95
 _SMALLEST_NORM = 1e-7
-# Root mean square of AdamW's usual step, in units of the learning rate.
+# Root mean square of a typical step of AdamW, in units of the learning rate.
 _STEP_SIZE = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, all matrices at once.
+    """Muon with Nesterov momentum and decoupled weight decay, for all matrices at once.
 
-    A step is as long as one of AdamW, so that one learning rate serves both
+    A step is as long as a typical step of AdamW, so that both can use one learning rate
     (``adjust_lr_fn="match_rms_adamw"`` of :class:`torch.optim.Muon`).
 
     Parameters
     ----------
     matrices : iterable of Tensor of shape (m, n)
-        Weights to optimise, float32.
+        Weights to optimize, float32.
     lr : float, default=1e-3
         Learning rate.
     weight_decay : float, default=0.01
@@ -55,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Step along the gradients; a matrix without a gradient stays as it is."""
+        """Make one step; a matrix without a gradient is not changed."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
@@ -80,9 +81,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Set the singular values of matrices to near 1: between 0.65 and 1.25.
+    """Bring the singular values of matrices close to 1: between 0.65 and 1.25.
 
-    Singular values below a thousandth of the norm stay smaller; a matrix of zeros stays zero.
+    Singular values below a thousandth of the norm stay smaller; a zero matrix stays zero.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
     -------
     list of Tensor of shape (m, n)
     """
-    # Lying matrices: the shorter side first.
+    # Transpose tall matrices, so that the first side is the shorter one.
     lying = [matrix if len(matrix) <= matrix.shape[1] else matrix.T for matrix in matrices]
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, matrix in enumerate(lying):
@@ -119,7 +120,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _polynomial(squares: Tensor) -> Tensor:
-    """Product of the factors a I + Q of all iterations, (k, m, m), for A of (k, m, m)."""
+    """Multiply the factors a I + Q of all iterations, (k, m, m), for A of shape (k, m, m)."""
     a, b, c = _COEFFICIENTS
     product = torch.eye(squares.shape[1], dtype=squares.dtype, device=squares.device)
     product = product.expand_as(squares)

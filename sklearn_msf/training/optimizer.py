@@ -3,45 +3,45 @@
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.persistence.archives import part_of
 from sklearn_msf.runtime.device import to_channels_last
 from sklearn_msf.training.muon import Muon
-from sklearn_msf.training.state import part_of
 
-__all__ = ["OPTIMIZERS", "AveragedOptimiser"]
+__all__ = ["OPTIMIZERS", "AveragedOptimizer"]
 
 OPTIMIZERS = ("muon", "adamw")
 
-# Smaller matrices have no directions to balance.
+# Matrices with a smaller side are left to AdamW: they have too few directions to balance.
 _SMALLEST_SIDE = 16
 
 
-class AveragedOptimiser:
-    """Steps along the gradients of a network and keeps the average of its weights.
+class AveragedOptimizer:
+    """Makes the steps of a network and keeps a moving average of its weights.
 
-    With Muon, weights that are matrices, those of convolutions seen as
-    (out, in * height * width), make steps whose singular values are all the same; everything
-    else is left to AdamW. Muon's steps are scaled to the length of AdamW's, so that one rate
-    serves both.
+    With "muon", Muon updates the weight matrices: its steps have singular values that are all
+    about equal. Convolution weights count as matrices (out, height * width * in). AdamW updates
+    all other weights. Muon's steps are scaled to the length of AdamW's, so that both use one
+    learning rate.
 
     Parameters
     ----------
     field : Module
-        The network that trains; its weights are laid out in channels_last.
+        The network to train; its weights are converted to channels_last.
     average : Module
-        Its copy that gets the averaged weights.
+        A copy of the network that gets the averaged weights.
     optimizer : {"muon", "adamw"}
-        Whether matrices are left to Muon.
+        Optimizer of the weight matrices.
     weight_decay : float
         Decoupled weight decay.
     max_grad_norm : float or None
-        Norm to which longer gradients are cut.
+        Longer gradients are scaled down to this norm; None does not limit them.
     ema_decay : float
-        Share of the average kept at each step.
+        Fraction of the average that is kept at each step, less in the first steps.
 
     Attributes
     ----------
     n_steps : int
-        Steps made.
+        Number of steps made.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AveragedOptimiser:
         self._ema_decay = ema_decay
         self._parameters: list[Tensor] = list(field.parameters())
         self._averages: list[Tensor] = list(average.parameters())
-        # Views of the weights; their gradients are views too, made anew in every step.
+        # Views of the weights. Their gradients are views too, which `step` sets every time.
         self._matrices = {
             parameter: nn.Parameter(_as_matrix(parameter.detach()))
             for parameter in self._parameters
@@ -71,35 +71,35 @@ class AveragedOptimiser:
         }
         others = [p for p in self._parameters if p not in self._matrices]
         self._adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
-        self._optimisers: list[torch.optim.Optimizer] = [self._adamw]
+        self._optimizers: list[torch.optim.Optimizer] = [self._adamw]
         if self._matrices:
             self._muon = Muon(self._matrices.values(), weight_decay=weight_decay)
-            self._optimisers.append(self._muon)
+            self._optimizers.append(self._muon)
 
     def step(self, rate: float) -> None:
-        """Make one step at a learning rate, and forget the gradients."""
+        """Make one step at a learning rate, and clear the gradients."""
         if self._max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         for parameter, matrix in self._matrices.items():
             matrix.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
-        for optimiser in self._optimisers:
-            optimiser.param_groups[0]["lr"] = rate
-            optimiser.step()
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
         for weight in (*self._parameters, *self._matrices.values()):
             weight.grad = None
         self.n_steps += 1
-        # A young average has little past to keep.
+        # Keep less in the first steps, so that the initial weights soon leave the average.
         decay = min(self._ema_decay, self.n_steps / (self.n_steps + 9))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._parameters, 1.0 - decay)
 
     def is_finite(self) -> bool:
-        """Whether weights and averages are finite; waits for the device."""
+        """Return whether weights and averages are finite, which waits for the device."""
         norms = torch._foreach_norm([p.detach() for p in self._parameters] + self._averages)
         return bool(torch.stack(norms).isfinite().all())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copy weights, averages and moments, for another run to go on with."""
+        """Copy weights, averages and moments, so that another run can continue from them."""
         tensors = {}
         for prefix, field in (("field", self._field), ("average", self._average)):
             for name, value in field.state_dict().items():
@@ -110,11 +110,14 @@ class AveragedOptimiser:
         return tensors
 
     def load(self, tensors: dict[str, Tensor], n_steps: int) -> None:
-        """Go on where another run was; weights that stepped by the other optimiser start anew."""
+        """Load the weights, averages and moments of another run.
+
+        If the other run updated a weight with the other optimizer, its moments are not used.
+        """
         self._field.load_state_dict(part_of(tensors, "field"))
         self._average.load_state_dict(part_of(tensors, "average"))
-        for optimiser in self._optimisers:
-            optimiser.state.clear()
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
         for i, parameter in enumerate(self._parameters):
             moments = part_of(tensors, f"optimizer.{i}")
             if ("momentum_buffer" in moments) != (parameter in self._matrices):
@@ -122,20 +125,20 @@ class AveragedOptimiser:
             stepped = self._matrices.get(parameter, parameter)
             for name, value in moments.items():
                 if value.ndim:
-                    # The fused kernel walks through memory: the layouts must be the same.
+                    # The fused kernel needs moments in the memory layout of the weights.
                     moments[name] = torch.empty_like(stepped).copy_(value)
                 else:
                     moments[name] = value.to(parameter.device, copy=True)
             if moments:
-                self._optimiser_of(parameter).state[stepped] = moments
+                self._optimizer_of(parameter).state[stepped] = moments
         self.n_steps = n_steps
 
-    def _optimiser_of(self, parameter: Tensor) -> torch.optim.Optimizer:
+    def _optimizer_of(self, parameter: Tensor) -> torch.optim.Optimizer:
         return self._muon if parameter in self._matrices else self._adamw
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         stepped = self._matrices.get(parameter, parameter)
-        return self._optimiser_of(parameter).state.get(stepped, {})
+        return self._optimizer_of(parameter).state.get(stepped, {})
 
 
 def _is_matrix(weight: Tensor) -> bool:
@@ -143,5 +146,5 @@ def _is_matrix(weight: Tensor) -> bool:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """(out, in * height * width) of a weight: a view of one in channels_last."""
+    """Reshape a weight to (out, height * width * in), without a copy if it is channels_last."""
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight

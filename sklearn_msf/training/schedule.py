@@ -1,21 +1,21 @@
-"""The learning rate over a training run, and the run's end in time."""
+"""The learning rate schedule and the time budget of a training run."""
 
 import math
 import time
 
 __all__ = ["TimeBudget", "learning_rate_factor"]
 
-# Tables 3 to 5: 100 warm-up epochs of 1000, 200 of 2000.
+# Tables 3 to 5 of the paper: 100 warm-up epochs of 1000, 200 of 2000.
 _WARMUP_SHARE = 0.1
 
 
 def learning_rate_factor(progress: float) -> float:
-    """Linear warm-up over the first tenth of training, then a cosine to zero.
+    """Compute the fraction of the peak rate: a linear warm-up over a tenth, then a cosine to zero.
 
     Parameters
     ----------
     progress : float
-        Share of the training done, in [0, 1].
+        Fraction of the training that is done, in [0, 1].
     """
     if progress < _WARMUP_SHARE:
         return progress / _WARMUP_SHARE
@@ -23,12 +23,12 @@ def learning_rate_factor(progress: float) -> float:
 
 
 class TimeBudget:
-    """Watches the clock of a run, so that its last step ends in time.
+    """Measures the time of a run, so that its last step ends in time.
 
     Parameters
     ----------
     seconds : float or None
-        Time the run may take; None is all the time in the world.
+        Time the run may take; None sets no limit.
     started : float, optional
         Start on `time.perf_counter`'s clock; now by default.
     """
@@ -36,7 +36,7 @@ class TimeBudget:
     def __init__(self, seconds: float | None, started: float | None = None):
         self.seconds = seconds
         self._started = time.perf_counter() if started is None else started
-        # Running estimates of what must still fit into the budget.
+        # Estimated durations of a step and of a pause, which must still fit into the budget.
         self._checked = self._started
         self._step_seconds = self._pause_seconds = 0.0
 
@@ -46,31 +46,31 @@ class TimeBudget:
         return time.perf_counter() - self._started
 
     def resume(self, elapsed: float) -> None:
-        """Count seconds that an earlier part of the run has taken."""
+        """Add the seconds that an earlier part of the run took."""
         self._started -= elapsed
 
     def reserve(self, seconds: float) -> None:
-        """Keep seconds for what follows the run."""
+        """Shorten the budget by the seconds that are needed after the run."""
         if self.seconds is not None:
             self.seconds -= seconds
 
     def start_steps(self) -> None:
-        """Forget what has passed since the last step."""
+        """Start to time the next step now."""
         self._checked = time.perf_counter()
 
     def end_pause(self, seconds: float) -> None:
-        """Take note of what a pause for validation took; another one will end the run."""
+        """Record the length of a pause between steps; keep time for another one at the end."""
         self._pause_seconds = max(self._pause_seconds, seconds)
         self.start_steps()
 
     def share(self) -> float:
-        """Share of the time gone; 0 without a limit."""
+        """Return the fraction of the time that has passed; 0 without a limit."""
         return 0.0 if self.seconds is None else self.elapsed / self.seconds
 
     def is_up(self) -> bool:
-        """Whether one more step and what follows it could end too late.
+        """Return whether one more step and the pause after it could end too late.
 
-        To be called before every step: the time between two calls is that of a step.
+        Call this before every step: the time between two calls counts as the time of a step.
         """
         if self.seconds is None:
             return False

@@ -1,4 +1,4 @@
-"""How to train, with every choice made."""
+"""Settings of a training run, with all automatic choices made."""
 
 from dataclasses import dataclass
 
@@ -7,36 +7,38 @@ __all__ = ["TrainingSettings"]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train.
+    """Settings of a training run.
 
     Attributes
     ----------
     max_epochs : int
-        Passes over the data at most.
+        Maximum number of passes over the data.
     time_budget : float or None
-        Seconds after which training has ended, schedule included.
+        Seconds within which training and its learning rate schedule end; None sets no limit.
     batch_size : int
-        Images a step; an epoch is split evenly into steps of about this size.
+        Images per step; an epoch is split evenly into steps of about this size.
     optimizer : {"muon", "adamw"}
-        Whether matrices step by Muon.
+        Optimizer of the weight matrices.
     learning_rate, weight_decay : float
         Peak rate, and decoupled decay of the weights.
     max_grad_norm : float or None
-        Norm to which longer gradients are cut.
+        Longer gradients are scaled down to this norm; None does not limit them.
     ema_decay : float
-        Share of the weights' moving average kept at each step.
+        Fraction of the moving average of the weights that is kept at each step.
     image_weight : float
-        w, weight of the image half in the loss; the label half has 1 - w.
-    t1_share : float
-        Share of each batch at t = 1.
+        w, the weight of the image branch in the loss; the label branch has 1 - w.
+    classification_fraction : float
+        Fraction of each batch at t = 1.
     class_dropout : float
-        Share of the other rows whose mask says nothing of the class.
+        Fraction of the other samples that are trained unconditionally: their masks have no
+        information about the class.
     precision : {"float32", "bfloat16"}
-        Precision of convolutions and products.
+        Precision of convolutions and matrix products.
     compile_network : bool
         Whether to compile the network.
     early_stopping : bool
-        Whether to keep the best validated weights and to stop when they stay the best.
+        Whether to keep the weights with the best validation score, and to stop when the score
+        no longer improves.
     n_iter_no_change : int
         Epochs without a better validation score after which training stops.
     """
@@ -50,7 +52,7 @@ class TrainingSettings:
     max_grad_norm: float | None
     ema_decay: float
     image_weight: float
-    t1_share: float
+    classification_fraction: float
     class_dropout: float
     precision: str
     compile_network: bool
@@ -58,16 +60,16 @@ class TrainingSettings:
     n_iter_no_change: int
 
     @property
-    def classless_share(self) -> float:
-        """Share of each batch whose mask says nothing of the class."""
-        return self.class_dropout * (1 - self.t1_share)
+    def unconditional_fraction(self) -> float:
+        """Fraction of each batch that is trained unconditionally, without the samples at t = 1."""
+        return self.class_dropout * (1 - self.classification_fraction)
 
     @property
     def trains_images(self) -> bool:
-        """Whether the image half learns."""
-        return self.image_weight > 0 and self.t1_share < 1
+        """Whether the image branch is trained."""
+        return self.image_weight > 0 and self.classification_fraction < 1
 
     @property
-    def trains_classless(self) -> bool:
-        """Whether the image half learns to draw without a class."""
+    def trains_unconditionally(self) -> bool:
+        """Whether the image branch learns to generate unconditionally."""
         return self.trains_images and self.class_dropout > 0

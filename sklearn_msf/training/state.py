@@ -1,49 +1,44 @@
-"""What a training run is made of, so that it can be put aside and go on."""
+"""The state of a training run, and the interfaces for checkpoints and callbacks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["EpochWatcher", "StateStore", "TrainingState", "part_of"]
+__all__ = ["CheckpointStore", "EpochCallback", "TrainingState"]
 
 
 class TrainingState(NamedTuple):
-    """Everything a run needs to go on.
+    """Everything that is needed to resume a run.
 
     Attributes
     ----------
     tensors : dict of str to Tensor
-        Weights, averages, moments of the optimiser, state of the random numbers.
-    document : dict
+        Weights, averages, best weights of early stopping, moments of the optimizer and the state
+        of the random generator.
+    metadata : dict
         The rest, as plain data.
     """
 
     tensors: dict[str, Tensor]
-    document: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-class StateStore(Protocol):
-    """Keeps the states of a run where they outlive it."""
+class CheckpointStore(Protocol):
+    """Stores states of a run so that the run can be resumed."""
 
     def latest(self) -> TrainingState | None:
-        """Read the newest state that is whole, if there is any."""
+        """Return the newest undamaged state, if there is one."""
 
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:
-        """Keep the state after so many epochs, if it is time to."""
+        """Store the state after `n_epochs` epochs, if a checkpoint is due."""
 
 
-class EpochWatcher(Protocol):
-    """Is told of every epoch of a run."""
+class EpochCallback(Protocol):
+    """Is called at the beginning and the end of every epoch of a run."""
 
     def begin_epoch(self) -> None:
-        """Hear of an epoch, again where it has to be repeated."""
+        """Handle the beginning of an epoch; called again if the epoch is repeated."""
 
     def end_epoch(self) -> bool:
-        """Hear of its end; True ends training."""
-
-
-def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Take the tensors whose names start with a prefix, without it."""
-    start = f"{prefix}."
-    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+        """Handle the end of an epoch; return True to end training."""

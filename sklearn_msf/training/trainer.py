@@ -1,8 +1,7 @@
-"""The training engine: steps, schedule, moving average, validation, and runs that go on."""
+"""The training engine: steps, schedule, moving average, validation and resumed runs."""
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,29 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.path import PathSample, sample_path, sample_times
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.runtime.compilation import compile_or_not
 from sklearn_msf.runtime.device import autocast, float32_rounding
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
-from sklearn_msf.training.optimizer import AveragedOptimiser
+from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.training.settings import TrainingSettings
-from sklearn_msf.training.state import EpochWatcher, StateStore, TrainingState
+from sklearn_msf.training.state import CheckpointStore, EpochCallback, TrainingState
 
-__all__ = ["DivergenceError", "Trainer"]
+__all__ = ["Trainer"]
 
-# Losses are looked at this often: looking waits for the device.
+# Losses are checked only this often, because a check waits for the device.
 _STEPS_BETWEEN_CHECKS = 100
-# After a loss that is not finite: how often to go on, and at what share of the rate.
+# After a loss that is not finite: how often to restart, and the factor on the learning rate for
+# each restart.
 _MAX_RESTARTS = 2
 _RESTART_RATE = 0.25
-
-
-class DivergenceError(ValueError):
-    """Loss or weights were not finite, and lower learning rates did not help."""
 
 
 class _NotFiniteError(Exception):
@@ -47,7 +45,7 @@ class Trainer:
     field : VelocityField
         The field to train, on its device; changed in place.
     settings : TrainingSettings
-        How to train.
+        Settings of the training.
     generator : torch.Generator
         Source of order, times, noise, dropout and augmentation, on the device of the field.
     started : float, optional
@@ -56,13 +54,15 @@ class Trainer:
     Attributes
     ----------
     average : VelocityField
-        The field with averaged weights: the one to predict with.
+        The field with averaged weights, which is used for predictions.
     history : list of dict
-        One record an epoch.
+        One epoch log per epoch.
     budget : TimeBudget
-        Clock of the run.
-    interrupted, survives_interrupts : bool
-        Whether a KeyboardInterrupt ended training, and whether it may, or is passed on.
+        Time budget of the run.
+    interrupted : bool
+        Whether a KeyboardInterrupt ended training.
+    survives_interrupts : bool
+        Whether :meth:`fit` returns normally after a KeyboardInterrupt; if not, it is raised.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Trainer:
         self._generator = generator
         self._device = generator.device
         self.budget = TimeBudget(settings.time_budget, started)
-        self._optimizer = AveragedOptimiser(
+        self._optimizer = AveragedOptimizer(
             field,
             self.average,
             optimizer=settings.optimizer,
@@ -99,31 +99,31 @@ class Trainer:
     # State
 
     def state(self) -> TrainingState:
-        """Copy everything this run needs to go on."""
+        """Copy everything that is needed to resume this run."""
         tensors = {"generator": self._generator.get_state(), **self._optimizer.tensors()}
-        document = {
+        metadata = {
             "n_steps": self._optimizer.n_steps,
             "n_restarts": self._n_restarts,
             "elapsed": self.budget.elapsed,
-            "history": [dict(record) for record in self.history],
+            "history": [dict(epoch_log) for epoch_log in self.history],
         }
         if self._best is not None:
             tensors |= self._best.tensors()
-            document["best"] = self._best.document()
-        return TrainingState(tensors, document)
+            metadata["best"] = self._best.metadata()
+        return TrainingState(tensors, metadata)
 
     def load_weights(self, state: TrainingState) -> None:
         """Start from the weights, averages and moments of another run."""
-        self._optimizer.load(state.tensors, state.document["n_steps"])
+        self._optimizer.load(state.tensors, state.metadata["n_steps"])
 
     def resume(self, state: TrainingState) -> None:
-        """Go on exactly where another run was."""
+        """Restore the exact state of another run, except for the time it took."""
         self.load_weights(state)
         self._generator.set_state(state.tensors["generator"].cpu())
-        self._n_restarts = state.document["n_restarts"]
-        self.history = [dict(record) for record in state.document["history"]]
+        self._n_restarts = state.metadata["n_restarts"]
+        self.history = [dict(epoch_log) for epoch_log in state.metadata["history"]]
         if self._best is not None:
-            self._best.load(state.tensors, state.document["best"])
+            self._best.load(state.tensors, state.metadata["best"])
 
     # Training
 
@@ -133,43 +133,45 @@ class Trainer:
         *,
         validate: Callable[[VelocityField], float] | None = None,
         report: Callable[[float, dict[str, Any] | None], None] | None = None,
-        watcher: EpochWatcher | None = None,
-        store: StateStore | None = None,
+        callback: EpochCallback | None = None,
+        checkpoints: CheckpointStore | None = None,
     ) -> None:
         """Train to the end of the schedule.
 
-        A KeyboardInterrupt ends training early, with a warning.
+        A KeyboardInterrupt ends training early, with a warning. It is raised if no step was made
+        or `survives_interrupts` is False.
 
         Parameters
         ----------
         data : TrainingData
-            What to train on.
+            Training data.
         validate : callable, optional
-            Score of a field, higher is better; called after each epoch.
+            Computes the score of a field, higher is better; called after each epoch.
         report : callable, optional
-            Called with the share of the training done: after each step with None, after each
-            epoch with its record.
-        watcher : EpochWatcher, optional
-            Is told of every epoch and may end training.
-        store : StateStore, optional
-            Where to go on from, and where to keep states.
+            Called after each step with the fraction of the training that is done and None, and
+            after each epoch with that fraction and the epoch log.
+        callback : EpochCallback, optional
+            Called at the beginning and the end of every epoch; may end training.
+        checkpoints : CheckpointStore, optional
+            Has the state to resume from, if any, and stores new states.
 
         Raises
         ------
         DivergenceError
-            Where loss or weights are not finite, also after two restarts at lower rates. The
-            trainer then holds the last good weights.
+            If loss or weights are still not finite after two restarts at lower rates. The
+            trainer then has the weights from before the failed epoch; with early stopping the
+            average has the best weights.
         """
         self._report = report
         finished = False
-        if store is not None and (state := store.latest()) is not None:
+        if checkpoints is not None and (state := checkpoints.latest()) is not None:
             self.resume(state)
-            self.budget.resume(state.document["elapsed"])
-            finished = state.document["finished"]
+            self.budget.resume(state.metadata["elapsed"])
+            finished = state.metadata["finished"]
         with self._own_state():
             try:
                 if not finished:
-                    self._run_epochs(data, validate, watcher, store)
+                    self._run_epochs(data, validate, callback, checkpoints)
             except KeyboardInterrupt:
                 if not (self._optimizer.n_steps and self.survives_interrupts):
                     raise
@@ -179,7 +181,7 @@ class Trainer:
                     self._best.restore(self.average)
 
     def reserve_time_of(self, final: Callable[[VelocityField], Any]) -> None:
-        """Keep the time that a last use of the averages takes, by doing it once."""
+        """Reserve time for a final use of the averaged field, and measure that time by a trial."""
         start = self.budget.elapsed
         final(self.average)
         self.budget.reserve(self.budget.elapsed - start)
@@ -188,12 +190,12 @@ class Trainer:
         self,
         data: TrainingData,
         validate: Callable[[VelocityField], float] | None,
-        watcher: EpochWatcher | None,
-        store: StateStore | None,
+        callback: EpochCallback | None,
+        checkpoints: CheckpointStore | None,
     ) -> None:
         settings = self.settings
         if validate is not None and settings.time_budget is not None:
-            # How long it takes must be known before the time is up.
+            # Validate once to learn how long it takes, so that time can be reserved for it.
             start = self.budget.elapsed
             validate(self.average)
             self.budget.end_pause(self.budget.elapsed - start)
@@ -201,54 +203,53 @@ class Trainer:
         finished = False
         while not finished:
             epoch = len(self.history)
-            if watcher is not None:
-                watcher.begin_epoch()
-            record = self._restarting_epoch(data, epoch)
-            if record is None:
+            if callback is not None:
+                callback.begin_epoch()
+            epoch_log = self._restarting_epoch(data, epoch)
+            if epoch_log is None:
                 continue
             start = self.budget.elapsed
-            # An epoch for which there was no time is none.
-            ends = [not record["n_images"]]
+            # Do not count an epoch in which no step ran.
+            ends = [not epoch_log["n_images"]]
             if not ends[0]:
                 if validate is not None:
-                    record["validation_score"] = validate(self.average)
-                self.history.append(record)
+                    epoch_log["validation_score"] = validate(self.average)
+                self.history.append(epoch_log)
                 if self._report is not None:
-                    self._report(self._progress((epoch + 1) / settings.max_epochs), record)
-                # Each has to hear of the epoch.
+                    self._report(self._progress((epoch + 1) / settings.max_epochs), epoch_log)
+                # Use a list, not `or`: early stopping and the callback must see every epoch.
                 ends += [
                     epoch + 1 >= settings.max_epochs,
-                    self._best is not None and self._best.ends_with(record, self.average),
-                    watcher is not None and watcher.end_epoch(),
+                    self._best is not None and self._best.ends_with(epoch_log, self.average),
+                    callback is not None and callback.end_epoch(),
                 ]
             self.budget.end_pause(self.budget.elapsed - start)
             finished = any(ends) or self._time_is_up()
-            if store is not None:
-                store.save(self.state, n_epochs=len(self.history), finished=finished)
-            # Scores and checkpoints take time that the next step has to leave.
+            if checkpoints is not None:
+                checkpoints.save(self.state, n_epochs=len(self.history), finished=finished)
+            # Reserve time for validation and checkpointing.
             self.budget.end_pause(self.budget.elapsed - start)
 
     def _after_interrupt(self) -> None:
         self.interrupted = True
         if not self._optimizer.is_finite() and self._last_good is not None:
             self.resume(self._last_good)
-        warnings.warn(
+        warn_user(
             f"Training was interrupted after {len(self.history)} whole epochs; the model is that "
             "of the moment, with early stopping that of the best whole epoch.",
-            stacklevel=3,
         )
 
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
         self.budget.start_steps()
         with self._own_state():
-            record = None
-            while record is None:
-                record = self._restarting_epoch(data, epoch=None)
-        self.history.append(record)
+            epoch_log = None
+            while epoch_log is None:
+                epoch_log = self._restarting_epoch(data, epoch=None)
+        self.history.append(epoch_log)
 
     def _restarting_epoch(self, data: TrainingData, epoch: int | None) -> dict[str, Any] | None:
-        """Run one epoch; None where it ended in numbers that are not finite and is undone."""
+        """Run one epoch; undo it and return None if loss or weights are not finite."""
         self._last_good = self.state()
         try:
             return self._epoch(data, epoch=epoch)
@@ -262,19 +263,18 @@ class Trainer:
                     "for these data; lower it."
                 ) from None
             self._n_restarts = n_restarts + 1
-            # Other noise: the same would lead to the same end.
+            # Use other noise, because the same noise may fail again.
             self._generator.manual_seed(self._generator.initial_seed() + self._n_restarts)
-            warnings.warn(
-                f"{error}. The epoch starts anew at {_RESTART_RATE**self._n_restarts:g} of the "
-                "rate.",
-                stacklevel=4,
+            warn_user(
+                f"{error}. The epoch is repeated at {_RESTART_RATE**self._n_restarts:g} times the "
+                "learning rate.",
             )
             return None
 
     def _epoch(self, data: TrainingData, *, epoch: int | None) -> dict[str, Any]:
-        """Run one epoch, or as much of it as the time budget allows, and return its record.
+        """Run one epoch, or as much of it as the time budget allows, and return its log.
 
-        `epoch` counts from 0 and places the epoch in the schedule; without it the learning
+        `epoch` counts from 0 and sets the position in the schedule. If it is None, the learning
         rate is constant.
         """
         start = self.budget.elapsed
@@ -286,11 +286,12 @@ class Trainer:
         peak_rate = rate = self.settings.learning_rate * _RESTART_RATE**self._n_restarts
         rates = []
         for step, rows in enumerate(batches):
-            # Every call trains, if only for one step.
+            # The first epoch makes at least one step, even if the time is up.
             if (step or epoch) and self._time_is_up():
                 break
             if epoch is not None:
-                # The middle of the step: neither the first nor the last one is lost at zero.
+                # Use the rate at the middle of the step: the schedule is zero at both ends, which
+                # would waste the first or the last step.
                 share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
                 rate = peak_rate * learning_rate_factor(self._progress(share))
             rates.append(rate)
@@ -298,7 +299,7 @@ class Trainer:
             n_steps += 1
             n_images += len(rows)
             if self.settings.compile_network and self._optimizer.n_steps == 1:
-                # It took as long as compiling takes; no other will.
+                # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
             if n_steps - n_checked >= _STEPS_BETWEEN_CHECKS:
                 self._check(losses[:n_steps], rates)
@@ -318,7 +319,10 @@ class Trainer:
         }
 
     def _check(self, losses: Tensor, rates: list[float]) -> None:
-        """Find the first step of an epoch after which numbers are not finite."""
+        """Raise an error that names the first step after which loss or weights are not finite.
+
+        If only the weights are not finite, it names the last step.
+        """
         finite = losses.sum(dim=1).isfinite()
         if bool(finite.all()) and self._optimizer.is_finite():
             return
@@ -331,10 +335,11 @@ class Trainer:
         )
 
     def _step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
-        """One optimiser step; returns the weighted image and label losses, detached."""
-        n_at_one = self._n_rows(self.settings.t1_share, len(rows))
-        # Moved images and dropout are for what classifies: without a share at t = 1 all rows.
-        n_varied = n_at_one if self.settings.t1_share > 0 else len(rows)
+        """Make one optimizer step; return the weighted image and label losses, detached."""
+        n_at_one = self._n_rows(self.settings.classification_fraction, len(rows))
+        # Affine changes and dropout are for classification, so only samples at t = 1 have them.
+        # If training has no samples at t = 1, all samples have them.
+        n_varied = n_at_one if self.settings.classification_fraction > 0 else len(rows)
         x, labels = data.batch(rows, n_varied, self._generator)
         losses = self._losses(self._sample(x, labels, n_at_one), labels, n_at_one, n_varied)
         losses.sum().backward()
@@ -347,27 +352,29 @@ class Trainer:
         y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        n_classless = self._n_rows(self.settings.classless_share, len(x))
-        return sample_path(x, y, e_x, e_y, *sample_times(len(x), n_at_one, n_classless, generator))
+        n_unconditional = self._n_rows(self.settings.unconditional_fraction, len(x))
+        return sample_path(
+            x, y, e_x, e_y, *sample_times(len(x), n_at_one, n_unconditional, generator)
+        )
 
     def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int, n_varied: int) -> Tensor:
-        """Weighted image and label losses of one batch."""
+        """Compute the weighted image and label losses of one batch."""
         with autocast(self._device, self.settings.precision):
             image_loss, label_loss = self._field_losses(sample, labels, n_at_one, n_varied)
         w = self.settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
 
     def _n_rows(self, share: float, n: int) -> int:
-        """Rows of this step such that they are a share over the steps."""
+        """Round share * n for this step so that the sum over all steps has the exact fraction."""
         rows, n_steps = share * n, self._optimizer.n_steps
         return math.floor((n_steps + 1) * rows) - math.floor(n_steps * rows)
 
     @contextmanager
     def _own_state(self) -> Iterator[None]:
-        """Leave torch's global state alone: random numbers and the rounding of products.
+        """Restore torch's global state on exit: random generators and the rounding of products.
 
-        Dropout draws from the trainer's generator. What is compiled cannot, and draws from
-        the global ones, which are seeded for every epoch and put back.
+        Dropout draws from the trainer's generator. A compiled network cannot do so and draws from
+        the global generators, which are seeded for every epoch and restored at the end.
         """
         layers = [module for module in self.field.modules() if isinstance(module, Dropout)]
         cuda = [self._device] if self._device.type == "cuda" else []
@@ -382,7 +389,8 @@ class Trainer:
                     layer.generator = None
 
     def _seed_global_generators(self) -> None:
-        # Nothing is drawn: noise and order stay those of a run that is not compiled.
+        # Do not draw the seed from the trainer's generator: noise and order must stay the same as
+        # in a run without compilation.
         seed = (self._generator.initial_seed() + self._optimizer.n_steps) % 2**63
         torch.default_generator.manual_seed(seed)
         if self._device.type == "cuda":
@@ -391,10 +399,10 @@ class Trainer:
 
     def _time_is_up(self) -> bool:
         if self.settings.time_budget is not None and self._device.type == "cuda":
-            # Launching a step takes no time; the step does.
+            # The CPU only launches a step: wait for the GPU to finish it.
             torch.cuda.synchronize(self._device)
         return self.budget.is_up()
 
     def _progress(self, share_of_epochs: float) -> float:
-        """Share of the training done: of the epochs or of the time, whichever is further."""
+        """Return the fraction of the training done: the larger one of epochs and time."""
         return min(1.0, max(share_of_epochs, self.budget.share()))

@@ -51,13 +51,13 @@ def test_an_untrained_network_returns_zero():
     assert not net(torch.randn(1, 3, 8, 8), torch.rand(1)).any()
 
 
-def test_rows_are_independent_of_each_other():
+def test_samples_are_independent_of_each_other():
     net = tiny_unet()
     z, t = torch.randn(4, 3, 8, 8), torch.rand(4)
     torch.testing.assert_close(net(z, t)[1:2], net(z[1:2], t[1:2]), atol=1e-5, rtol=1e-4)
 
 
-def test_decoding_some_rows_equals_decoding_all():
+def test_decoding_some_samples_equals_decoding_all():
     net = tiny_unet(patch_size=2)
     encoding = net.encode(torch.randn(4, 3, 9, 8), torch.rand(4))
     torch.testing.assert_close(
@@ -157,7 +157,7 @@ def test_dropout_depends_on_the_seed_alone_and_does_nothing_after_training():
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 3])
-def test_dropout_can_be_kept_to_the_first_rows(n_rows):
+def test_dropout_can_be_kept_to_the_first_samples(n_rows):
     torch.manual_seed(0)
     h = torch.rand(3, 4, 5, 5).to(memory_format=torch.channels_last) + 1
     dropped = Dropout(0.5).train()(h, n_rows)
@@ -166,7 +166,7 @@ def test_dropout_can_be_kept_to_the_first_rows(n_rows):
     assert dropped.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_rows_of_an_encoding_keep_their_dropout():
+def test_the_samples_of_an_encoding_keep_their_dropout():
     torch.manual_seed(0)
     unet = UNet(1, 1, channels=8, channel_mult=(1,), n_blocks=1, dropout=0.5).train()
     encoding = unet.encode(torch.randn(5, 1, 8, 8), torch.rand(5), 2)

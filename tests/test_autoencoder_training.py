@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent import autoencoder_training
-from sklearn_msf.latent.autoencoder import AutoencoderError, build_autoencoder
-from sklearn_msf.latent.autoencoder_training import _ways_to_train, fit_autoencoder, layout_for
+from sklearn_msf.latent.autoencoder import build_autoencoder
+from sklearn_msf.latent.autoencoder_training import _training_parts, fit_autoencoder, layout_for
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,9 @@ def test_a_stage_that_diverges_leaves_what_was_there_before(monkeypatch):
 def test_what_comes_out_is_an_autoencoder_as_diffusers_has_it(monkeypatch):
     set_steps(monkeypatch, 1, 1)
     module = fit(smooth_images(8)).module
-    assert not any("forward" in vars(block) for block in module.modules())
+    wanted = build_autoencoder("AutoencoderKL", layout_for(1, (32, 32)))
+    assert [type(part) for part in module.modules()] == [type(part) for part in wanted.modules()]
+    assert not any("forward" in vars(part) for part in module.modules())
     again = pickle.loads(pickle.dumps(module))
     x = torch.rand(1, 1, 32, 32)
     assert torch.equal(again.encode(x).latent_dist.mean, module.encode(x).latent_dist.mean)
@@ -100,8 +103,8 @@ def test_training_normalises_as_diffusers_does(n_channels, attention):
     module = build_autoencoder("AutoencoderKL", layout)
     x = torch.rand(2, n_channels, 32, 32)
     plain = module(x).sample
-    with _ways_to_train(module, has_branches=True):
+    with _training_parts(module, has_branches=True):
         torch.testing.assert_close(module(x).sample, plain, rtol=1e-3, atol=1e-4)
-    with _ways_to_train(module, has_branches=False):
+    with _training_parts(module, has_branches=False):
         assert not torch.allclose(module(x).sample, plain, atol=1e-2)
     assert np.array_equal(module(x).sample.detach(), plain.detach())

@@ -4,14 +4,12 @@ import torch
 from conftest import Averages, tiny_autoencoder
 
 from sklearn_msf.data.images import learn_format
-from sklearn_msf.flow.label_codes import make_label_codes
-from sklearn_msf.latent.autoencoder import AutoencoderError, ImageAutoencoder
-from sklearn_msf.latent.latent_space import (
-    LatentRepresentation,
-    LatentTrainingData,
-    encode_variations,
-)
-from sklearn_msf.latent.scaling import learn_latent_format, resize_images
+from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, make_label_codes
+from sklearn_msf.latent.autoencoder import ImageAutoencoder
+from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
+from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.latent.scaling import learn_scaling, resize_images
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.integers(0, 256, (6, 16 * 16), dtype=np.uint8)
@@ -20,14 +18,14 @@ IMAGES = FORMAT.to_numpy_images(ROWS)
 CPU = torch.device("cpu")
 
 
-def representation(module=None, size=(16, 16), fmt=FORMAT, images=IMAGES, palette=None):
+def make_space(module=None, size=(16, 16), fmt=FORMAT, images=IMAGES, palette=None):
     autoencoder = ImageAutoencoder(module or Averages())
-    latent_format = learn_latent_format(images, autoencoder, size, "float32", palette)
-    return LatentRepresentation(fmt, autoencoder, latent_format, "float32", palette)
+    scaling = learn_scaling(images, autoencoder, size, "float32", palette)
+    return LatentSpace(fmt, autoencoder, scaling, palette)
 
 
 def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
-    latents = representation().inputs(ROWS, CPU).batch(0, len(ROWS), mirrored=False)
+    latents = make_space().inputs(ROWS, CPU, "float32").batch(0, len(ROWS), mirrored=False)
     assert latents.shape == (6, 3, 4, 4)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     deviation = latents.std(dim=(0, 2, 3), correction=0)
@@ -36,7 +34,7 @@ def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
 
 def test_a_published_factor_is_used_as_it_is():
     autoencoder = ImageAutoencoder(tiny_autoencoder(scaling_factor=0.25, shift_factor=0.1))
-    found = learn_latent_format(IMAGES, autoencoder, (16, 16), "float32", None)
+    found = learn_scaling(IMAGES, autoencoder, (16, 16), "float32", None)
     assert found.shift.tolist() == pytest.approx([0.1] * 4)
     assert found.scale.tolist() == [0.25] * 4
 
@@ -45,37 +43,42 @@ def test_a_channel_that_never_changes_is_left_alone():
     module = Averages()
     encode = module.encode
     module.encode = lambda images: encode(images) * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
-    found = learn_latent_format(IMAGES, ImageAutoencoder(module), (16, 16), "float32", None)
+    found = learn_scaling(IMAGES, ImageAutoencoder(module), (16, 16), "float32", None)
     assert found.scale[1] == 1.0
     assert torch.isfinite(found.scale).all()
 
 
-def test_drawn_latents_come_back_at_the_size_and_in_the_channels_of_x():
-    codec = representation(size=(32, 32))
-    images = codec.images(torch.randn(2, *codec.shape))
+def test_sampled_latents_come_back_at_the_size_and_in_the_channels_of_x():
+    space = make_space(size=(32, 32))
+    images = space.images(torch.randn(2, *space.shape))
     assert images.shape == (2, 1, 16, 16)
     assert images.abs().max() <= 1
 
 
-def test_what_is_encoded_and_drawn_unchanged_is_the_image():
+def test_what_is_encoded_and_decoded_unchanged_is_the_image():
     smooth = np.repeat(np.repeat(IMAGES[:, :, ::8, ::8], 8, axis=2), 8, axis=3)
     rows = smooth.reshape(len(smooth), -1)
-    codec = representation(images=smooth)
-    latents = codec.inputs(rows, CPU).batch(0, len(rows), mirrored=False)
-    found = FORMAT.from_tensor(codec.images(latents))
+    space = make_space(images=smooth)
+    latents = space.inputs(rows, CPU, "float32").batch(0, len(rows), mirrored=False)
+    found = FORMAT.from_tensor(space.images(latents))
     np.testing.assert_array_equal(found.reshape(rows.shape), rows)
 
 
 def test_mirrored_inputs_are_encoded_mirror_images():
-    codec = representation()
+    space = make_space()
     mirrored = np.ascontiguousarray(IMAGES[..., ::-1]).reshape(ROWS.shape)
-    found = codec.inputs(ROWS, CPU).batch(0, 6, mirrored=True)
-    torch.testing.assert_close(found, codec.inputs(mirrored, CPU).batch(0, 6, mirrored=False))
+    found = space.inputs(ROWS, CPU, "float32").batch(0, 6, mirrored=True)
+    torch.testing.assert_close(
+        found, space.inputs(mirrored, CPU, "float32").batch(0, 6, mirrored=False)
+    )
 
 
 def test_kept_inputs_are_what_would_be_encoded_again():
-    codec = representation()
-    kept, fresh = codec.kept_inputs(ROWS, CPU, mirrored=True), codec.inputs(ROWS, CPU)
+    space = make_space()
+    kept, fresh = (
+        space.kept_inputs(ROWS, CPU, "float32", mirrored=True),
+        space.inputs(ROWS, CPU, "float32"),
+    )
     assert len(kept) == len(fresh) == 6
     for mirrored in (False, True):
         for start in (0, 4):
@@ -94,10 +97,10 @@ def test_images_are_resized_without_leaving_their_range():
 
 
 def encoded(module, augment, n_variations, images=IMAGES, seed=0):
-    codec = representation(module)
-    n_channels = codec.shape[0] * (2 if isinstance(module, torch.nn.Module) else 1)
-    latents = torch.empty(len(images), n_variations, n_channels, *codec.shape[1:])
-    encode_variations(latents, images, codec, augment, seed)
+    space = make_space(module)
+    n_channels = space.shape[0] * (2 if isinstance(module, torch.nn.Module) else 1)
+    latents = torch.empty(len(images), n_variations, n_channels, *space.shape[1:])
+    encode_variations(latents, images, space, augment, seed, "float32")
     return latents
 
 
@@ -133,7 +136,7 @@ def test_a_batch_takes_one_variation_of_each_image():
     assert labels.tolist() == rows.tolist()
     image, variation = x[:, 0, 0, 0].floor(), (x[:, 0, 0, 0] % 1 * 10).round()
     assert image.tolist() == rows.tolist()
-    # Rows that draw see only variations that drawn images may look like.
+    # Samples before t = 1 see only variations that generated images may look like.
     assert set(variation[:100].tolist()) == {0, 1, 2, 3}
     assert set(variation[100:].tolist()) == {0, 1}
 
@@ -151,28 +154,27 @@ def test_every_batch_has_fresh_samples_of_the_posterior():
 
 def test_masks_of_classes_are_encoded_once():
     palette = make_label_codes("rgb", 4, 0.0)
-    codec = representation(palette=palette)
+    space = make_space(palette=palette)
     autoencoder = ImageAutoencoder(Averages())
-    found = learn_latent_format(IMAGES, autoencoder, (16, 16), "float32", palette)
+    found = learn_scaling(IMAGES, autoencoder, (16, 16), "float32", palette)
     assert found.mask_codes.shape == (4, 3, 4, 4)
     # Averages of one colour are that colour.
     colours = found.restore(found.mask_codes)
     wanted = palette.codes[:, :, None, None].expand(-1, -1, 4, 4)
     torch.testing.assert_close(colours, wanted, atol=1e-5, rtol=0)
-    reading = codec.codes(None)
-    decoded = reading.decode(found.mask_codes)
-    distances = reading.palette.distances(decoded)
+    reader = space.reader(EncodedLabelCodes(space.mask_codes), "pixel")
+    distances = reader.distances(reader.prepare(found.mask_codes, 4))
     torch.testing.assert_close(distances.diagonal(), torch.zeros(4), atol=1e-4, rtol=0)
     assert distances.argmin(dim=1).tolist() == [0, 1, 2, 3]
 
 
 def test_latents_that_are_not_finite_are_refused():
     module = Averages()
-    codec = representation(module)
+    space = make_space(module)
     module.encode = lambda images: Averages.encode(module, images) * torch.inf
-    latents = torch.empty(len(IMAGES), 1, *codec.shape)
-    with pytest.raises(AutoencoderError, match="not finite"):
-        encode_variations(latents, IMAGES, codec, None, 0)
+    latents = torch.empty(len(IMAGES), 1, *space.shape)
+    with pytest.raises(AutoencoderError, match="NaN or infinite latents"):
+        encode_variations(latents, IMAGES, space, None, 0, "float32")
 
 
 def test_stored_latents_are_normalised_and_so_are_their_deviations():
@@ -181,12 +183,31 @@ def test_stored_latents_are_normalised_and_so_are_their_deviations():
             mean = super().encode(images)
             return 1e5 + 1e5 * mean, torch.full_like(mean, 1e5)
 
-    codec = representation(Pairs())
+    space = make_space(Pairs())
     latents = torch.empty(len(IMAGES), 1, 6, 4, 4, dtype=torch.float16)
-    encode_variations(latents, IMAGES, codec, None, 0)
+    encode_variations(latents, IMAGES, space, None, 0, "float32")
     means, deviations = latents[:, 0, :3].float(), latents[:, 0, 3:].float()
     assert means.mean().abs() < 1e-2
     assert means.std(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 3, abs=0.02)
     plain = Averages().encode(torch.from_numpy(IMAGES / 127.5 - 1).expand(-1, 3, -1, -1))
     wanted = 1 / plain.std(dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(deviations.mean(dim=(0, 2, 3)), wanted.float(), rtol=0.01, atol=0)
+
+
+def test_masks_are_compared_with_the_encoded_ones_unless_they_are_to_be_decoded():
+    encoded_codes = EncodedLabelCodes(torch.randn(3, 3, 4, 4))
+    palette = make_label_codes("rgb", 3, 0.0)
+    reader = make_space(palette=palette).reader(encoded_codes, "latent")
+    assert isinstance(reader, CodeReader)
+    assert torch.equal(reader.codes.codes, encoded_codes.codes)
+    # A field of class probabilities carries plain colours: there is nothing to decode.
+    assert make_space().reader(palette, "pixel").codes == palette.to("cpu")
+
+
+def test_masks_are_decoded_only_where_the_field_carries_encoded_ones():
+    masks = torch.rand(2, 3, 4, 4) - 0.5
+    assert make_space().masks(masks) is masks
+    space = make_space(palette=make_label_codes("rgb", 3, 0.0))
+    decoded = space.masks(space.mask_codes)
+    colours = space.palette.codes[:, :, None, None].expand(-1, -1, 16, 16)
+    torch.testing.assert_close(decoded, colours, atol=1e-5, rtol=0)

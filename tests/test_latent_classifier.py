@@ -13,11 +13,10 @@ from conftest import (
 )
 from sklearn.base import clone
 
-from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.latent import autoencoder_training
-from sklearn_msf.latent.autoencoder import AutoencoderError
-from sklearn_msf.persistence.archives import RecordError
-from sklearn_msf.training.checkpoints import CheckpointMismatchError
+from sklearn_msf.persistence.archives import ArchiveError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -41,12 +40,12 @@ def short_fitting(monkeypatch):
     ids=["object", "KL", "Tiny", "folder"],
 )
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
-def test_every_kind_of_autoencoder_works(autoencoder, form):
+def test_every_kind_of_autoencoder_classifies_and_draws_smoke(autoencoder, form):
     autoencoder = autoencoder_folder() if autoencoder == "folder" else autoencoder
     classifier = tiny_latent_classifier(autoencoder=autoencoder, label_prediction=form).fit(X, Y)
-    assert classifier.predict_proba(X).shape == (24, 3)
-    drawn = classifier.sample("b", 2, n_steps=2, random_state=0)
-    assert (drawn.shape, drawn.dtype) == ((2, 16, 16, 3), np.uint8)
+    np.testing.assert_allclose(classifier.predict_proba(X).sum(axis=1), 1)
+    sampled = classifier.sample("b", 2, n_steps=2, random_state=0)
+    assert (sampled.shape, sampled.dtype) == ((2, 16, 16, 3), np.uint8)
 
 
 @pytest.mark.parametrize("images", [X, GRAY], ids=["colour", "gray"])
@@ -59,16 +58,20 @@ def test_an_autoencoder_is_trained_on_x(short_fitting, images, form):
     assert classifier.sample("a", n_steps=1).shape == (1, *images.shape[1:])
 
 
-def test_auto_trains_one_where_the_papers_cannot_be_had(short_fitting, monkeypatch):
+def test_auto_trains_one_where_the_papers_cannot_be_opened(short_fitting, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("sklearn_msf._estimator.latent._PAPER_AUTOENCODER", "nobody/has-this")
-    with pytest.warns(UserWarning, match="autoencoder='auto': nobody/has-this cannot be had"):
+    monkeypatch.setattr(
+        "sklearn_msf._estimator.latent_preparation._PAPER_AUTOENCODER", "nobody/has-this"
+    )
+    with pytest.warns(UserWarning, match="autoencoder='auto': nobody/has-this cannot be opened"):
         classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert classifier.autoencoder_.config.in_channels == 3
 
 
-def test_auto_takes_the_papers_where_it_can_be_had(monkeypatch):
-    monkeypatch.setattr("sklearn_msf._estimator.latent._PAPER_AUTOENCODER", autoencoder_folder())
+def test_auto_takes_the_papers_where_it_can_be_opened(monkeypatch):
+    monkeypatch.setattr(
+        "sklearn_msf._estimator.latent_preparation._PAPER_AUTOENCODER", autoencoder_folder()
+    )
     classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)
 
@@ -114,10 +117,10 @@ def test_variations_of_each_image_are_encoded(monkeypatch, overrides, n_variatio
         fill(latents)
         return latents
 
-    monkeypatch.setattr("sklearn_msf._estimator.latent.keep_latents", keep)
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.keep_latents", keep)
     tiny_latent_classifier(**overrides).fit(X, Y)
     assert shapes[0][:2] == (24, n_variations)
-    monkeypatch.setattr("sklearn_msf._estimator.latent._AUTO_PIXELS", 36 * 16 * 16)
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation._AUTO_PIXELS", 36 * 16 * 16)
     tiny_latent_classifier(**overrides).fit(X, Y)
     # Fewer for more images, but never without the flips.
     if overrides["augment"] == "hflip+affine" and "n_variations" not in overrides:
@@ -141,7 +144,7 @@ def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
     assert now[0] < 200
 
 
-def test_an_autoencoder_is_trained_within_its_share_of_the_time(monkeypatch):
+def test_an_autoencoder_is_trained_within_its_fraction_of_the_time(monkeypatch):
     # Time that was over before training began, as where a download was tried in vain.
     ticks = iter(range(0, 10**9, 10))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
@@ -156,12 +159,14 @@ def test_an_autoencoder_is_trained_within_its_share_of_the_time(monkeypatch):
 
 def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
     odd = RNG.integers(0, 256, (24, 13, 18), dtype=np.uint8)
-    classifier = tiny_latent_classifier(autoencoder=Averages(), max_epochs=1).fit(odd, Y)
-    assert classifier._representation.shape == (3, 4, 5)
+    module, decoded = Averages(), []
+    module.decode = lambda z: decoded.append(tuple(z.shape[1:])) or Averages.decode(module, z)
+    classifier = tiny_latent_classifier(autoencoder=module, max_epochs=1).fit(odd, Y)
     assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
+    assert decoded[-1] == (3, 4, 5)
     classifier.set_params(encoded_size=(8, 32)).fit(odd, Y)
-    assert classifier._representation.shape == (3, 2, 8)
     assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
+    assert decoded[-1] == (3, 2, 8)
 
 
 def test_masks_are_compared_as_latents_or_as_colours():
@@ -188,7 +193,7 @@ def test_a_run_that_goes_on_keeps_the_autoencoder_that_it_trained(
 ):
     settings = {"autoencoder": "fit", "checkpoint_dir": tmp_path, "checkpoint_every": 1}
     whole = tiny_latent_classifier(**settings).fit(X, Y)
-    monkeypatch.setattr("sklearn_msf._estimator.latent.fit_autoencoder", None)
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.fit_autoencoder", None)
     again = tiny_latent_classifier(**settings).fit(X, Y)
     np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
 
@@ -213,8 +218,8 @@ def test_a_saved_model_holds_its_autoencoder(tmp_path, short_fitting, form, kind
     classifier.fit(X, Y).save_pretrained(tmp_path)
     opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
-    drawn = (model.sample("a", n_steps=1, random_state=0) for model in (opened, classifier))
-    np.testing.assert_array_equal(*drawn)
+    sampled = (model.sample("a", n_steps=1, random_state=0) for model in (opened, classifier))
+    np.testing.assert_array_equal(*sampled)
 
 
 def test_an_object_of_ones_own_is_passed_again(tmp_path):
@@ -232,13 +237,13 @@ def test_an_object_of_ones_own_is_passed_again(tmp_path):
 def test_an_autoencoder_from_the_hub_is_named_by_id_and_revision(tmp_path, monkeypatch):
     classifier = tiny_latent_classifier().fit(X, Y)
     hub = {"kind": "hub", "id": "somebody/autoencoder", "revision": "0" * 40}
-    classifier._autoencoder.source = hub
+    classifier.model_.space.autoencoder.source = hub
     classifier.save_pretrained(tmp_path)
     asked = []
 
     def from_hub(name, revision=None):
         asked.append((name, revision))
-        return classifier._autoencoder
+        return classifier.model_.space.autoencoder
 
     monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.open_autoencoder", from_hub)
     opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
@@ -260,13 +265,8 @@ def test_an_autoencoder_that_makes_other_latents_is_refused(tmp_path):
 
 def test_models_over_pixels_and_over_latents_are_not_mistaken_for_each_other(tmp_path, fitted):
     fitted.save_pretrained(tmp_path)
-    (other,) = {
-        cls
-        for cls in (LatentMedSymmFlowClassifier, *LatentMedSymmFlowClassifier.__mro__)
-        if cls.__name__ in ("LatentMedSymmFlowClassifier", "MedSymmFlowClassifier")
-        and cls is not type(fitted)
-    }
-    with pytest.raises(RecordError, match="open it with that class"):
+    (other,) = {LatentMedSymmFlowClassifier, MedSymmFlowClassifier} - {type(fitted)}
+    with pytest.raises(ArchiveError, match="open it with that class"):
         other.from_pretrained(tmp_path)
 
 
@@ -312,14 +312,40 @@ def test_from_paper_has_the_settings_of_table_5(
     classifier = LatentMedSymmFlowClassifier.from_paper(name, random_state=3)
     assert (classifier.batch_size, classifier.max_epochs) == (batch_size, max_epochs)
     assert (classifier.learning_rate, classifier.augment) == (learning_rate, augment)
-    assert (classifier.channels, classifier.n_blocks, classifier.patch_size) == (128, 2, 1)
-    assert (classifier.channel_mult, classifier.attention_levels) == ((1, 2, 2, 2), (1,))
+    assert (classifier.channels, classifier.optimizer) == (128, "adamw")
+    assert classifier.network_params == {
+        "channel_mult": (1, 2, 2, 2),
+        "n_blocks": 2,
+        "attention_levels": (1,),
+        "patch_size": 1,
+        "dropout": 0.0,
+    }
+    assert classifier.optimizer_params == {
+        "weight_decay": 0.01,
+        "max_grad_norm": None,
+        "ema_decay": 0.7,
+    }
+    assert classifier.flow_params == {
+        "label_encoding": "rgb",
+        "label_prediction": "velocity",
+        "image_prediction": "velocity",
+        "beta": 4.0,
+        "class_dropout": 0.0,
+        "image_weight": 0.7,
+    }
     assert (classifier.autoencoder, classifier.encoded_size) == ("stabilityai/sd-vae-ft-mse", 256)
-    assert (classifier.label_prediction, classifier.label_decoding) == ("velocity", "pixel")
-    assert (classifier.beta, classifier.random_state) == (4.0, 3)
+    assert (classifier.label_decoding, classifier.random_state) == ("pixel", 3)
+    assert classifier.classification_fraction == 0.0
 
 
-def test_the_papers_settings_train_and_predict():
+def test_from_paper_changes_single_entries_of_a_dict():
+    plain = LatentMedSymmFlowClassifier.from_paper("bloodmnist")
+    changed = LatentMedSymmFlowClassifier.from_paper("bloodmnist", flow_params={"beta": 2})
+    assert changed.flow_params == {**plain.flow_params, "beta": 2}
+    assert changed.network_params == plain.network_params
+
+
+def test_the_papers_settings_train_and_predict_smoke():
     small = {"channels": 8, "max_epochs": 1, "autoencoder": autoencoder_folder()}
     classifier = LatentMedSymmFlowClassifier.from_paper("retinamnist", encoded_size=16, **small)
     assert classifier.fit(X, Y).predict(X).shape == (24,)
@@ -357,7 +383,7 @@ def test_a_wrong_parameter_is_named_at_fit(overrides, message):
 
 @pytest.mark.parametrize("autoencoder", ["fit", Averages()])
 def test_images_smaller_than_the_factor_name_the_remedy(autoencoder):
-    with pytest.raises(ValueError, match=r"3 x 16 pixels, smaller than the 4 .* encoded_size"):
+    with pytest.raises(ValueError, match=r"3 x 16 pixels, .* at least 4 x 4: set encoded_size"):
         tiny_latent_classifier(autoencoder=autoencoder).fit(X[:, :3], Y)
 
 
@@ -397,33 +423,36 @@ def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("representation"), "not work on pixels|not a usable model"),
-        (lambda d: d["representation"].update(encoded_size=[15, 16]), "encoded_size"),
-        (lambda d: d["representation"].update(encoded_size=[2**20, 2**20]), "encoded_size"),
-        (lambda d: d["representation"]["autoencoder"].update(kind="pickle"), "that it only names"),
-        (lambda d: d["representation"]["autoencoder"].update({"class": "os.system"}), "os.system"),
+        (lambda d: d.pop("space"), "not work on pixels|not a usable model"),
+        (lambda d: d["space"].update(encoded_size=[15, 16]), "encoded_size"),
+        (lambda d: d["space"].update(encoded_size=[2**20, 2**20]), "encoded_size"),
         (
-            lambda d: d["representation"]["autoencoder"]["config"].update(layers_per_block=10**9),
-            "layout that nobody has",
+            lambda d: d["space"]["autoencoder"].update(kind="pickle"),
+            "names its autoencoder but also contains weights",
+        ),
+        (lambda d: d["space"]["autoencoder"].update({"class": "os.system"}), "os.system"),
+        (
+            lambda d: d["space"]["autoencoder"]["config"].update(layers_per_block=10**9),
+            "invalid layout",
         ),
         (
-            lambda d: d["representation"]["autoencoder"]["config"].update(latent_channels=9),
+            lambda d: d["space"]["autoencoder"]["config"].update(latent_channels=9),
             "float32 of shape",
         ),
         (
-            lambda d: d["representation"]["autoencoder"]["config"].update(surprise=1),
+            lambda d: d["space"]["autoencoder"]["config"].update(surprise=1),
             "surprise",
         ),
         (
-            lambda d: d["representation"]["autoencoder"]["config"].update(out_channels=10**11),
-            "layout that nobody has",
+            lambda d: d["space"]["autoencoder"]["config"].update(out_channels=10**11),
+            "invalid layout",
         ),
     ],
 )
 def test_what_is_wrong_with_a_changed_model_is_said(tmp_path, change, message):
-    from test_pretrained import edit
+    from test_serialization import edit
 
     tiny_latent_classifier().fit(X, Y).save_pretrained(tmp_path)
     edit(tmp_path, change)
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(ArchiveError, match=message):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path)

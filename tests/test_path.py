@@ -44,7 +44,7 @@ def test_the_velocity_is_the_finite_difference_of_the_path(t):
 
 @given(st.floats(0.01, 1))
 def test_the_label_velocity_is_the_way_from_the_mask_over_the_time(t):
-    # u_y = (y_t - y) / t: what the posterior form rests on.
+    # u_y = (y_t - y) / t: what the class posterior rests on.
     x, y, e_x, e_y, times = random_path(t)
     sample = sample_path(x, y, e_x, e_y, times)
     torch.testing.assert_close((sample.y_t - y) / t, sample.u_y)
@@ -61,14 +61,14 @@ def test_the_ends_of_the_path():
 
 
 @given(st.integers(1, 50), st.floats(0, 1), st.floats(0, 1))
-def test_the_first_times_are_one_and_the_others_uniform(n, share, share_of_others):
-    n_at_one = round(share * n)
-    n_classless = round(share_of_others * (n - n_at_one))
-    t, mask_t = sample_times(n, n_at_one, n_classless, torch.Generator().manual_seed(0))
+def test_the_first_times_are_one_and_the_others_uniform(n, fraction, fraction_of_others):
+    n_at_one = round(fraction * n)
+    n_unconditional = round(fraction_of_others * (n - n_at_one))
+    t, mask_t = sample_times(n, n_at_one, n_unconditional, torch.Generator().manual_seed(0))
     assert (t[:n_at_one] == 1).all()
     assert ((t[n_at_one:] >= 0) & (t[n_at_one:] < 1)).all()
-    assert (mask_t[: n_at_one + n_classless] == 1).all()
-    assert torch.equal(mask_t[n_at_one + n_classless :], t[n_at_one + n_classless :])
+    assert (mask_t[: n_at_one + n_unconditional] == 1).all()
+    assert torch.equal(mask_t[n_at_one + n_unconditional :], t[n_at_one + n_unconditional :])
 
 
 def test_a_mask_at_time_one_is_noise_whatever_the_image_is():
@@ -79,7 +79,7 @@ def test_a_mask_at_time_one_is_noise_whatever_the_image_is():
     assert torch.equal(sample.x_t, sample_path(x, y, e_x, e_y, t).x_t)
 
 
-def test_velocity_loss_is_the_mean_squared_error_and_zero_without_rows():
+def test_velocity_loss_is_the_mean_squared_error_and_zero_without_samples():
     v, u = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
     assert velocity_loss(v, u).item() == 2.5
     assert velocity_loss(v[:0], u[:0]).item() == 0.0

@@ -1,29 +1,32 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_layout
 from torch import nn
 
-from sklearn_msf.flow.label_codes import make_label_codes
-from sklearn_msf.flow.parameterizations import (
+from sklearn_msf.flow.label_codes import CodeReader, make_label_codes
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.path import sample_path
+from sklearn_msf.flow.velocity_field import (
     IMAGE_PREDICTIONS,
     LABEL_PREDICTIONS,
-    PosteriorForm,
-    VelocityForm,
+    ClassPosteriorField,
+    VelocityRegressionField,
 )
-from sklearn_msf.flow.path import sample_path
-from sklearn_msf.flow.velocity_field import VelocityField
 
 SIZE = (6, 5)
 CODES = make_label_codes("rgb", 3, 4.0)
+ONE_STEP_BACK = OdeSettings(1.0, 0.0)
 
 
-class TrueField(VelocityField):
+class TrueField(VelocityRegressionField):
     """The field of one known pair of image and mask with their noises."""
 
     def __init__(self, path):
-        super().__init__(nn.Identity(), CODES)
+        super().__init__(nn.Identity(), CODES, tiny_layout("velocity"))
         self.path = path
 
     def forward(self, x_t, y_t, t):
@@ -50,6 +53,14 @@ class SureUNet(nn.Module):
         return self.image
 
 
+def posterior_field(unet, **layout):
+    """A field that takes the features of the middle block for logits of the classes."""
+    field = ClassPosteriorField(unet, CODES, tiny_layout("posterior", **layout))
+    nn.init.eye_(field.head.weight)
+    nn.init.zeros_(field.head.bias)
+    return field
+
+
 @pytest.fixture
 def ends():
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +74,7 @@ def ends():
 def test_one_euler_step_recovers_the_code_when_the_field_is_exact(ends):
     x, y, e_x, e_y, labels = ends
     end = sample_path(x, y, e_x, e_y, torch.ones(2))
-    mask = TrueField(end).classify(end.x_t, end.y_t, n_steps=1, method="euler")
+    mask = TrueField(end).class_evidence(end.x_t, end.y_t, ONE_STEP_BACK)
     torch.testing.assert_close(mask, y, atol=1e-5, rtol=0)
     assert torch.equal(CODES.distances(mask).argmin(dim=1), labels)
 
@@ -71,35 +82,32 @@ def test_one_euler_step_recovers_the_code_when_the_field_is_exact(ends):
 def test_one_euler_step_recovers_the_image_when_the_field_is_exact(ends):
     x, y, e_x, e_y, _ = ends
     start = sample_path(x, y, e_x, e_y, torch.zeros(2))
-    field = TrueField(start)
-    image = VelocityForm.generate(field, start.x_t, start.y_t, e_y, n_steps=1, method="euler")
+    image = TrueField(start).generate(start.x_t, start.y_t, e_y, OdeSettings(0.0, 1.0))
     torch.testing.assert_close(image, x, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.5, 1.0])
-def test_both_forms_give_the_same_label_velocity_where_p_is_exact(ends, t):
+def test_an_exact_posterior_gives_the_label_velocity_of_the_path(ends, t):
     x, y, e_x, e_y, labels = ends
     sample = sample_path(x, y, e_x, e_y, torch.full((2,), t))
     logits = torch.full((2, 3), -50.0).scatter(1, labels[:, None], 50.0)
-    field = PosteriorForm(SureUNet(logits), CODES)
-    nn.init.eye_(field.head.weight)
-    nn.init.zeros_(field.head.bias)
+    field = posterior_field(SureUNet(logits))
     _, v_y = field(sample.x_t, sample.y_t, sample.t)
     torch.testing.assert_close(v_y, sample.u_y, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.9])
-def test_the_velocity_follows_from_the_image_where_that_is_known(ends, t):
+def test_the_image_velocity_follows_from_a_known_denoised_image(ends, t):
     x, y, e_x, e_y, _ = ends
-    field = PosteriorForm(SureUNet(torch.zeros(2, 3), image=x), CODES, image_prediction="image")
+    field = posterior_field(SureUNet(torch.zeros(2, 3), image=x), image_prediction="denoised")
     point = sample_path(x, y, e_x, e_y, torch.full((2,), t))
     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
     torch.testing.assert_close(v_x, point.u_x, atol=1e-4, rtol=1e-4)
 
 
-def test_where_no_noise_is_left_the_mean_image_is_not_asked_for_a_velocity(ends):
+def test_where_no_noise_is_left_the_velocity_is_not_derived_from_the_denoised_image(ends):
     x, y, e_x, e_y, _ = ends
-    field = PosteriorForm(SureUNet(torch.zeros(2, 3)), CODES, image_prediction="image")
+    field = posterior_field(SureUNet(torch.zeros(2, 3)), image_prediction="denoised")
     point = sample_path(x, y, e_x, e_y, torch.ones(2))
     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
     assert torch.equal(v_x, point.x_t)
@@ -107,19 +115,32 @@ def test_where_no_noise_is_left_the_mean_image_is_not_asked_for_a_velocity(ends)
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
 @pytest.mark.parametrize("n_steps", [1, 2, 25, 100])
-def test_drawing_ends_at_the_mean_image(ends, method, n_steps):
+def test_generation_ends_at_the_denoised_image(ends, method, n_steps):
     x, y, e_x, e_y, _ = ends
     unet = SureUNet(torch.zeros(2, 3), image=x)
-    field = PosteriorForm(unet, CODES, image_prediction="image")
-    drawn = field.generate(e_x, y, e_y, n_steps=n_steps, method=method)
-    torch.testing.assert_close(drawn, x, atol=1e-3, rtol=1e-3)
+    field = posterior_field(unet, image_prediction="denoised")
+    generated = field.generate(e_x, y, e_y, OdeSettings(0.0, 1.0, n_steps, method))
+    torch.testing.assert_close(generated, x, atol=1e-3, rtol=1e-3)
     assert max(unet.times) <= 0.951
 
 
-def test_the_loss_of_a_mean_image_is_that_of_its_velocity_up_to_a_limit(ends):
+def test_an_image_carried_to_noise_and_back_does_not_become_the_denoised_image(ends):
+    x, y, e_x, e_y, _ = ends
+    unet = SureUNet(torch.zeros(2, 3), image=x)
+    field = posterior_field(unet, image_prediction="denoised")
+    image = x + 0.1 * e_x
+    to_noise = OdeSettings(1.0, 0.0, 100, "midpoint")
+    noise = field.carry_images(image, y, e_y, to_noise)
+    back = field.carry_images(noise, y, e_y, replace(to_noise, start=0.0, end=1.0))
+    torch.testing.assert_close(back, image, atol=0.01, rtol=0)
+    generated = field.generate(noise, y, e_y, OdeSettings(0.0, 1.0, 25))
+    torch.testing.assert_close(generated, x, atol=1e-3, rtol=1e-3)
+
+
+def test_the_loss_of_a_denoised_image_is_that_of_its_velocity_up_to_a_limit(ends):
     x, y, e_x, e_y, labels = ends
     error = 0.1
-    field = PosteriorForm(SureUNet(torch.zeros(2, 3), x + error), CODES, image_prediction="image")
+    field = posterior_field(SureUNet(torch.zeros(2, 3), x + error), image_prediction="denoised")
 
     def loss(t):
         point = sample_path(x, y, e_x, e_y, torch.full((2,), t))
@@ -128,7 +149,7 @@ def test_the_loss_of_a_mean_image_is_that_of_its_velocity_up_to_a_limit(ends):
     assert loss(0.0) == pytest.approx(error**2, rel=1e-3)
     assert loss(0.5) == pytest.approx(4 * error**2, rel=1e-3)
     assert loss(0.95) == pytest.approx(400 * error**2, rel=1e-2)
-    # It stays the mean image that is learned.
+    # What is learned stays the denoised image.
     assert loss(0.999) == pytest.approx(loss(0.95), rel=1e-2)
 
 
@@ -136,9 +157,7 @@ def test_the_loss_of_a_mean_image_is_that_of_its_velocity_up_to_a_limit(ends):
 def test_the_label_velocity_follows_a_soft_posterior(ends, t):
     _, _, _, e_y, _ = ends
     p = np.array([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
-    field = PosteriorForm(SureUNet(torch.tensor(np.log(p), dtype=torch.float32)), CODES)
-    nn.init.eye_(field.head.weight)
-    nn.init.zeros_(field.head.bias)
+    field = posterior_field(SureUNet(torch.tensor(np.log(p), dtype=torch.float32)))
     _, v_y = field(torch.zeros(2, 1, *SIZE), e_y, torch.full((2,), t))
     mean_code = p @ CODES.codes.numpy()
     expected = (e_y.numpy() - mean_code[:, :, None, None]) / t
@@ -150,12 +169,13 @@ def test_the_label_velocity_follows_a_soft_posterior(ends, t):
 def test_every_solver_carries_a_constant_posterior_to_its_mean_code(ends, method, n_steps):
     x, _, _, e_y, _ = ends
     p = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])
-    field = PosteriorForm(SureUNet(p.log()), CODES)
-    nn.init.eye_(field.head.weight)
-    nn.init.zeros_(field.head.bias)
-    mask = field.classify(x, e_y, n_steps=n_steps, method=method)
-    expected = CODES.mean_codes(p)[:, :, None, None].expand_as(mask)
-    torch.testing.assert_close(mask, expected, atol=1e-3, rtol=1e-3)
+    field = posterior_field(SureUNet(p.log()))
+    evidence = field.class_evidence(x, e_y, OdeSettings(1.0, 0.0, n_steps, method))
+    torch.testing.assert_close(evidence, p, atol=1e-3, rtol=1e-3)
+    probabilities, distances = field.decode(evidence.detach().double(), CodeReader(CODES))
+    torch.testing.assert_close(probabilities, p.double(), atol=1e-3, rtol=1e-3)
+    expected = CODES.mean_codes(p.double())[:, :, None, None].expand(-1, -1, *SIZE)
+    torch.testing.assert_close(distances, CODES.distances(expected), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +192,15 @@ def test_every_solver_carries_a_constant_posterior_to_its_mean_code(ends, method
 def test_the_posterior_is_read_where_the_last_step_begins(ends, method, n_steps, times):
     x, _, _, e_y, _ = ends
     unet = SureUNet(torch.zeros(2, 3))
-    PosteriorForm(unet, CODES).posterior(x, e_y, n_steps=n_steps, method=method)
+    posterior_field(unet).class_evidence(x, e_y, OdeSettings(1.0, 0.0, n_steps, method))
     assert unet.times[-1] == pytest.approx(0.05 if times is None else times[-1])
     if times is not None:
         np.testing.assert_allclose(unet.times, times, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
-def test_velocities_have_the_shapes_of_image_and_mask(make_tiny_field, form):
-    field = make_tiny_field(form)
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_velocities_have_the_shapes_of_image_and_mask(make_tiny_field, label_prediction):
+    field = make_tiny_field(label_prediction)
     x, y = torch.randn(2, 1, 9, 8), torch.randn(2, 3, 9, 8)
     v_x, v_y = field(x, y, torch.tensor([0.0, 1.0]))
     assert v_x.shape == x.shape
@@ -188,9 +208,9 @@ def test_velocities_have_the_shapes_of_image_and_mask(make_tiny_field, form):
     assert torch.isfinite(v_y).all()
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
-def test_losses_reach_every_parameter(make_tiny_field, form):
-    field = make_tiny_field(form).requires_grad_(True)
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_losses_reach_every_parameter(make_tiny_field, label_prediction):
+    field = make_tiny_field(label_prediction).requires_grad_(True)
     labels = torch.tensor([0, 1, 2, 1])
     x, e_x = torch.randn(2, 4, 1, 8, 8)
     y, e_y = CODES.masks(labels, (8, 8)), torch.randn(4, 3, 8, 8)
@@ -200,9 +220,9 @@ def test_losses_reach_every_parameter(make_tiny_field, form):
     assert without == []
 
 
-def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
-    for form in LABEL_PREDICTIONS:
-        field = make_tiny_field(form)
+def test_samples_at_time_one_carry_no_image_loss(make_tiny_field):
+    for label_prediction in LABEL_PREDICTIONS:
+        field = make_tiny_field(label_prediction)
         labels = torch.tensor([0, 1])
         x, e_x = torch.randn(2, 2, 1, 8, 8)
         y, e_y = CODES.masks(labels, (8, 8)), torch.randn(2, 3, 8, 8)
@@ -212,9 +232,11 @@ def test_rows_at_time_one_carry_no_image_loss(make_tiny_field):
         assert label_loss.item() > 0.0
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
-def test_rows_at_time_one_make_up_their_share_of_the_label_loss(make_tiny_field, form):
-    field = make_tiny_field(form)
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_samples_at_time_one_make_up_their_share_of_the_label_loss(
+    make_tiny_field, label_prediction
+):
+    field = make_tiny_field(label_prediction)
     labels = torch.tensor([0, 1, 2, 1, 0])
     x, e_x = torch.randn(2, 5, 1, 8, 8)
     y, e_y = CODES.masks(labels, (8, 8)), torch.randn(5, 3, 8, 8)
@@ -230,10 +252,10 @@ def test_rows_at_time_one_make_up_their_share_of_the_label_loss(make_tiny_field,
     assert at_one != pytest.approx(others, rel=0.01)
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
 @pytest.mark.parametrize(("n_at_one", "n_dropped"), [(2, 2), (0, None), (2, 4)])
-def test_only_so_many_rows_have_dropout(make_tiny_field, form, n_at_one, n_dropped):
-    field = make_tiny_field(form, dropout=0.5).train()
+def test_only_so_many_samples_have_dropout(make_tiny_field, label_prediction, n_at_one, n_dropped):
+    field = make_tiny_field(label_prediction, dropout=0.5).train()
     labels = torch.tensor([0, 1, 2, 1])
     x, e_x = torch.randn(2, 4, 1, 8, 8)
     y, e_y = CODES.masks(labels, (8, 8)), torch.randn(4, 3, 8, 8)
@@ -247,7 +269,7 @@ def test_only_so_many_rows_have_dropout(make_tiny_field, form, n_at_one, n_dropp
     assert (image == image_again) == (n_dropped == n_at_one)
 
 
-def test_the_velocity_loss_equals_the_papers_over_both_halves(make_tiny_field):
+def test_the_velocity_loss_equals_the_papers_for_both_branches(make_tiny_field):
     field = make_tiny_field("velocity")
     labels = torch.tensor([0, 1])
     x, e_x = torch.randn(2, 2, 1, 8, 8)
@@ -262,34 +284,50 @@ def test_the_velocity_loss_equals_the_papers_over_both_halves(make_tiny_field):
 def test_the_posterior_hardly_depends_on_the_mask_noise(make_tiny_field):
     field = make_tiny_field("posterior")
     x = torch.randn(3, 1, 8, 8)
-    first, second = (field.posterior(x, torch.randn(3, 3, 8, 8)) for _ in range(2))
+    first, second = (
+        field.class_evidence(x, torch.randn(3, 3, 8, 8), ONE_STEP_BACK) for _ in range(2)
+    )
     torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
 
 
-def test_one_euler_step_of_the_posterior_form_is_the_mean_code(make_tiny_field):
+def test_one_euler_step_of_the_posterior_leads_to_the_mean_code(make_tiny_field):
     field = make_tiny_field("posterior")
     x, e_y = torch.randn(3, 1, 8, 8), torch.randn(3, 3, 8, 8)
-    mask = field.classify(x, e_y, n_steps=1, method="euler")
-    expected = field.codes.mean_codes(field.posterior(x, e_y))
-    torch.testing.assert_close(mask, expected[:, :, None, None].expand_as(mask))
+    mask = VelocityRegressionField.class_evidence(field, x, e_y, ONE_STEP_BACK)
+    p = field.class_evidence(x, e_y, ONE_STEP_BACK)
+    expected = field.codes.mean_codes(p)[:, :, None, None].expand_as(mask)
+    torch.testing.assert_close(mask, expected)
+    _, distances = field.decode(p.detach(), CodeReader(field.codes))
+    torch.testing.assert_close(distances, field.codes.distances(expected))
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
+@pytest.mark.parametrize(("method", "n_steps"), [("euler", 1), ("euler", 2), ("dopri5", 1)])
+def test_only_one_step_of_the_posterior_is_one_pass(make_tiny_field, method, n_steps):
+    ode = OdeSettings(1.0, 0.0, n_steps, method)
+    one_pass = make_tiny_field("posterior").is_one_pass(ode)
+    assert one_pass == (n_steps == 1 and method == "euler")
+    assert not make_tiny_field("velocity").is_one_pass(ode)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
 @pytest.mark.parametrize("image_prediction", IMAGE_PREDICTIONS)
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
-def test_all_forms_generate_finite_images_with_every_solver(
-    make_tiny_field, form, image_prediction, method
+def test_every_parameterization_generates_finite_images_with_every_solver(
+    make_tiny_field, label_prediction, image_prediction, method
 ):
-    field = make_tiny_field(form, image_prediction=image_prediction)
+    field = make_tiny_field(label_prediction, image_prediction=image_prediction)
     masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
     e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        images = field.generate(e_x, masks, e_y, n_steps=3, method=method)
+        if method == "dopri5":
+            # Random weights are a rough field, in which an adaptive solver takes many steps.
+            field.unet.conv_out.weight.mul_(0.1)
+        images = field.generate(e_x, masks, e_y, OdeSettings(0.0, 1.0, 3, method))
     assert images.shape == e_x.shape
     assert torch.isfinite(images).all()
 
 
-def test_the_posterior_form_sees_nothing_of_the_class_in_a_mask_at_time_one(make_tiny_field):
+def test_the_posterior_sees_nothing_of_the_class_in_a_mask_at_time_one(make_tiny_field):
     field = make_tiny_field("posterior")
     x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
     t, one = torch.full((2,), 0.4), torch.ones(2)
@@ -302,7 +340,7 @@ def test_the_posterior_form_sees_nothing_of_the_class_in_a_mask_at_time_one(make
     torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
 
 
-def test_rows_without_a_class_have_the_same_loss_whatever_their_mask_was(make_tiny_field):
+def test_unconditional_samples_have_the_same_loss_whatever_their_mask_was(make_tiny_field):
     field = make_tiny_field("posterior")
     x, e_x, labels = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
     e_y, t = torch.randn(2, 3, 8, 8), torch.full((2,), 0.4)
@@ -317,7 +355,7 @@ def test_rows_without_a_class_have_the_same_loss_whatever_their_mask_was(make_ti
 
 @pytest.mark.parametrize(
     ("image_prediction", "n_steps", "last"),
-    [("velocity", 25, 0.96), ("image", 25, 0.95), ("image", 8, 0.875), ("image", 1, 0.0)],
+    [("velocity", 25, 0.96), ("denoised", 25, 0.95), ("denoised", 8, 0.875), ("denoised", 1, 0.0)],
 )
 def test_the_steps_of_a_way_are_equal_but_for_the_last_one(
     make_tiny_field, image_prediction, n_steps, last
@@ -328,18 +366,20 @@ def test_the_steps_of_a_way_are_equal_but_for_the_last_one(
     assert np.ptp(np.diff(times[:-1])) < 1e-9 if n_steps > 1 else True
 
 
-@pytest.mark.parametrize("form", LABEL_PREDICTIONS)
-def test_guidance_goes_beyond_the_class_away_from_none(make_tiny_field, form):
-    field = make_tiny_field(form)
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_guidance_goes_beyond_the_class_away_from_the_unconditional(
+    make_tiny_field, label_prediction
+):
+    field = make_tiny_field(label_prediction)
     masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
     e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
-    one_step = {"n_steps": 1, "method": "euler"}
     with torch.no_grad():
         plain, half, whole = (
-            field.generate(e_x, masks, e_y, guidance=w, **one_step) for w in (0.0, 0.5, 1.0)
+            field.generate(e_x, masks, e_y, OdeSettings(0.0, 1.0, guidance=w))
+            for w in (0.0, 0.5, 1.0)
         )
         t = torch.zeros(2)
-        classless = e_x + field.image_velocity(e_x, e_y, t, torch.ones(2))
-    torch.testing.assert_close(whole - plain, plain - classless, atol=1e-4, rtol=1e-4)
+        unconditional = e_x + field.image_velocity(e_x, e_y, t, torch.ones(2))
+    torch.testing.assert_close(whole - plain, plain - unconditional, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(half, (plain + whole) / 2, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(whole, plain, atol=1e-3)

@@ -15,7 +15,7 @@ from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.persistence.archives import RecordError
+from sklearn_msf.persistence.archives import ArchiveError
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
@@ -46,9 +46,9 @@ def saved(tmp_path_factory, request):
 
 def edit(folder, change):
     """Change a model on purpose, with digests that fit."""
-    document = json.loads((folder / "model.json").read_text())["document"]
-    change(document)
-    rewrite(folder, document=document)
+    metadata = json.loads((folder / "model.json").read_text())["metadata"]
+    change(metadata)
+    rewrite(folder, metadata=metadata)
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -62,9 +62,9 @@ def test_a_saved_model_predicts_the_same_bits(tmp_path, kind, form, make_classif
     np.testing.assert_array_equal(opened.predict(X), classifier.predict(X))
     assert opened.predict(X).dtype.kind == classifier.predict(X).dtype.kind
     label = y[0]
-    drawn = [model.sample(label, 2, n_steps=2, random_state=1) for model in (opened, classifier)]
-    np.testing.assert_array_equal(*drawn)
-    assert drawn[0].dtype == np.uint8
+    sampled = [model.sample(label, 2, n_steps=2, random_state=1) for model in (opened, classifier)]
+    np.testing.assert_array_equal(*sampled)
+    assert sampled[0].dtype == np.uint8
 
 
 def test_everything_that_was_learned_comes_back(saved):
@@ -142,7 +142,8 @@ def test_parameters_of_every_kind_come_back(tmp_path, make_classifier):
     classifier.save_pretrained(tmp_path)
     parameters = type(classifier).from_pretrained(tmp_path).get_params()
     assert parameters["class_weight"] == weights
-    assert parameters["channel_mult"] == (1, 2)
+    assert parameters["network_params"] == classifier.network_params
+    assert parameters["network_params"]["channel_mult"] == (1, 2)
     assert parameters["time_budget"] == 60.0
     assert parameters["random_state"] == 3
 
@@ -159,7 +160,7 @@ def test_sources_of_random_numbers_are_left_out(tmp_path, random_state, make_cla
 def test_a_model_from_a_gpu_opens_on_a_machine_without(saved, tmp_path):
     classifier, _ = saved
     classifier.save_pretrained(tmp_path)
-    edit(tmp_path, lambda document: document["parameters"].update(device="cuda:5"))
+    edit(tmp_path, lambda metadata: metadata["parameters"].update(device="cuda:5"))
     with pytest.warns(UserWarning, match="not available here"):
         opened = type(classifier).from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
@@ -192,28 +193,51 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder):
     [
         (lambda d: d.update({"class": "RandomForestClassifier"}), "holds a 'RandomForest"),
         (lambda d: d["parameters"].update(learning_rate=-1), "learning_rate must be"),
-        (lambda d: d["parameters"].update(evil=1), "Invalid parameter 'evil'"),
+        (
+            lambda d: d["parameters"].update(evil=1),
+            r"parameters \['evil'\] that cannot be set from a file",
+        ),
         (lambda d: d["layout"].update(channels=10**9), "does not fit a first convolution"),
         (lambda d: d["layout"].update(channel_mult=[1, 10**8]), "does not fit a first"),
         (lambda d: d["layout"].update(n_blocks=10**9), "more blocks than there are weights"),
         (lambda d: d["layout"].update(n_classes=10**9), "is for 1000000000 classes"),
         (lambda d: d.pop("layout"), "layout"),
-        (lambda d: d["classes"].update(values=["b", "a"]), "in order"),
-        (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "no image format"),
+        (lambda d: d["classes"].update(values=["b", "a"]), "sorted and without duplicates"),
+        (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "not a valid image format"),
         (lambda d: d["image_format"].update(dtype="O"), "not a dtype of numbers"),
-        (lambda d: d.update(history="x"), "not a list of records"),
-        (lambda d: d.update(history=[{"loss": "x"}]), "record that is none"),
+        (lambda d: d.update(history="x"), "not a list of epoch logs"),
+        (lambda d: d.update(history=[{"loss": "x"}]), "invalid epoch log"),
         (lambda d: d.update(noise_seed=-1), "noise_seed=-1"),
-        (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "must not set"),
-        (lambda d: d["parameters"].update(n_draws=10**9), "more draws or steps"),
+        (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "cannot be set from a file"),
+        (
+            lambda d: d["parameters"].update(n_draws=10**9),
+            "n_draws=1000000000 and n_steps=1; at most 10,000",
+        ),
         (lambda d: d["image_format"].update(shape=[10**6, 8, 3]), "images of shape"),
     ],
 )
-def test_what_is_wrong_with_a_document_is_said(saved, tmp_path, change, message):
+def test_what_is_wrong_with_the_plain_data_is_said(saved, tmp_path, change, message):
     saved[0].save_pretrained(tmp_path)
     edit(tmp_path, change)
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(ArchiveError, match=message):
         type(saved[0]).from_pretrained(tmp_path)
+
+
+def test_files_of_the_first_format_version_are_refused_in_one_message(saved, tmp_path):
+    saved[0].save_pretrained(tmp_path)
+    path = tmp_path / "model.json"
+    content = json.loads(path.read_text())
+    # What version 1 wrote had other names for its parts.
+    content["format_version"] = 1
+    content["document"], content["document_sha256"] = (
+        content.pop("metadata"),
+        content.pop("metadata_sha256"),
+    )
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArchiveError, match="has format version 1; this version .* reads 2[.]") as e:
+        type(saved[0]).from_pretrained(tmp_path)
+    assert e.value.__cause__ is None
+    assert "\n" not in str(e.value)
 
 
 def test_where_checkpoints_are_stays_on_the_machine(tmp_path, make_classifier):
@@ -244,7 +268,7 @@ def test_an_accidental_change_of_the_plain_data_is_noticed(saved, tmp_path):
     text = path.read_text()
     assert '"noise_seed": ' in text
     path.write_text(text.replace('"noise_seed": ', '"noise_seed": 1'))
-    with pytest.raises(RecordError, match="another digest"):
+    with pytest.raises(ArchiveError, match="another digest"):
         type(saved[0]).from_pretrained(tmp_path)
 
 
@@ -262,7 +286,7 @@ def test_what_is_no_file_is_not_read(saved, tmp_path, name, special):
         path.symlink_to("/dev/zero")
     else:
         path.mkdir()
-    with pytest.raises((RecordError, OSError)):
+    with pytest.raises((ArchiveError, OSError)):
         type(saved[0]).from_pretrained(tmp_path)
 
 

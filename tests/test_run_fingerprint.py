@@ -1,5 +1,7 @@
 """Fits that were cut off and go on from their checkpoints."""
 
+import functools
+import json
 import signal
 import subprocess
 import sys
@@ -7,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_classifier
+from conftest import tiny_classifier, tiny_latent_classifier
 
-from sklearn_msf.persistence.archives import read_record, write_record
-from sklearn_msf.training.checkpoints import CheckpointMismatchError
+from sklearn_msf.exceptions import CheckpointMismatchError
+from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
@@ -23,7 +25,7 @@ def make(folder=None, make_classifier=tiny_classifier, **overrides):
 
 
 def weights(classifier):
-    return torch.cat([p.ravel() for p in classifier.field_.parameters()])
+    return torch.cat([p.ravel() for p in classifier.model_.field.parameters()])
 
 
 class CutOffError(Exception):
@@ -47,6 +49,12 @@ def cut_off(classifier, monkeypatch, after):
             classifier.fit(X, Y)
 
 
+@functools.cache
+def never_cut_off(make_classifier, **settings):
+    """The fit that every one that was cut off has to equal."""
+    return make(make_classifier=make_classifier, **settings).fit(X, Y)
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("early_stopping", "optimizer"),
@@ -58,7 +66,10 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
     settings = {"early_stopping": early_stopping, "validation_fraction": 0.25}
     settings |= {"make_classifier": make_classifier, "augment": "hflip+affine"}
     settings["optimizer"] = optimizer
-    whole = make(**settings).fit(X, Y)
+    if make_classifier is tiny_latent_classifier:
+        # As many as are needed to have moved images beside the mirrored ones.
+        settings["n_variations"] = 4
+    whole = never_cut_off(**settings)
     cut_off(make(tmp_path, **settings), monkeypatch, after)
     resumed = make(tmp_path, **settings).fit(X, Y)
     assert torch.equal(weights(whole), weights(resumed))
@@ -96,6 +107,9 @@ def test_a_finished_run_is_returned_as_it_ended(tmp_path, monkeypatch):
         ({"learning_rate": 0.1}, r"learning_rate is 0\.1 here and 0\.003 there"),
         ({"random_state": 1}, "random_state is 1 here and 0 there"),
         ({"class_weight": "balanced"}, "class_weight is 'balanced' here and None there"),
+        ({"beta": 2.0}, r"beta is 2\.0 here and 4\.0 there"),
+        ({"weight_decay": 0.1}, r"weight_decay is 0\.1 here and 0\.01 there"),
+        ({"channel_mult": (2,)}, r"channel_mult is .* here and .* there"),
     ],
 )
 def test_checkpoints_of_other_parameters_are_refused(tmp_path, overrides, message):
@@ -140,11 +154,22 @@ def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, s
 def test_checkpoints_of_other_hardware_are_refused(tmp_path, name, value):
     make(tmp_path).fit(X, Y)
     for path in list(tmp_path.glob("*.json")):
-        tensors, document = read_record(tmp_path, path.stem)
-        document["fingerprint"][name] = value
-        write_record(tmp_path, path.stem, tensors, document)
+        tensors, metadata = read_archive(tmp_path, path.stem)
+        metadata["fingerprint"][name] = value
+        write_archive(tmp_path, path.stem, tensors, metadata)
     with pytest.raises(CheckpointMismatchError, match=f"{name} is"):
         make(tmp_path).fit(X, Y)
+
+
+def test_checkpoints_of_the_first_format_version_are_refused_and_kept(tmp_path):
+    make(tmp_path).fit(X, Y)
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "format_version": 1}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ArchiveError, match="has format version 1; this version .* reads 2[.]"):
+        make(tmp_path).fit(X, Y)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_checkpoints_of_other_sample_weights_are_refused(tmp_path):
@@ -159,6 +184,14 @@ def test_parameters_that_do_not_train_may_change(tmp_path):
     assert torch.equal(weights(first), weights(again))
 
 
+def test_an_entry_that_is_left_out_is_the_same_as_its_default(tmp_path):
+    first = make(tmp_path).fit(X, Y)
+    again = make(tmp_path)
+    for group, defaults in again._group_defaults.items():
+        again.set_params(**{group: {**defaults, **(getattr(again, group) or {})}})
+    assert torch.equal(weights(first), weights(again.fit(X, Y)))
+
+
 def test_a_warm_start_has_checkpoints_of_its_own(tmp_path):
     classifier = make(warm_start=True).fit(X, Y)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -170,10 +203,11 @@ def test_a_warm_start_has_checkpoints_of_its_own(tmp_path):
 
 KILLED = """
 import os, signal, sys
-import numpy as np
-from sklearn_msf import MedSymmFlowClassifier
+import torch
 from sklearn_msf.training.trainer import Trainer
 
+# As many threads as the process that goes on.
+torch.set_num_threads({n_threads})
 step = Trainer._step
 count = 0
 
@@ -186,7 +220,7 @@ def step_or_die(self, *arguments):
 
 Trainer._step = step_or_die
 sys.path.insert(0, {tests!r})
-from test_resume import X, Y, make
+from test_run_fingerprint import X, Y, make
 make({folder!r}, batch_size=8).fit(X, Y)
 """
 
@@ -196,7 +230,10 @@ def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
 
     # Three steps an epoch: in the middle of epoch 4, after the checkpoint of epoch 2.
     code = KILLED.format(
-        deadly_step=11, tests=str(Path(__file__).parent), folder=str(tmp_path / "run")
+        deadly_step=11,
+        n_threads=torch.get_num_threads(),
+        tests=str(Path(__file__).parent),
+        folder=str(tmp_path / "run"),
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -1,0 +1,457 @@
+"""Fitting: from checked parameters and data to a fitted model."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from sklearn_msf._estimator.auto_settings import (
+    classification_settings,
+    field_layout,
+    resolve_augmentation,
+    training_settings,
+)
+from sklearn_msf._estimator.calibration import (
+    MODEL_FRACTION,
+    CalibrationPlan,
+    Probabilities,
+    learn_temperature,
+    plan_calibration,
+    temperature_of,
+)
+from sklearn_msf._estimator.callbacks import FitCallbacks
+from sklearn_msf._estimator.data_validation import (
+    TrainingSamples,
+    check_partial_classes,
+    check_training_samples,
+    hold_out,
+)
+from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
+from sklearn_msf._estimator.preparation import Preparation
+from sklearn_msf._estimator.run_fingerprint import open_checkpoints
+from sklearn_msf.exceptions import DivergenceError
+from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
+from sklearn_msf.model.classification import classify
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.runtime.device import resolve_device
+from sklearn_msf.runtime.progress import training_progress
+from sklearn_msf.runtime.user_warnings import warn_user
+from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.checkpoints import Checkpoints
+from sklearn_msf.training.state import TrainingState
+from sklearn_msf.training.trainer import Trainer
+
+__all__ = ["Continuation", "Fit", "fit", "fit_partially"]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """State, besides the model, that a later fit needs to continue this one.
+
+    Attributes
+    ----------
+    optimizer : str or None
+        Optimizer that has trained the field so far; None if unknown, as in a model from a file.
+    n_continued : int
+        How many times training was continued.
+    training_state : TrainingState or None
+        Weights, averages and moments; None if they were not kept.
+    origin : object
+        State that the preparation of the images needs.
+    """
+
+    optimizer: str | None
+    n_continued: int
+    training_state: TrainingState | None
+    origin: Any
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Result of a fit.
+
+    Attributes
+    ----------
+    model : FittedModel
+        The model for predictions.
+    classes : ndarray of shape (K,)
+        Class labels.
+    history : list of dict
+        Log of each epoch.
+    continuation : Continuation
+        State for a later fit that continues this one.
+    """
+
+    model: FittedModel
+    classes: np.ndarray
+    history: list[dict[str, Any]]
+    continuation: Continuation
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the fitted attributes of the estimator."""
+        return {
+            "model_": self.model,
+            "classes_": self.classes,
+            "image_shape_": self.model.image_format.shape,
+            "history_": self.history,
+            "n_iter_": len(self.history),
+            "_continuation": self.continuation,
+        }
+
+
+@dataclass(frozen=True)
+class _FitState:
+    """State that the steps of a running fit share."""
+
+    p: Parameters
+    samples: TrainingSamples
+    device: torch.device
+    preparation: Preparation
+    previous: Fit | None
+    started: float
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether training sees mirror images, so that predictions may use them too."""
+        return "flip" in (self.augment or "")
+
+    @property
+    def augment(self) -> str | None:
+        """Kind of random variation of the training images."""
+        return resolve_augmentation(self.p, self.samples.image_format)
+
+
+def fit(
+    estimator: BaseEstimator,
+    p: Parameters,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    previous: Fit | None,
+    preparation: type[Preparation],
+) -> tuple[Fit, DivergenceError | None]:
+    """Train a field on images and labels.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Used for scikit-learn's checks and callbacks.
+    p : Parameters
+        Checked parameters.
+    X, y, sample_weight : array-like
+        Training data, as the user passed them.
+    previous : Fit or None
+        The fit to continue.
+    preparation : type
+        Class that turns the images into training data.
+
+    Returns
+    -------
+    fit : Fit
+        The result.
+    failure : DivergenceError or None
+        A failure after which the model is usable.
+    """
+    started = time.perf_counter()
+    known = None if previous is None else previous.classes
+    state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
+    checkpoints, seed = _open_run(state)
+    random_state = np.random.RandomState(seed)
+    state, held_out = _hold_out(state, random_state)
+    calibrates = _calibrates(p, previous)
+    plan = None
+    if calibrates and held_out is None:
+        # Plan before training, so that a class with too few samples or a bad folder fails early.
+        plan = plan_calibration(state.samples, seed, checkpoints)
+    data, trainer, model = _prepare_training(state, random_state)
+
+    def probabilities_of(samples: TrainingSamples) -> Probabilities:
+        return _probabilities(p, model, samples)
+
+    of_held_out = None if held_out is None else probabilities_of(held_out)
+    _divide_time(state, trainer, plan, of_held_out if calibrates else None)
+
+    def attributes_now() -> dict[str, Any]:
+        # A copy, because further training changes the averages.
+        field = copy.deepcopy(trainer.average)
+        now = _outcome(state, trainer, model.with_field(field, model.temperature))
+        return {**now.attributes(), "history_": list(trainer.history)}
+
+    callbacks = FitCallbacks(estimator, X, y, sample_weight, trainer, attributes_now)
+    validate = None
+    if held_out is not None and of_held_out is not None:
+        validate = _accuracy(held_out, of_held_out)
+    name = type(estimator).__name__
+    failure = _train(name, int(p.verbose), trainer, data, callbacks, checkpoints, validate)
+    temperature: float | None = model.temperature
+    if failure is None and plan is not None:
+        temperature = learn_temperature(
+            name,
+            int(p.verbose),
+            trainer,
+            data,
+            state.samples,
+            plan,
+            probabilities_of,
+            model.space.mask_codes,
+        )
+    elif failure is None and calibrates and held_out is not None and of_held_out is not None:
+        temperature = temperature_of(held_out, of_held_out(trainer.average))
+    model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
+    return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
+
+
+def fit_partially(
+    estimator: BaseEstimator,
+    p: Parameters,
+    X: Any,
+    y: Any,
+    classes: Any,
+    sample_weight: Any,
+    previous: Fit | None,
+    preparation: type[Preparation],
+) -> Fit:
+    """Train for one epoch on a part of the data, at the full learning rate.
+
+    Parameters are those of :func:`fit`, and `classes`: all classes of all parts.
+    """
+    started = time.perf_counter()
+    if p.calibration is not None:
+        raise ValueError(
+            f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
+            "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
+            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
+        )
+    known = check_partial_classes(
+        classes, p.class_weight, None if previous is None else previous.classes
+    )
+    state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
+    data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
+    trainer.history = [] if previous is None else list(previous.history)
+    trainer.fit_epoch(data)
+    model = model.with_field(trainer.average, model.temperature)
+    return _outcome(state, trainer, model, keep_state=True)
+
+
+def _begin(
+    estimator: BaseEstimator,
+    p: Parameters,
+    data: tuple[Any, Any, Any],
+    classes: np.ndarray | None,
+    previous: Fit | None,
+    preparation: type[Preparation],
+    started: float,
+) -> _FitState:
+    """Check X, y, weights and all else that can be checked before slow steps; begin the fit."""
+    X, y, sample_weight = data
+    samples = check_training_samples(
+        estimator,
+        X,
+        y,
+        sample_weight,
+        image_shape=p.image_shape,
+        class_weight=p.class_weight,
+        classes=classes,
+        image_format=None if previous is None else previous.model.image_format,
+    )
+    if previous is None:
+        _check_codes(p, len(samples.classes))
+    else:
+        layout = field_layout(p, len(samples.classes), previous.model.space.shape[0])
+        _check_layout(previous.model.field.layout, layout)
+    device = resolve_device(p.device)
+    space = None if previous is None else previous.model.space
+    origin = None if previous is None else previous.continuation.origin
+    prepared = preparation(p, device, space, origin)
+    return _FitState(p, samples, device, prepared, previous, started)
+
+
+def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
+    """Open the checkpoints if there is a folder for them, and return the seed of the run."""
+    p, previous = state.p, state.previous
+    random_state = make_random_state(p.random_state)
+    if p.checkpoint_dir is None:
+        return None, draw_seed(random_state)
+    checkpoints = open_checkpoints(
+        p,
+        state.samples,
+        state.device,
+        state.preparation.fingerprint(),
+        random_state,
+        None if previous is None else previous.model.field,
+    )
+    # A resumed run keeps the seed it started with, whatever random_state is.
+    return checkpoints, checkpoints.seed
+
+
+def _hold_out(
+    state: _FitState, random_state: np.random.RandomState
+) -> tuple[_FitState, TrainingSamples | None]:
+    """Split off the validation part of early stopping."""
+    if not state.p.early_stopping:
+        return state, None
+    samples, held_out = hold_out(state.samples, state.p.validation_fraction, random_state)
+    return replace(state, samples=samples), held_out
+
+
+def _divide_time(
+    state: _FitState,
+    trainer: Trainer,
+    plan: CalibrationPlan | None,
+    final: Probabilities | None,
+) -> None:
+    """Reserve part of the time budget for calibration: a second run, or one more prediction."""
+    budget = state.p.time_budget
+    if budget is None:
+        return
+    if plan is not None:
+        prepared = state.preparation.time_fraction
+        trainer.budget.seconds = (prepared + (1 - prepared) * MODEL_FRACTION) * budget
+    if final is not None:
+        trainer.reserve_time_of(final)
+
+
+def _check_codes(p: Parameters, n_classes: int) -> None:
+    """Refuse numbers of classes that the label codes do not allow, before any slow step."""
+    make_label_codes(p.label_encoding, n_classes, float(p.beta))
+    field_layout(p, n_classes, 1)
+
+
+def _calibrates(p: Parameters, previous: Fit | None) -> bool:
+    """Decide whether this fit learns a temperature; warn if a continued fit cannot."""
+    if previous is not None and p.calibration is not None and previous.model.temperature == 1:
+        # The model may have been trained on the samples that would be held out now.
+        warn_user(
+            f"calibration={p.calibration!r} is left out: warm_start goes on with a model "
+            "without a temperature. Fit anew with warm_start=False for one.",
+        )
+    return p.calibration is not None and previous is None
+
+
+def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
+    """Learn the space between images and field, or keep that of the fit to continue."""
+    if state.previous is not None:
+        return state.previous.model.space
+    return state.preparation.learn_space(state.samples, random_state, state.started)
+
+
+def _prepare_training(
+    state: _FitState, random_state: np.random.RandomState
+) -> tuple[TrainingData, Trainer, FittedModel]:
+    """Make the training data, and a trainer of a new field or of a copy of the previous one.
+
+    The model that is returned too is complete, except that its field is not trained yet.
+    """
+    space = _space(state, random_state)
+    data = state.preparation.training_data(space, state.samples, state.augment, state.started)
+    p, device, previous = state.p, state.device, state.previous
+    layout = field_layout(p, len(state.samples.classes), space.shape[0])
+    seed = draw_seed(random_state)
+    if previous is None:
+        noise_seed, temperature, trained_by = draw_seed(random_state), 1.0, None
+        field = build_field(layout, seed, space.mask_codes)
+    else:
+        noise_seed, trained_by = previous.model.noise_seed, previous.continuation.optimizer
+        temperature = 1.0 if p.calibration is None else previous.model.temperature
+        field = copy.deepcopy(previous.model.field).requires_grad_(True).train()
+        # An integer random_state gives the same seed in each call, but the noise must differ.
+        n_continued = previous.continuation.n_continued + 1
+        seed = int(np.random.SeedSequence([seed, n_continued]).generate_state(1)[0])
+    settings = training_settings(p, data.epoch_size, device, trained_by)
+    before = None if previous is None else previous.model
+    model = FittedModel(
+        field=field,
+        space=space,
+        image_format=state.samples.image_format,
+        noise_seed=noise_seed,
+        temperature=temperature,
+        mirrored=state.mirrored,
+        generates=settings.trains_images or (before is not None and before.generates),
+        generates_unconditionally=settings.trains_unconditionally
+        or (before is not None and before.generates_unconditionally),
+    )
+    generator = torch.Generator(device).manual_seed(seed)
+    trainer = Trainer(field.move_to(device), settings, generator, state.started)
+    if previous is not None and previous.continuation.training_state is not None:
+        trainer.load_weights(previous.continuation.training_state)
+    return data, trainer, model
+
+
+def _check_layout(fitted: FieldLayout, wanted: FieldLayout) -> None:
+    """Refuse to continue with a network whose layout differs from the parameters."""
+    before, now = vars(fitted), vars(wanted)
+    changed = [name for name in before if before[name] != now[name]]
+    if changed:
+        raise ValueError(
+            f"Training cannot go on with another {', '.join(changed)} than the model was fitted "
+            "with; set them back, or fit anew with warm_start=False."
+        )
+
+
+def _train(
+    name: str,
+    verbose: int,
+    trainer: Trainer,
+    data: TrainingData,
+    callbacks: FitCallbacks,
+    checkpoints: Checkpoints | None,
+    validate: Callable[[VelocityField], float] | None,
+) -> DivergenceError | None:
+    """Train to the end of the schedule; return a failure after which the model is usable."""
+    failure = None
+    with training_progress(name, verbose=verbose) as report:
+        try:
+            trainer.fit(
+                data,
+                validate=validate,
+                report=report,
+                callback=callbacks,
+                checkpoints=checkpoints,
+            )
+        except DivergenceError as error:
+            if not trainer.history:
+                raise
+            failure = error
+    callbacks.end()
+    return failure
+
+
+def _outcome(
+    state: _FitState, trainer: Trainer, model: FittedModel, *, keep_state: bool = False
+) -> Fit:
+    """Collect the result; `keep_state` keeps the state that an exact continuation needs."""
+    previous = state.previous
+    continuation = Continuation(
+        optimizer=trainer.settings.optimizer,
+        n_continued=0 if previous is None else previous.continuation.n_continued + 1,
+        training_state=trainer.state() if keep_state else None,
+        origin=state.preparation.origin,
+    )
+    return Fit(model, state.samples.classes, trainer.history, continuation)
+
+
+def _probabilities(p: Parameters, model: FittedModel, samples: TrainingSamples) -> Probabilities:
+    """Make a function from a field to class probabilities of samples, without temperature."""
+    device = model.device
+    settings = classification_settings(p, device)
+    inputs = model.space.kept_inputs(
+        samples.rows, device, settings.precision, mirrored=model.mirrored
+    )
+    return lambda field: classify(model.with_field(field), inputs, settings).probabilities
+
+
+def _accuracy(samples: TrainingSamples, of: Probabilities) -> Callable[[VelocityField], float]:
+    """Make a function from a field to its weighted accuracy on held-out samples."""
+
+    def accuracy(field: VelocityField) -> float:
+        correct = of(field).argmax(axis=1) == samples.labels
+        return float(np.average(correct, weights=samples.weights))
+
+    return accuracy

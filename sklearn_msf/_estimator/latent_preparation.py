@@ -1,0 +1,308 @@
+"""Preparation of a fit over latents: open or train an autoencoder, encode the images once."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_msf._estimator.data_validation import TrainingSamples
+from sklearn_msf._estimator.parameters import Parameters, draw_seed
+from sklearn_msf._estimator.preparation import training_targets
+from sklearn_msf._estimator.run_fingerprint import digest_arrays
+from sklearn_msf.data.augmentation import mirror_images
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
+from sklearn_msf.flow.label_codes import LabelCodes, make_label_codes
+from sklearn_msf.latent.autoencoder import ImageAutoencoder, as_autoencoder, open_autoencoder
+from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
+from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
+from sklearn_msf.latent.cache import keep_latents
+from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
+from sklearn_msf.latent.latent_space import LatentSpace, check_channels
+from sklearn_msf.latent.scaling import learn_scaling
+from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.runtime.user_warnings import warn_user
+from sklearn_msf.training.batches import TrainingData
+
+__all__ = ["OBJECT", "LatentOrigin", "LatentPreparation"]
+
+# Placeholder in files for an autoencoder that is an object.
+OBJECT = "<object>"
+_PAPER_AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+# Fraction of a time budget for training an autoencoder.
+_FIT_FRACTION = 1 / 3
+# Fraction of the remaining time budget for encoding "auto" variations.
+_ENCODING_FRACTION = 0.5
+_N_TIMED = 16
+# "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
+_AUTO_PIXELS = 4_000 * 224 * 224
+_MAX_AUTO_VARIATIONS = 32
+
+
+@dataclass(frozen=True)
+class LatentOrigin:
+    """State of the first fit, which later fits that continue it need.
+
+    Attributes
+    ----------
+    autoencoder : object
+        The parameter `autoencoder` of the first fit.
+    variation_seed : int
+        Seed of the encoded variations.
+    """
+
+    autoencoder: Any
+    variation_seed: int
+
+
+def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
+    """Return the colours of the classes if the field carries encoded masks, else None."""
+    if p.label_prediction != "velocity":
+        return None
+    return make_label_codes(p.label_encoding, n_classes, 0.0)
+
+
+class LatentPreparation:
+    """Opens or trains the autoencoder, and encodes the training images.
+
+    Parameters
+    ----------
+    p : Parameters
+        Checked parameters.
+    device : torch.device
+        Device of the network.
+    space : LatentSpace, optional
+        Space of the fit to continue.
+    origin : LatentOrigin, optional
+        Origin of the fit to continue.
+
+    Raises
+    ------
+    ValueError
+        If the parameter `autoencoder` has changed since the fit to continue.
+    """
+
+    def __init__(
+        self,
+        p: Parameters,
+        device: torch.device,
+        space: LatentSpace | None = None,
+        origin: LatentOrigin | None = None,
+    ):
+        self._p = p
+        self._device = device
+        self._precision = resolve_precision(p.precision, device)
+        self._origin = origin
+        self._autoencoder = None if space is None else space.autoencoder
+        self._is_opened = space is not None
+        if origin is not None and not _is_same(origin.autoencoder, p.autoencoder):
+            raise ValueError(
+                f"Training cannot go on with another autoencoder, {p.autoencoder!r}, than the "
+                "model was fitted with; set it back, or fit anew with warm_start=False."
+            )
+
+    @staticmethod
+    def read_space(
+        plain: Any,
+        tensors: dict[str, torch.Tensor],
+        image_format: ImageFormat,
+        p: Parameters,
+        n_classes: int,
+        given: Any = None,
+    ) -> tuple[LatentSpace, LatentOrigin]:
+        """Return the space that a saved model describes, with an autoencoder that was `given`."""
+        palette = _mask_palette(p, n_classes)
+        space = LatentSpace.from_plain(plain, tensors, image_format, palette, given)
+        autoencoder = p.autoencoder
+        if isinstance(autoencoder, str) and autoencoder == OBJECT:
+            autoencoder = space.autoencoder.module if given is None else given
+        return space, LatentOrigin(autoencoder, 0)
+
+    @property
+    def time_fraction(self) -> float:
+        """1/3 if the autoencoder is trained, else 0."""
+        named = isinstance(self._p.autoencoder, str) and self._p.autoencoder in ("fit", "auto")
+        opened = self._autoencoder
+        trained = named and opened is not None and opened.source["kind"] != "hub"
+        return _FIT_FRACTION if trained else 0.0
+
+    @property
+    def origin(self) -> LatentOrigin | None:
+        """Parameter `autoencoder` and seed of the variations; None before :meth:`learn_space`."""
+        return self._origin
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return a digest of the autoencoder, or "fit" if it is trained by this fit."""
+        self._open()
+        opened = self._autoencoder
+        return {"autoencoder": "fit" if opened is None else opened.fingerprint()[0]}
+
+    def learn_space(
+        self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
+    ) -> LatentSpace:
+        """Open or train the autoencoder, and learn the scaling of its latents."""
+        image_format = samples.image_format
+        images = image_format.to_numpy_images(samples.rows)
+        palette = _mask_palette(self._p, len(samples.classes))
+        fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
+        self._open()
+        if self._autoencoder is None:
+            self._autoencoder = self._fitted_autoencoder(
+                images, image_format, palette, fit_seed, started
+            )
+        autoencoder = self._autoencoder.to(self._device)
+        self._origin = LatentOrigin(self._p.autoencoder, variation_seed)
+        check_channels(image_format, autoencoder, encodes_masks=palette is not None)
+        size = self._encoded_size(image_format, autoencoder.factor)
+        scaling = learn_scaling(images, autoencoder, size, self._precision, palette)
+        return LatentSpace(image_format, autoencoder, scaling, palette)
+
+    def training_data(
+        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+    ) -> TrainingData:
+        """Encode variations of the images, or reuse those that an earlier run wrote to a file."""
+        assert isinstance(space, LatentSpace)
+        assert self._origin is not None
+        p, seed = self._p, self._origin.variation_seed
+        images = samples.image_format.to_numpy_images(samples.rows)
+        n_flips = len(mirror_images(torch.empty(0, 1, 1, 1), augment))
+        n_variations = self._count_variations(space, len(images), n_flips, augment)
+        if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
+            n_variations = min(n_variations, self._count_affordable(space, images, started))
+        channels, height, width = space.shape
+        channels *= 1 + space.autoencoder.has_deviation
+        latents = keep_latents(
+            (len(images), n_variations, channels, height, width),
+            lambda latents: encode_variations(
+                latents, images, space, augment, seed, self._precision
+            ),
+            fingerprint=lambda: digest_arrays(
+                images,
+                np.array(
+                    f"{space.autoencoder.fingerprint()[0]} {augment} {n_variations} "
+                    f"{space.scaling.size} {seed} {self._precision}"
+                ),
+            ),
+            folder=self._folder,
+            max_bytes=int(p.cache_bytes),
+        )
+        n_plain = min(n_flips, n_variations)
+        return LatentTrainingData(
+            latents, n_plain, space.shape[0], *training_targets(samples), self._device
+        )
+
+    @property
+    def _folder(self) -> Path | None:
+        folder = self._p.checkpoint_dir
+        return None if folder is None else Path(folder)
+
+    def _open(self) -> None:
+        """Open the autoencoder, once; it stays None if it will be trained."""
+        if not self._is_opened:
+            self._autoencoder = _open_autoencoder(self._p.autoencoder)
+            self._is_opened = True
+
+    def _fitted_autoencoder(
+        self,
+        images: np.ndarray,
+        image_format: ImageFormat,
+        palette: LabelCodes | None,
+        seed: int,
+        started: float,
+    ) -> ImageAutoencoder:
+        """Train an autoencoder, or read the one that an interrupted run had trained."""
+        p, folder = self._p, self._folder
+        asked = image_format.size if p.encoded_size is None else p.encoded_size
+        sides = np.broadcast_to(asked, 2).tolist()
+        size = self._encoded_size(image_format, fitted_factor((sides[0], sides[1])))
+        masks = f"{p.label_prediction} {0 if palette is None else palette.n_classes}"
+        made = f"{seed} {size} {self._precision} {p.time_budget} {masks}"
+        key = digest_arrays(images, np.array(made))
+        autoencoder = None if folder is None else read_autoencoder(folder, key)
+        if autoencoder is None and folder is not None and any(folder.glob("checkpoint-*.json")):
+            raise CheckpointMismatchError(
+                f"checkpoint_dir={str(folder)!r} holds checkpoints, but not the autoencoder that "
+                "was trained with them: use another folder, or delete this one to start anew."
+            )
+        if autoencoder is None:
+            seconds = None
+            if p.time_budget is not None:
+                seconds = _FIT_FRACTION * (p.time_budget - (time.perf_counter() - started))
+            autoencoder = fit_autoencoder(
+                images,
+                size,
+                seed=seed,
+                device=self._device,
+                precision=self._precision,
+                seconds=seconds,
+                palette=palette,
+            )
+            if folder is not None:
+                write_autoencoder(folder, key, autoencoder)
+        return autoencoder
+
+    def _count_variations(
+        self, space: LatentSpace, n_images: int, n_flips: int, augment: str | None
+    ) -> int:
+        if augment is None:
+            return 1
+        if self._p.n_variations != "auto":
+            return int(self._p.n_variations)
+        n_pixels = n_images * math.prod(space.scaling.size)
+        wanted = min(_MAX_AUTO_VARIATIONS, math.ceil(_AUTO_PIXELS / n_pixels))
+        return max(n_flips, wanted) if "affine" in augment else n_flips
+
+    def _count_affordable(self, space: LatentSpace, images: np.ndarray, started: float) -> int:
+        """Count the variations that can be encoded in a fraction of the remaining time."""
+        before = time.perf_counter()
+        some = ImageFormat.normalise(torch.from_numpy(images[:_N_TIMED]))
+        space.encode(some, self._precision)
+        now = time.perf_counter()
+        left = self._p.time_budget - (now - started)
+        seconds_each = (now - before) / len(some)
+        return max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
+
+    def _encoded_size(self, image_format: ImageFormat, factor: int) -> tuple[int, int]:
+        """Compute the size to which images are resized before they are encoded."""
+        if self._p.encoded_size is None:
+            height, width = image_format.size
+            if min(height, width) < factor:
+                raise ValueError(
+                    f"X has images of {height} x {width} pixels, but the autoencoder needs at "
+                    f"least {factor} x {factor}: set encoded_size to enlarge them"
+                    f"{', and image_shape for rows' if image_format.flat else ''}."
+                )
+            return factor * math.ceil(height / factor), factor * math.ceil(width / factor)
+        sides = np.broadcast_to(self._p.encoded_size, 2).tolist()
+        if any(side % factor for side in sides):
+            raise ValueError(
+                f"encoded_size={self._p.encoded_size!r} must be a multiple of the autoencoder's "
+                f"factor {factor}."
+            )
+        return sides[0], sides[1]
+
+
+def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
+    """Open the autoencoder that the parameter names; None if one will be trained."""
+    if not isinstance(wanted, str) or wanted not in ("fit", "auto"):
+        return as_autoencoder(wanted)
+    if wanted == "fit":
+        return None
+    try:
+        return open_autoencoder(_PAPER_AUTOENCODER)
+    except (AutoencoderError, ImportError) as error:
+        warn_user(
+            f"autoencoder='auto': {_PAPER_AUTOENCODER} cannot be opened "
+            f"({type(error).__name__}), a small autoencoder is trained on X.",
+        )
+        return None
+
+
+def _is_same(asked: Any, now: Any) -> bool:
+    """Tell whether two values of the parameter `autoencoder` name the same one."""
+    return asked is now or (isinstance(asked, str) and isinstance(now, str) and asked == now)

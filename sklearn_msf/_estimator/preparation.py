@@ -1,0 +1,123 @@
+"""Preparation: conversion of the images of a fit to the training data of the field."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sklearn_msf._estimator.data_validation import TrainingSamples
+from sklearn_msf._estimator.parameters import Parameters
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.model.image_space import ImageSpace, PixelSpace
+from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.training.batches import TrainingData
+
+__all__ = ["PixelPreparation", "Preparation", "training_targets"]
+
+
+class Preparation(Protocol):
+    """Learns the space of a fit, and makes the training data.
+
+    Parameters
+    ----------
+    p : SimpleNamespace
+        Checked parameters.
+    device : torch.device
+        Device of the network.
+    space : ImageSpace or None
+        Space of the fit that this one continues.
+    origin : object
+        Its `origin`.
+    """
+
+    def __init__(
+        self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
+    ) -> None: ...
+
+    @staticmethod
+    def read_space(
+        plain: Any,
+        tensors: dict[str, torch.Tensor],
+        image_format: ImageFormat,
+        p: Parameters,
+        n_classes: int,
+    ) -> tuple[ImageSpace, Any]:
+        """Return the space that a saved model describes, and the `origin` of its fit."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies a run of checkpoints besides the parameters."""
+
+    def learn_space(
+        self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
+    ) -> ImageSpace:
+        """Learn the space that converts between images and inputs of the field."""
+
+    def training_data(
+        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+    ) -> TrainingData:
+        """Prepare the images for training."""
+
+    @property
+    def time_fraction(self) -> float:
+        """Fraction of a time budget that is used before the field is trained."""
+
+    @property
+    def origin(self) -> Any:
+        """State for a later fit that continues this one."""
+
+
+class PixelPreparation:
+    """Preparation for a field that works on the images themselves; see :class:`Preparation`."""
+
+    def __init__(
+        self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
+    ) -> None:
+        self._device = device
+
+    @staticmethod
+    def read_space(
+        plain: Any,
+        tensors: dict[str, torch.Tensor],
+        image_format: ImageFormat,
+        p: Parameters,
+        n_classes: int,
+    ) -> tuple[PixelSpace, None]:
+        """Return the space of pixels, of which a file says nothing."""
+        if plain is not None or tensors:
+            raise ArchiveError(
+                "The model works on latents: open it with LatentMedSymmFlowClassifier."
+            )
+        return PixelSpace(image_format), None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return no entries: the parameters identify the run."""
+        return {}
+
+    def learn_space(
+        self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
+    ) -> PixelSpace:
+        """Return the space of pixels, in which nothing is learned."""
+        return PixelSpace(samples.image_format)
+
+    def training_data(
+        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+    ) -> TrainingData:
+        """Move the images to the device."""
+        images = torch.from_numpy(samples.image_format.to_numpy_images(samples.rows))
+        return TrainingData(images, *training_targets(samples), self._device, augment)
+
+    @property
+    def time_fraction(self) -> float:
+        """0, because no time is used."""
+        return 0.0
+
+    @property
+    def origin(self) -> None:
+        """None, because no state is needed."""
+        return None
+
+
+def training_targets(samples: TrainingSamples) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return labels and weights as tensors, and the number of images in an epoch."""
+    labels = torch.from_numpy(samples.labels.astype(np.int64))
+    return labels, torch.from_numpy(samples.weights), samples.n_images

@@ -1,0 +1,123 @@
+"""Latents for training: several variations of each image, encoded once."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_msf.data.augmentation import augment_images, mirror_images
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
+from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.training.batches import TrainingData
+
+__all__ = ["LatentTrainingData", "encode_variations"]
+
+
+class LatentTrainingData(TrainingData):
+    """Latents of several variations of each image, with posterior deviations if there are any.
+
+    Every batch takes one random variation of each of its images, and a new draw of its posterior.
+
+    Parameters
+    ----------
+    latents : Tensor of shape (n, n_variations, c, h, w) or (n, n_variations, 2 c, h, w)
+        Normalised means, followed by deviations if there are any.
+    n_drawable : int
+        Number of variations, from the first one on, for the samples that teach generation:
+        generated images look like these.
+    n_channels : int
+        Channels c of the latents.
+    labels, weights, epoch_size, device :
+        As in :class:`TrainingData`.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        n_drawable: int,
+        n_channels: int,
+        labels: Tensor,
+        weights: Tensor,
+        epoch_size: int,
+        device: torch.device,
+    ):
+        super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
+        self._n_variations = latents.shape[1]
+        self._n_drawable = n_drawable
+        self._n_channels = n_channels
+
+    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+        """Choose a variation of each image, and draw from its posterior."""
+        device = self.labels.device
+        n_choices = torch.full((len(rows),), self._n_drawable, device=device)
+        n_choices[:n_varied] = self._n_variations
+        chosen = torch.rand(len(rows), generator=generator, device=device)
+        # A blocking copy, because the lookup below needs the values at once.
+        variations = (chosen * n_choices).long().to(rows.device)
+        stored = self._on_device(rows * self._n_variations + variations).float()
+        x = stored[:, : self._n_channels]
+        if stored.shape[1] > self._n_channels:
+            noise = torch.randn(x.shape, generator=generator, device=device)
+            x = x + stored[:, self._n_channels :] * noise
+        return x
+
+
+def encode_variations(
+    latents: Tensor,
+    images: np.ndarray,
+    space: LatentSpace,
+    augment: str | None,
+    seed: int,
+    precision: str,
+) -> None:
+    """Encode variations of images, with posterior deviations if there are any.
+
+    The first variations are the image itself and its flips, the others are random.
+
+    Parameters
+    ----------
+    latents : Tensor of shape (n, n_variations, channels, h, w)
+        Tensor to write the latents to.
+    images : ndarray of shape (n, C, H, W)
+        Training images.
+    space : LatentSpace
+        Encodes the images.
+    augment : str or None
+        Kind of the variations.
+    seed : int
+        Seed of the random variations. Those of an image do not depend on the other images.
+    precision : {"float32", "bfloat16"}
+        Precision of the encoder.
+    """
+    n_variations = latents.shape[1]
+    seeds = np.random.SeedSequence(seed).generate_state(len(images), np.uint64)
+
+    def encode(start: int, size: int) -> None:
+        part = torch.from_numpy(images[start : start + size])
+        x = space.resized(ImageFormat.normalise(part))
+        plain = mirror_images(x, augment)[:n_variations]
+        for i in range(n_variations):
+            if i < len(plain):
+                varied = plain[i]
+            else:
+                varied = torch.cat(
+                    [
+                        augment_images(x[j : j + 1], augment, 1, _generator(seeds, start + j, i))
+                        for j in range(len(x))
+                    ]
+                )
+            encoded = space.normalised_posterior(varied, precision)
+            if not bool(encoded.isfinite().all()):
+                raise AutoencoderError(
+                    "The autoencoder returned NaN or infinite latents: use another one, or "
+                    "precision='float32'."
+                )
+            latents[start : start + len(x), i] = encoded.to(latents)
+
+    in_batches(encode, len(images), ENCODED_AT_ONCE, space.autoencoder.device)
+
+
+def _generator(seeds: np.ndarray, image: int, variation: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seeds[image] >> np.uint64(1)) ^ variation)

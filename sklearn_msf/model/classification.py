@@ -1,0 +1,219 @@
+"""Classification in batches of one constant size.
+
+Kernels round differently for other batch sizes and numbers of threads. Every batch is therefore
+padded to the same size. On a CPU each batch runs on one thread, and several batches run in
+parallel. So the prediction for an image is the same, to the last bit, whatever other images are
+classified with it. Batches are smaller only if memory runs out, which is logged.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_msf.flow.label_codes import MaskReader
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.denoising_error import denoising_errors
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.model.temperature import apply_temperature
+from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.cuda_graphs import replay
+from sklearn_msf.runtime.device import autocast
+
+__all__ = ["ClassificationSettings", "Prediction", "classify", "images_a_pass", "predict"]
+
+# Size of a forward pass in samples, where each draw of an image counts: larger passes are not
+# faster. The size does not depend on the number of images, but it is smaller for larger images, to
+# bound the memory.
+_MAX_ROWS = 256
+_MAX_PIXELS = _MAX_ROWS * 28 * 28
+# Times at which the errors of the image branch under the codes of all classes are compared. Each
+# has its own noise.
+_EVIDENCE_TIMES = (0.9, 0.9, 0.9, 0.9)
+
+
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """Settings of classification.
+
+    Attributes
+    ----------
+    ode : OdeSettings
+        Integration from t = 1 to 0.
+    n_draws : int
+        Number of draws of the mask noise that are averaged.
+    precision : {"float32", "bfloat16"}
+        Precision of convolutions and products.
+    label_decoding : {"latent", "pixel"}
+        Whether encoded masks are compared as latents, or decoded and compared as colours.
+    """
+
+    ode: OdeSettings
+    n_draws: int
+    precision: str
+    label_decoding: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictions of a model for n images.
+
+    Attributes
+    ----------
+    probabilities : ndarray of shape (n, K), float64
+        Class probabilities; rows sum to 1.
+    distances : ndarray of shape (n, K), float64
+        Distance of the predicted mask to each code (paper, eq. 2).
+    draws : ndarray of shape (n, n_draws, K), float64, or None
+        Class probabilities of each draw, if requested.
+    denoising_errors : ndarray of shape (n, K), float64, or None
+        Squared error of the image branch under the code of each class, if requested.
+    """
+
+    probabilities: np.ndarray
+    distances: np.ndarray
+    draws: np.ndarray | None = None
+    denoising_errors: np.ndarray | None = None
+
+
+def predict(
+    model: FittedModel, inputs: FieldInputs, settings: ClassificationSettings, kind: str
+) -> Prediction:
+    """Classify images, apply the temperature, and add what a kind of uncertainty needs.
+
+    Parameters
+    ----------
+    model : FittedModel
+        The trained model.
+    inputs : FieldInputs
+        The images.
+    settings : ClassificationSettings
+        Settings of classification.
+    kind : str
+        Kind of uncertainty, one of `UNCERTAINTIES`.
+
+    Returns
+    -------
+    Prediction
+    """
+    prediction = classify(model, inputs, settings, keep_draws=kind == "draws")
+    if kind == "image":
+        classes = np.tile(np.arange(prediction.probabilities.shape[1]), (len(inputs), 1))
+        errors = denoising_errors(
+            model, inputs, classes, _EVIDENCE_TIMES, settings.precision, images_a_pass(model)
+        )
+        prediction = replace(prediction, denoising_errors=errors.mean(axis=2))
+    p = apply_temperature(prediction.probabilities, model.temperature)
+    return replace(prediction, probabilities=p)
+
+
+def classify(
+    model: FittedModel,
+    inputs: FieldInputs,
+    settings: ClassificationSettings,
+    *,
+    keep_draws: bool = False,
+) -> Prediction:
+    """Classify images, averaged over draws of the mask noise, without the temperature.
+
+    Parameters
+    ----------
+    model : FittedModel
+        The trained model.
+    inputs : FieldInputs
+        The images.
+    settings : ClassificationSettings
+        Settings of classification.
+    keep_draws : bool, default=False
+        Whether to return the probabilities of each draw as well.
+
+    Returns
+    -------
+    Prediction
+    """
+    field, n_images = model.field, len(inputs)
+    noise = model.noise(settings.n_draws, field.codes.n_channels)
+    reader = model.space.reader(field.codes, settings.label_decoding)
+
+    def run(start: int, size: int) -> tuple[Tensor, ...]:
+        n_real = min(size, n_images - start)
+        x, e_y = _draws(inputs, start, size, noise, mirrored=model.mirrored)
+        with autocast(noise.device, settings.precision):
+            evidence = _class_evidence(field, x, e_y, settings)
+        by_draw = evidence.float().unflatten(0, (len(noise), size))
+        # Draws are averaged in a fixed order.
+        decoded = _decode(field, by_draw.mean(dim=0), n_real, reader)
+        if keep_draws:
+            p_of_draws = [_decode(field, draw, n_real, reader)[0] for draw in by_draw]
+            decoded = *decoded, torch.stack(p_of_draws, dim=1)
+        return tuple(part[:n_real] for part in decoded)
+
+    batch_size = images_a_pass(model, settings.n_draws, settings.ode)
+    parts = in_batches(run, n_images, batch_size, noise.device)
+    return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+
+
+def images_a_pass(
+    model: FittedModel,
+    n_draws: int = 1,
+    ode: OdeSettings | None = None,
+    max_rows: int = _MAX_ROWS,
+) -> int:
+    """Compute how many images fit into one forward pass with all their draws.
+
+    Parameters
+    ----------
+    model : FittedModel
+        Its space gives the size of the images.
+    n_draws : int, default=1
+        Number of draws of each image.
+    ode : OdeSettings, optional
+        How the batch is integrated, if it is.
+    max_rows : int, default=256
+        Largest size of a pass, in images times draws.
+
+    Returns
+    -------
+    int
+    """
+    if ode is not None and ode.is_adaptive:
+        # An adaptive solver chooses its steps for a whole batch: images would affect each other.
+        return 1
+    _, height, width = model.space.shape
+    return max(1, min(max_rows, _MAX_PIXELS // (height * width)) // n_draws)
+
+
+def _class_evidence(
+    field: VelocityField, x: Tensor, e_y: Tensor, settings: ClassificationSettings
+) -> Tensor:
+    if x.device.type == "cuda" and field.is_one_pass(settings.ode):
+        one_pass = partial(field.class_evidence, ode=settings.ode)
+        return replay(field, settings.precision, one_pass, x, e_y)
+    return field.class_evidence(x, e_y, settings.ode)
+
+
+def _draws(
+    inputs: FieldInputs, start: int, size: int, noise: Tensor, *, mirrored: bool
+) -> tuple[Tensor, Tensor]:
+    """Stack the images and the mask noise of all draws, draw after draw.
+
+    If training saw mirror images, every second draw sees the mirror image. Masks are not mirrored,
+    because all pixels of a mask have one colour.
+    """
+    n_draws = len(noise)
+    views = [inputs.batch(start, size, mirrored=False)]
+    if mirrored and n_draws > 1:
+        views.append(inputs.batch(start, size, mirrored=True))
+    images = [views[draw % len(views)] for draw in range(n_draws)]
+    return torch.cat(images), noise.repeat_interleave(size, dim=0)
+
+
+def _decode(
+    field: VelocityField, evidence: Tensor, n_rows: int, reader: MaskReader
+) -> tuple[Tensor, ...]:
+    """Compute probabilities and distances in float64 on the CPU."""
+    return field.decode(reader.prepare(evidence, n_rows).cpu().double(), reader)

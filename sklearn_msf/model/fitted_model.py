@@ -1,0 +1,61 @@
+"""A fitted model: everything that predictions need, and nothing else."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.image_space import ImageSpace
+
+__all__ = ["FittedModel"]
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """Result of a fit that is needed for predictions.
+
+    Attributes
+    ----------
+    field : VelocityField
+        The velocity field with averaged weights, in evaluation mode.
+    space : ImageSpace
+        Converts between images and what the field works on: pixels, or latents of an autoencoder.
+    image_format : ImageFormat
+        Layout, dtype and range of the training X.
+    noise_seed : int
+        Seed of the mask noise, the same for every image.
+    temperature : float
+        Temperature of the probabilities; 1 without calibration.
+    mirrored : bool
+        Whether training saw mirror images.
+    generates : bool
+        Whether the image branch was trained.
+    generates_unconditionally : bool
+        Whether the image branch was also trained without a class, which guidance needs.
+    """
+
+    field: VelocityField
+    space: ImageSpace
+    image_format: ImageFormat
+    noise_seed: int
+    temperature: float
+    mirrored: bool
+    generates: bool
+    generates_unconditionally: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the field."""
+        return self.field.device
+
+    def with_field(self, field: VelocityField, temperature: float = 1.0) -> "FittedModel":
+        """Return a copy of the model with another field."""
+        return replace(self, field=field, temperature=temperature)
+
+    def noise(self, n: int, n_channels: int) -> Tensor:
+        """Draw noise, (n, n_channels, H, W), the same for every image and in every call."""
+        generator = torch.Generator().manual_seed(self.noise_seed)
+        shape = (n, n_channels, *self.space.shape[1:])
+        return torch.randn(shape, generator=generator).to(self.device)

@@ -1,0 +1,137 @@
+"""Spaces: conversion between images and what the field works on.
+
+This module has the protocol of all spaces and the space of pixels, in which the field works on the
+images themselves. The space of latents is in `sklearn_msf.latent`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, LabelCodes, MaskReader
+
+__all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace"]
+
+
+class FieldInputs(Protocol):
+    """Images in the form that the field takes, prepared when a batch is needed."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Make a batch of `size` images, (size, C, H, W); pad the last one with its first."""
+
+
+class ImageSpace(Protocol):
+    """Conversion of images to inputs of the field, and of its outputs to images."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the field's inputs."""
+
+    @property
+    def mask_codes(self) -> Tensor | None:
+        """Masks of the classes, (K, C_y, H, W), or None if they are plain colours."""
+
+    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
+        """Prepare images, (n, n_features), for a single classification."""
+
+    def kept_inputs(
+        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+    ) -> FieldInputs:
+        """Prepare images, (n, n_features), for repeated classification."""
+
+    def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
+        """Return the reader that computes class probabilities from predicted masks."""
+
+    def to_plain(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """Describe the space for a file: plain data and tensors."""
+
+    def images(self, sampled: Tensor) -> Tensor:
+        """Convert outputs of the field to images (n, C, H, W) in about [-1, 1]."""
+
+    def masks(self, carried: Tensor) -> Tensor:
+        """Convert the masks of the field to masks of colours."""
+
+
+class PixelInputs:
+    """Images as arrays that are moved to a device and scaled to [-1, 1] batch by batch.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, C, H, W)
+        uint8 in [0, 255] or float32 in [-1, 1].
+    device : torch.device
+        Device of the field.
+    """
+
+    def __init__(self, images: np.ndarray, device: torch.device):
+        self._images = images
+        self._device = device
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._images)
+
+    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
+        """Make a batch of `size` images, (size, C, H, W); pad the last one with its first."""
+        images = self._images[start : start + size]
+        if len(images) < size:
+            filling = np.repeat(images[:1], size - len(images), axis=0)
+            images = np.concatenate([images, filling])
+        x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
+        return x.flip(3) if mirrored else x
+
+
+@dataclass(frozen=True)
+class PixelSpace:
+    """The space of a field that works on the images themselves.
+
+    Attributes
+    ----------
+    image_format : ImageFormat
+        Layout and range of X.
+    """
+
+    image_format: ImageFormat
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the images."""
+        return (self.image_format.n_channels, *self.image_format.size)
+
+    @property
+    def mask_codes(self) -> Tensor | None:
+        """None, because masks are plain colours."""
+        return None
+
+    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
+        """Prepare images that are moved to the device batch by batch."""
+        return PixelInputs(self.image_format.to_numpy_images(rows), device)
+
+    def kept_inputs(
+        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+    ) -> FieldInputs:
+        """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
+        return self.inputs(rows, device, precision)
+
+    def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
+        """Return a reader that compares masks with the codes."""
+        return CodeReader(codes.to("cpu"))
+
+    def to_plain(self) -> tuple[None, dict[str, Tensor]]:
+        """Return no data: the image format, which is saved elsewhere, is enough."""
+        return None, {}
+
+    def images(self, sampled: Tensor) -> Tensor:
+        """Return the generated images unchanged."""
+        return sampled
+
+    def masks(self, carried: Tensor) -> Tensor:
+        """Return the masks unchanged."""
+        return carried

@@ -1,0 +1,179 @@
+"""Generation of images, and their change from one class to another, in batches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.model.classification import images_a_pass
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.device import autocast
+
+__all__ = ["change_class", "sample", "sample_trajectory"]
+
+# Number of images in a pass. Every pass is padded to it, so on a CPU it is small, because a single
+# image pays for the padding. On a GPU a pass takes as long for one image as for many.
+_MAX_SAMPLED = 16
+_MAX_SAMPLED_ON_GPU = 64
+# Sampling repeats a pass many times, and rounding errors add up.
+_PRECISION = "float32"
+
+
+def sample(
+    model: FittedModel,
+    labels: np.ndarray,
+    seed: int,
+    ode: OdeSettings,
+    first: int = 0,
+    report: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Generate one image for each label.
+
+    Parameters
+    ----------
+    model : FittedModel
+        A model with a trained image branch.
+    labels : ndarray of shape (n,), int
+        Class indices.
+    seed : int
+        Seed of the noise. Image i of a seed is the same, to the last bit, whatever the number and
+        the classes of the other images.
+    ode : OdeSettings
+        Integration from t = 0 to 1.
+    first : int, default=0
+        Number, counted from 0, of the first image of the seed to generate.
+    report : callable, optional
+        Called with the number of images generated since the last call.
+
+    Returns
+    -------
+    ndarray of shape (n, ...)
+        Images in the dtype, layout and range of the training X.
+    """
+    device, field = model.device, model.field
+    n_channels, *size_of_masks = model.space.shape
+    classes = _as_classes(labels)
+
+    def run(start: int, size: int) -> Tensor:
+        n_real = len(classes[start : start + size])
+        part = F.pad(classes[start : start + size], (0, size - n_real))
+        noise = _image_noise(model, seed, first + start, size)
+        masks = field.codes.masks(part.to(device), (size_of_masks[0], size_of_masks[1]))
+        with autocast(device, _PRECISION):
+            x = field.generate(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
+        return model.space.images(x[:n_real].float()).float().cpu()
+
+    images = torch.cat(in_batches(run, len(classes), _batch_size(model, ode), device, report))
+    return model.image_format.from_tensor(images)
+
+
+@torch.inference_mode()
+def sample_trajectory(
+    model: FittedModel, label: int, seed: int, ode: OdeSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Generate the first image of a seed, and return it and its mask after every step.
+
+    Parameters
+    ----------
+    model, seed, ode :
+        As in :func:`sample`.
+    label : int
+        Class index.
+
+    Returns
+    -------
+    images : ndarray of shape (n_steps + 1, ...)
+        From noise to the image, in the dtype, layout and range of the training X.
+    masks : ndarray of shape (n_steps + 1, H, W, C), float32
+        From the code of the class to noise.
+    times : ndarray of shape (n_steps + 1,)
+        Times of the images and masks.
+    """
+    device, field = model.device, model.field
+    n_channels, height, width = model.space.shape
+    noise = _image_noise(model, seed, 0, 1)
+    masks = field.codes.masks(torch.tensor([label], device=device), (height, width))
+    with autocast(device, _PRECISION):
+        points = field.trajectory(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
+    on_path, masks = (torch.cat(part).float() for part in zip(*points, strict=True))
+    images = model.image_format.from_tensor(model.space.images(on_path))
+    colours = model.space.masks(masks).permute(0, 2, 3, 1).cpu().numpy()
+    return images, colours, np.array(field.path_times(ode.n_steps))
+
+
+def change_class(
+    model: FittedModel,
+    inputs: FieldInputs,
+    sources: np.ndarray,
+    targets: np.ndarray,
+    ode: OdeSettings,
+) -> np.ndarray:
+    """Integrate each image to noise under one class, and back to an image under another.
+
+    Parameters
+    ----------
+    model : FittedModel
+        A model with a trained image branch.
+    inputs : FieldInputs
+        The n images.
+    sources, targets : ndarray of shape (n,), int
+        Class indices for the integration to noise and for the one back.
+    ode : OdeSettings
+        Integration from noise to image, t = 0 to 1. The integration to noise has the same steps
+        and method, but no guidance.
+
+    Returns
+    -------
+    ndarray of shape (n, ...)
+        Images in the dtype, layout and range of the training X.
+    """
+    field, n_images = model.field, len(inputs)
+    # Only the integration back is guided: guidance would change the noise that encodes the image.
+    to_noise = replace(ode, start=ode.end, end=ode.start, guidance=0.0)
+    ways = ((_as_classes(sources), to_noise), (_as_classes(targets), ode))
+    e_y = model.noise(1, field.codes.n_channels)
+
+    def run(start: int, size: int) -> Tensor:
+        n_real = min(size, n_images - start)
+        x = inputs.batch(start, size, mirrored=False)
+        for classes, way in ways:
+            part = F.pad(classes[start : start + n_real], (0, size - n_real))
+            masks = field.codes.masks(part.to(x.device), (e_y.shape[2], e_y.shape[3]))
+            with autocast(x.device, _PRECISION):
+                x = field.carry_images(x, masks, e_y, way)
+        return model.space.images(x[:n_real].float()).float().cpu()
+
+    images = torch.cat(in_batches(run, n_images, _batch_size(model, ode), model.device))
+    return model.image_format.from_tensor(images)
+
+
+def _batch_size(model: FittedModel, ode: OdeSettings) -> int:
+    on_cpu = model.device.type == "cpu"
+    return images_a_pass(model, ode=ode, max_rows=_MAX_SAMPLED if on_cpu else _MAX_SAMPLED_ON_GPU)
+
+
+def _as_classes(labels: np.ndarray) -> Tensor:
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
+    """Draw the noise of the images start, ..., start + n - 1 of a seed.
+
+    Each image has its own generator. The noise is drawn on the CPU, so that it is the same on every
+    device.
+    """
+    n_channels, height, width = model.space.shape
+    shape = (n_channels + model.field.codes.n_channels, height, width)
+    generator = torch.Generator()
+    draws = []
+    for number in range(start, start + n):
+        state = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
+        generator.manual_seed(int(state[0] >> np.uint64(1)))
+        draws.append(torch.randn(shape, generator=generator))
+    return torch.stack(draws).to(model.device)

@@ -1,0 +1,245 @@
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS, VelocityRegressionField
+from sklearn_msf.model import classification
+from sklearn_msf.model.classification import (
+    ClassificationSettings,
+    classify,
+    images_a_pass,
+    predict,
+)
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import PixelInputs
+from sklearn_msf.model.temperature import apply_temperature
+
+N = 21
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)
+NOISE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+ONE_STEP = OdeSettings(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ModelWithNoise(FittedModel):
+    """A model with noise to choose."""
+
+    given: torch.Tensor
+
+    def noise(self, n, n_channels):
+        return self.given[:n, :n_channels]
+
+
+def classified(
+    field, images, noise, *, ode=ONE_STEP, precision="float32", batch_size=16, mirrored=False
+):
+    """Classify in batches of a size; mask noise is one draw after the other."""
+    model = tiny_model(field, ModelWithNoise, given=noise, mirrored=mirrored)
+    how = ClassificationSettings(ode, len(noise), precision, "latent")
+    with patch.object(classification, "images_a_pass", lambda *arguments: batch_size):
+        return classify(model, PixelInputs(images, CPU), how)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_prediction_is_the_same_to_the_last_bit_whatever_images_are_beside_it(
+    make_tiny_field, label_prediction, encoding, precision
+):
+    field = make_tiny_field(label_prediction, label_encoding=encoding)
+    together = classified(field, IMAGES, NOISE, precision=precision)
+
+    @settings(max_examples=20)
+    @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=40))
+    def check(rows):
+        chosen = classified(field, IMAGES[rows], NOISE, precision=precision)
+        np.testing.assert_array_equal(chosen.probabilities, together.probabilities[rows])
+        np.testing.assert_array_equal(chosen.distances, together.distances[rows])
+
+    check()
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_probabilities_are_float64_and_sum_to_one(make_tiny_field, label_prediction):
+    p = classified(make_tiny_field(label_prediction), IMAGES, NOISE).probabilities
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_draws_are_averaged(make_tiny_field):
+    field = make_tiny_field("velocity")
+    single = [classified(field, IMAGES, NOISE[i : i + 1]) for i in range(2)]
+    both = classified(field, IMAGES, NOISE)
+    assert np.abs(single[0].distances - single[1].distances).max() > 1e-4
+    assert (both.distances <= (single[0].distances + single[1].distances) / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_every_second_draw_may_see_the_mirror_image(make_tiny_field, label_prediction):
+    field = make_tiny_field(label_prediction)
+    mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
+    first = classified(field, IMAGES, NOISE[:1]).probabilities
+    second = classified(field, mirrored, NOISE[1:]).probabilities
+    both = classified(field, IMAGES, NOISE, mirrored=True).probabilities
+    if label_prediction == "posterior":
+        np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+    swapped = classified(field, mirrored, NOISE.flip(0), mirrored=True).probabilities
+    np.testing.assert_allclose(both, swapped, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_the_posterior_is_that_of_the_euler_steps_it_stands_for(make_tiny_field, n_steps):
+    # Five colours: no mask tells p, which the network does.
+    field = make_tiny_field("posterior", n_classes=5)
+    ode = OdeSettings(1.0, 0.0, n_steps)
+    prediction = classified(field, IMAGES, NOISE[:1], ode=ode)
+    x = torch.from_numpy(IMAGES) / 127.5 - 1
+    e_y = NOISE[:1].expand(N, -1, -1, -1)
+    mask = VelocityRegressionField.class_evidence(field, x, e_y, ode)
+    distances = field.codes.distances(mask).detach().numpy()
+    np.testing.assert_allclose(prediction.distances, distances, atol=1e-3)
+    mean_codes = field.codes.mean_codes(torch.from_numpy(prediction.probabilities))
+    np.testing.assert_allclose(mean_codes, mask.mean(dim=(2, 3)).detach(), atol=1e-3)
+
+
+def test_bfloat16_agrees_with_float32(make_tiny_field):
+    field = make_tiny_field("posterior")
+    exact, rough = (
+        classified(field, IMAGES, NOISE, precision=p).probabilities for p in ("float32", "bfloat16")
+    )
+    np.testing.assert_allclose(exact, rough, atol=0.02)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads):
+    field, before = make_tiny_field(), torch.get_num_threads()
+    expected = classified(field, IMAGES, NOISE).probabilities
+    torch.set_num_threads(n_threads)
+    try:
+        found = classified(field, IMAGES, NOISE).probabilities
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_where_memory_runs_out_smaller_batches_go_on(make_tiny_field, caplog, error):
+    field = make_tiny_field()
+    expected = classified(field, IMAGES, NOISE, batch_size=4).probabilities
+    TooLarge(field, 8, error)
+    found = classified(field, IMAGES, NOISE, batch_size=16).probabilities
+    np.testing.assert_array_equal(found, expected)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"Out of memory: going on with batches of {n}." for n in (8, 4)]
+
+
+def test_batches_that_are_done_are_not_done_again(make_tiny_field):
+    field = make_tiny_field()
+    encode, calls = field.encode, []
+
+    def third_fails(x_t, y_t, t):
+        calls.append(len(x_t))
+        if len(calls) == 3:
+            raise OUT_OF_MEMORY[0]
+        return encode(x_t, y_t, t)
+
+    field.encode = third_fails
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        classified(field, IMAGES[:16], NOISE[:1], batch_size=4)
+    finally:
+        torch.set_num_threads(before)
+    # Two batches of four, one that failed (with what was queued behind it), the rest in twos.
+    assert calls[:3] == [4, 4, 4]
+    assert calls.count(2) == 4
+
+
+def test_other_errors_are_not_taken_for_it(make_tiny_field):
+    field = make_tiny_field()
+    TooLarge(field, 0, RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        classified(field, IMAGES, NOISE)
+
+
+def test_one_image_that_does_not_fit_is_an_error(make_tiny_field):
+    field = make_tiny_field()
+    TooLarge(field, 0, OUT_OF_MEMORY[0])
+    with pytest.raises(torch.OutOfMemoryError):
+        classified(field, IMAGES, NOISE)
+
+
+# The size of a batch
+
+
+@pytest.mark.parametrize(("n_draws", "n_images"), [(1, 256), (4, 64), (100, 2), (1000, 1)])
+def test_all_draws_of_a_batch_are_the_rows_of_one_pass(make_tiny_field, n_draws, n_images):
+    assert images_a_pass(tiny_model(make_tiny_field()), n_draws, ONE_STEP) == n_images
+
+
+def test_a_pass_over_larger_images_has_fewer_of_them(make_tiny_field):
+    class LargeSpace:
+        shape = (1, 56, 112)
+
+    model = tiny_model(make_tiny_field(), space=LargeSpace())
+    assert images_a_pass(model) == 32
+    assert images_a_pass(model, 4) == 8
+    assert images_a_pass(model, max_rows=16) == 16
+
+
+def test_an_adaptive_method_sees_one_image_at_a_time(make_tiny_field):
+    model = tiny_model(make_tiny_field())
+    assert images_a_pass(model, ode=OdeSettings(1.0, 0.0, 1, "dopri5")) == 1
+
+
+# What a prediction tells
+
+
+def test_the_noise_of_a_model_is_the_same_in_every_call(make_tiny_field):
+    model = tiny_model(make_tiny_field())
+    noise = model.noise(2, 3)
+    assert noise.shape == (2, 3, 8, 8)
+    assert torch.equal(model.noise(2, 3), noise)
+    assert not torch.equal(tiny_model(model.field, noise_seed=1).noise(2, 3), noise)
+    assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [("margin", set()), ("draws", {"draws"}), ("image", {"denoising_errors"})],
+)
+def test_a_prediction_tells_what_a_kind_of_uncertainty_needs(make_tiny_field, kind, entries):
+    model = tiny_model(make_tiny_field(), temperature=2.0)
+    how = ClassificationSettings(ONE_STEP, 2, "float32", "latent")
+    inputs = PixelInputs(IMAGES, CPU)
+    prediction = predict(model, inputs, how, kind)
+    optional = {"draws": (N, 2, 3), "denoising_errors": (N, 3)}
+    found = {name for name in optional if getattr(prediction, name) is not None}
+    assert found == entries
+    for name in found:
+        assert getattr(prediction, name).shape == optional[name]
+    plain = classify(model, inputs, how)
+    np.testing.assert_array_equal(
+        prediction.probabilities, apply_temperature(plain.probabilities, 2.0)
+    )
+
+
+def test_draws_are_told_before_any_temperature(make_tiny_field):
+    field = make_tiny_field()
+    how = ClassificationSettings(ONE_STEP, 2, "float32", "latent")
+    inputs = PixelInputs(IMAGES, CPU)
+    warm, plain = (
+        predict(tiny_model(field, temperature=t), inputs, how, "draws") for t in (2.0, 1.0)
+    )
+    np.testing.assert_array_equal(warm.draws, plain.draws)
+    np.testing.assert_allclose(plain.draws.mean(axis=1), plain.probabilities, atol=1e-6)

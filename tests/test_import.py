@@ -1,0 +1,79 @@
+"""What an import loads, and which names and modules are public."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import sklearn_msf
+
+PUBLIC_MODULES = [
+    "sklearn_msf",
+    "sklearn_msf.classifier",
+    "sklearn_msf.datasets",
+    "sklearn_msf.exceptions",
+    "sklearn_msf.generation_metrics",
+    "sklearn_msf.latent_classifier",
+    "sklearn_msf.plotting",
+    "sklearn_msf.sample_augmentation",
+    "sklearn_msf.selective",
+]
+OPTIONAL = {"diffusers", "medmnist", "matplotlib"}
+
+
+def modules_loaded_by(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(output.stdout.split())
+
+
+def top_level_modules():
+    """Every module and folder directly in the package whose name has no underscore before it."""
+    names = [module.name for module in pkgutil.iter_modules(sklearn_msf.__path__)]
+    return [f"sklearn_msf.{name}" for name in names if not name.startswith("_")]
+
+
+def test_importing_the_package_loads_next_to_nothing():
+    loaded = modules_loaded_by("import sklearn_msf")
+    assert not loaded & {*OPTIONAL, "pandas", "torch", "sklearn"}
+
+
+@pytest.mark.parametrize("name", ["MedSymmFlowClassifier", "LatentMedSymmFlowClassifier"])
+def test_the_classifiers_load_no_optional_dependency(name):
+    loaded = modules_loaded_by(f"from sklearn_msf import {name}, datasets")
+    # scikit-learn itself imports pandas where there is one.
+    assert not loaded & OPTIONAL
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_no_public_module_loads_an_optional_dependency(module):
+    assert not modules_loaded_by(f"import {module}") & OPTIONAL
+
+
+def test_public_names_are_listed_and_others_refused():
+    assert set(sklearn_msf.__all__) <= set(dir(sklearn_msf))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sklearn_msf.nothing  # noqa: B018
+
+
+def test_the_public_modules_are_exactly_these():
+    # The folders that are no part of the interface list no names, and have none of their own.
+    modules = {name: importlib.import_module(name) for name in top_level_modules()}
+    public = [name for name, module in modules.items() if hasattr(module, "__all__")]
+    assert sorted(["sklearn_msf", *public]) == PUBLIC_MODULES
+    for name in modules.keys() - set(public):
+        submodules = {module.name for module in pkgutil.iter_modules(modules[name].__path__)}
+        own = {key for key in vars(modules[name]) if not key.startswith("_")}
+        assert own <= submodules
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_is_there(module):
+    module = importlib.import_module(module)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None

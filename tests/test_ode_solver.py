@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from sklearn_msf.flow.ode_solver import ODE_SOLVERS, OdeSettings, integrate
+
+# Errors over 40 steps of dz/dt = -2 z from 0 to 1, by the order of the method.
+TOLERANCE = {"euler": 0.06, "midpoint": 1e-3, "rk4": 1e-6, "dopri5": 1e-3}
+NFE_PER_STEP = {"euler": 1, "midpoint": 2, "rk4": 4}
+
+
+@pytest.mark.parametrize("method", ODE_SOLVERS)
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0)])
+def test_a_linear_field_integrates_to_the_closed_form_both_ways(method, start, end):
+    z = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    ode = OdeSettings(start, end, 40, method)
+    solution = integrate(lambda t, state: (-2 * state[0],), (z,), ode)
+    expected = z * math.exp(-2 * (end - start))
+    torch.testing.assert_close(solution.state[0], expected, rtol=TOLERANCE[method], atol=0)
+
+
+def test_euler_steps_are_the_ones_worked_by_hand():
+    z = torch.tensor([1.0])
+    ode = OdeSettings(1.0, 0.0, n_steps=2)
+    solution = integrate(lambda t, state: (2 * state[0] * t,), (z,), ode)
+    # 1 - 0.5 * 2 * 1 * 1 = 0, and from there 0.
+    assert solution.state[0].item() == 0.0
+
+
+@pytest.mark.parametrize("method", NFE_PER_STEP)
+def test_function_evaluations_are_counted(method):
+    z = torch.zeros(1)
+    ode = OdeSettings(0.0, 1.0, 5, method)
+    solution = integrate(lambda t, state: (torch.ones(1),), (z,), ode)
+    assert solution.nfe == 5 * NFE_PER_STEP[method]
+
+
+def test_parts_of_the_state_move_together():
+    a, b = torch.ones(2), torch.zeros(3)
+    solution = integrate(
+        lambda t, state: (torch.zeros(2), state[0].sum().expand(3)),
+        (a, b),
+        OdeSettings(0.0, 1.0, n_steps=4),
+    )
+    assert torch.equal(solution.state[1], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("method", ODE_SOLVERS)
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.95), (1.0, 0.05)])
+def test_no_solver_leaves_the_interval(method, start, end):
+    asked = []
+
+    def velocity(t, state):
+        asked.append(t.item())
+        return (torch.ones_like(state[0]),)
+
+    z = torch.zeros(2, 3)
+    found = integrate(velocity, (z,), OdeSettings(start, end, 3, method))
+    assert min(asked) >= min(start, end) - 1e-6
+    assert max(asked) <= max(start, end) + 1e-6
+    torch.testing.assert_close(found.state[0], z + (end - start))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0), (0.2, 0.6)])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+def test_the_last_of_equal_steps_starts_where_the_others_end(start, end, method):
+    ode = OdeSettings(start, end, 4, method, guidance=0.5)
+    before, last = ode.last_step(0.05)
+    assert last == pytest.approx(end - (end - start) / 4)
+    assert before == OdeSettings(start, last, 3, method, guidance=0.5)
+
+
+@pytest.mark.parametrize(("start", "end", "last"), [(0.0, 1.0, 0.95), (1.0, 0.0, 0.05)])
+def test_the_last_step_is_not_shorter_than_the_least(start, end, last):
+    before, found = OdeSettings(start, end, 100).last_step(0.05)
+    assert found == pytest.approx(last)
+    assert before == OdeSettings(start, found, 99)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0)])
+def test_one_step_is_the_last_and_nothing_comes_before(start, end, method):
+    assert OdeSettings(start, end, 1, method).last_step(0.05) == (None, start)
+
+
+@pytest.mark.parametrize(("start", "end", "last"), [(0.0, 1.0, 0.95), (1.0, 0.0, 0.05)])
+@pytest.mark.parametrize("n_steps", [1, 10])
+def test_an_adaptive_method_has_a_last_step_of_exactly_the_least(start, end, last, n_steps):
+    before, found = OdeSettings(start, end, n_steps, "dopri5").last_step(0.05)
+    assert found == pytest.approx(last)
+    assert before == OdeSettings(start, found, 1, "dopri5")
+
+
+@pytest.mark.parametrize("method", ODE_SOLVERS)
+@pytest.mark.parametrize(("start", "end"), [(0.97, 1.0), (0.03, 0.0)])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_way_shorter_than_the_least_is_one_step(start, end, method, n_steps):
+    assert OdeSettings(start, end, n_steps, method).last_step(0.05) == (None, start)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
+
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
+from sklearn_msf.model import sampling
+from sklearn_msf.model.image_space import PixelInputs
+from sklearn_msf.model.sampling import change_class, sample, sample_trajectory
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+CPU = torch.device("cpu")
+
+
+class Unchanged:
+    """Stands in for an image format: images as the field generates them, to the last bit."""
+
+    def from_tensor(self, images):
+        return images.numpy()
+
+
+@pytest.fixture(autouse=True)
+def batches_of_four(monkeypatch):
+    monkeypatch.setattr(sampling, "_MAX_SAMPLED", 4)
+
+
+def sampling_model(field):
+    return tiny_model(field, image_format=Unchanged())
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_image_i_of_a_seed_is_the_same_however_many_are_sampled(make_tiny_field, label_prediction):
+    model = sampling_model(make_tiny_field(label_prediction))
+    labels, ode = np.arange(10) % 3, OdeSettings(0.0, 1.0, 2)
+    many = sample(model, labels, 7, ode)
+    for n in (1, 3, 4, 9):
+        np.testing.assert_array_equal(sample(model, labels[:n], 7, ode), many[:n])
+    np.testing.assert_array_equal(sample(model, labels[5:], 7, ode, first=5), many[5:])
+    assert np.abs(many[0] - many[3]).max() > 0.1
+
+
+def test_sampling_goes_on_with_smaller_batches_where_memory_runs_out(make_tiny_field, caplog):
+    model = sampling_model(make_tiny_field())
+    expected = sample(model, np.arange(6) % 3, 0, OdeSettings(0.0, 1.0))
+    TooLarge(model.field, 2, OUT_OF_MEMORY[0])
+    images = sample(model, np.arange(6) % 3, 0, OdeSettings(0.0, 1.0))
+    np.testing.assert_allclose(images, expected, rtol=1.3e-6, atol=1e-5)
+    assert "batches of 2" in caplog.text
+
+
+def test_a_change_of_class_goes_on_with_smaller_batches_too(make_tiny_field, caplog):
+    model = sampling_model(make_tiny_field())
+    inputs, labels, ode = PixelInputs(IMAGES, CPU), np.arange(6) % 3, OdeSettings(0.0, 1.0)
+    expected = change_class(model, inputs, labels, labels, ode)
+    TooLarge(model.field, 2, OUT_OF_MEMORY[0])
+    found = change_class(model, inputs, labels, labels, ode)
+    np.testing.assert_allclose(found, expected, rtol=1.3e-6, atol=1e-5)
+    assert "batches of 2" in caplog.text
+
+
+def test_every_sampled_image_is_reported_once(make_tiny_field):
+    reported = []
+    model = sampling_model(make_tiny_field())
+    sample(model, np.arange(10) % 3, 0, OdeSettings(0.0, 1.0), report=reported.append)
+    assert reported == [4, 4, 2]
+
+
+def test_only_the_way_back_to_another_class_is_guided(make_tiny_field, monkeypatch):
+    model, ways = sampling_model(make_tiny_field()), []
+
+    def carry_images(x, masks, e_y, ode):
+        ways.append((ode, model.field.codes.distances(masks).argmin(dim=1).tolist()))
+        return x
+
+    monkeypatch.setattr(model.field, "carry_images", carry_images)
+    ode = OdeSettings(0.0, 1.0, 25, "midpoint", guidance=2.0)
+    sources, targets = np.array([0, 1, 2, 0]), np.array([2, 2, 0, 1])
+    change_class(model, PixelInputs(IMAGES[:4], CPU), sources, targets, ode)
+    to_noise = OdeSettings(1.0, 0.0, 25, "midpoint", guidance=0.0)
+    assert ways == [(to_noise, sources.tolist()), (ode, targets.tolist())]
+
+
+@pytest.mark.parametrize("image_prediction", ["velocity", "denoised"])
+def test_a_trajectory_ends_at_the_first_image_of_its_seed(make_tiny_field, image_prediction):
+    model = sampling_model(make_tiny_field(image_prediction=image_prediction))
+    ode = OdeSettings(0.0, 1.0, 4)
+    images, masks, times = sample_trajectory(model, 2, 7, ode)
+    assert images.shape == (5, 1, 8, 8)
+    assert masks.shape == (5, 8, 8, 3)
+    np.testing.assert_allclose(times, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(images[-1:], sample(model, np.array([2]), 7, ode), atol=1e-5)
+    colour = model.field.codes.codes[2].numpy()
+    np.testing.assert_allclose(masks[0], np.broadcast_to(colour, (8, 8, 3)))

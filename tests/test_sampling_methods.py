@@ -1,0 +1,327 @@
+"""Sampling new images, and others made of given ones."""
+
+import copy
+import inspect
+import re
+import types
+
+import numpy as np
+import pytest
+from conftest import tiny_classifier
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.flow.ode_solver import ODE_SOLVERS
+
+
+def test_all_classes_are_sampled_where_none_is_named(fitted):
+    together = fitted.sample(n_samples=2, n_steps=2, random_state=0)
+    named = fitted.sample(fitted.classes_, 2, n_steps=2, random_state=0)
+    np.testing.assert_array_equal(together, named)
+    assert len(together) == 6
+
+
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
+def test_every_solver_samples_the_same_image_given_steps_enough(fitted, solver):
+    settings = {"class_id": "two", "random_state": 0}
+    exact = fitted.sample(**settings, n_steps=8, ode_solver="rk4")
+    few, many = (fitted.sample(**settings, n_steps=n, ode_solver=solver) for n in (2, 16))
+    assert few.shape == (1, 8, 8)
+    assert np.isfinite(few).all()
+    # Of values in 0 to 16.
+    assert np.abs(many - exact).mean() < 0.5
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_a_denoised_image_is_learned_and_kept_instead_of_a_velocity(
+    make_classifier, digits, form, tmp_path
+):
+    classifier = make_classifier(label_prediction=form, image_prediction="denoised").fit(*digits)
+    sampled = classifier.sample(n_samples=2, n_steps=3, random_state=0)
+    assert np.isfinite(sampled).all()
+    other = make_classifier(label_prediction=form, image_prediction="velocity").fit(*digits)
+    assert (other.sample(n_samples=2, n_steps=3, random_state=0) != sampled).any()
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.sample(n_samples=2, n_steps=3, random_state=0), sampled)
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_guidance_changes_what_is_sampled(make_classifier, digits, form):
+    classifier = make_classifier(label_prediction=form, class_dropout=0.2).fit(*digits)
+    settings = {"n_steps": 3, "random_state": 0}
+    sampled = classifier.sample("one", 2, **settings)
+    guided = classifier.sample("one", 2, guidance=1.0, **settings)
+    assert np.isfinite(guided).all()
+    assert not np.array_equal(guided, sampled)
+    images, _, _ = classifier.sample_trajectory("one", guidance=1.0, **settings)
+    np.testing.assert_allclose(images[-1], guided[0], atol=1e-3)
+
+
+# Every method that samples under guidance; each takes a classifier, images and more settings.
+GUIDED = {
+    "sample": lambda c, X, **more: c.sample(n_samples=2, n_steps=3, random_state=0, **more),
+    "iter_samples": lambda c, X, **more: np.concatenate(
+        list(c.iter_samples(n_samples=2, batch_size=4, n_steps=3, random_state=0, **more))
+    ),
+    "sample_trajectory": lambda c, X, **more: np.concatenate(
+        [part.ravel() for part in c.sample_trajectory("one", n_steps=3, random_state=0, **more)]
+    ),
+    "counterfactual": lambda c, X, **more: c.counterfactual(X, "one", n_steps=3, **more),
+}
+
+
+@pytest.mark.parametrize(("class_dropout", "guidance"), [(0.2, 0.5), (0.0, 0.0)])
+def test_guidance_is_one_half_where_the_field_learned_unconditional_samples_else_zero(
+    make_classifier, digits, class_dropout, guidance
+):
+    X, y = digits
+    classifier = make_classifier(class_dropout=class_dropout).fit(X, y)
+    # What is set after training has trained nothing.
+    later = copy.copy(classifier).set_params(flow_params={"class_dropout": 0.2 - class_dropout})
+    for method, call in GUIDED.items():
+        chosen = call(classifier, X[:4])
+        explicit = call(classifier, X[:4], guidance=guidance)
+        np.testing.assert_array_equal(chosen, explicit, err_msg=method)
+        np.testing.assert_array_equal(call(later, X[:4]), chosen, err_msg=method)
+        if guidance:
+            assert not np.array_equal(chosen, call(classifier, X[:4], guidance=0)), method
+
+
+def test_defaults_learn_unconditional_samples_over_pixels_and_not_over_latents(
+    make_classifier, digits
+):
+    classifier = make_classifier(max_epochs=1).fit(*digits)
+    learned = type(classifier) is MedSymmFlowClassifier
+    assert classifier.model_.generates_unconditionally == learned
+    settings = {"n_samples": 2, "n_steps": 2, "random_state": 0}
+    np.testing.assert_array_equal(
+        classifier.sample(**settings),
+        classifier.sample(guidance=0.5 if learned else 0.0, **settings),
+    )
+
+
+@pytest.mark.parametrize("method", GUIDED)
+@pytest.mark.parametrize("guidance", [-0.5, 101, np.nan, np.inf, "0.5", True, [0.5]])
+def test_a_guidance_that_is_none_is_named(fitted, digits, method, guidance):
+    with pytest.raises(ValueError, match=r"guidance must be a number in \[0, 100\] or None, got"):
+        GUIDED[method](fitted, digits[0][:2], guidance=guidance)
+
+
+@pytest.mark.parametrize("method", [*GUIDED, "reconstruct"])
+def test_how_the_classifier_classifies_does_not_change_what_is_sampled(fitted, digits, method):
+    other = copy.copy(fitted).set_params(n_steps=3, ode_solver="midpoint", n_draws=4)
+    # Of images that both take for the same class.
+    X = digits[0][:40]
+    X = X[fitted.predict(X) == other.predict(X)][:4]
+    assert len(X) == 4
+    call = GUIDED.get(method, lambda c, X: c.reconstruct(X, n_steps=3))
+    np.testing.assert_array_equal(call(other, X), call(fitted, X))
+
+
+@pytest.mark.parametrize(
+    ("method", "n_steps", "ode_solver"),
+    [
+        ("sample", 25, "euler"),
+        ("iter_samples", 25, "euler"),
+        ("sample_trajectory", 25, "euler"),
+        ("reconstruct", 25, "midpoint"),
+        ("counterfactual", 25, "midpoint"),
+    ],
+)
+def test_sampling_has_steps_and_a_solver_of_its_own(fitted, method, n_steps, ode_solver):
+    defaults = inspect.signature(getattr(fitted, method)).parameters
+    assert defaults["n_steps"].default == n_steps
+    assert defaults["ode_solver"].default == ode_solver
+
+
+@pytest.mark.parametrize("method", GUIDED)
+def test_guidance_needs_a_field_that_samples_without_a_class(make_classifier, digits, method):
+    X = digits[0][:2]
+    classifier = make_classifier(class_dropout=0.0).fit(*digits)
+    reconstructed = classifier.reconstruct(X)
+    # What is set now has trained nothing.
+    trained = {**classifier.flow_params, "class_dropout": 0.1}
+    classifier.set_params(flow_params=trained)
+    remedy = re.escape("fit with flow_params={'class_dropout': 0.1}, or pass guidance=0.")
+    with pytest.raises(ValueError, match=f"guidance=0.5 needs a field that learned.*: {remedy}"):
+        GUIDED[method](classifier, X, guidance=0.5)
+    # There and back is never guided.
+    np.testing.assert_array_equal(classifier.reconstruct(X), reconstructed)
+
+
+def test_guidance_goes_further_into_the_other_class(digits):
+    X = digits[0][digits[1] != "two"][:20]
+    classifier = tiny_classifier(class_dropout=0.2, channels=16, max_epochs=60).fit(*digits)
+    p = []
+    for guidance in (0.0, 2.0):
+        images = classifier.counterfactual(X, "two", n_steps=8, guidance=guidance)
+        p.append(classifier.predict_proba(images)[:, 1].mean())
+    assert p[0] < p[1]
+
+
+def test_what_a_field_can_sample_is_saved_with_it(make_classifier, digits, tmp_path):
+    classifier = make_classifier(class_dropout=0.2, max_epochs=1).fit(*digits)
+    changed = {**classifier.flow_params, "class_dropout": 0.0}
+    classifier.set_params(flow_params=changed).save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    settings = {"n_steps": 2, "random_state": 0}
+    sampled = classifier.sample("one", guidance=0.5, **settings)
+    np.testing.assert_array_equal(opened.sample("one", guidance=0.5, **settings), sampled)
+    # It is also what None stands for.
+    np.testing.assert_array_equal(opened.sample("one", **settings), sampled)
+
+
+@pytest.mark.parametrize("image_prediction", ["velocity", "denoised"])
+def test_going_on_does_not_forget_how_to_sample(make_classifier, digits, image_prediction):
+    classifier = make_classifier(
+        warm_start=True, max_epochs=1, image_prediction=image_prediction
+    ).fit(*digits)
+    sampled = classifier.sample("one", n_steps=2, random_state=0)
+    classifier.set_params(classification_fraction=1.0).fit(*digits)
+    again = classifier.sample("one", n_steps=2, random_state=0)
+    # The way down classifies too and has learned on.
+    assert np.isfinite(again).all()
+    assert np.abs(again.astype(float) - sampled).mean() < 4
+
+
+def test_one_euler_step_goes_all_the_way(fitted):
+    sampled = fitted.sample("one", 3, n_steps=1, random_state=0)
+    images, _, times = fitted.sample_trajectory("one", n_steps=1, random_state=0)
+    assert times.tolist() == [0, 1]
+    np.testing.assert_allclose(images[-1], sampled[0], atol=1e-3)
+
+
+def test_an_image_of_a_seed_is_the_same_however_many_are_sampled(fitted):
+    many = fitted.sample("one", 20, n_steps=2, random_state=5)
+    np.testing.assert_array_equal(fitted.sample("one", 3, n_steps=2, random_state=5), many[:3])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
+def test_batches_hold_the_images_that_sample_gives(fitted, batch_size):
+    arguments = {"class_id": ["one", "zero"], "n_samples": 5, "n_steps": 2, "random_state": 3}
+    batches = fitted.iter_samples(batch_size=batch_size, **arguments)
+    assert isinstance(batches, types.GeneratorType)
+    parts = list(batches)
+    assert {len(part) for part in parts[:-1]} <= {batch_size}
+    np.testing.assert_array_equal(np.concatenate(parts), fitted.sample(**arguments))
+
+
+def test_verbose_shows_how_many_images_are_sampled(fitted, capsys):
+    talkative = copy.copy(fitted).set_params(verbose=1)
+    sampled = talkative.sample("one", 20, n_steps=1, random_state=0)
+    assert "20/20" in capsys.readouterr().err
+    np.testing.assert_array_equal(sampled, fitted.sample("one", 20, n_steps=1, random_state=0))
+    assert capsys.readouterr().err == ""
+
+
+def test_large_numbers_are_sampled_only_as_they_are_taken(fitted):
+    batches = fitted.iter_samples(n_samples=10**9, batch_size=2, n_steps=1, random_state=0)
+    assert next(batches).shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("form", ["posterior", "velocity"])
+def test_a_trajectory_ends_at_the_image_that_sample_gives(make_classifier, digits, form):
+    classifier = make_classifier(label_prediction=form).fit(*digits)
+    images, masks, times = classifier.sample_trajectory("two", n_steps=6, random_state=3)
+    np.testing.assert_allclose(times, np.arange(7) / 6)
+    assert images.shape == (7, 8, 8)
+    sampled = classifier.sample("two", n_steps=6, random_state=3)
+    np.testing.assert_allclose(images[-1], sampled[0], atol=1e-3)
+    assert len(masks) == 7
+    if not (form == "velocity" and hasattr(classifier, "autoencoder_")):
+        # Of one colour; encoded masks are decoded, and have several.
+        assert masks[0].std(axis=(0, 1)).max() < 1e-6
+    assert not np.allclose(masks[-1], masks[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("ode_solver", ODE_SOLVERS)
+@pytest.mark.parametrize("n_steps", [1, 2, 25])
+def test_every_solver_shows_the_way(fitted, ode_solver, n_steps):
+    settings = {"n_steps": n_steps, "ode_solver": ode_solver, "random_state": 0}
+    images, masks, times = fitted.sample_trajectory("two", **settings)
+    assert len(images) == len(masks) == len(times) == n_steps + 1
+    assert np.isfinite(images).all()
+    if ode_solver != "dopri5":
+        # Its steps end at every time that is shown, so that it takes others.
+        np.testing.assert_allclose(images[-1], fitted.sample("two", **settings)[0], atol=1e-3)
+
+
+def test_batches_come_from_the_model_that_was_asked(make_classifier, digits):
+    classifier = make_classifier().fit(*digits)
+    wanted = classifier.sample("one", 4, n_steps=2, random_state=0)
+    batches = classifier.iter_samples("one", 4, batch_size=2, n_steps=2, random_state=0)
+    first = next(batches)
+    classifier.set_params(random_state=9).fit(*digits)
+    np.testing.assert_array_equal(np.concatenate([first, next(batches)]), wanted)
+
+
+@pytest.mark.parametrize(("name", "value"), [("image_weight", 0), ("classification_fraction", 1)])
+def test_an_untrained_image_branch_does_not_sample(make_classifier, digits, name, value):
+    X, y = digits
+    classifier = make_classifier(max_epochs=1, **{name: value}).fit(X, y)
+    for call in GUIDED.values():
+        with pytest.raises(ValueError, match=f"needs the image branch, which .*{name}={value}"):
+            call(classifier, X)
+    with pytest.raises(ValueError, match=f"reconstruct needs the image branch.*{name}={value}"):
+        classifier.reconstruct(X)
+    with pytest.raises(ValueError, match=f"Sampling needs the image branch.*{name}={value}"):
+        classifier.sample()
+
+
+def test_there_and_back_under_one_class_gives_the_image(fitted, digits):
+    X = digits[0][:6]
+    # Over latents what the autoencoder itself makes of the image.
+    model, inputs, _ = fitted._checked(X)
+    made = model.space.images(inputs.batch(0, 6, mirrored=False))
+    wanted = fitted.model_.image_format.from_tensor(made)
+    coarse, fine = (np.abs(fitted.reconstruct(X, n_steps=n) - wanted).mean() for n in (4, 32))
+    assert fine < coarse
+    assert fine < 0.15 * np.abs(wanted - wanted.mean(axis=0)).mean()
+
+
+def test_a_counterfactual_of_the_own_class_is_the_reconstruction(fitted, digits):
+    X = digits[0][:6]
+    own = fitted.predict(X)
+    unguided = fitted.counterfactual(X, own, n_steps=4, guidance=0.0)
+    np.testing.assert_array_equal(unguided, fitted.reconstruct(X, n_steps=4))
+
+
+def test_one_class_for_all_is_as_that_class_for_each(fitted, digits):
+    X = digits[0][:5]
+    one, each = (fitted.counterfactual(X, to, n_steps=2) for to in ("one", ["one"] * 5))
+    np.testing.assert_array_equal(one, each)
+    assert one.shape == X.shape
+
+
+def test_a_counterfactual_does_not_depend_on_the_other_samples(fitted, digits):
+    X = digits[0][:30]
+    together = fitted.counterfactual(X, "two", n_steps=2)
+    np.testing.assert_array_equal(fitted.counterfactual(X[[17]], "two", n_steps=2), together[[17]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c, X: c.sample("nine"), "class_id must be one or more of .* got 'nine'"),
+        (lambda c, X: c.sample("one", -1), "n_samples must be an integer >= 1, got -1"),
+        (lambda c, X: c.sample("one", n_steps=0), "n_steps must be an integer >= 1, got 0"),
+        (lambda c, X: c.sample("one", ode_solver="heun"), "ode_solver must be one of .*'heun'"),
+        (lambda c, X: c.iter_samples("one", batch_size=0), "batch_size must be an integer >= 1"),
+        (lambda c, X: c.iter_samples("nine"), "class_id must be one or more of .* got 'nine'"),
+        (
+            lambda c, X: c.sample_trajectory(["one", "two"]),
+            "class_id must be a single one of the classes",
+        ),
+        (lambda c, X: c.counterfactual(X, "nine"), "to_class must be one or more of .*'nine'"),
+        (lambda c, X: c.counterfactual(X, ["one"] * 2), r"to_class must be one class.*\(2,\)"),
+        (lambda c, X: c.counterfactual(X[:, :4], "one"), "X has images of shape"),
+        (lambda c, X: c.reconstruct(X, n_steps=0), "n_steps must be an integer >= 1, got 0"),
+        (lambda c, X: c.reconstruct(X, ode_solver=None), "ode_solver must be"),
+        (lambda c, X: c.counterfactual(X, "one", ode_solver="heun"), "ode_solver must be"),
+        (lambda c, X: c.sample_trajectory("one", ode_solver=None), "ode_solver must be"),
+        (lambda c, X: c.iter_samples("one", n_steps=0), "n_steps must be an integer >= 1, got 0"),
+    ],
+)
+def test_what_cannot_be_sampled_is_named(fitted, digits, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(fitted, digits[0][:5])
