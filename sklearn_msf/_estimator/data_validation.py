@@ -98,6 +98,7 @@ def check_training_samples(
         # Before scikit-learn's check, whose message would name only the number of features.
         _check_shape(estimator, image_format, shape)
     reset = image_format is None
+    # Refuses NaN and infinity.
     rows, y = validate_data(estimator, rows, _column(y), reset=reset, dtype="numeric")
     dtype, rows = rows.dtype, _numbers(rows)
     check_classification_targets(y)

@@ -3,6 +3,7 @@
 May import `flow`, `data` and the folders below them. `trainer.Trainer` runs epochs over
 `batches.TrainingData` with `settings.TrainingSettings`, in which all automatic choices are made.
 `optimizer` makes the steps (Muon and AdamW), `schedule` has the learning rate and the time
-budget, `early_stopping` keeps the best weights. With `state` and `checkpoints` an interrupted
-run can be resumed.
+budget, `early_stopping` keeps the best weights. With `state` and `checkpoints`, which verifies
+what it reads, an interrupted run can be resumed. The losses are methods of the field:
+`flow.velocity_field`.
 """
