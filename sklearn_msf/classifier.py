@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
 from sklearn_msf._estimator.paper import paper_settings
+from sklearn_msf._estimator.parameters import checked_entries
 from sklearn_msf._estimator.preparation import PixelPreparation, Preparation
 
 __all__ = ["MedSymmFlowClassifier"]
@@ -290,6 +291,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             For a data set that is not in the tables, and for an override with an unknown entry of a
             dict parameter.
         """
-        flow = overrides.get("flow_params") or {}
+        flow_defaults = cls._group_defaults["flow_params"]
+        flow = checked_entries("flow_params", overrides.get("flow_params"), flow_defaults)
         encoding = flow.get("label_encoding", label_encoding)
         return cls._with_overrides(paper_settings(name, encoding), overrides)

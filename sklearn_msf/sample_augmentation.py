@@ -20,7 +20,7 @@ _COPY_QUANTILE = 0.01
 # and at most this fraction of its distance to the second nearest training image.
 _COPY_RATIO = 0.8
 # Largest number of images to generate for each image that is wanted.
-_MAX_DRAWN_EACH = 4
+_MAX_GENERATED_EACH = 4
 
 
 def augment_with_samples(
@@ -101,27 +101,28 @@ def augment_with_samples(
     images, labels = [X], [y]
     for label, n_wanted in wanted.items():
         kept: list[np.ndarray] = []
-        n_drawn = n_kept = 0
-        while n_kept < n_wanted and n_drawn < _MAX_DRAWN_EACH * n_wanted:
-            n = min(n_wanted - n_kept, _MAX_DRAWN_EACH * n_wanted - n_drawn)
-            drawn = estimator.sample(
+        n_generated = n_kept = 0
+        while n_kept < n_wanted and n_generated < _MAX_GENERATED_EACH * n_wanted:
+            n = min(n_wanted - n_kept, _MAX_GENERATED_EACH * n_wanted - n_generated)
+            generated = estimator.sample(
                 label,
                 n,
                 n_steps=n_steps,
                 guidance=guidance,
                 random_state=draw_seed(random_state),
             )
-            n_drawn += n
+            n_generated += n
             good = np.ones(n, dtype=bool)
             if judge is not None:
-                good &= judge_agrees(judge, drawn, np.full(n, label))
+                good &= judge_agrees(judge, generated, np.full(n, label))
             if is_copy is not None:
-                good &= ~is_copy(drawn)
-            kept.append(drawn[good])
+                good &= ~is_copy(generated)
+            kept.append(generated[good])
             n_kept += int(good.sum())
         if n_kept < n_wanted:
             warn_user(
-                f"Class {label!r}: of {n_drawn} images drawn only {n_kept} passed, {n_wanted} were "
+                f"Class {label!r}: of {n_generated} generated images only {n_kept} passed, "
+                f"{n_wanted} were "
                 "wanted.",
             )
         images += kept
@@ -151,11 +152,12 @@ def check_like(X: np.ndarray, estimator: Any) -> None:
     ValueError
         If they differ; the message names both.
     """
-    drawn = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
-    if X.shape[1:] != drawn.shape[1:] or X.dtype != drawn.dtype:
+    generated = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
+    if X.shape[1:] != generated.shape[1:] or X.dtype != generated.dtype:
         raise ValueError(
-            f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator draws {drawn.dtype} "
-            f"of shape {drawn.shape[1:]}: pass them as those that it was fitted on."
+            f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator generates "
+            f"{generated.dtype} of shape {generated.shape[1:]}: pass X in the format of its "
+            "training images."
         )
 
 

@@ -180,6 +180,7 @@ def tiny_model(field, model_class=FittedModel, **changes):
     """A fitted model of a field over gray images of 8 by 8 pixels."""
     image_format = learn_format(np.zeros((1, 64), dtype=np.uint8), (8, 8), flat=False)
     entries = {
+        "classes": np.arange(field.codes.n_classes),
         "space": PixelSpace(image_format),
         "image_format": image_format,
         "noise_seed": 0,

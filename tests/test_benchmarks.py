@@ -208,20 +208,20 @@ def test_guidance_of_the_command_line_is_an_argument_of_sampling(common):
     assert common.split_settings(unguided) == ({"flow_params": {"beta": 1.0}}, {"guidance": None})
 
 
-@pytest.mark.parametrize("item", ["t1_share=0.8", "image_weight", "augment=hflip"])
+@pytest.mark.parametrize("item", ["fraction=0.8", "image_weight", "augment=hflip"])
 def test_settings_of_the_command_line_must_be_parameters_with_literals(common, capsys, item):
     with pytest.raises(SystemExit):
         settings_of(common, item)
     assert item.split("=")[-1] in capsys.readouterr().err
 
 
-def test_runs_that_a_file_has_are_found_by_the_names_that_parameters_have_now(common, tmp_path):
+def test_runs_that_a_file_has_are_found(common, tmp_path):
     path = tmp_path / "runs.json"
-    record = {"title": "t1_share=0.8", "seed": 0, "settings": {"t1_share": "0.8"}}
+    settings = {"classification_fraction": "0.8"}
+    record = {"title": "classification_fraction=0.8", "seed": 0, "settings": settings}
     path.write_text(json.dumps([record]))
     runs = common.Runs(path, ("title", "seed"), lambda records: f"{len(records)} runs")
     assert ("classification_fraction=0.8", 0) in runs
-    assert ("t1_share=0.8", 0) in runs
     assert ("classification_fraction=0.8", 1) not in runs
     assert common.same_settings(record, {"classification_fraction": 0.8})
     assert not common.same_settings(record, {"classification_fraction": 0.5})

@@ -25,14 +25,14 @@ def names(folder):
 
 def test_a_new_folder_starts_a_new_run(tmp_path):
     checkpoints = open_checkpoints(tmp_path / "new", seed=5)
-    assert checkpoints.latest() is None
+    assert checkpoints.take_latest() is None
     assert checkpoints.seed == 5
 
 
 def test_the_newest_checkpoint_comes_back_with_its_seed(tmp_path):
     save(open_checkpoints(tmp_path, seed=5), 1, 2, 3)
     again = open_checkpoints(tmp_path, seed=99)
-    tensors, metadata = again.latest()
+    tensors, metadata = again.take_latest()
     assert tensors["w"].tolist() == [3.0, 3.0, 3.0]
     assert metadata == {"n_steps": 3, "finished": False}
     assert again.seed == 5
@@ -49,7 +49,7 @@ def test_checkpoints_are_written_every_so_many_epochs_and_at_the_end(tmp_path):
     save(checkpoints, 1, 4, 5, 6)
     assert names(tmp_path) == ["checkpoint-0000005"]
     save(checkpoints, 7, finished=True)
-    assert open_checkpoints(tmp_path).latest().metadata["finished"]
+    assert open_checkpoints(tmp_path).take_latest().metadata["finished"]
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, suffix):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="checkpoint-0000002 is damaged"):
         checkpoints = open_checkpoints(tmp_path)
-    assert checkpoints.latest().metadata["n_steps"] == 1
+    assert checkpoints.take_latest().metadata["n_steps"] == 1
 
 
 def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path):
     save(open_checkpoints(tmp_path), 1)
     (tmp_path / "checkpoint-0000001.json").write_text("{}")
     with pytest.warns(UserWarning, match="damaged"):
-        assert open_checkpoints(tmp_path).latest() is None
+        assert open_checkpoints(tmp_path).take_latest() is None
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -95,10 +95,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
         save(checkpoints, 2, 3)
     assert len(caught) == 1
     monkeypatch.undo()
-    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
+    assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 1
     # Once there is room again checkpoints are written again.
     save(checkpoints, 4)
-    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 4
+    assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 4
 
 
 def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
@@ -109,7 +109,7 @@ def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
         checkpoints = open_checkpoints(tmp_path)
     save(checkpoints, 5)
     assert names(tmp_path) == ["checkpoint-0000005"]
-    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 5
+    assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 5
 
 
 def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
@@ -117,7 +117,7 @@ def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
     (tmp_path / ".checkpoint-0000002-0123456789abcdef.safetensors.1234abcd.part").write_text("x")
     (tmp_path / "checkpoint-0000002-0123456789abcdef.safetensors").write_text("x")
     before = len(list(tmp_path.iterdir()))
-    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
+    assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 1
     assert len(list(tmp_path.iterdir())) == before - 2
 
 
@@ -153,7 +153,7 @@ def test_two_runs_that_begin_in_one_folder_do_not_mix(tmp_path):
     save(first, 1)
     with pytest.warns(UserWarning, match="holds checkpoints of another run: learning_rate"):
         save(second, 2, 3)
-    assert open_checkpoints(tmp_path).latest().metadata["n_steps"] == 1
+    assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 1
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):

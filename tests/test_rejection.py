@@ -156,7 +156,7 @@ def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monk
         return fit(trainer, *arguments, **settings)
 
     monkeypatch.setattr(Trainer, "fit", failing)
-    with pytest.warns(UserWarning, match="The model is whole, but .* no temperature"):
+    with pytest.warns(UserWarning, match="The model was trained, but .* not calibrated"):
         classifier = make_classifier(calibration="temperature").fit(X, y)
     assert classifier.model_.temperature == 1
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))

@@ -78,7 +78,7 @@ def test_copies_are_left_out_and_too_few_are_said(few_bright):
         def sample(self, class_id, n_samples, **settings):
             return np.repeat(few_bright[0][:1], n_samples, axis=0)
 
-    with pytest.warns(UserWarning, match="'bright': of 80 images drawn only 0 passed, 20 were"):
+    with pytest.warns(UserWarning, match="'bright': of 80 generated images only 0 passed, 20 were"):
         X, y = augment_with_samples(Copyist(), *few_bright, random_state=0)
     assert len(X) == len(y) == 30
 
@@ -143,7 +143,10 @@ def test_it_works_with_the_estimators(fitted, digits):
         ({"n_per_class": {"blue": 1}}, "n_per_class must be"),
         ({"n_per_class": "all"}, "n_per_class must be"),
         ({"y": ["bright"] * 29 + ["blue"]}, r"y has labels \['blue'\]"),
-        ({"X": np.zeros((30, 4, 4))}, "X has float64 images of shape .4, 4., but .* draws uint8"),
+        (
+            {"X": np.zeros((30, 4, 4))},
+            "X has float64 images of shape .4, 4., but .* generates uint8",
+        ),
         ({"X": np.zeros((30, 16), np.uint8)}, r"X has uint8 images of shape \(16,\), but"),
         ({"y": ["bright"]}, "X has 30 images and y 1 labels"),
         ({"random_state": "abc"}, "random_state must be an integer .* got 'abc'"),

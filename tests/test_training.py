@@ -169,7 +169,7 @@ class MemoryCheckpoints:
     def __init__(self, state=None):
         self.states = [] if state is None else [state]
 
-    def latest(self):
+    def take_latest(self):
         return self.states[-1] if self.states else None
 
     def save(self, state, *, n_epochs, finished):

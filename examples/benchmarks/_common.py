@@ -22,8 +22,6 @@ from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 from sklearn_msf.datasets import fetch_medmnist
 
 REFERENCE_GFLOPS = 150.0
-# Parameters that had another name when some of the committed runs were recorded.
-RENAMED = {"t1_share": "classification_fraction"}
 
 
 # Command lines
@@ -205,13 +203,6 @@ def write_records(path: Path, records: Any, table: Callable[[Any], str]) -> None
     path.with_suffix(".md").write_text(table(records))
 
 
-def with_current_names(text: str) -> str:
-    """Put the names that parameters have now into a name or a title that was recorded."""
-    for old, new in RENAMED.items():
-        text = text.replace(old, new)
-    return text
-
-
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings as a record has them."""
     return {name: repr(value) for name, value in settings.items()}
@@ -219,8 +210,7 @@ def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def same_settings(record: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Tell whether a run was made with these settings."""
-    recorded = {with_current_names(name): value for name, value in record["settings"].items()}
-    return recorded == shown_settings(settings)
+    return bool(record["settings"] == shown_settings(settings))
 
 
 class Runs:
@@ -246,10 +236,9 @@ class Runs:
 
     def __contains__(self, values: tuple) -> bool:
         """Tell whether there is a run with these values of the identity."""
-        wanted = tuple(_comparable(value) for value in values)
+        wanted = tuple(value for value in values)
         return any(
-            tuple(_comparable(record.get(key)) for key in self._identity) == wanted
-            for record in self.records
+            tuple(record.get(key) for key in self._identity) == wanted for record in self.records
         )
 
     def add(self, record: dict) -> None:
@@ -260,10 +249,6 @@ class Runs:
     def show(self) -> None:
         """Print the table."""
         print(self._table(self.records))
-
-
-def _comparable(value: Any) -> Any:
-    return with_current_names(value) if isinstance(value, str) else value
 
 
 # ResNet-18

@@ -37,7 +37,6 @@ from _common import (
     settings_of,
     shown_settings,
     split_settings,
-    with_current_names,
 )
 from sklearn.metrics import log_loss
 from torch import nn
@@ -305,11 +304,10 @@ def save(display, path):
 
 
 def grouped(records, key):
-    """Records of each data set and recipe, which stands under a key, by the names of today."""
+    """Records of each data set and recipe, which stands under a key."""
     groups = {}
     for record in records:
-        recipe = with_current_names(record[key])
-        groups.setdefault((record["dataset"], recipe), []).append(record)
+        groups.setdefault((record["dataset"], record[key]), []).append(record)
     return groups
 
 
@@ -501,8 +499,8 @@ def main():
     runs = Runs(arguments.output, ("dataset", "seed", "title"), table)
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    title = with_current_names(arguments.name)
-    of_that_name = [r for r in runs.records if with_current_names(r["title"]) == title]
+    title = arguments.name
+    of_that_name = [r for r in runs.records if r["title"] == title]
     if not all(same_settings(r, settings) for r in of_that_name):
         parser.error(f"{arguments.output} has other settings of that name: choose another --name.")
     for seed in arguments.seeds:

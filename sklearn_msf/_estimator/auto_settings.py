@@ -1,10 +1,13 @@
 """Conversion of constructor parameters to settings of network, training and prediction."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 
-from sklearn_msf._estimator.parameters import Parameters
+from sklearn_msf._estimator.parameters import Parameters, affecting
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
@@ -45,20 +48,30 @@ def field_layout(p: Parameters, n_classes: int, image_channels: int) -> FieldLay
         If masks without a class would look like those of a class.
     """
     _check_unconditional(p, n_classes)
-    return FieldLayout(
-        label_encoding=p.label_encoding,
-        beta=float(p.beta),
-        n_classes=n_classes,
-        label_prediction=p.label_prediction,
-        image_prediction=p.image_prediction,
-        image_channels=image_channels,
-        channels=int(p.channels),
-        channel_mult=tuple(int(n) for n in p.channel_mult),
-        n_blocks=int(p.n_blocks),
-        attention_levels=tuple(int(n) for n in p.attention_levels),
-        patch_size=int(p.patch_size),
-        dropout=float(p.dropout),
-    )
+    entries = _typed(FieldLayout, {name: getattr(p, name) for name in affecting("network")})
+    return FieldLayout(n_classes=n_classes, image_channels=image_channels, **entries)
+
+
+def _typed(record: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert numbers of numpy and sequences to the types of the fields of a dataclass."""
+    types = {field.name: field.type for field in fields(record)}
+    return {name: _CONVERSIONS.get(types[name], _unchanged)(v) for name, v in values.items()}
+
+
+def _integers(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
+    int: int,
+    float: float,
+    bool: bool,
+    tuple[int, ...]: _integers,
+}
 
 
 def _check_unconditional(p: Parameters, n_classes: int) -> None:
@@ -96,23 +109,14 @@ def training_settings(
     """
     optimizer, max_epochs = _optimizer_and_epochs(p, n_images, trained_by)
     n_steps = max_epochs * max(1, round(n_images / p.batch_size))
-    return TrainingSettings(
-        max_epochs=max_epochs,
-        time_budget=p.time_budget,
-        batch_size=int(p.batch_size),
-        optimizer=optimizer,
-        learning_rate=float(p.learning_rate),
-        weight_decay=float(p.weight_decay),
-        max_grad_norm=p.max_grad_norm,
-        ema_decay=float(p.ema_decay),
-        image_weight=float(p.image_weight),
-        classification_fraction=float(p.classification_fraction),
-        class_dropout=float(p.class_dropout),
-        precision=resolve_precision(p.precision, device),
-        compile_network=_compilation(p, device, n_steps),
-        early_stopping=bool(p.early_stopping),
-        n_iter_no_change=int(p.n_iter_no_change),
-    )
+    given = {field.name: getattr(p, field.name) for field in fields(TrainingSettings)}
+    resolved = {
+        "max_epochs": max_epochs,
+        "optimizer": optimizer,
+        "precision": resolve_precision(p.precision, device),
+        "compile_network": _compilation(p, device, n_steps),
+    }
+    return TrainingSettings(**_typed(TrainingSettings, {**given, **resolved}))
 
 
 def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) -> tuple[str, int]:

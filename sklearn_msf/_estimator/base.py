@@ -1,5 +1,6 @@
 """Base class of both estimators: all public methods, which call functions of a fitted model."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -9,13 +10,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.callbacks import CallbackSupportMixin, with_callbacks
-from sklearn_msf._estimator.data_validation import check_prediction_rows
+from sklearn_msf._estimator.data_validation import OF_FEATURES, check_prediction_rows
 from sklearn_msf._estimator.fit import Continuation, Fit, fit, fit_partially
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     Parameters,
-    check_entries,
     check_positive_integer,
+    checked_entries,
     draw_seed,
     make_random_state,
     resolve_parameters,
@@ -52,6 +53,8 @@ from sklearn_msf.runtime.progress import sampling_progress
 __all__ = ["BaseMedSymmFlowClassifier"]
 
 _TINY = np.finfo(np.float64).tiny
+# Attributes that do not outlast another fit.
+_OF_A_FIT = {"rejection_", *OF_FEATURES}
 
 Estimator = TypeVar("Estimator", bound="BaseMedSymmFlowClassifier")
 
@@ -81,19 +84,25 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     def _saved_parameters(self) -> dict[str, Any]:
         """Collect the constructor parameters, with values that a file can hold."""
-        parameters: dict[str, Any] = self.get_params(deep=False)
-        return parameters
+        return {name: getattr(self, name) for name in self._constructor_names()}
 
     # Parameters and state
 
     def _store_parameters(self, values: Mapping[str, Any]) -> None:
         """Store the arguments of the constructor unchanged."""
-        for name in self._get_param_names():
+        for name in self._constructor_names():
             setattr(self, name, values[name])
+
+    @classmethod
+    def _constructor_names(cls) -> list[str]:
+        """Names of the parameters of our class, of which a user's class may be a subclass."""
+        ours = next(parent for parent in cls.__mro__ if "_preparation" in vars(parent))
+        return list(inspect.signature(ours).parameters)
 
     def _parameters(self) -> Parameters:
         """Check the constructor parameters."""
-        return resolve_parameters(self.get_params(deep=False), self._group_defaults)
+        given = {name: getattr(self, name) for name in self._constructor_names()}
+        return resolve_parameters(given, self._group_defaults)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -194,12 +203,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Collect the result of an earlier fit, if there is one."""
         if not hasattr(self, "model_"):
             return None
-        return Fit(self.model_, self.classes_, self.history_, self._continuation)
+        features = {name: vars(self)[name] for name in OF_FEATURES if name in vars(self)}
+        return Fit(self.model_, self.history_, self._continuation, features)
 
     def _take(self, done: Fit) -> None:
         """Store the result of a fit, and delete the rejection rule, which is of an older model."""
-        self.__dict__.update(done.attributes())
-        self.__dict__.pop("rejection_", None)
+        kept = {name: value for name, value in vars(self).items() if name not in _OF_A_FIT}
+        # At once: another thread may be predicting.
+        self.__dict__ = {**kept, **done.attributes()}
 
     # Predicting
 
@@ -221,7 +232,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ndarray of shape (n,)
             Labels from `classes_`.
         """
-        return self._labels(self._predict(X))
+        model, inputs, settings = self._checked(X)
+        return _labels(model, predict(model, inputs, settings, "margin"))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict class probabilities.
@@ -351,11 +363,6 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Check X and classify it, and add what a kind of uncertainty needs."""
         return predict(*self._checked(X), kind)
 
-    def _labels(self, prediction: Prediction) -> np.ndarray:
-        """Return the labels of the most probable classes."""
-        labels: np.ndarray = self.classes_[prediction.probabilities.argmax(axis=1)]
-        return labels
-
     def _checked_kind(self, kind: Any) -> str:
         """Return `kind`, or refuse one that is unknown or that this model cannot compute."""
         if not isinstance(kind, str) or kind not in UNCERTAINTIES:
@@ -429,9 +436,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         self._checked_kind(kind)
         targets = {"target_risk": target_risk, "confidence": confidence}
         model, inputs, settings = self._checked(X_cal)
-        labels = check_calibration(y_cal, self.classes_, len(inputs), **targets)
+        labels = check_calibration(y_cal, model.classes, len(inputs), **targets)
         prediction = predict(model, inputs, settings, kind)
-        wrong = self._labels(prediction) != labels
+        wrong = _labels(model, prediction) != labels
         of_prediction = prediction_parameters(self._parameters())
         self.rejection_ = learn_rule(prediction, wrong, kind, of_prediction, **targets)
         return self
@@ -492,9 +499,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             check_rule(rule, kind, prediction_parameters(self._parameters()))
         if kind is None:
             kind = "margin" if learned is None else learned.kind
-        prediction = self._predict(X, self._checked_kind(kind))
+        self._checked_kind(kind)
+        model, inputs, of_prediction = self._checked(X)
+        prediction = predict(model, inputs, of_prediction, kind)
         rejected = rejects(UNCERTAINTIES[kind](prediction), rule, coverage)
-        labels = mark_rejected(self._labels(prediction), rejected, reject_label)
+        labels = mark_rejected(_labels(model, prediction), rejected, reject_label)
         return (labels, rejected) if return_mask else labels
 
     # Sampling
@@ -780,7 +789,6 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             self._saved_parameters(),
             done,
             getattr(self, "rejection_", None),
-            getattr(self, "feature_names_in_", None),
         )
 
     @classmethod
@@ -813,13 +821,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     @classmethod
     def _open(cls: type[Estimator], folder: Any, read_space: Any) -> Estimator:
-        defaults = cls().get_params(deep=False)
+        default = cls()
+        defaults = {name: getattr(default, name) for name in cls._constructor_names()}
         saved = open_model(folder, cls.__name__, defaults, cls._group_defaults, read_space)
         estimator = cls(**saved.parameters)
         estimator._take(saved.fit)
-        estimator.n_features_in_ = int(np.prod(estimator.image_shape_))
-        if saved.feature_names is not None:
-            estimator.feature_names_in_ = saved.feature_names
         if saved.rejection is not None:
             estimator.rejection_ = saved.rejection
         return estimator
@@ -833,7 +839,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Make an estimator; an override of a dict parameter changes only the entries it has."""
         merged = {**settings, **overrides}
         for group in GROUPS:
-            entries = overrides.get(group) or {}
-            check_entries(group, entries, cls._group_defaults[group])
+            entries = checked_entries(group, overrides.get(group), cls._group_defaults[group])
             merged[group] = {**settings.get(group, {}), **entries}
         return cls(**merged)
+
+
+def _labels(model: FittedModel, prediction: Prediction) -> np.ndarray:
+    """Return the most probable class of each image."""
+    labels: np.ndarray = model.classes[prediction.probabilities.argmax(axis=1)]
+    return labels

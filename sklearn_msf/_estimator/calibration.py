@@ -140,7 +140,7 @@ def learn_temperature(
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         reason = f"its run failed ({type(error).__name__}: {error})"
     warn_user(
-        f"The model is whole, but its probabilities have no temperature: {reason}.",
+        f"The model was trained, but its probabilities are not calibrated: {reason}.",
     )
     return None
 

@@ -56,6 +56,11 @@ class FitCallbacks:
             self._fit = estimator._init_callback_context(max_subtasks=trainer.settings.max_epochs)
             self._fit.call_on_fit_task_begin(estimator=estimator, **self._data)
 
+    @property
+    def are_there(self) -> bool:
+        """Whether the estimator has any callbacks."""
+        return self._fit is not None
+
     def begin_epoch(self) -> None:
         """Tell the callbacks that an epoch begins; only once if the epoch is repeated."""
         if self._fit is not None and self._epoch is None:

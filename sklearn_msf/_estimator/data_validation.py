@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, column_or_1d, validat
 from sklearn_msf.data.images import ImageFormat, flatten_images, learn_format, row_shape
 
 __all__ = [
+    "OF_FEATURES",
     "TrainingSamples",
     "check_partial_classes",
     "check_prediction_rows",
@@ -22,6 +23,10 @@ __all__ = [
     "hold_out",
     "split_samples",
 ]
+
+
+# Fitted attributes that scikit-learn's validation sets.
+OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class TrainingSamples:
         Sorted class labels.
     image_format : ImageFormat
         Layout and range of X.
+    features : dict
+        Fitted attributes of scikit-learn about the columns of X.
     """
 
     rows: np.ndarray
@@ -51,6 +58,7 @@ class TrainingSamples:
     n_images: int
     classes: np.ndarray
     image_format: ImageFormat
+    features: dict[str, Any]
 
     def take(self, indices: np.ndarray) -> "TrainingSamples":
         """Return some of the samples."""
@@ -79,7 +87,7 @@ def check_training_samples(
     Parameters
     ----------
     estimator : BaseEstimator
-        Used for scikit-learn's checks, which set its `n_features_in_` and `feature_names_in_`.
+        Used for scikit-learn's checks; stays as it is.
     X, y, sample_weight : array-like
         As in fit.
     image_shape, class_weight :
@@ -99,7 +107,11 @@ def check_training_samples(
         _check_shape(estimator, image_format, shape)
     reset = image_format is None
     # Refuses NaN and infinity.
-    rows, y = validate_data(estimator, rows, _column(y), reset=reset, dtype="numeric")
+    # It sets attributes, of which the estimator itself must know nothing before fit has ended.
+    shell = object.__new__(type(estimator))
+    vars(shell).update(vars(estimator))
+    rows, y = validate_data(shell, rows, _column(y), reset=reset, dtype="numeric")
+    features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
     dtype, rows = rows.dtype, _numbers(rows)
     check_classification_targets(y)
     if sample_weight is not None and not np.asarray(sample_weight).any():
@@ -123,7 +135,13 @@ def check_training_samples(
     n_images = round(sample_weights.sum()) if whole else len(sample_weights)
     labels = np.searchsorted(classes, y)[used]
     samples = TrainingSamples(
-        rows[used], labels, sample_weights * per_sample[used], n_images, classes, image_format
+        rows[used],
+        labels,
+        sample_weights * per_sample[used],
+        n_images,
+        classes,
+        image_format,
+        features,
     )
     return samples.take(_own_order(samples))
 

@@ -81,24 +81,25 @@ class Fit:
     ----------
     model : FittedModel
         The model for predictions.
-    classes : ndarray of shape (K,)
-        Class labels.
     history : list of dict
         Log of each epoch.
     continuation : Continuation
         State for a later fit that continues this one.
+    features : dict
+        Fitted attributes of scikit-learn about the columns of X.
     """
 
     model: FittedModel
-    classes: np.ndarray
     history: list[dict[str, Any]]
     continuation: Continuation
+    features: dict[str, Any]
 
     def attributes(self) -> dict[str, Any]:
         """Return the fitted attributes of the estimator."""
         return {
+            **self.features,
             "model_": self.model,
-            "classes_": self.classes,
+            "classes_": self.model.classes,
             "image_shape_": self.model.image_format.shape,
             "history_": self.history,
             "n_iter_": len(self.history),
@@ -160,7 +161,7 @@ def fit(
         A failure after which the model is usable.
     """
     started = time.perf_counter()
-    known = None if previous is None else previous.classes
+    known = None if previous is None else previous.model.classes
     state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
@@ -230,7 +231,7 @@ def fit_partially(
             "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
         )
     known = check_partial_classes(
-        classes, p.class_weight, None if previous is None else previous.classes
+        classes, p.class_weight, None if previous is None else previous.model.classes
     )
     state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
     data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
@@ -279,6 +280,7 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     random_state = make_random_state(p.random_state)
     if p.checkpoint_dir is None:
         return None, draw_seed(random_state)
+    state.preparation.open()
     checkpoints = open_checkpoints(
         p,
         state.samples,
@@ -368,6 +370,7 @@ def _prepare_training(
     before = None if previous is None else previous.model
     model = FittedModel(
         field=field,
+        classes=state.samples.classes,
         space=space,
         image_format=state.samples.image_format,
         noise_seed=noise_seed,
@@ -412,7 +415,7 @@ def _train(
                 data,
                 validate=validate,
                 report=report,
-                callback=callbacks,
+                callback=callbacks if callbacks.are_there else None,
                 checkpoints=checkpoints,
             )
         except DivergenceError as error:
@@ -434,7 +437,7 @@ def _outcome(
         training_state=trainer.state() if keep_state else None,
         origin=state.preparation.origin,
     )
-    return Fit(model, state.samples.classes, trainer.history, continuation)
+    return Fit(model, trainer.history, continuation, state.samples.features)
 
 
 def _probabilities(p: Parameters, model: FittedModel, samples: TrainingSamples) -> Probabilities:

@@ -137,8 +137,7 @@ class LatentPreparation:
         return self._origin
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return a digest of the autoencoder, or "fit" if it is trained by this fit."""
-        self._open()
+        """Return a digest of the opened autoencoder, or "fit" if it is trained by this fit."""
         opened = self._autoencoder
         return {"autoencoder": "fit" if opened is None else opened.fingerprint()[0]}
 
@@ -150,7 +149,7 @@ class LatentPreparation:
         images = image_format.to_numpy_images(samples.rows)
         palette = _mask_palette(self._p, len(samples.classes))
         fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
-        self._open()
+        self.open()
         if self._autoencoder is None:
             self._autoencoder = self._fitted_autoencoder(
                 images, image_format, palette, fit_seed, started
@@ -201,7 +200,7 @@ class LatentPreparation:
         folder = self._p.checkpoint_dir
         return None if folder is None else Path(folder)
 
-    def _open(self) -> None:
+    def open(self) -> None:
         """Open the autoencoder, once; it stays None if it will be trained."""
         if not self._is_opened:
             self._autoencoder = _open_autoencoder(self._p.autoencoder)

@@ -25,7 +25,7 @@ def model_card(name: str, fit: Fit) -> str:
     -------
     str
     """
-    classes = [str(label) for label in fit.classes.tolist()]
+    classes = [str(label) for label in fit.model.classes.tolist()]
     listed = ", ".join(classes[:_MAX_LISTED]) + (", ..." if len(classes) > _MAX_LISTED else "")
     n_parameters = sum(p.numel() for p in fit.model.field.parameters())
     image_format = fit.model.image_format
@@ -55,6 +55,6 @@ clf = {name}.from_pretrained("path/to/this/folder")
 clf.predict_proba(X)
 ```
 
-Not a medical device. How well the model does was not measured by what wrote this card; look
-at it on data of your own before you rely on it.
+Not a medical device. This card contains no performance measurements: evaluate the model on your
+own data before you rely on it.
 """

@@ -32,9 +32,9 @@ __all__ = [
     "PARAMETERS",
     "Parameters",
     "affecting",
-    "check_entries",
     "check_ode_solver",
     "check_positive_integer",
+    "checked_entries",
     "draw_seed",
     "make_random_state",
     "resolve_parameters",
@@ -177,10 +177,10 @@ class Parameter:
     ----------
     check : callable
         Raises a ValueError for a value that cannot be used.
-    affects : set of str
-        "network": shapes of the weights. "training": what is learned. "prediction": predictions
-        and uncertainties of a fitted model. "machine": where and how fast it is computed.
-        "folder": files of this machine, which a saved model does not keep.
+    affects : frozenset of str
+        "network": layout of the network. "training": what is learned. "prediction": what a
+        fitted model answers. "folder": files of this machine, which a saved model does not keep.
+        Empty for those that only say where, how fast or how visibly something is computed.
     group : str or None
         Dict that contains the entry; None for a parameter of the constructor.
     """
@@ -214,7 +214,7 @@ PARAMETERS: dict[str, Parameter] = {
     "encoded_size": _row(_or(None, _encoded_size), "training"),
     "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
     "n_variations": _row(_or("auto", _POSITIVE), "training"),
-    "cache_bytes": _row(_bytes, "machine"),
+    "cache_bytes": _row(_bytes),
     # Parameters of both estimators
     "image_shape": _row(_or(None, _image_shape), "training"),
     "classification_fraction": _row(_real("[0, 1]"), "training"),
@@ -236,11 +236,11 @@ PARAMETERS: dict[str, Parameter] = {
     "warm_start": _row(_boolean, "training"),
     "checkpoint_dir": _row(_or(None, _path), "folder"),
     "checkpoint_every": _row(_POSITIVE, "folder"),
-    "device": _row(_checked_elsewhere, "machine"),
-    "precision": _row(_one_of(*PRECISIONS), "prediction", "machine"),
-    "compile_network": _row(_or("auto", _boolean), "training", "machine"),
+    "device": _row(_checked_elsewhere),
+    "precision": _row(_one_of(*PRECISIONS), "prediction"),
+    "compile_network": _row(_or("auto", _boolean), "training"),
     "random_state": _row(_checked_elsewhere, "training"),
-    "verbose": _row(_verbosity, "machine"),
+    "verbose": _row(_verbosity),
     # Entries of network_params
     "channel_mult": _network(_integers(1)),
     "n_blocks": _network(_POSITIVE),
@@ -310,20 +310,22 @@ def with_defaults(
         if name not in GROUPS:
             values[name] = value
             continue
-        if value is not None and not isinstance(value, Mapping):
-            _fail(name, value, "a dict or None")
-        check_entries(name, value or {}, defaults[name])
-        values |= {**defaults[name], **(value or {})}
+        values |= {**defaults[name], **checked_entries(name, value, defaults[name])}
     return values
 
 
-def check_entries(group: str, entries: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse unknown entries of a dict."""
+def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse what is no dict, and unknown entries of a dict; None has no entries."""
+    if entries is None:
+        return {}
+    if not isinstance(entries, Mapping):
+        _fail(group, entries, "a dict or None")
     unknown = [key for key in entries if key not in known]
     if unknown:
         raise ValueError(
             f"{group} has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
         )
+    return dict(entries)
 
 
 def _check_latent_codes(p: Parameters) -> None:

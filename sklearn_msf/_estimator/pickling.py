@@ -86,6 +86,8 @@ def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any
     dict
     """
     state = dict(state)
+    if "classes_" in state and "model_" not in state:
+        raise ValueError("The pickle was made by an unreleased version of sklearn_msf: fit again.")
     if "model_" in state:
         state["model_"] = _model_from_state(state["model_"], device)
     if "rejection_" in state:

@@ -44,6 +44,9 @@ class Preparation(Protocol):
     ) -> tuple[ImageSpace, Any]:
         """Return the space that a saved model describes, and the `origin` of its fit."""
 
+    def open(self) -> None:
+        """Open what the parameters name, before :meth:`fingerprint`."""
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies a run of checkpoints besides the parameters."""
 
@@ -82,12 +85,15 @@ class PixelPreparation:
         p: Parameters,
         n_classes: int,
     ) -> tuple[PixelSpace, None]:
-        """Return the space of pixels, of which a file says nothing."""
+        """Return the space of pixels; files hold no data of it."""
         if plain is not None or tensors:
             raise ArchiveError(
                 "The model works on latents: open it with LatentMedSymmFlowClassifier."
             )
         return PixelSpace(image_format), None
+
+    def open(self) -> None:
+        """Open nothing."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return no entries: the parameters identify the run."""

@@ -124,7 +124,7 @@ def learn_rule(
         raise ValueError(
             f"y_cal has {len(wrong)} labels and no answer on X_cal is wrong, as on images "
             "that training saw: calibrate on others, or on more. A classifier that makes no "
-            "errors needs no threshold: coverage=1.0 answers always."
+            "errors needs no threshold: coverage=1.0 accepts all."
         )
     threshold = certified_threshold(
         wrong, UNCERTAINTIES[kind](prediction), target_risk=target_risk, confidence=confidence

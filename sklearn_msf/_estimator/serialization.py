@@ -85,14 +85,11 @@ class SavedModel(NamedTuple):
         The fitted model with classes, history and continuation.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
-    feature_names : ndarray of str or None
-        Names of the columns of X.
     """
 
     parameters: dict[str, Any]
     fit: Fit
     rejection: RejectionRule | None
-    feature_names: np.ndarray | None
 
 
 def save_model(
@@ -101,7 +98,6 @@ def save_model(
     parameters: Mapping[str, Any],
     fit: Fit,
     rejection: RejectionRule | None,
-    feature_names: np.ndarray | None,
 ) -> None:
     """Write a fitted model and its card to a folder.
 
@@ -117,10 +113,9 @@ def save_model(
         The fitted model.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
-    feature_names : ndarray or None
-        Names of the columns of X.
     """
     path, model = Path(folder), fit.model
+    names = fit.features.get("feature_names_in_")
     card = model_card(class_name, fit)
     metadata: dict[str, Any] = {
         "class": class_name,
@@ -129,8 +124,8 @@ def save_model(
             name: to_plain(value) for name, value in parameters.items() if _is_saved(name)
         },
         "layout": {name: to_plain(value) for name, value in asdict(model.field.layout).items()},
-        "classes": labels_to_plain(fit.classes),
-        "feature_names": None if feature_names is None else feature_names.tolist(),
+        "classes": labels_to_plain(model.classes),
+        "feature_names": None if names is None else names.tolist(),
         "image_format": model.image_format.to_plain(),
         "noise_seed": model.noise_seed,
         "n_continued": fit.continuation.n_continued,
@@ -249,6 +244,7 @@ def _from_metadata(
     field.requires_grad_(False).eval()
     model = FittedModel(
         field=field,
+        classes=classes,
         space=space,
         image_format=image_format,
         noise_seed=_integer("noise_seed", metadata["noise_seed"]),
@@ -258,14 +254,17 @@ def _from_metadata(
         generates_unconditionally=bool(metadata["generates_unconditionally"]),
     )
     n_continued = _integer("n_continued", metadata["n_continued"])
+    features: dict[str, Any] = {"n_features_in_": math.prod(image_format.shape)}
+    if metadata["feature_names"] is not None:
+        names = _feature_names(metadata["feature_names"], features["n_features_in_"])
+        features["feature_names_in_"] = names
     fit = Fit(
         model=move_model(model, p.device),
-        classes=classes,
         history=_history(metadata["history"]),
         continuation=Continuation(None, n_continued, None, origin),
+        features=features,
     )
-    names = _feature_names(metadata["feature_names"], math.prod(image_format.shape))
-    return SavedModel(parameters, fit, _rejection(metadata["rejection"]), names)
+    return SavedModel(parameters, fit, _rejection(metadata["rejection"]))
 
 
 def _checked_layout(
@@ -350,10 +349,8 @@ def _rejection(plain: Any) -> RejectionRule | None:
     return RejectionRule(threshold, kind, settings)
 
 
-def _feature_names(plain: Any, n_features: int) -> np.ndarray | None:
-    if plain is None:
-        return None
+def _feature_names(plain: Any, n_features: int) -> np.ndarray:
     names = np.array([str(name) for name in plain], dtype=object)
     if len(names) != n_features:
-        raise ArchiveError(f"The model has {len(names)} names for its features.")
+        raise ArchiveError(f"The model has {len(names)} feature names for {n_features} features.")
     return names

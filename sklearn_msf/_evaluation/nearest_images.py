@@ -29,8 +29,8 @@ class NearestImages:
         self.different, self._indices = np.unique(images, axis=0, return_index=True)
         if len(self.different) < 2:
             raise ValueError(
-                f"There must be at least two different training images to tell copies, got "
-                f"{len(images)} alike: pass more of them, or do not ask for copies."
+                f"Finding copies needs at least two different training images, got "
+                f"{len(images)} alike: pass more images, or skip the search for copies."
             )
         self._search = NearestNeighbors(n_neighbors=2).fit(self.different)
 

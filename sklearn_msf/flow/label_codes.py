@@ -42,7 +42,7 @@ def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
     if n_classes > _N_RGB_CODES:
         raise ValueError(
             f"label_encoding='rgb' has {_N_RGB_CODES} codes, got {n_classes} classes; "
-            "use label_encoding='simplex'."
+            "use label_encoding='simplex' in flow_params."
         )
     palette = np.stack(np.meshgrid(*[_RGB_LEVELS] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     chosen = np.floor(np.linspace(0, _N_RGB_CODES - 1, n_classes)).astype(int)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class FittedModel:
     ----------
     field : VelocityField
         The velocity field with averaged weights, in evaluation mode.
+    classes : ndarray of shape (K,)
+        Class labels, in order.
     space : ImageSpace
         Converts between images and what the field works on: pixels, or latents of an autoencoder.
     image_format : ImageFormat
@@ -37,6 +40,7 @@ class FittedModel:
     """
 
     field: VelocityField
+    classes: np.ndarray
     space: ImageSpace
     image_format: ImageFormat
     noise_seed: int

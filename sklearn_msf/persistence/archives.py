@@ -279,8 +279,8 @@ def _checked_content(path: Path) -> dict[str, Any]:
     version = content.get("format_version")
     if version != _FORMAT_VERSION:
         raise ArchiveVersionError(
-            f"{path} has format version {version!r}; this version of sklearn_msf reads "
-            f"{_FORMAT_VERSION}. Install the version that wrote it, or save the model again."
+            f"{path} has format version {version!r}, but this version of sklearn_msf reads "
+            f"version {_FORMAT_VERSION} only: fit again, or use the version that wrote it."
         )
     for entry in ("weights", "metadata"):
         if not isinstance(content.get(entry), dict):

@@ -165,17 +165,19 @@ class SampleGridDisplay:
                     f"n_columns={n_columns} is more than the images that X has of some classes: "
                     f"{few}. Lower n_columns, or pass more images."
                 )
-        drawn = estimator.sample(
+        generated = estimator.sample(
             n_samples=n_columns, n_steps=n_steps, guidance=guidance, random_state=random_state
         )
         shape = (len(classes), n_columns, *estimator.image_shape_)
-        blocks = {"generated": drawn}
+        blocks = {"generated": generated}
         if X is not None:
             search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
-            nearest = search.kneighbors(drawn.reshape(len(drawn), -1), return_distance=False)[:, 0]
+            nearest = search.kneighbors(
+                generated.reshape(len(generated), -1), return_distance=False
+            )[:, 0]
             blocks = {
                 "real": images[np.concatenate(chosen)],
-                "generated": drawn,
+                "generated": generated,
                 "nearest training image": images[nearest],
             }
         scaled = {
@@ -242,7 +244,7 @@ class TrajectoryDisplay:
         class_id: Any,
         *,
         n_columns: int = 9,
-        n_steps: int = 24,
+        n_steps: int = 25,
         guidance: float | None = None,
         random_state: Any = 0,
     ) -> "TrajectoryDisplay":
@@ -256,7 +258,7 @@ class TrajectoryDisplay:
             Class of the image.
         n_columns : int, default=9
             Number of times that are shown, including the first and the last; at least 2.
-        n_steps : int, default=24
+        n_steps : int, default=25
             Number of steps of the ODE solver.
         guidance : float, default=None
             As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.

@@ -82,7 +82,7 @@ class Checkpoints:
             ) from error
         remove_leftovers(self._folder, _PATTERN)
 
-    def latest(self) -> TrainingState | None:
+    def take_latest(self) -> TrainingState | None:
         """Return the newest undamaged state, if any, at the first call and None afterwards.
 
         The state is not kept because it takes memory.

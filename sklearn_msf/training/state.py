@@ -27,7 +27,7 @@ class TrainingState(NamedTuple):
 class CheckpointStore(Protocol):
     """Stores states of a run so that the run can be resumed."""
 
-    def latest(self) -> TrainingState | None:
+    def take_latest(self) -> TrainingState | None:
         """Return the newest undamaged state, if there is one."""
 
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:

@@ -164,7 +164,7 @@ class Trainer:
         """
         self._report = report
         finished = False
-        if checkpoints is not None and (state := checkpoints.latest()) is not None:
+        if checkpoints is not None and (state := checkpoints.take_latest()) is not None:
             self.resume(state)
             self.budget.resume(state.metadata["elapsed"])
             finished = state.metadata["finished"]
