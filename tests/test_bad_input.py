@@ -453,3 +453,10 @@ def test_sample_names_an_unknown_solver(on_bytes):
 def test_sample_names_an_unusable_seed(on_bytes):
     with pytest.raises(ValueError, match="random_state must be"):
         on_bytes.sample(0, random_state="abc")
+
+
+@pytest.mark.parametrize("value", [["beta"], "dropout", 3])
+@pytest.mark.parametrize("estimator", [MedSymmFlowClassifier, LatentMedSymmFlowClassifier])
+def test_from_paper_names_a_dict_parameter_that_is_no_dict(estimator, value):
+    with pytest.raises(ValueError, match="flow_params must be a dict or None, got"):
+        estimator.from_paper("bloodmnist", flow_params=value)

@@ -2,6 +2,7 @@ import inspect
 import pickle
 import re
 import threading
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
+from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS, affecting
 from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.training.optimizer import OPTIMIZERS
 from sklearn_msf.training.trainer import Trainer
 
@@ -540,7 +542,60 @@ def test_entries_that_are_left_out_have_their_defaults(digits, make_classifier):
     assert partly == {"beta": 2.0}
 
 
+def test_the_network_has_the_entries_of_the_table():
+    of_the_data = {"n_classes", "image_channels"}
+    assert {field.name for field in fields(FieldLayout)} - of_the_data == set(affecting("network"))
+
+
+class WithExtra(MedSymmFlowClassifier):
+    """A user's subclass with a parameter of its own."""
+
+    def __init__(self, *, extra=1, **parameters):
+        super().__init__(**parameters)
+        self.extra = extra
+
+
+class WithFewer(MedSymmFlowClassifier):
+    """A user's subclass that fixes all parameters but one."""
+
+    def __init__(self, channels=8):
+        super().__init__(channels=channels, max_epochs=1, device="cpu", random_state=0)
+
+
+def test_users_may_subclass(digits):
+    X, y = digits
+    small = grouped({**TINY, "max_epochs": 1})
+    plain = MedSymmFlowClassifier(**small).fit(X, y)
+    extra = WithExtra(extra=2, **small).fit(X, y)
+    assert extra.extra == 2
+    assert_array_equal(extra.predict_proba(X), plain.predict_proba(X))
+    fewer = clone(WithFewer(channels=16)).fit(X, y)
+    assert fewer.model_.field.layout.channels == 16
+
+
 # Threads
+
+
+def test_a_fit_on_other_images_leaves_the_old_model_whole_until_it_ends(
+    digits, make_classifier, monkeypatch
+):
+    X, y = digits
+    classifier = make_classifier().fit(X, y)
+    before, during = classifier.predict(X[:5]), []
+    epoch = Trainer._epoch
+
+    def predict_and_train(*arguments, **settings):
+        # As another thread would.
+        during.append(classifier.predict(X[:5]))
+        return epoch(*arguments, **settings)
+
+    monkeypatch.setattr(Trainer, "_epoch", predict_and_train)
+    wider = np.concatenate([X, X], axis=2)
+    classifier.fit(wider, np.char.add("new ", y))
+    assert during
+    assert all(labels.tolist() == before.tolist() for labels in during)
+    assert classifier.n_features_in_ == 128
+    assert classifier.predict(wider[:1])[0].startswith("new ")
 
 
 @pytest.mark.parametrize(("method", "warm_start"), [("fit", False), ("fit", True), ("part", False)])

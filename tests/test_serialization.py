@@ -302,3 +302,10 @@ def test_harmless_changes_do_not_keep_a_model_from_opening(victim, tmp_path):
 @given(st.integers(0, 2**32))
 def test_a_mutated_model_opens_whole_or_is_refused(victim, tmp_path_factory, seed):
     open_mutated(victim, tmp_path_factory.mktemp("mutated") / "model", seed)
+
+
+def test_pickles_of_before_the_release_are_refused(fitted):
+    state = fitted.__getstate__()
+    state["field_"] = state.pop("model_")
+    with pytest.raises(ValueError, match="unreleased version of sklearn_msf: fit again"):
+        type(fitted)().__setstate__(state)

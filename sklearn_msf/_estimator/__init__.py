@@ -1,5 +1,7 @@
 """The scikit-learn interface: parameters, checks of X and y (NaN is refused), fitting, saving.
 
-Only this room knows scikit-learn's estimators. It may import every room below it. The two public
-classes are in the modules `classifier` and `latent_classifier` of the package.
+Only this room knows scikit-learn's interface of estimators. It may import every room below it.
+`base.BaseMedSymmFlowClassifier` is the one class above the two public ones, which are in the
+modules `classifier` and `latent_classifier` of the package. `sample_augmentation` and `plotting`
+take their checks of arguments and seeds from `parameters`.
 """

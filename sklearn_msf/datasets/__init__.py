@@ -1,4 +1,7 @@
-"""Loaders of medical images with the interface of `sklearn.datasets`."""
+"""Medical images in the manner of `sklearn.datasets`.
+
+Imports no other room, and none imports it.
+"""
 
 from sklearn_msf.datasets._medmnist import fetch_medmnist
 

@@ -1,4 +1,8 @@
-"""Displays like those of scikit-learn; matplotlib is imported only when one is plotted."""
+"""Displays in scikit-learn's manner; matplotlib is imported when one is drawn.
+
+May import every room below it; none imports it. `curves` has the displays of selective prediction,
+`generated_images` those of generated images and their trajectories.
+"""
 
 from sklearn_msf.plotting.curves import AccuracyRejectionDisplay, RiskCoverageDisplay
 from sklearn_msf.plotting.generated_images import SampleGridDisplay, TrajectoryDisplay
