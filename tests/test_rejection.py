@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import pickle
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -347,7 +348,7 @@ def test_the_mask_comes_with_masked_labels_too(fitted, digits):
 )
 def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
     other = pickle.loads(pickle.dumps(fitted))
-    other.classes_ = labels
+    other.model_ = replace(other.model_, classes=labels)
     answers, rejected = other.predict_with_reject(
         digits[0], 0.5, reject_label=sentinel, return_mask=True
     )
@@ -408,7 +409,7 @@ def test_a_reject_label_is_a_label_and_no_class(fitted, digits, label, message):
 )
 def test_reject_labels_are_of_the_type_of_the_classes(fitted, digits, classes, label, message):
     other = pickle.loads(pickle.dumps(fitted))
-    other.classes_ = np.array(classes)
+    other.model_ = replace(other.model_, classes=np.array(classes))
     with pytest.raises(ValueError, match=message):
         other.predict_with_reject(digits[0], reject_label=label)
 

@@ -167,7 +167,7 @@ def test_checkpoints_of_the_first_format_version_are_refused_and_kept(tmp_path):
         content = json.loads(path.read_text())
         path.write_text(json.dumps({**content, "format_version": 1}))
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(ArchiveError, match="has format version 1; this version .* reads 2[.]"):
+    with pytest.raises(ArchiveError, match="has format version 1, but .* reads version 2 only"):
         make(tmp_path).fit(X, Y)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_saving_before_fit_is_refused(tmp_path, make_classifier):
 def test_labels_that_json_lacks_are_refused_and_nothing_written(tmp_path, make_classifier):
     days = np.array([date(2020, 1, 1), date(2021, 1, 1)] * 12, dtype=object)
     classifier = make_classifier().fit(X, LABELS["booleans"])
-    classifier.classes_ = np.unique(days)
+    classifier.model_ = replace(classifier.model_, classes=np.unique(days))
     with pytest.raises(TypeError, match="pickle the estimator"):
         classifier.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -234,7 +235,9 @@ def test_files_of_the_first_format_version_are_refused_in_one_message(saved, tmp
         content.pop("metadata_sha256"),
     )
     path.write_text(json.dumps(content))
-    with pytest.raises(ArchiveError, match="has format version 1; this version .* reads 2[.]") as e:
+    with pytest.raises(
+        ArchiveError, match="has format version 1, but .* reads version 2 only"
+    ) as e:
         type(saved[0]).from_pretrained(tmp_path)
     assert e.value.__cause__ is None
     assert "\n" not in str(e.value)
@@ -306,6 +309,6 @@ def test_a_mutated_model_opens_whole_or_is_refused(victim, tmp_path_factory, see
 
 def test_pickles_of_before_the_release_are_refused(fitted):
     state = fitted.__getstate__()
-    state["field_"] = state.pop("model_")
+    state["_weights"] = state.pop("model_")["field"]
     with pytest.raises(ValueError, match="unreleased version of sklearn_msf: fit again"):
         type(fitted)().__setstate__(state)

@@ -87,7 +87,7 @@ def _check_unconditional(p: Parameters, n_classes: int) -> None:
             f"and an odd number of classes ({n_classes}), where a mask without a class equals the "
             "code of the middle class: "
             "set class_dropout=0 in flow_params, or take another label_encoding or "
-            "label_prediction='velocity'."
+            "label_prediction='velocity' there."
         )
 
 

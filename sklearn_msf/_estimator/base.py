@@ -73,7 +73,6 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     # Fitted attributes; documented on the subclasses.
     _continuation: Continuation
     model_: FittedModel
-    classes_: np.ndarray
     n_features_in_: int
     image_shape_: tuple[int, ...]
     n_iter_: int
@@ -117,6 +116,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the fitted attributes, with the network on a device of this machine."""
         super().__setstate__(restore_fitted_state(state, state.get("device")))
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class labels, in order."""
+        return self.model_.classes
 
     @property
     def loss_curve_(self) -> list[float]:
@@ -379,7 +383,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         if not self.model_.generates:
             raise ValueError(
                 f"{wanted} needs the image branch, which was not trained because image_weight=0 "
-                "or classification_fraction=1: fit with other values."
+                "(in flow_params) or classification_fraction=1: fit with other values."
             )
         return self.model_
 

@@ -99,7 +99,6 @@ class Fit:
         return {
             **self.features,
             "model_": self.model,
-            "classes_": self.model.classes,
             "image_shape_": self.model.image_format.shape,
             "history_": self.history,
             "n_iter_": len(self.history),

@@ -332,7 +332,8 @@ def _check_latent_codes(p: Parameters) -> None:
     if p.label_prediction == "velocity" and p.label_encoding != "rgb":
         raise ValueError(
             f"label_encoding={p.label_encoding!r} makes no images that an autoencoder could "
-            "encode: over latents label_prediction='velocity' needs label_encoding='rgb'."
+            "encode: over latents label_prediction='velocity' needs label_encoding='rgb' in "
+            "flow_params."
         )
 
 

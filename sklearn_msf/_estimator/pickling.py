@@ -86,7 +86,7 @@ def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any
     dict
     """
     state = dict(state)
-    if "classes_" in state and "model_" not in state:
+    if "_weights" in state:
         raise ValueError("The pickle was made by an unreleased version of sklearn_msf: fit again.")
     if "model_" in state:
         state["model_"] = _model_from_state(state["model_"], device)

@@ -308,7 +308,8 @@ def check_channels(
     if encodes_masks and autoencoder.image_channels != 3:
         raise ValueError(
             f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
-            f"of {autoencoder.image_channels} channels: use label_prediction='posterior'."
+            f"of {autoencoder.image_channels} channels: use label_prediction='posterior' "
+            "in flow_params."
         )
     if n_channels not in (1, autoencoder.image_channels):
         raise ValueError(
