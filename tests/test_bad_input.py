@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny_autoencoder, tiny_classifier, tiny_latent_classifier
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -460,3 +461,21 @@ def test_sample_names_an_unusable_seed(on_bytes):
 def test_from_paper_names_a_dict_parameter_that_is_no_dict(estimator, value):
     with pytest.raises(ValueError, match="flow_params must be a dict or None, got"):
         estimator.from_paper("bloodmnist", flow_params=value)
+
+
+def test_nan_is_refused_although_scikit_learn_assumes_that_there_is_none(make_classifier):
+    images = np.random.default_rng(0).random((12, 8, 8))
+    labels = [0, 1] * 6
+    classifier = make_classifier(max_epochs=1).fit(images, labels)
+    bad = images.copy()
+    bad[3, 0, 0] = np.nan
+    with config_context(assume_finite=True):
+        for method in (
+            classifier.predict_proba,
+            classifier.predict_with_reject,
+            classifier.predict,
+        ):
+            with pytest.raises(ValueError, match="X contains NaN: 1 of 12 images .* first image 3"):
+                method(bad)
+        with pytest.raises(ValueError, match="X contains NaN"):
+            make_classifier().fit(bad, labels)

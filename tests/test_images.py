@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sklearn_msf.data.images import flatten_images, learn_format
+from sklearn_msf.data.images import check_finite, flatten_images, learn_format
 
 IMAGES = arrays(np.uint8, (3, 2, 4, 3))
 
@@ -68,3 +68,18 @@ def test_generated_values_stay_in_the_training_range():
 def test_huge_values_do_not_overflow():
     fmt = learn_format(np.array([[0.0, 10.0]]), (1, 2), flat=True)
     assert torch.isfinite(as_tensor(fmt, np.array([[1e300, -1e300]]))).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_that_are_not_finite_are_counted_and_the_first_image_named(value, dtype):
+    rows = np.zeros((5, 4), dtype=dtype)
+    rows[2, 1] = rows[4] = value
+    what = "NaN" if np.isnan(value) else "infinity"
+    with pytest.raises(ValueError, match=f"contains {what}: 2 of 5 images .* first image 2"):
+        check_finite(rows)
+
+
+def test_large_values_and_integers_are_finite():
+    check_finite(np.full((3, 4), np.finfo(np.float64).max))
+    check_finite(np.full((3, 4), np.iinfo(np.int64).max))

@@ -23,12 +23,13 @@ def test_all_classes_are_sampled_where_none_is_named(fitted):
 @pytest.mark.parametrize("solver", ODE_SOLVERS)
 def test_every_solver_samples_the_same_image_given_steps_enough(fitted, solver):
     settings = {"class_id": "two", "random_state": 0}
-    exact = fitted.sample(**settings, n_steps=8, ode_solver="rk4")
-    few, many = (fitted.sample(**settings, n_steps=n, ode_solver=solver) for n in (2, 16))
+    # From 20 steps on all solvers have the same last step, 0.05 long.
+    exact = fitted.sample(**settings, n_steps=20, ode_solver="rk4")
+    few, many = (fitted.sample(**settings, n_steps=n, ode_solver=solver) for n in (2, 20))
     assert few.shape == (1, 8, 8)
     assert np.isfinite(few).all()
     # Of values in 0 to 16.
-    assert np.abs(many - exact).mean() < 0.5
+    assert np.abs(many - exact).mean() < 0.3
 
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])

@@ -122,7 +122,7 @@ def test_a_fraction_of_the_samples_before_time_one_is_unconditional(
     trainer = make_trainer(
         make_tiny_field(n_classes=2), max_epochs=5, classification_fraction=0.5, class_dropout=0.5
     )
-    seen, losses = [], trainer.field.losses
+    seen, losses = [], trainer._field_losses
 
     def spied(sample, labels, n_at_one, n_dropped):
         seen.append((sample.t, sample.mask_t))

@@ -30,6 +30,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.runtime.device import resolve_device, worker_threads
+from sklearn_msf.training.losses import field_losses
 
 N_CLASSES = 8
 # How the defaults classify: a single Euler step.
@@ -242,7 +243,7 @@ def step_flops(classifier, X, y):
     t = torch.rand(n)
     sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
     with FlopCounterMode(display=False) as counter:
-        sum(field.losses(sample, labels, n_at_one)).backward()
+        sum(field_losses(field, sample, labels, n_at_one)).backward()
     return counter.get_total_flops() / n
 
 

@@ -1,4 +1,4 @@
-"""The scikit-learn interface: parameters, checks of X and y (NaN is refused), fitting, saving.
+"""The scikit-learn interface: parameters, checks of X and y, fitting, saving.
 
 Only this room knows scikit-learn's interface of estimators. It may import every room below it.
 `base.BaseMedSymmFlowClassifier` is the one class above the two public ones, which are in the

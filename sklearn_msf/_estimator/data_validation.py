@@ -12,7 +12,13 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
-from sklearn_msf.data.images import ImageFormat, flatten_images, learn_format, row_shape
+from sklearn_msf.data.images import (
+    ImageFormat,
+    check_finite,
+    flatten_images,
+    learn_format,
+    row_shape,
+)
 
 __all__ = [
     "OF_FEATURES",
@@ -25,6 +31,8 @@ __all__ = [
 ]
 
 
+# NaN is refused by `check_finite`, whatever scikit-learn's `assume_finite` is.
+_NUMBERS = {"dtype": "numeric", "ensure_all_finite": False}
 # Fitted attributes that scikit-learn's validation sets.
 OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
@@ -106,11 +114,11 @@ def check_training_samples(
         # Before scikit-learn's check, whose message would name only the number of features.
         _check_shape(estimator, image_format, shape)
     reset = image_format is None
-    # Refuses NaN and infinity.
     # It sets attributes, of which the estimator itself must know nothing before fit has ended.
     shell = object.__new__(type(estimator))
     vars(shell).update(vars(estimator))
-    rows, y = validate_data(shell, rows, _column(y), reset=reset, dtype="numeric")
+    rows, y = validate_data(shell, rows, _column(y), reset=reset, **_NUMBERS)
+    check_finite(rows)
     features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
     dtype, rows = rows.dtype, _numbers(rows)
     check_classification_targets(y)
@@ -153,7 +161,8 @@ def check_prediction_rows(
     rows, shape = flatten_images(X)
     # Before scikit-learn's check, whose message would name only the number of features.
     _check_shape(estimator, image_format, shape)
-    rows = _numbers(validate_data(estimator, rows, reset=False, dtype="numeric"))
+    rows = _numbers(validate_data(estimator, rows, reset=False, **_NUMBERS))
+    check_finite(rows)
     image_format.check(rows)
     return rows
 

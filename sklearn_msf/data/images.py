@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_msf.persistence.json_data import number_dtype
 
-__all__ = ["ImageFormat", "flatten_images", "learn_format", "row_shape"]
+__all__ = ["ImageFormat", "check_finite", "flatten_images", "learn_format", "row_shape"]
 
 # Limit for scaled floats. Values far outside the training range would drown the noise of the
 # path or overflow.
@@ -46,6 +46,36 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
             f"with 0 sample(s) or pixels; a minimum of 1 is required."
         )
     return np.asarray(X).reshape(shape[0], -1), shape[1:]
+
+
+def check_finite(rows: np.ndarray) -> None:
+    """Refuse images with NaN or infinity.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images as rows, of any numbers.
+
+    Raises
+    ------
+    ValueError
+        With the number of such images and the first of them.
+    """
+    if rows.dtype.kind != "f":
+        return
+    # The sum is finite if all values are, unless it overflows: then each is looked at.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = rows.sum(dtype=np.float64)
+    if np.isfinite(total):
+        return
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        first = int(np.argmax(bad))
+        what = "NaN" if np.isnan(rows[first]).any() else "infinity"
+        raise ValueError(
+            f"Input X contains {what}: {int(bad.sum())} of {len(rows)} images have values that "
+            f"are not finite, first image {first}. Leave these images out, or fill the values in."
+        )
 
 
 def row_shape(n_features: int) -> tuple[int, int]:

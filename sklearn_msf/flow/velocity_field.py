@@ -38,8 +38,6 @@ __all__ = [
     "make_field",
 ]
 
-# Minimum weight of the samples at t = 1 in the label loss of a batch that has other samples too.
-_MIN_LABEL_FRACTION_AT_ONE = 0.8
 # The label velocity of the posterior is 0 / 0 at t = 0: it is never divided by less than this,
 # and classification does not evaluate it at earlier times.
 _MIN_TIME = 0.05
@@ -119,28 +117,28 @@ class VelocityField(nn.Module):
         """Compute the velocities of image and mask, in their shapes, at times t of shape (n,)."""
         raise NotImplementedError
 
-    def losses(
+    def branch_outputs(
         self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the losses of the image branch and of the label branch on points of the path.
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the network on points of the path, for training.
 
         Parameters
         ----------
         sample : PathSample
-            Points of the path; the first `n_at_one` are at t = 1 and have no image loss.
+            Points of the path; the first `n_at_one` are at t = 1.
         labels : Tensor of shape (n,), int64
             Class indices.
         n_at_one : int
-            Number of samples at t = 1.
+            Number of samples at t = 1, which teach nothing about images.
         n_dropped : int, optional
-            Number of samples, the first ones, that have dropout: it helps classification but
-            blurs generated images. All by default.
+            Number of samples, the first ones, that have dropout. All by default.
 
         Returns
         -------
-        image_loss, label_loss : Tensor
-            Scalars: means over the samples. If some samples are at t = 1 and some are not, those
-            at t = 1 have a weight of at least 0.8 in the label loss.
+        output : Tensor of shape (n - n_at_one, C_x, H, W) or None
+            What the network returns for the images of the other samples; None without any.
+        errors : Tensor of shape (n,)
+            Error of the label branch for each sample.
         """
         raise NotImplementedError
 
@@ -293,18 +291,6 @@ class VelocityField(nn.Module):
         v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
         return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
-    def _label_loss(self, errors: Tensor, n_at_one: int) -> Tensor:
-        """Average the errors of the label branch; samples at t = 1 weigh at least 0.8 together.
-
-        Classification starts at t = 1, however few samples of a batch are there. The label loss
-        of the other samples makes the network memorise small data sets.
-        """
-        if not 0 < n_at_one < len(errors):
-            return errors.mean()
-        at_one, others = errors[:n_at_one].mean(), errors[n_at_one:].mean()
-        fraction = max(_MIN_LABEL_FRACTION_AT_ONE, n_at_one / len(errors))
-        return torch.lerp(others, at_one, fraction)
-
 
 class VelocityRegressionField(VelocityField):
     """Label branch as a regression of u_y per pixel (paper, section 3)."""
@@ -321,17 +307,13 @@ class VelocityRegressionField(VelocityField):
         output = self.unet(torch.cat([x_t, y_t], dim=1), t, n_dropped)
         return output[:, : x_t.shape[1]], output[:, x_t.shape[1] :]
 
-    def losses(
+    def branch_outputs(
         self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the mean squared errors of both velocities (paper, section 3)."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """Compute the outputs for images, and the squared errors of v_y (paper, section 3)."""
         output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_dropped)
-        generating = slice(n_at_one, None)
         errors = (v_y - sample.u_y).float().square().mean(dim=(1, 2, 3))
-        return (
-            self.image_parameterization.loss(output[generating], sample, generating),
-            self._label_loss(errors, n_at_one),
-        )
+        return output[n_at_one:], errors
 
     def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the masks y_0."""
@@ -418,22 +400,19 @@ class ClassPosteriorField(VelocityField):
         v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
         return self.image_parameterization.velocity(self.unet.decode(encoding), x_t, t), v_y
 
-    def losses(
+    def branch_outputs(
         self, sample: PathSample, labels: Tensor, n_at_one: int, n_dropped: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the mean squared error of v_x and the cross-entropy of p.
+    ) -> tuple[Tensor | None, Tensor]:
+        """Compute the outputs for images, and the cross-entropy of p.
 
         The p that minimises the cross-entropy also gives the v_y with the least mean squared
         error. Samples at t = 1 skip the upsampling half, which classification does not need.
         """
         encoding = self.encode(sample.x_t, sample.y_t, sample.t, sample.mask_t, n_dropped)
         errors = F.cross_entropy(self.class_logits(encoding), labels, reduction="none")
-        label_loss = self._label_loss(errors, n_at_one)
         if n_at_one == len(labels):
-            return label_loss.new_zeros(()), label_loss
-        generating = slice(n_at_one, None)
-        output = self.unet.decode(encoding.rows(n_at_one, len(labels)))
-        return self.image_parameterization.loss(output, sample, generating), label_loss
+            return None, errors
+        return self.unet.decode(encoding.rows(n_at_one, len(labels))), errors
 
     def image_velocity(
         self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None

@@ -4,6 +4,5 @@ May import `flow`, `data` and the folders below them. `trainer.Trainer` runs epo
 `batches.TrainingData` with `settings.TrainingSettings`, in which all automatic choices are made.
 `optimizer` makes the steps (Muon and AdamW), `schedule` has the learning rate and the time
 budget, `early_stopping` keeps the best weights. With `state` and `checkpoints`, which verifies
-what it reads, an interrupted run can be resumed. The losses are methods of the field:
-`flow.velocity_field`.
+what it reads, an interrupted run can be resumed. `losses` has the losses of both branches.
 """

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sklearn_msf.runtime.device import autocast, float32_rounding
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
+from sklearn_msf.training.losses import field_losses
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.training.settings import TrainingSettings
@@ -87,9 +89,8 @@ class Trainer:
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,
         )
-        self._field_losses = (
-            compile_or_not(field.losses) if settings.compile_network else field.losses
-        )
+        losses = partial(field_losses, field)
+        self._field_losses = compile_or_not(losses) if settings.compile_network else losses
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
