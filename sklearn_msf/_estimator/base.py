@@ -352,7 +352,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         self._generating_model("score_samples")
         model, inputs, settings = self._checked(X)
-        labels = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        labels = classify(model, inputs, settings).class_indices
         return typicality(model, inputs, labels, settings.precision, images_a_pass(model))
 
     def _checked(self, X: Any) -> tuple[FittedModel, FieldInputs, ClassificationSettings]:
@@ -689,7 +689,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         ode = sampling_ode(self._generating_model("reconstruct"), n_steps, ode_solver, 0.0)
         model, inputs, settings = self._checked(X)
-        sources = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        sources = classify(model, inputs, settings).class_indices
         return change_class(model, inputs, sources, sources, ode)
 
     def counterfactual(
@@ -737,7 +737,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         asked = np.asarray(to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
         model, inputs, settings = self._checked(X)
-        sources = classify(model, inputs, settings).probabilities.argmax(axis=1)
+        sources = classify(model, inputs, settings).class_indices
         if asked.shape not in ((), sources.shape):
             raise ValueError(
                 f"to_class must be one class, or one for each of the {len(inputs)} images; "
@@ -850,5 +850,5 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
 def _labels(model: FittedModel, prediction: Prediction) -> np.ndarray:
     """Return the most probable class of each image."""
-    labels: np.ndarray = model.classes[prediction.probabilities.argmax(axis=1)]
+    labels: np.ndarray = model.classes[prediction.class_indices]
     return labels

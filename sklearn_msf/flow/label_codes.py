@@ -8,7 +8,7 @@ jitter to every pixel; decoding measures the distance of a mask to each code. Se
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -144,7 +144,28 @@ LABEL_ENCODINGS = tuple(_ENCODINGS)
 
 
 @dataclass(frozen=True)
-class LabelCodes:
+class _Codes:
+    """What all codes have: one for each of K classes, with C channels."""
+
+    codes: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return self.codes.shape[0]
+
+    @property
+    def n_channels(self) -> int:
+        """Number of mask channels C."""
+        return self.codes.shape[1]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the codes to a device."""
+        return replace(self, codes=self.codes.to(device))
+
+
+@dataclass(frozen=True)
+class LabelCodes(_Codes):
     """The codes of K classes.
 
     Attributes
@@ -158,22 +179,7 @@ class LabelCodes:
     """
 
     encoding: str
-    codes: Tensor
     jitter: float
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes K."""
-        return self.codes.shape[0]
-
-    @property
-    def n_channels(self) -> int:
-        """Number of mask channels C."""
-        return self.codes.shape[1]
-
-    def to(self, device: torch.device | str) -> "LabelCodes":
-        """Move the codes to a device."""
-        return replace(self, codes=self.codes.to(device))
 
     def masks(
         self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
@@ -262,7 +268,7 @@ class LabelCodes:
 
 
 @dataclass(frozen=True)
-class EncodedLabelCodes:
+class EncodedLabelCodes(_Codes):
     """Class masks as an autoencoder encodes them (paper, section 3.2).
 
     Attributes
@@ -270,22 +276,6 @@ class EncodedLabelCodes:
     codes : Tensor of shape (K, C, h, w)
         Latent of each class's mask, float32.
     """
-
-    codes: Tensor
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes K."""
-        return self.codes.shape[0]
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels C of the latents."""
-        return self.codes.shape[1]
-
-    def to(self, device: torch.device | str) -> "EncodedLabelCodes":
-        """Move the codes to a device."""
-        return EncodedLabelCodes(self.codes.to(device))
 
     def masks(
         self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
@@ -405,4 +395,5 @@ def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
     LabelCodes
     """
     codes, jitter = _ENCODINGS[encoding].codes(n_classes, beta)
-    return LabelCodes(encoding, torch.as_tensor(codes, dtype=torch.float32), float(jitter))
+    table = torch.as_tensor(codes, dtype=torch.float32)
+    return LabelCodes(table, encoding=encoding, jitter=float(jitter))

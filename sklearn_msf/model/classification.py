@@ -79,6 +79,11 @@ class Prediction:
     draws: np.ndarray | None = None
     denoising_errors: np.ndarray | None = None
 
+    @property
+    def class_indices(self) -> np.ndarray:
+        """Index of the most probable class of each image, shape (n,)."""
+        return self.probabilities.argmax(axis=1)
+
 
 def predict(
     model: FittedModel, inputs: FieldInputs, settings: ClassificationSettings, kind: str

@@ -16,7 +16,7 @@ _EVIDENCE_WEIGHT = 3.0
 def _distance(prediction: Prediction) -> np.ndarray:
     """Distance between the predicted mask and the code of the predicted class (paper, eq. 2)."""
     rows = np.arange(len(prediction.distances))
-    return prediction.distances[rows, prediction.probabilities.argmax(axis=1)]
+    return prediction.distances[rows, prediction.class_indices]
 
 
 def _entropy(prediction: Prediction) -> np.ndarray:
@@ -46,7 +46,7 @@ def _image(prediction: Prediction) -> np.ndarray:
     """Margin plus the weighted log of the predicted class's error over the smallest other."""
     assert prediction.denoising_errors is not None
     rows = np.arange(len(prediction.denoising_errors))
-    predicted = prediction.probabilities.argmax(axis=1)
+    predicted = prediction.class_indices
     log_errors = np.log(np.maximum(prediction.denoising_errors, np.finfo(float).tiny))
     of_predicted = log_errors[rows, predicted]
     log_errors[rows, predicted] = np.inf
