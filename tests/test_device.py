@@ -6,9 +6,9 @@ import torch
 from sklearn_msf.runtime.device import (
     autocast,
     resolve_device,
-    tensor_float32,
     worker_threads,
 )
+from sklearn_msf.runtime.torch_state import tensor_float32
 
 
 def test_auto_is_a_device_of_this_machine():

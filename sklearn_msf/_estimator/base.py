@@ -49,6 +49,7 @@ from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.model.sampling import change_class, sample, sample_trajectory
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.runtime.progress import sampling_progress
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["BaseMedSymmFlowClassifier"]
 
@@ -355,6 +356,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         labels = classify(model, inputs, settings).class_indices
         return typicality(model, inputs, labels, settings.precision, images_a_pass(model))
 
+    @standard_torch()
     def _checked(self, X: Any) -> tuple[FittedModel, FieldInputs, ClassificationSettings]:
         """Check the parameters, and X against the images of fit; prepare X for the field."""
         check_is_fitted(self)

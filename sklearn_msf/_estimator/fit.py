@@ -42,6 +42,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.runtime.progress import training_progress
+from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import Checkpoints
@@ -128,6 +129,7 @@ class _FitState:
         return resolve_augmentation(self.p, self.samples.image_format)
 
 
+@standard_torch()
 def fit(
     estimator: BaseEstimator,
     p: Parameters,
@@ -208,6 +210,7 @@ def fit(
     return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
 
 
+@standard_torch()
 def fit_partially(
     estimator: BaseEstimator,
     p: Parameters,

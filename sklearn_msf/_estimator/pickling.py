@@ -18,6 +18,7 @@ from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace, PixelSpace
 from sklearn_msf.runtime.device import resolve_device
+from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.state import TrainingState
 
@@ -46,6 +47,7 @@ def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
         raise
 
 
+@standard_torch()
 def fitted_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Replace fitted attributes by plain data and arrays.
 
@@ -71,6 +73,7 @@ def fitted_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
+@standard_torch()
 def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any]:
     """Restore attributes from the state that :func:`fitted_state` returned.
 

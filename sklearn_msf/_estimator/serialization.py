@@ -45,6 +45,7 @@ from sklearn_msf.persistence.json_data import (
     labels_to_plain,
     to_plain,
 )
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["SavedModel", "SpaceReader", "open_model", "save_model"]
 
@@ -92,6 +93,7 @@ class SavedModel(NamedTuple):
     rejection: RejectionRule | None
 
 
+@standard_torch()
 def save_model(
     folder: Any,
     class_name: str,
@@ -151,6 +153,7 @@ def _is_saved(name: str) -> bool:
     return name in GROUPS or "folder" not in PARAMETERS[name].affects
 
 
+@standard_torch()
 def open_model(
     folder: Any,
     class_name: str,

@@ -23,6 +23,7 @@ from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["ClassificationSettings", "Prediction", "classify", "images_a_pass", "predict"]
 
@@ -85,6 +86,7 @@ class Prediction:
         return self.probabilities.argmax(axis=1)
 
 
+@standard_torch()
 def predict(
     model: FittedModel, inputs: FieldInputs, settings: ClassificationSettings, kind: str
 ) -> Prediction:
@@ -116,6 +118,7 @@ def predict(
     return replace(prediction, probabilities=p)
 
 
+@standard_torch()
 def classify(
     model: FittedModel,
     inputs: FieldInputs,

@@ -15,6 +15,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["denoising_errors", "typicality"]
 
@@ -78,6 +79,7 @@ def denoising_errors(
     return torch.cat(in_batches(run, n_images, batch_size, noise.device)).numpy()
 
 
+@standard_torch()
 def typicality(
     model: FittedModel,
     inputs: FieldInputs,

@@ -14,6 +14,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["change_class", "sample", "sample_trajectory"]
 
@@ -25,6 +26,7 @@ _MAX_SAMPLED_ON_GPU = 64
 _PRECISION = "float32"
 
 
+@standard_torch()
 def sample(
     model: FittedModel,
     labels: np.ndarray,
@@ -73,6 +75,7 @@ def sample(
     return model.image_format.from_tensor(images)
 
 
+@standard_torch()
 @torch.inference_mode()
 def sample_trajectory(
     model: FittedModel, label: int, seed: int, ode: OdeSettings
@@ -107,6 +110,7 @@ def sample_trajectory(
     return images, colours, np.array(field.path_times(ode.n_steps))
 
 
+@standard_torch()
 def change_class(
     model: FittedModel,
     inputs: FieldInputs,

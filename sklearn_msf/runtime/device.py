@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import torch
 
+from sklearn_msf.runtime.torch_state import tensor_float32
+
 __all__ = [
     "autocast",
     "float32_rounding",
     "resolve_device",
     "seeded_weights",
-    "tensor_float32",
     "to_channels_last",
     "worker_threads",
 ]
@@ -135,17 +136,3 @@ def worker_threads(n_tasks: int) -> Iterator[Executor]:
             torch.set_num_threads(n_threads)
     with executor:
         yield executor
-
-
-@contextlib.contextmanager
-def tensor_float32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid CUDA to round float32 products to TF32; restore the settings on exit."""
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32 = before[1]

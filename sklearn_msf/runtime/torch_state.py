@@ -1,0 +1,156 @@
+"""Torch's settings while this package computes, and as the caller had them before and after.
+
+Some settings belong to a thread (gradients, autocast, default device), others to the process
+(default dtype, TF32). Those of the process are shared by all threads that compute at the same
+time: the first one saves them, and the last one restores them.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+__all__ = ["standard_torch", "tensor_float32"]
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+Value = TypeVar("Value")
+Saved = TypeVar("Saved")
+
+
+@contextlib.contextmanager
+def standard_torch() -> Iterator[None]:
+    """Compute with torch's own settings, whatever the caller has set; restore them on exit.
+
+    New tensors are float32 and on the CPU, gradients are recorded, inference mode and autocast
+    are off. The default dtype belongs to the process: if the caller has set another one, tensors
+    that other threads make meanwhile are float32 too. May be nested, and used as a decorator.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_DEFAULT_DTYPE.held(torch.float32))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for device_type in _AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def tensor_float32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid CUDA to round float32 products to TF32; restore the settings on exit.
+
+    If threads that compute at the same time disagree, none of them rounds.
+    """
+    with _TENSOR_FLOAT32.held(allowed):
+        yield
+
+
+class _ProcessSetting(Generic[Value, Saved]):
+    """A setting of the process, shared by the threads that need it at the same time.
+
+    Parameters
+    ----------
+    save : callable
+        Returns the setting, to be restored.
+    change : callable
+        Takes all values that are wanted at the moment, one or more, and sets one for all.
+    restore : callable
+        Takes what `save` returned.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[], Saved],
+        change: Callable[[list[Value]], None],
+        restore: Callable[[Saved], None],
+    ):
+        self._save, self._change, self._restore = save, change, restore
+        self._lock = threading.Lock()
+        self._wanted: list[Value] = []
+        self._saved: list[Saved] = []
+
+    @contextlib.contextmanager
+    def held(self, value: Value) -> Iterator[None]:
+        """Ask for a value while the context lasts."""
+        with self._lock:
+            if not self._wanted:
+                self._saved = [self._save()]
+            self._wanted.append(value)
+            self._change(self._wanted)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted.remove(value)
+                if self._wanted:
+                    self._change(self._wanted)
+                else:
+                    self._restore(self._saved.pop())
+
+
+def _change_dtype(wanted: list[torch.dtype]) -> None:
+    if torch.get_default_dtype() != wanted[0]:
+        torch.set_default_dtype(wanted[0])
+
+
+def _restore_dtype(saved: torch.dtype) -> None:
+    if torch.get_default_dtype() != saved:
+        torch.set_default_dtype(saved)
+
+
+# Torch has an old and a new way to set TF32, and raises a RuntimeError where one reads the old
+# settings after somebody has used the new ones. The old way comes first here, because
+# torch.compile reads the old settings.
+
+
+class _TF32(NamedTuple):
+    """Settings for matrix products and convolutions, in the old or the new way."""
+
+    is_old_way: bool
+    products: Any
+    convolutions: Any
+
+
+def _save_tf32() -> _TF32:
+    # A general setting, which exists in the new way only, would override old ones.
+    if getattr(torch.backends, "fp32_precision", "none") == "none":
+        with contextlib.suppress(RuntimeError):
+            old = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            return _TF32(True, *old)
+    products, convolutions = _new_settings()
+    return _TF32(False, products.fp32_precision, convolutions.fp32_precision)
+
+
+def _new_settings() -> tuple[Any, Any]:
+    """Return the owners of the new settings, which torch's type annotations lack."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv
+
+
+def _change_tf32(wanted: list[bool]) -> None:
+    allowed = all(wanted)
+    if _save_tf32().is_old_way:
+        _restore_tf32(_TF32(True, "high" if allowed else "highest", allowed))
+    else:
+        _restore_tf32(_TF32(False, *["tf32" if allowed else "ieee"] * 2))
+
+
+def _restore_tf32(saved: _TF32) -> None:
+    if saved.is_old_way:
+        torch.set_float32_matmul_precision(saved.products)
+        torch.backends.cudnn.allow_tf32 = saved.convolutions
+        return
+    products, convolutions = _new_settings()
+    products.fp32_precision = saved.products
+    convolutions.fp32_precision = saved.convolutions
+
+
+_DEFAULT_DTYPE = _ProcessSetting(torch.get_default_dtype, _change_dtype, _restore_dtype)
+_TENSOR_FLOAT32 = _ProcessSetting(_save_tf32, _change_tf32, _restore_tf32)

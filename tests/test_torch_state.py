@@ -1,0 +1,219 @@
+"""The caller may have set torch's global settings to anything: results keep their bits."""
+
+import contextlib
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSIFIERS, fitted_classifier, three_digits
+
+from sklearn_msf.latent.autoencoder_training import _STAGES
+from sklearn_msf.runtime.torch_state import standard_torch, tensor_float32
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic_algorithms():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+STATES = {
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "meta": lambda: default_device("meta"),
+    "with-meta": lambda: torch.device("meta"),
+    "no-grad": torch.no_grad,
+    "grad-disabled": lambda: torch.set_grad_enabled(False),
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "deterministic": deterministic_algorithms,
+    "numpy-raises": lambda: np.errstate(all="raise"),
+}
+
+
+def settings():
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def answers(classifier, X):
+    """All that a fitted model computes, as bytes."""
+    images = X[:6]
+    results = [
+        classifier.predict_proba(images),
+        classifier.predict_uncertainty(images, kind="draws"),
+        classifier.predict_uncertainty(images, kind="image"),
+        classifier.score_samples(images),
+        classifier.sample(n_samples=2, n_steps=3, random_state=1),
+        *classifier.iter_samples(n_steps=2, batch_size=2, random_state=1),
+        *classifier.sample_trajectory("one", n_steps=3, random_state=1),
+        classifier.reconstruct(images, n_steps=2),
+        classifier.counterfactual(images, "two", n_steps=2),
+    ]
+    return [result.tobytes() for result in results]
+
+
+@pytest.fixture(scope="module", params=CLASSIFIERS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=STATES)
+def state(request):
+    return STATES[request.param]
+
+
+def test_a_fitted_model_answers_with_the_same_bits(kind, state):
+    classifier, (X, _) = fitted_classifier(kind), three_digits()
+    wanted = answers(classifier, X)
+    with state():
+        before = settings()
+        assert answers(classifier, X) == wanted
+        assert settings() == before
+
+
+def test_training_learns_the_same_bits(kind, state):
+    X, y = three_digits()
+
+    def train():
+        parameters = {"max_epochs": 1, "calibration": "temperature", "warm_start": True}
+        classifier = CLASSIFIERS[kind](optimizer="muon", channels=16, **parameters)
+        classifier.fit(X[:60], y[:60]).fit(X[:60], y[:60])
+        classifier.set_params(calibration=None)
+        classifier.partial_fit(X[:60], y[:60])
+        return classifier.predict_proba(X[:9]).tobytes(), classifier.history_[0]["loss"]
+
+    wanted = train()
+    with state():
+        before = settings()
+        assert train() == wanted
+        assert settings() == before
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_an_autoencoder_is_trained_to_the_same_bits(state, monkeypatch):
+    short = [stage._replace(n_steps=1, batch_size=2) for stage in _STAGES]
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._STAGES", short)
+    X, y = three_digits()
+
+    def train():
+        classifier = CLASSIFIERS["latents"](autoencoder="fit", time_budget=None, max_epochs=1)
+        return classifier.fit(X[:30], y[:30]).predict_proba(X[:9]).tobytes()
+
+    wanted = train()
+    with state():
+        assert train() == wanted
+
+
+def test_saved_and_pickled_models_open_with_the_same_bits(kind, state, tmp_path):
+    classifier, (X, _) = fitted_classifier(kind), three_digits()
+    classifier.save_pretrained(tmp_path / "before")
+    pickled = pickle.dumps(classifier)
+    wanted = classifier.predict_proba(X[:6]).tobytes()
+    with state():
+        classifier.save_pretrained(tmp_path / "within")
+        opened = [
+            type(classifier).from_pretrained(tmp_path / "before"),
+            type(classifier).from_pretrained(tmp_path / "within"),
+            pickle.loads(pickled),
+            pickle.loads(pickle.dumps(classifier)),
+        ]
+        for model in opened:
+            assert model.predict_proba(X[:6]).tobytes() == wanted
+    for model in opened:
+        assert model.predict_proba(X[:6]).tobytes() == wanted
+
+
+def test_the_default_dtype_stays_float32_until_the_last_thread_has_ended():
+    inside, leave = threading.Event(), threading.Event()
+
+    def long_computation():
+        with standard_torch():
+            inside.set()
+            leave.wait(10)
+            return torch.ones(1).dtype
+
+    with default_dtype(torch.float64), ThreadPoolExecutor(1) as executor:
+        running = executor.submit(long_computation)
+        inside.wait(10)
+        with standard_torch():
+            assert torch.ones(1).dtype == torch.float32
+        assert torch.ones(1).dtype == torch.float32
+        leave.set()
+        assert running.result() == torch.float32
+        assert torch.ones(1).dtype == torch.float64
+
+
+def tf32():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def test_tf32_is_off_while_one_of_several_threads_forbids_it():
+    before = tf32()
+    with tensor_float32(True):
+        assert tf32() == ("high", True)
+        with tensor_float32(False):
+            assert tf32() == ("highest", False)
+        assert tf32() == ("high", True)
+    assert tf32() == before
+
+
+def test_overlapping_users_of_tf32_leave_the_settings_as_they_were():
+    before = tf32()
+    first, second = tensor_float32(True), tensor_float32(True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert tf32() == ("high", True)
+    second.__exit__(None, None, None)
+    assert tf32() == before
+
+
+@pytest.mark.parametrize("of", ["matmul", "conv", "all"])
+def test_tf32_may_have_been_set_by_the_new_way(of):
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    owner = {"matmul": matmul, "conv": conv, "all": torch.backends}[of]
+    before = matmul.fp32_precision, conv.fp32_precision, torch.backends.fp32_precision
+    other = "ieee" if owner.fp32_precision == "tf32" else "tf32"
+    owner.fp32_precision = other
+    try:
+        seen = matmul.fp32_precision, conv.fp32_precision
+        with tensor_float32(True):
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
+        with tensor_float32(False):
+            assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
+        assert (matmul.fp32_precision, conv.fp32_precision) == seen
+    finally:
+        torch.backends.fp32_precision = before[2]
+        matmul.fp32_precision, conv.fp32_precision = before[:2]
