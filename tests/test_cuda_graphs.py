@@ -17,6 +17,8 @@ class FakeCuda:
     def __init__(self):
         self.n_captured = self.n_replayed = 0
         self.fails = False
+        self.devices = []
+        self.error_modes = []
 
     def Stream(self):
         return types.SimpleNamespace(wait_stream=lambda other: None)
@@ -33,7 +35,13 @@ class FakeCuda:
         self.n_replayed += 1
 
     @contextlib.contextmanager
-    def graph(self, graph):
+    def device(self, device):
+        self.devices.append(device)
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph, capture_error_mode):
+        self.error_modes.append(capture_error_mode)
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         yield
@@ -43,7 +51,7 @@ class FakeCuda:
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda()
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     return fake
 
@@ -100,3 +108,18 @@ def test_memory_that_runs_out_in_a_capture_is_for_the_caller(cuda, module):
     with pytest.raises(torch.OutOfMemoryError):
         replay(module, 0, too_large, torch.ones(2, 3))
     assert replay(module, 0, module, torch.ones(2, 3)).shape == (2, 2)
+
+
+def test_graphs_are_captured_and_replayed_on_the_device_of_the_tensors(cuda, module):
+    x = torch.ones(2, 3)
+    replay(module, 0, module, x)
+    assert cuda.devices == [x.device, x.device]
+    # Work of other threads must not end the capture.
+    assert cuda.error_modes == ["thread_local"]
+
+
+def test_only_the_newest_graphs_are_kept(cuda, module):
+    for key in range(cuda_graphs._MAX_GRAPHS + 3):
+        replay(module, key, module, torch.ones(2, 3))
+    kept = [key for key, _ in cuda_graphs._GRAPHS[module]]
+    assert kept == list(range(3, cuda_graphs._MAX_GRAPHS + 3))

@@ -232,7 +232,7 @@ class ImageFormat:
         -------
         ndarray of shape (n, H, W), (n, H, W, C) or (n, n_features)
         """
-        values = images.clamp(-1, 1).permute(0, 2, 3, 1).double().cpu().numpy()
+        values = images.clamp(-1, 1).permute(0, 2, 3, 1).cpu().double().numpy()
         values = (values + 1) / 2 * (self.high - self.low) + self.low
         if self.dtype.kind in "iub":
             values = np.rint(values)

@@ -62,7 +62,7 @@ def denoising_errors(
         n_real = min(size, n_images - start)
         x = inputs.batch(start, size, mirrored=False)
         n_channels = x.shape[1]
-        errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float64)
+        errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float32)
         for i in range(n_tried):
             classes = torch.zeros(size, dtype=torch.int64)
             classes[:n_real] = torch.from_numpy(labels[start : start + n_real, i])
@@ -74,7 +74,7 @@ def denoising_errors(
                     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()
                 errors[:, i, j] = error.flatten(1).mean(dim=1)
-        return errors[:n_real].cpu()
+        return errors[:n_real].cpu().double()
 
     return torch.cat(in_batches(run, n_images, batch_size, noise.device)).numpy()
 

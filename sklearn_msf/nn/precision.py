@@ -2,13 +2,13 @@
 
 import functools
 import statistics
-import threading
 import time
 
 import torch
 
 from sklearn_msf.nn.unet import ResidualBlock
 from sklearn_msf.runtime.device import autocast, seeded_weights, to_channels_last, worker_threads
+from sklearn_msf.runtime.locks import fork_safe_lock
 
 __all__ = ["PRECISIONS", "resolve_precision"]
 
@@ -26,7 +26,7 @@ _CLEARLY_SLOWER = 0.6
 _MARGIN = 1.1
 
 # Only one thread measures; others wait and use the cached result.
-_MEASURING = threading.Lock()
+_MEASURING = fork_safe_lock()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

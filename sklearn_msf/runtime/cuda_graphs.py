@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.runtime.locks import fork_safe_lock
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["replay"]
@@ -22,25 +23,34 @@ __all__ = ["replay"]
 _N_WARM_UP = 3
 
 
+# Each graph keeps the memory of its pass. Batches have few shapes; more than these come from calls
+# with ever other settings, and the oldest graph goes.
+_MAX_GRAPHS = 16
+
+
 class _Graph:
     """One captured pass, with its own memory for inputs and output."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
         self._lock = threading.Lock()
-        self._inputs = [value.clone() for value in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_N_WARM_UP):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = function(*self._inputs)
+        self._device = inputs[0].device
+        # CUDA captures on the current device, which need not be that of the tensors.
+        with torch.cuda.device(self._device):
+            self._inputs = [value.clone() for value in inputs]
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_N_WARM_UP):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may allocate memory meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         # All threads share the memory of the graph.
-        with self._lock:
+        with self._lock, torch.cuda.device(self._device):
             for mine, value in zip(self._inputs, inputs, strict=True):
                 mine.copy_(value)
             self._graph.replay()
@@ -49,7 +59,7 @@ class _Graph:
 
 # The graphs of a module are deleted with it, because a graph holds no reference to the module.
 _GRAPHS: WeakKeyDictionary[nn.Module, dict[Hashable, _Graph | None]] = WeakKeyDictionary()
-_CAPTURING = threading.Lock()
+_CAPTURING = fork_safe_lock()
 
 
 def replay(
@@ -63,7 +73,8 @@ def replay(
         The module whose weights the function reads. The graph is kept as long as the module.
     key : hashable
         Identifies the function among those of the module. There is one graph for each key and
-        each combination of shapes, dtypes and devices of the inputs.
+        each combination of shapes, dtypes and devices of the inputs, of which the 16 newest are
+        kept.
     function : callable
         Function of CUDA tensors that does not synchronise with the device.
     *inputs : Tensor
@@ -79,6 +90,8 @@ def replay(
     with _CAPTURING:
         graphs = _GRAPHS.setdefault(module, {})
         if full_key not in graphs:
+            while len(graphs) >= _MAX_GRAPHS:
+                del graphs[next(iter(graphs))]
             graphs[full_key] = _capture(function, inputs)
         graph = graphs[full_key]
     return function(*inputs) if graph is None else graph(*inputs)

@@ -8,16 +8,20 @@ from typing import TypeVar
 
 import torch
 
+from sklearn_msf.runtime.locks import fork_safe_lock
 from sklearn_msf.runtime.torch_state import tensor_float32
 
 __all__ = [
     "autocast",
     "float32_rounding",
+    "has_float64",
     "resolve_device",
     "seeded_weights",
     "to_channels_last",
     "worker_threads",
 ]
+
+_WITH_FLOAT64 = ("cpu", "cuda")
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -37,19 +41,23 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        If torch does not know the device, this machine does not have it, or it does not
-        support float64.
+        If torch does not know the device or this machine does not have it.
     """
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, dtype=torch.float64, device=resolved).item()
+        torch.zeros(1, dtype=torch.float32, device=resolved).item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device must be 'auto' or a device that torch can use here, got {device!r}."
         ) from error
     return resolved
+
+
+def has_float64(device: torch.device) -> bool:
+    """Tell whether a device has float64; Apple's GPUs and some others have not."""
+    return device.type in _WITH_FLOAT64
 
 
 def to_channels_last(module: Module, device: torch.device | None = None) -> Module:
@@ -82,19 +90,23 @@ def float32_rounding(
 
 
 # New weights are drawn from torch's global generator, so make only one network at a time.
-_MAKING_WEIGHTS = threading.Lock()
+_MAKING_WEIGHTS = fork_safe_lock()
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Draw the weights of new networks from a seed, and restore torch's generator afterwards."""
+    """Draw the weights of new networks from a seed, and restore torch's generator afterwards.
+
+    Torch's layers draw from the global generator only. If other threads draw from it meanwhile,
+    they get numbers of this seed.
+    """
     with _MAKING_WEIGHTS, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed every GPU.
         torch.default_generator.manual_seed(seed)
         yield
 
 
-_STARTING = threading.Lock()
+_STARTING = fork_safe_lock()
 
 
 def _take_one_core() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sklearn_msf.data.augmentation import augment_images
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.runtime.device import has_float64
 
 __all__ = ["TrainingData"]
 
@@ -53,16 +54,17 @@ class TrainingData:
         self.labels = labels.to(device)
         self.epoch_size = epoch_size
         self.augment = augment
-        self._weights = weights.to(device)
-        self._cumulative = (weights.cumsum(0) / weights.sum()).to(device)
+        # On the CPU, because some devices have no float64.
+        self._weights = weights.cpu()
+        self._cumulative = _cumulative(self._weights)
 
     def take(self, rows: Tensor) -> "TrainingData":
         """Return data restricted to some indices, (n,) int64, that share the images."""
         part = copy.copy(self)
         kept = torch.zeros_like(self._weights)
-        kept[rows.to(kept.device)] = self._weights[rows.to(kept.device)]
+        kept[rows.cpu()] = self._weights[rows.cpu()]
         part._weights = kept
-        part._cumulative = kept.cumsum(0) / kept.sum()
+        part._cumulative = _cumulative(kept)
         part.epoch_size = max(1, round(self.epoch_size * len(rows) / len(self.labels)))
         return part
 
@@ -73,13 +75,14 @@ class TrainingData:
         unit weights every image is visited exactly once.
         """
         n, device = self.epoch_size, self.labels.device
-        offset = torch.rand(1, generator=generator, device=device, dtype=torch.float64)
-        points = (torch.arange(n, device=device, dtype=torch.float64) + offset) / n
+        dtype = torch.float64 if has_float64(device) else torch.float32
+        offset = torch.rand(1, generator=generator, device=device, dtype=dtype).cpu()
+        points = (torch.arange(n, dtype=torch.float64) + offset) / n
         rows = torch.searchsorted(self._cumulative, points).clamp_max(len(self.labels) - 1)
         order = torch.randperm(n, generator=generator, device=device)
         # Streamed images are selected on their own device, so move the indices there, once per
         # epoch.
-        rows = rows[order].to(self.images.device)
+        rows = rows[order.cpu()].to(self.images.device)
         yield from rows.tensor_split(max(1, round(n / batch_size)))
 
     def batch(
@@ -117,6 +120,10 @@ class TrainingData:
             return self.images[rows]
         # Do not wait for the copy: torch reuses a pinned block only after its copy has finished.
         return self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
+
+
+def _cumulative(weights: Tensor) -> Tensor:
+    return weights.cumsum(0) / weights.sum()
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
