@@ -103,6 +103,30 @@ def test_a_file_is_downloaded_once_and_described(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["toymnist.npz"]
 
 
+@pytest.mark.parametrize(
+    ("label", "warns"),
+    [
+        ({"0": "femur-left", "1": "liver"}, True),
+        ({"0": "liver", "1": "Right kidney"}, True),
+        ({"0": "cleft", "1": "bright"}, False),
+    ],
+)
+def test_the_description_warns_of_mirror_images_where_classes_are_sides(
+    server, tmp_path, label, warns
+):
+    server.behaviours = ["good"]
+    server.entry["label"] = label
+    text = fetch_medmnist("toymnist", data_home=tmp_path).DESCR
+    assert ("Warning: names of classes say left or right" in text) == warns
+    assert ("augment='affine' or augment=None" in text) == warns
+
+
+def test_of_the_sets_of_medmnist_the_organs_are_those_with_sides():
+    info = _medmnist._medmnist_info()
+    sided = [name for name in info if "Warning" in _medmnist._describe(name, 28, info[name])]
+    assert sided == ["organamnist", "organcmnist", "organsmnist", "organmnist3d"]
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_splits_are_the_published_ones(server, tmp_path, split):
     server.behaviours = ["good"]

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def fetch_medmnist(
         target_names : list of str
             Name of each class.
         DESCR : str
-            Description with licence and citation.
+            Description with licence and citation. It warns of mirror images if names of classes
+            say left or right.
         filename : str
             Path of the file.
 
@@ -197,14 +199,26 @@ def _read(path: Path, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     return data, target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
 
 
+def _has_sides(target_names: Iterable[str]) -> bool:
+    """Return whether names of classes say left or right."""
+    words = {word for name in target_names for word in re.findall("[a-z]+", name.lower())}
+    return not words.isdisjoint({"left", "right"})
+
+
 def _describe(name: str, size: int, entry: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{split} {n}" for split, n in entry["n_samples"].items())
+    sides = [
+        "Warning: names of classes say left or right, and a mirror image of one side looks like "
+        "the other side. Train without mirror images: augment='affine' or augment=None.",
+        "",
+    ]
     return "\n".join(
         [
             f"{entry['python_class']} ({name}), {size} px",
             "",
             entry["description"],
             "",
+            *(sides if _has_sides(entry["label"].values()) else []),
             f"Task: {entry['task']}. Images: {counts}.",
             f"Licence: {entry['license']}.",
             f"Citation: {_CITATION}",
