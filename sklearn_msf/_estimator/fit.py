@@ -31,6 +31,7 @@ from sklearn_msf._estimator.data_validation import (
     check_training_samples,
     hold_out,
 )
+from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.run_fingerprint import open_checkpoints
@@ -173,6 +174,8 @@ def fit(
         # Plan before training, so that a class with too few samples or a bad folder fails early.
         plan = plan_calibration(state.samples, seed, checkpoints)
     data, trainer, model = _prepare_training(state, random_state)
+    n_images = data.epoch_size * trainer.settings.max_epochs
+    warn_of_mirroring(p, state.samples, state.augment, trainer, n_images)
 
     def probabilities_of(samples: TrainingSamples) -> Probabilities:
         return _probabilities(p, model, samples)
@@ -237,6 +240,8 @@ def fit_partially(
     )
     state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
     data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
+    if previous is None:
+        warn_of_mirroring(p, state.samples, state.augment, trainer, data.epoch_size)
     trainer.history = [] if previous is None else list(previous.history)
     trainer.fit_epoch(data)
     model = model.with_field(trainer.average, model.temperature)
