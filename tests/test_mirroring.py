@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn_msf._estimator import fit as fitting
 from sklearn_msf._estimator import mirroring_check
 from sklearn_msf.data.augmentation import mirror_images
-from sklearn_msf.data.mirroring import compare_mirroring, shrink_images
+from sklearn_msf.data.mirroring import compare_mirroring, comparison_cost, shrink_images
 
 SIDES = np.array(["left", "right"])
 
@@ -138,6 +138,22 @@ def test_a_class_without_images_is_passed_over():
     effect = compare_mirroring(as_tensor(X), 2 * y, "hflip")
     assert effect.harmed == [0, 2]
     assert np.isnan(effect.plain[1])
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.inference_mode, lambda: torch.device("meta"), lambda: torch.autocast("cpu")],
+    ids=["inference mode", "default device", "autocast"],
+)
+def test_the_comparison_does_not_depend_on_modes_of_torch(mode):
+    X, y = sided(60, noise=1.0)
+    images = as_tensor(X)
+    expected = compare_mirroring(images, y, "flip")
+    with mode():
+        effect = compare_mirroring(images, y, "flip")
+        assert comparison_cost(60, (1, 16, 16), "flip") > 0
+    np.testing.assert_array_equal(effect.plain, expected.plain)
+    np.testing.assert_array_equal(effect.mirrored, expected.mirrored)
 
 
 def test_images_that_are_all_alike_give_no_claim():
