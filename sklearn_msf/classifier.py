@@ -49,9 +49,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Settings of the flow. Each entry is optional; its default is in parentheses:
 
         - "label_encoding" ("rgb"): label codes. "rgb": colours of a palette (paper, section 3.1;
-          up to 64 classes). "grayscale": levels of gray (SymmFlow); with an odd number of classes
-          and ``label_prediction="posterior"`` they need ``class_dropout=0``. "simplex": vertices
-          of a regular simplex (up to 1,024 classes).
+          up to 64 classes). "grayscale": levels of gray (SymmFlow; up to 1,024 classes); with an
+          odd number of classes and ``label_prediction="posterior"`` they need
+          ``class_dropout=0``. "simplex": vertices of a regular simplex (up to 1,024 classes).
         - "label_prediction" ("posterior"): what the label branch of the network predicts.
           "posterior": the class posterior, from which the velocity of the mask follows in closed
           form. "velocity": this velocity itself, pixel by pixel (the paper).
@@ -182,7 +182,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Only after :meth:`fit_reject`. `threshold`: the uncertainty above which
         :meth:`predict_with_reject` rejects an image; None, if no threshold could be certified,
         rejects all. `kind`: the kind of uncertainty. `settings`: the parameters of prediction with
-        which the threshold was learned.
+        which the threshold was learned. `target_risk`, `confidence`, `n_images`, `n_accepted`,
+        `n_wrong`: what was asked for, and how many calibration images there were, were accepted
+        and were of these answered wrongly; from them the certificate can be checked.
 
     See Also
     --------

@@ -146,6 +146,40 @@ def test_too_many_classes_for_the_palette_name_the_remedy():
         make_label_codes("rgb", 65, 4.0)
 
 
+@pytest.mark.parametrize("encoding", ["grayscale", "simplex"])
+def test_codes_are_for_up_to_1024_classes(encoding):
+    assert make_label_codes(encoding, 1024, 4.0).n_classes == 1024
+    with pytest.raises(ValueError, match=f"label_encoding='{encoding}' .* 1,024 .*got 1,025"):
+        make_label_codes(encoding, 1025, 4.0)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 8, 64])
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+def test_codes_are_regular_where_all_distances_are_equal(encoding, n_classes):
+    codes = make_label_codes(encoding, n_classes, 4.0)
+    gaps = torch.pdist(codes.codes.double())
+    assert codes.is_regular == torch.allclose(gaps, gaps[:1])
+
+
+@given(st.integers(3, 300), st.floats(1e-3, 255))
+def test_the_scale_of_gray_probabilities_is_half_the_smallest_of_all_distances(n_classes, beta):
+    codes = make_label_codes("grayscale", n_classes, beta)
+    masks = torch.linspace(-beta, beta, 5, dtype=torch.float64)[:, None, None, None]
+    scale = torch.pdist(codes.codes.double()).min() / 2
+    wanted = torch.softmax(-codes.distances(masks) / scale, dim=1)
+    assert torch.equal(codes.probabilities(masks), wanted)
+
+
+def test_probabilities_of_gray_codes_do_not_compare_all_pairs_of_classes(monkeypatch):
+    codes = make_label_codes("grayscale", 1024, 4.0)
+    n_compared = []
+    pdist = torch.pdist
+    monkeypatch.setattr(torch, "pdist", lambda x: n_compared.append(len(x)) or pdist(x))
+    p = codes.probabilities(torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+    assert p.shape == (1, 1024)
+    assert max(n_compared, default=0) <= 2
+
+
 def test_grayscale_needs_a_range():
     with pytest.raises(ValueError, match="beta > 0, got 0"):
         make_label_codes("grayscale", 3, 0)

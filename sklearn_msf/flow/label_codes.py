@@ -28,8 +28,9 @@ __all__ = [
 # The four levels of a channel: the palette has 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
 _N_RGB_CODES = len(_RGB_LEVELS) ** 3
-# Simplex codes of K classes take K * (K - 1) numbers, and their masks K - 1 channels.
-_MAX_SIMPLEX_CODES = 1024
+# Simplex codes of K classes take K * (K - 1) numbers, and their masks K - 1 channels. More levels
+# of gray could not be told apart.
+_MAX_CODES = 1024
 # Softened value of a mixture weight of 0, in units of 1 / K.
 _WEIGHT_FLOOR = 0.005
 # Codes count as affinely independent if their spread in every direction is at least this
@@ -53,8 +54,17 @@ def _grayscale_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
     """Space the codes evenly from -beta/2 to beta/2, with a jitter of half a step."""
     if beta <= 0:
         raise ValueError(f"label_encoding='grayscale' needs beta > 0, got {beta!r}.")
+    _check_n_codes("grayscale", n_classes)
     steps = 2.0 * np.arange(n_classes) / (n_classes - 1) - 1.0
     return (beta / 2 * steps)[:, None], beta / 2 / (n_classes - 1)
+
+
+def _check_n_codes(encoding: str, n_classes: int) -> None:
+    if n_classes > _MAX_CODES:
+        raise ValueError(
+            f"label_encoding={encoding!r} has codes for up to {_MAX_CODES:,} classes, got "
+            f"{n_classes:,}: y looks like numbers to predict rather than classes to tell apart."
+        )
 
 
 def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
@@ -63,11 +73,7 @@ def _simplex_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
     The rows of the Helmert matrix are an orthonormal basis of the vectors that sum to zero. The
     coordinates of the unit vectors in this basis, scaled to a mean square of 1, are the vertices.
     """
-    if n_classes > _MAX_SIMPLEX_CODES:
-        raise ValueError(
-            f"label_encoding='simplex' has codes for up to {_MAX_SIMPLEX_CODES} classes, got "
-            f"{n_classes}."
-        )
+    _check_n_codes("simplex", n_classes)
     size = n_classes - 1
     helmert = np.tril(np.ones((size, n_classes)))
     helmert[np.arange(size), np.arange(1, n_classes)] = -np.arange(1, n_classes)
@@ -126,6 +132,14 @@ def _mixture_weights(means: Tensor, codes: Tensor) -> Tensor | None:
     # Do not use a matrix product: its rounding depends on the number of means.
     centred = means - codes.mean(dim=0)
     return torch.stack([(centred * row).sum(dim=1) for row in to_weights], dim=1) + 1 / len(codes)
+
+
+def _smallest_gap(codes: Tensor) -> Tensor:
+    """Compute the smallest distance between two codes (K, C)."""
+    if codes.shape[1] > 1:
+        return torch.pdist(codes).min()
+    # Of numbers the nearest two are neighbours: K^2 / 2 pairs need not be compared.
+    return codes[:, 0].sort().values.diff().min()
 
 
 @dataclass(frozen=True)
@@ -244,23 +258,22 @@ class LabelCodes(_Codes):
             Rows sum to 1.
         """
         codes = self.codes.to(masks.dtype)
-        gaps = torch.pdist(codes)
         if self.is_regular:
             # For a regular simplex with edge a the weights are affine in the squared
             # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
             squared = self.distances(masks).square()
-            offsets = (squared.mean(dim=1, keepdim=True) - squared) / gaps[0].square()
+            edge = torch.pdist(codes[:2])
+            offsets = (squared.mean(dim=1, keepdim=True) - squared) / edge.square()
             return _positive_weights(offsets + 1 / self.n_classes)
         weights = _mixture_weights(masks.mean(dim=(2, 3)), codes)
         if weights is not None:
             return _positive_weights(weights)
-        return torch.softmax(-self.distances(masks) / (gaps.min() / 2), dim=1)
+        return torch.softmax(-self.distances(masks) / (_smallest_gap(codes) / 2), dim=1)
 
     @property
     def is_regular(self) -> bool:
         """Whether all codes are equally far apart."""
-        gaps = torch.pdist(self.codes.double())
-        return bool(torch.allclose(gaps, gaps[:1]))
+        return self.encoding == "simplex" or self.n_classes == 2
 
     def mean_codes(self, probabilities: Tensor) -> Tensor:
         """Compute E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
@@ -382,8 +395,8 @@ def make_label_codes(encoding: str, n_classes: int, beta: float) -> LabelCodes:
     ----------
     encoding : {"rgb", "grayscale", "simplex"}
         "rgb": colours of the palette {0, 75, 150, 225}^3 (paper, section 3.1), up to 64
-        classes. "grayscale": even steps in one channel (SymmFlow). "simplex": vertices of
-        a regular simplex in K - 1 channels, up to 1,024 classes.
+        classes. "grayscale": even steps in one channel (SymmFlow), up to 1,024 classes.
+        "simplex": vertices of a regular simplex in K - 1 channels, up to 1,024 classes.
     n_classes : int
         Number of classes K, at least 2.
     beta : float
