@@ -83,3 +83,13 @@ def test_values_that_are_not_finite_are_counted_and_the_first_image_named(value,
 def test_large_values_and_integers_are_finite():
     check_finite(np.full((3, 4), np.finfo(np.float64).max))
     check_finite(np.full((3, 4), np.iinfo(np.int64).max))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int8])
+def test_images_over_the_whole_range_of_integers_are_drawn_from_its_least_to_its_greatest(dtype):
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    rows = np.array([[least, 0], [1, most]], dtype=dtype)
+    fmt = learn_format(rows, (1, 2), flat=True)
+    black_and_white = fmt.from_tensor(torch.tensor([[[[-1.0, 1.0]]]]))
+    assert black_and_white.dtype == dtype
+    assert black_and_white.tolist() == [[least, most]]

@@ -34,7 +34,12 @@ from sklearn_msf._estimator.rejection import (
     rejects,
 )
 from sklearn_msf._estimator.sampling_requests import class_indices, sampling_ode
-from sklearn_msf._estimator.serialization import open_model, save_model
+from sklearn_msf._estimator.serialization import (
+    SavedClass,
+    SpaceReader,
+    open_model,
+    save_model,
+)
 from sklearn_msf._evaluation.validation import check_share
 from sklearn_msf.model.classification import (
     ClassificationSettings,
@@ -783,6 +788,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If the estimator is not fitted.
         TypeError
             For parameters or labels that cannot be saved as plain data.
+        ValueError
+            For a model that :meth:`from_pretrained` would refuse, for example with parameters that
+            have become invalid since fit. A model that was already in the folder is kept.
         OSError
             If the files cannot be written. A model that was already in the folder is kept.
         """
@@ -791,7 +799,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         assert done is not None
         save_model(
             folder,
-            type(self).__name__,
+            self._saved_class(self, self._preparation.read_space),
             self._saved_parameters(),
             done,
             getattr(self, "rejection_", None),
@@ -827,14 +835,20 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     @classmethod
     def _open(cls: type[Estimator], folder: Any, read_space: Any) -> Estimator:
-        default = cls()
-        defaults = {name: getattr(default, name) for name in cls._constructor_names()}
-        saved = open_model(folder, cls.__name__, defaults, cls._group_defaults, read_space)
+        saved = open_model(folder, cls._saved_class(cls(), read_space))
         estimator = cls(**saved.parameters)
         estimator._take(saved.fit)
         if saved.rejection is not None:
             estimator.rejection_ = saved.rejection
         return estimator
+
+    @classmethod
+    def _saved_class(
+        cls, default: "BaseMedSymmFlowClassifier", read_space: SpaceReader
+    ) -> SavedClass:
+        """Describe the class, and an estimator that has what files lack, for saving and opening."""
+        defaults = {name: getattr(default, name) for name in cls._constructor_names()}
+        return SavedClass(cls.__name__, defaults, cls._group_defaults, read_space)
 
     # The paper's settings
 

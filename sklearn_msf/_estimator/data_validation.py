@@ -246,7 +246,12 @@ def _column(y: Any) -> Any:
 
 
 def _numbers(rows: np.ndarray) -> np.ndarray:
-    """Convert booleans to 8-bit integers 0 and 1; return other types unchanged."""
+    """Convert booleans to 8-bit integers 0 and 1; refuse dates; return numbers unchanged."""
+    if rows.dtype.kind in "mM":
+        raise ValueError(
+            f"X is {rows.dtype}, which holds dates or times, but images are numbers: leave them "
+            "out, or convert them, for example X.astype('int64')."
+        )
     return rows.astype(np.int8) if rows.dtype == bool else rows
 
 

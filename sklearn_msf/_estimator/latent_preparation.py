@@ -26,6 +26,7 @@ from sklearn_msf.latent.latent_space import LatentSpace, check_channels
 from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.persistence.limits import check_encoded_size
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 
@@ -113,11 +114,14 @@ class LatentPreparation:
         image_format: ImageFormat,
         p: Parameters,
         n_classes: int,
+        *,
+        known: Any = None,
         given: Any = None,
     ) -> tuple[LatentSpace, LatentOrigin]:
         """Return the space that a saved model describes, with an autoencoder that was `given`."""
         palette = _mask_palette(p, n_classes)
-        space = LatentSpace.from_plain(plain, tensors, image_format, palette, given)
+        opened = None if known is None else known.autoencoder
+        space = LatentSpace.from_plain(plain, tensors, image_format, palette, given, opened)
         autoencoder = p.autoencoder
         if isinstance(autoencoder, str) and autoencoder == OBJECT:
             autoencoder = space.autoencoder.module if given is None else given
@@ -278,6 +282,7 @@ class LatentPreparation:
                 )
             return factor * math.ceil(height / factor), factor * math.ceil(width / factor)
         sides = np.broadcast_to(self._p.encoded_size, 2).tolist()
+        check_encoded_size(sides, image_format.size)
         if any(side % factor for side in sides):
             raise ValueError(
                 f"encoded_size={self._p.encoded_size!r} must be a multiple of the autoencoder's "

@@ -110,7 +110,9 @@ def _model_to_state(model: FittedModel) -> dict[str, Any]:
     state = dict(vars(model))
     state["layout"] = asdict(model.field.layout)
     state["field"] = _tensors_to_arrays(model.field.state_dict())
-    state["image_format"] = model.image_format.to_plain()
+    state["image_format"] = plain = model.image_format.to_plain()
+    # A pickle that could not be opened is refused while the model is still there.
+    ImageFormat.from_plain(plain)
     space = model.space
     state["space"] = (
         _tensors_to_arrays(space.to_state()) if isinstance(space, LatentSpace) else None

@@ -41,8 +41,14 @@ class Preparation(Protocol):
         image_format: ImageFormat,
         p: Parameters,
         n_classes: int,
+        *,
+        known: Any = None,
     ) -> tuple[ImageSpace, Any]:
-        """Return the space that a saved model describes, and the `origin` of its fit."""
+        """Return the space that a saved model describes, and the `origin` of its fit.
+
+        A model that is about to be saved has its space already, `known`: then nothing is opened,
+        and only the description is checked.
+        """
 
     def open(self) -> None:
         """Open what the parameters name, before :meth:`fingerprint`."""
@@ -84,6 +90,8 @@ class PixelPreparation:
         image_format: ImageFormat,
         p: Parameters,
         n_classes: int,
+        *,
+        known: Any = None,
     ) -> tuple[PixelSpace, None]:
         """Return the space of pixels; files hold no data of it."""
         if plain is not None or tensors:

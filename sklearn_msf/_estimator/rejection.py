@@ -47,11 +47,24 @@ class RejectionRule:
         Kind of the uncertainty.
     settings : dict
         Parameters of prediction with which the threshold was learned, as plain data.
+    target_risk : float or None
+        Fraction of wrong answers that is allowed among those given. This and what follows make
+        the certificate one that can be checked later; None in rules of older files.
+    confidence : float or None
+        Probability that the fraction is kept to, over the choice of calibration images.
+    n_images, n_accepted, n_wrong : int or None
+        Number of calibration images, of those that the rule accepts, and of these the number that
+        are answered wrongly.
     """
 
     threshold: float | None
     kind: str
     settings: dict[str, Any]
+    target_risk: float | None = None
+    confidence: float | None = None
+    n_images: int | None = None
+    n_accepted: int | None = None
+    n_wrong: int | None = None
 
 
 def prediction_parameters(p: Parameters) -> dict[str, Any]:
@@ -126,8 +139,9 @@ def learn_rule(
             "that training saw: calibrate on others, or on more. A classifier that makes no "
             "errors needs no threshold: coverage=1.0 accepts all."
         )
+    uncertainty = UNCERTAINTIES[kind](prediction)
     threshold = certified_threshold(
-        wrong, UNCERTAINTIES[kind](prediction), target_risk=target_risk, confidence=confidence
+        wrong, uncertainty, target_risk=target_risk, confidence=confidence
     )
     if threshold is None:
         warn_user(
@@ -135,7 +149,17 @@ def learn_rule(
             f"target_risk={target_risk} at confidence={confidence} on these {len(wrong)} "
             "images. predict_with_reject will reject every image.",
         )
-    return RejectionRule(threshold, kind, settings)
+    accepted = uncertainty <= (-np.inf if threshold is None else threshold)
+    return RejectionRule(
+        threshold,
+        kind,
+        settings,
+        target_risk=float(target_risk),
+        confidence=float(confidence),
+        n_images=len(wrong),
+        n_accepted=int(accepted.sum()),
+        n_wrong=int(wrong[accepted].sum()),
+    )
 
 
 def check_rule(rule: RejectionRule, kind: Any, settings: dict[str, Any]) -> None:

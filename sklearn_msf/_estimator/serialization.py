@@ -1,8 +1,10 @@
 """Fitted models saved as folders with safetensors and JSON files."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from sklearn_msf._estimator.model_card import CARD_START, model_card
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     PARAMETERS,
-    Parameters,
+    check_positive_integer,
     resolve_parameters,
     with_defaults,
 )
@@ -24,7 +26,7 @@ from sklearn_msf._estimator.rejection import RejectionRule
 from sklearn_msf._version import __version__
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.exceptions import AutoencoderError
-from sklearn_msf.flow.label_codes import count_code_channels
+from sklearn_msf.flow.label_codes import count_code_channels, make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
@@ -45,18 +47,24 @@ from sklearn_msf.persistence.json_data import (
     labels_to_plain,
     to_plain,
 )
+from sklearn_msf.persistence.limits import (
+    check_blocks,
+    check_image_shape,
+    check_metadata_size,
+    check_passes,
+)
 from sklearn_msf.runtime.torch_state import standard_torch
 
-__all__ = ["SavedModel", "SpaceReader", "open_model", "save_model"]
+__all__ = ["SavedClass", "SavedModel", "SpaceReader", "open_model", "save_model"]
 
 _NAME = "model"
 _SPACE = "space"
 _CARD = "README.md"
 _MAX_SEED = 2**32
-# Largest n_draws and n_steps in a file, so that a file cannot make predictions endless.
-_MAX_REPETITIONS = 10_000
-_MAX_SIDE = 2**14
+_FLAGS = ("mirrored", "generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
+# Numbers of calibration images, none larger than the one before.
+_COUNTS = ("n_images", "n_accepted", "n_wrong")
 # Errors that invalid values in a file can raise. torch raises a RuntimeError for sizes beyond its
 # limits.
 _NOT_A_MODEL = (
@@ -69,10 +77,30 @@ _NOT_A_MODEL = (
 )
 
 
-# Restores the space of an estimator class, and the `origin` of a continuation, from a file's data.
-SpaceReader = Callable[
-    [Any, dict[str, Tensor], ImageFormat, Parameters, int], tuple[ImageSpace, Any]
-]
+# Restores the space of an estimator class, and the `origin` of a continuation, from a file's data;
+# see `Preparation.read_space`.
+SpaceReader = Callable[..., tuple[ImageSpace, Any]]
+
+
+class SavedClass(NamedTuple):
+    """What saving and opening must know of an estimator class.
+
+    Attributes
+    ----------
+    name : str
+        Name of the class.
+    default_parameters : mapping
+        Constructor parameters with their defaults.
+    group_defaults : mapping
+        Entries of the dict parameters with their defaults.
+    read_space : callable
+        Restores the space of the class.
+    """
+
+    name: str
+    default_parameters: Mapping[str, Any]
+    group_defaults: Mapping[str, Mapping[str, Any]]
+    read_space: SpaceReader
 
 
 class SavedModel(NamedTuple):
@@ -96,7 +124,7 @@ class SavedModel(NamedTuple):
 @standard_torch()
 def save_model(
     folder: Any,
-    class_name: str,
+    saved_class: SavedClass,
     parameters: Mapping[str, Any],
     fit: Fit,
     rejection: RejectionRule | None,
@@ -107,20 +135,26 @@ def save_model(
     ----------
     folder : str or Path
         Folder to write to; created if it is missing.
-    class_name : str
-        Name of the estimator class.
+    saved_class : SavedClass
+        The estimator class.
     parameters : mapping
         Constructor parameters.
     fit : Fit
         The fitted model.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
+
+    Raises
+    ------
+    ValueError
+        For a model that :func:`open_model` would refuse; what is in the folder stays.
     """
     path, model = Path(folder), fit.model
     names = fit.features.get("feature_names_in_")
-    card = model_card(class_name, fit)
+    # A label may hold half of a surrogate pair, which UTF-8 lacks.
+    card = model_card(saved_class.name, fit).encode(errors="backslashreplace")
     metadata: dict[str, Any] = {
-        "class": class_name,
+        "class": saved_class.name,
         "library_version": __version__,
         "parameters": {
             name: to_plain(value) for name, value in parameters.items() if _is_saved(name)
@@ -143,10 +177,53 @@ def save_model(
     if space is not None:
         metadata["space"] = space
         tensors |= {f"{_SPACE}.{name}": value for name, value in of_space.items()}
+    tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+    _check_opens(metadata, tensors, saved_class, model)
     write_archive(path, _NAME, tensors, metadata)
     remove_leftovers(path, _NAME)
     if not (path / _CARD).exists() or (path / _CARD).read_bytes().startswith(CARD_START):
-        write_file(path / _CARD, card.encode())
+        write_file(path / _CARD, card)
+
+
+def _check_opens(
+    metadata: dict[str, Any],
+    tensors: dict[str, Tensor],
+    saved_class: SavedClass,
+    model: FittedModel,
+) -> None:
+    """Refuse a model that could not be opened again, before anything is written.
+
+    The checks are those of the reader, on what it would read.
+    """
+    try:
+        _check_plain(metadata)
+        # What JSON makes of the data may differ from them.
+        as_read = json.loads(json.dumps(metadata))
+        checked = _checked(as_read, tensors, saved_class, known=model.space)
+    except _NOT_A_MODEL as error:
+        raise ValueError(
+            f"The model was not saved, because it could not be opened again: {error}"
+        ) from error
+    if not np.array_equal(checked.classes, model.classes):
+        raise TypeError(
+            f"classes of dtype {model.classes.dtype} cannot be saved exactly; use labels that are "
+            "whole numbers or strings, or pickle the estimator."
+        )
+
+
+def _check_plain(metadata: dict[str, Any]) -> None:
+    """Refuse numbers that JSON lacks, by the name of the parameter, and too much data."""
+    for name, value in metadata["parameters"].items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{name} holds numbers that are not finite.") from error
+    # Indented as write_archive does.
+    n_bytes = {
+        name: len(json.dumps({"metadata": {name: value}}, indent=1))
+        for name, value in metadata.items()
+    }
+    check_metadata_size(sum(n_bytes.values()), max(n_bytes, key=lambda name: n_bytes[name]))
 
 
 def _is_saved(name: str) -> bool:
@@ -154,27 +231,15 @@ def _is_saved(name: str) -> bool:
 
 
 @standard_torch()
-def open_model(
-    folder: Any,
-    class_name: str,
-    default_parameters: Mapping[str, Any],
-    group_defaults: Mapping[str, Mapping[str, Any]],
-    read_space: SpaceReader,
-) -> SavedModel:
+def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
     """Read a model that :func:`save_model` wrote.
 
     Parameters
     ----------
     folder : str or Path
         Folder of the model.
-    class_name : str
-        Name of the estimator class that opens the model.
-    default_parameters : mapping
-        Constructor parameters of the class with their defaults.
-    group_defaults : mapping
-        Entries of its dict parameters with their defaults.
-    read_space : callable
-        Restores the space of the class.
+    saved_class : SavedClass
+        The estimator class that opens the model.
 
     Returns
     -------
@@ -195,110 +260,131 @@ def open_model(
         )
     tensors, metadata = read_archive(path, _NAME)
     try:
-        return _from_metadata(
-            metadata, tensors, class_name, default_parameters, group_defaults, read_space
-        )
+        checked = _checked(metadata, tensors, saved_class)
     except (ArchiveError, AutoencoderError):
         raise
     # A changed file can hold any value in any place.
     except _NOT_A_MODEL as error:
-        raise ArchiveError(f"{path / _NAME}.json is not a usable model: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise ArchiveError(f"{path / _NAME}.json is not a usable model: {reason}.") from error
+    field = build_field(checked.layout, 0, checked.space.mask_codes)
+    field.load_state_dict(checked.weights)
+    field.requires_grad_(False).eval()
+    model = FittedModel(
+        field=field,
+        classes=checked.classes,
+        space=checked.space,
+        image_format=checked.image_format,
+        **checked.numbers,
+    )
+    fit = Fit(
+        model=move_model(model, checked.parameters["device"]),
+        history=checked.history,
+        continuation=checked.continuation,
+        features=checked.features,
+    )
+    return SavedModel(checked.parameters, fit, checked.rejection)
 
 
-def _from_metadata(
+class _Checked(NamedTuple):
+    """Content of the files of a model, checked, of which a model can be made."""
+
+    parameters: dict[str, Any]
+    layout: FieldLayout
+    weights: dict[str, Tensor]
+    classes: np.ndarray
+    space: ImageSpace
+    image_format: ImageFormat
+    numbers: dict[str, Any]
+    history: list[dict[str, Any]]
+    continuation: Continuation
+    features: dict[str, Any]
+    rejection: RejectionRule | None
+
+
+def _checked(
     metadata: dict[str, Any],
     tensors: dict[str, Tensor],
-    class_name: str,
-    default_parameters: Mapping[str, Any],
-    group_defaults: Mapping[str, Mapping[str, Any]],
-    read_space: SpaceReader,
-) -> SavedModel:
-    if metadata["class"] != class_name:
+    saved_class: SavedClass,
+    known: ImageSpace | None = None,
+) -> _Checked:
+    """Check all that a saved model consists of, whether it was read or is about to be written.
+
+    No number is used on which time or memory depends before it is compared with a limit or with
+    the size of the weights. A model to be written has its space already, `known`.
+    """
+    if metadata["class"] != saved_class.name:
         raise ArchiveError(
-            f"The folder holds a {metadata['class']!r}, not a {class_name}: open it with "
+            f"The folder holds a {metadata['class']!r}, not a {saved_class.name}: open it with "
             "that class."
         )
     given = {name: from_plain(value) for name, value in metadata["parameters"].items()}
-    unknown = [n for n in given if n not in default_parameters or not _is_saved(n)]
+    unknown = [n for n in given if n not in saved_class.default_parameters or not _is_saved(n)]
     if unknown:
         raise ArchiveError(f"The model has parameters {unknown} that cannot be set from a file.")
-    parameters = {**default_parameters, **given}
-    p = resolve_parameters(parameters, group_defaults)
-    if max(p.n_draws, p.n_steps) > _MAX_REPETITIONS:
-        raise ArchiveError(
-            f"The model has n_draws={p.n_draws} and n_steps={p.n_steps}; at most "
-            f"{_MAX_REPETITIONS:,} are opened."
-        )
-    classes = labels_from_plain(metadata["classes"])
+    parameters = {**saved_class.default_parameters, **given}
+    p = resolve_parameters(parameters, saved_class.group_defaults)
+    check_passes(p.n_draws, p.n_steps)
+    image_format = ImageFormat.from_plain(metadata["image_format"])
+    check_image_shape(image_format.shape)
+    plain_layout = {name: from_plain(value) for name, value in metadata["layout"].items()}
+    _check_layout_entries(plain_layout, with_defaults(parameters, saved_class.group_defaults))
+    layout = layout_from_plain(plain_layout)
+    classes = labels_from_plain(metadata["classes"], layout.n_classes)
     if classes.ndim != 1 or len(classes) < 2 or not (classes[:-1] < classes[1:]).all():
         raise ArchiveError(
             "The model must have two or more classes, sorted and without duplicates."
         )
-    image_format = ImageFormat.from_plain(metadata["image_format"])
-    if max(image_format.shape) > _MAX_SIDE:
-        raise ArchiveError(f"The model has images of shape {image_format.shape}.")
     of_space = part_of(tensors, _SPACE)
     weights = {n: value for n, value in tensors.items() if not n.startswith(f"{_SPACE}.")}
-    space, origin = read_space(metadata.get("space"), of_space, image_format, p, len(classes))
-    plain_layout = {name: from_plain(value) for name, value in metadata["layout"].items()}
-    layout = _checked_layout(plain_layout, parameters, group_defaults, len(classes), space, weights)
-    field = build_field(layout, 0, space.mask_codes)
-    field.load_state_dict(weights)
-    field.requires_grad_(False).eval()
-    model = FittedModel(
-        field=field,
-        classes=classes,
-        space=space,
-        image_format=image_format,
-        noise_seed=_integer("noise_seed", metadata["noise_seed"]),
-        temperature=_temperature(metadata["temperature"]),
-        mirrored=bool(metadata["mirrored"]),
-        generates=bool(metadata["generates"]),
-        generates_unconditionally=bool(metadata["generates_unconditionally"]),
+    space, origin = saved_class.read_space(
+        metadata.get("space"), of_space, image_format, p, len(classes), known=known
     )
+    _check_weights(layout, space, weights)
     n_continued = _integer("n_continued", metadata["n_continued"])
     features: dict[str, Any] = {"n_features_in_": math.prod(image_format.shape)}
     if metadata["feature_names"] is not None:
         names = _feature_names(metadata["feature_names"], features["n_features_in_"])
         features["feature_names_in_"] = names
-    fit = Fit(
-        model=move_model(model, p.device),
-        history=_history(metadata["history"]),
-        continuation=Continuation(None, n_continued, None, origin),
-        features=features,
+    numbers = {
+        "noise_seed": _integer("noise_seed", metadata["noise_seed"]),
+        "temperature": _temperature(metadata["temperature"]),
+        **{name: bool(metadata[name]) for name in _FLAGS},
+    }
+    return _Checked(
+        parameters,
+        layout,
+        weights,
+        classes,
+        space,
+        image_format,
+        numbers,
+        _history(metadata["history"]),
+        Continuation(None, n_continued, None, origin),
+        features,
+        _rejection(metadata["rejection"]),
     )
-    return SavedModel(parameters, fit, _rejection(metadata["rejection"]))
 
 
-def _checked_layout(
-    plain: dict[str, Any],
-    parameters: Mapping[str, Any],
-    group_defaults: Mapping[str, Mapping[str, Any]],
-    n_classes: int,
-    space: ImageSpace,
-    weights: dict[str, Tensor],
-) -> FieldLayout:
-    """Make the layout, or refuse one that is invalid or does not fit the weights.
-
-    A number in the file on which time or memory depends is compared with the size of the weights
-    before it is used.
-    """
+def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
     if plain.keys() != wanted:
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
-    flat = with_defaults(parameters, group_defaults)
-    for name in wanted & flat.keys():
+    for name in wanted & parameters.keys():
         PARAMETERS[name].check(name, plain[name])
-    n_channels = space.shape[0]
-    counts = plain["n_classes"], plain["image_channels"]
-    if counts != (n_classes, n_channels):
+    check_positive_integer("image_channels", plain["image_channels"])
+    check_positive_integer("n_classes", plain["n_classes"], least=2)
+    make_label_codes(plain["label_encoding"], plain["n_classes"], plain["beta"])
+
+
+def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Tensor]) -> None:
+    """Refuse a layout that does not fit the space or the weights."""
+    n_classes, n_channels = layout.n_classes, space.shape[0]
+    if layout.image_channels != n_channels:
         raise ArchiveError(
-            f"The layout is for {counts[0]!r} classes and {counts[1]!r} channels; the model "
-            f"has {n_classes} and {n_channels}."
+            f"The layout is for {layout.image_channels} channels; the model has {n_channels}."
         )
-    layout = layout_from_plain(plain)
-    if layout.n_blocks * len(layout.channel_mult) > len(weights):
-        raise ArchiveError("The layout has more blocks than there are weights.")
     mask_codes = space.mask_codes
     if mask_codes is None:
         n_inputs = n_channels + count_code_channels(layout.label_encoding, n_classes)
@@ -308,15 +394,16 @@ def _checked_layout(
         raise ArchiveError("The model has encoded masks that its label branch does not use.")
     first = weights.get("unet.conv_in.weight")
     shape = () if first is None else tuple(first.shape)
-    widths = [layout.channels * multiple for multiple in layout.channel_mult]
-    wanted_shape = (widths[0], n_inputs * layout.patch_size**2, 3, 3)
-    if shape != wanted_shape or max(widths) > sum(value.numel() for value in weights.values()):
+    width = layout.channels * layout.channel_mult[0]
+    if shape != (width, n_inputs * layout.patch_size**2, 3, 3):
         raise ArchiveError(f"The layout does not fit a first convolution of shape {shape}.")
+    # Downsampling has n_blocks at each level, and upsampling one more.
+    n_blocks = 2 * layout.n_blocks + 1
+    check_blocks([(n_blocks, layout.channels * m) for m in layout.channel_mult], weights)
     # The meta device allocates no memory; the checks above bound the time by the number of weights.
     with torch.device("meta"):
         field = build_field(layout, 0, mask_codes)
     check_tensors(weights, field.state_dict(), "The model")
-    return layout
 
 
 def _history(plain: Any) -> list[dict[str, Any]]:
@@ -349,7 +436,20 @@ def _rejection(plain: Any) -> RejectionRule | None:
     certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
     if not certified or kind not in UNCERTAINTIES or not isinstance(settings, dict):
         raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    return RejectionRule(threshold, kind, settings)
+    return RejectionRule(threshold, kind, settings, **_certificate(plain))
+
+
+def _certificate(plain: dict[str, Any]) -> dict[str, Any]:
+    """Read what a certificate can be checked by; None in files of older versions."""
+    shares = {name: plain.get(name) for name in ("target_risk", "confidence")}
+    counts = [plain.get(name) for name in _COUNTS]
+    if not all(x is None or (type(x) is float and 0 < x < 1) for x in shares.values()):
+        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
+    known = [n for n in counts if n is not None]
+    is_falling = all(a >= b for a, b in pairwise(known))
+    if not all(type(n) is int and n >= 0 for n in known) or not is_falling:
+        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
+    return {**shares, **dict(zip(_COUNTS, counts, strict=True))}
 
 
 def _feature_names(plain: Any, n_features: int) -> np.ndarray:

@@ -105,6 +105,15 @@ class ImageFormat:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        """Refuse a range in which images cannot be scaled, learned or read from a file."""
+        width, twice_the_middle = self.high - self.low, self.high + self.low
+        if not math.isfinite(width) or not math.isfinite(twice_the_middle) or width < 0:
+            raise ValueError(
+                f"X has values from {self.low:g} to {self.high:g}, a range beyond what float64 "
+                "holds: divide X, for example X / 1e10, or leave out the pixels that are so large."
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
@@ -139,8 +148,6 @@ class ImageFormat:
         sizes = all(type(n) is int and n > 0 for n in shape)
         if not sizes or len(shape) not in (2, 3) or not isinstance(flat, bool):
             raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is not a valid image format")
-        if not math.isfinite(high - low) or low > high:
-            raise ValueError(f"images from {low} to {high} are not a valid range of images")
         return cls(shape, flat, number_dtype(plain["dtype"]), low, high)
 
     def check(self, rows: np.ndarray) -> None:
@@ -237,7 +244,19 @@ class ImageFormat:
         if self.dtype.kind in "iub":
             values = np.rint(values)
         shape = (len(values), -1) if self.flat else (len(values), *self.shape)
-        return values.astype(self.dtype).reshape(shape)
+        return _in_dtype(values, self.dtype).reshape(shape)
+
+
+def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert float64 values in the range of a dtype to that dtype."""
+    most = np.iinfo(dtype).max if dtype.kind in "iu" else 0
+    if float(most) <= most:
+        return values.astype(dtype)
+    # float64 rounds the largest 64-bit integers up to a number that their dtype cannot hold.
+    beyond = values >= float(most)
+    converted = np.where(beyond, 0.0, values).astype(dtype)
+    converted[beyond] = most
+    return converted
 
 
 def learn_format(

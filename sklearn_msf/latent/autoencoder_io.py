@@ -22,20 +22,24 @@ from sklearn_msf.persistence.archives import (
     read_archive,
     write_archive,
 )
+from sklearn_msf.persistence.limits import check_blocks
 from sklearn_msf.runtime.device import seeded_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
     "autoencoder_from_plain",
     "autoencoder_to_plain",
+    "check_autoencoder",
     "read_autoencoder",
     "write_autoencoder",
 ]
 
 _NAME = "autoencoder"
-# Limits for the configuration in a file: number of levels and of blocks in a level, any integer.
-_MAX_LAYERS = 64
+# Limits for the configuration in a file: factor of enlargement of a level, any integer.
+_MAX_UPSAMPLING = 128
 _MAX_SIZE = 8192
+# The two halves of an AutoencoderTiny, as its configuration calls them.
+_SIDES = ("encoder", "decoder")
 
 
 def autoencoder_to_plain(
@@ -48,7 +52,8 @@ def autoencoder_to_plain(
     autoencoder : ImageAutoencoder
         The autoencoder.
     by_name : bool
-        Whether to name an autoencoder from the hub instead of copying its weights.
+        Whether to name an autoencoder from the hub instead of copying its weights, if its id and
+        commit are known.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def autoencoder_to_plain(
         Weights in float32 on the CPU; empty if the autoencoder is only named.
     """
     source = autoencoder.source
-    if source["kind"] == "object" or (by_name and source["kind"] == "hub"):
+    if source["kind"] == "object" or (by_name and source["kind"] == "hub" and _is_pinned(source)):
         return dict(source), {}
     module = autoencoder.module
     weights = {name: value.float().cpu() for name, value in module.state_dict().items()}
@@ -91,54 +96,106 @@ def autoencoder_from_plain(
         If the autoencoder is not in the file and cannot be loaded, or if one was passed although
         the file holds it.
     """
+    check_autoencoder(metadata, tensors)
     kind = metadata["kind"]
     if kind == "embedded":
         if given is not None:
             raise AutoencoderError(
                 "The files contain the autoencoder: call from_pretrained without autoencoder."
             )
-        return _embedded(metadata, tensors)
-    if tensors:
-        raise ArchiveError("The model names its autoencoder but also contains weights for it.")
+        with seeded_weights(0):
+            module = build_autoencoder(metadata["class"], metadata["config"])
+        module.load_state_dict(tensors)
+        return ImageAutoencoder(module, {"kind": "embedded"})
     if given is not None:
         return as_autoencoder(given)
     if kind == "hub":
-        name, revision = metadata["id"], metadata["revision"]
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(
-            r"[0-9a-f]{40}", revision
-        ):
+        return open_autoencoder(metadata["id"], metadata["revision"])
+    raise AutoencoderError(
+        "The model was fitted with an autoencoder of the user's own, which files cannot "
+        "hold: pass it, from_pretrained(folder, autoencoder=...)."
+    )
+
+
+def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Check the description of an autoencoder, before it is written and before it is opened.
+
+    Parameters
+    ----------
+    metadata, tensors : dict
+        As :func:`autoencoder_to_plain` returns them.
+
+    Raises
+    ------
+    ArchiveError
+        If the description is invalid, or the weights do not fit it.
+    """
+    try:
+        kind = metadata["kind"]
+        if kind == "embedded":
+            _check_embedded(metadata["class"], metadata["config"], tensors)
+        elif tensors:
+            raise ArchiveError("The model names its autoencoder but also contains weights for it.")
+        elif kind == "hub" and not _is_pinned(metadata):
+            name, revision = metadata["id"], metadata["revision"]
             raise ArchiveError(
                 f"The model names an invalid autoencoder: id {name!r}, revision {revision!r}."
             )
-        return open_autoencoder(name, revision)
-    if kind == "object":
-        raise AutoencoderError(
-            "The model was fitted with an autoencoder of the user's own, which files cannot "
-            "hold: pass it, from_pretrained(folder, autoencoder=...)."
-        )
-    raise ArchiveError(f"The model has an autoencoder of kind {kind!r}.")
+        elif kind not in ("hub", "object"):
+            raise ArchiveError(f"The model has an autoencoder of kind {kind!r}.")
+    except ArchiveError:
+        raise
+    # A changed file can hold any value in any place. torch and diffusers raise a RuntimeError, or
+    # what Python raises, for sizes and types that they cannot use.
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise ArchiveError(f"The model has an invalid autoencoder: {e}") from e
 
 
-def _embedded(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> ImageAutoencoder:
-    kind, config = metadata["class"], metadata["config"]
+def _is_pinned(source: dict[str, Any]) -> bool:
+    """Tell whether an id on the hub and a commit are named, so that a file needs no weights."""
+    name, revision = source["id"], source["revision"]
+    return (
+        isinstance(name, str)
+        and isinstance(revision, str)
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+        and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+    )
+
+
+def _check_embedded(kind: Any, config: Any, tensors: dict[str, Tensor]) -> None:
+    """Refuse a configuration that is not bounded by the weights that are there."""
     if kind not in AUTOENCODER_CLASSES or not isinstance(config, dict):
         raise ArchiveError(f"The model has an autoencoder of class {kind!r}.")
-    if not all(_is_bounded(value) for value in config.values()):
+    for name, value in config.items():
+        if not _is_bounded(value):
+            raise ArchiveError(
+                f"The autoencoder of the model has {name}={value!r}; integers from 0 to "
+                f"{_MAX_SIZE:,} can be opened."
+            )
+    if not 1 < config.get("upsampling_scaling_factor", 2) <= _MAX_UPSAMPLING:
         raise ArchiveError("The autoencoder of the model has an invalid layout.")
-    n_levels = max(len(v) for v in config.values() if isinstance(v, list))
-    blocks = [config.get("layers_per_block", 1), config.get("upsampling_scaling_factor", 2) // 2]
-    for name in ("num_encoder_blocks", "num_decoder_blocks"):
-        blocks += config.get(name, [])
-    if not all(type(n) is int and 0 < n <= _MAX_LAYERS for n in (n_levels, *blocks)):
-        raise ArchiveError("The autoencoder of the model has an invalid layout.")
+    check_blocks(_blocks(kind, config), tensors)
     # On the meta device no memory is allocated, whatever sizes the file asks for.
     with torch.device("meta"):
         wanted = build_autoencoder(kind, config).state_dict()
     check_tensors(tensors, wanted, "The autoencoder")
-    with seeded_weights(0):
-        module = build_autoencoder(kind, config)
-    module.load_state_dict(tensors)
-    return ImageAutoencoder(module, {"kind": "embedded"})
+
+
+def _blocks(kind: str, config: dict[str, Any]) -> list[tuple[int, int]]:
+    """List the numbers and the widths of the residual blocks of each level."""
+    if kind == "AutoencoderKL":
+        names: tuple[str, ...] = ("down_block_types", "up_block_types", "block_out_channels")
+        # The decoder has one more than the encoder.
+        n_blocks = 2 * config["layers_per_block"] + 1
+        levels = [(n_blocks, width) for width in config["block_out_channels"]]
+    else:
+        sides = [(f"num_{side}_blocks", f"{side}_block_out_channels") for side in _SIDES]
+        names = tuple(name for side in sides for name in side)
+        levels = [pair for n, width in sides for pair in zip(config[n], config[width], strict=True)]
+    is_valid = len({len(config[name]) for name in names}) == 1
+    if not is_valid or not all(type(n) is int and n > 0 for level in levels for n in level):
+        raise ArchiveError("The autoencoder of the model has an invalid layout.")
+    return levels
 
 
 def _is_bounded(value: Any) -> bool:
@@ -167,4 +224,7 @@ def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:
         return None
     if metadata.get("key") != key:
         return None
-    return autoencoder_from_plain(metadata["autoencoder"], tensors)
+    try:
+        return autoencoder_from_plain(metadata["autoencoder"], tensors)
+    except (ArchiveError, LookupError):
+        return None

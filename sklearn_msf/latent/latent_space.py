@@ -19,7 +19,11 @@ from sklearn_msf.flow.label_codes import (
     PixelReader,
 )
 from sklearn_msf.latent.autoencoder import Encoded, ImageAutoencoder
-from sklearn_msf.latent.autoencoder_io import autoencoder_from_plain, autoencoder_to_plain
+from sklearn_msf.latent.autoencoder_io import (
+    autoencoder_from_plain,
+    autoencoder_to_plain,
+    check_autoencoder,
+)
 from sklearn_msf.latent.scaling import (
     ENCODED_AT_ONCE,
     LatentScaling,
@@ -28,16 +32,13 @@ from sklearn_msf.latent.scaling import (
 )
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
+from sklearn_msf.persistence.limits import check_encoded_size
 from sklearn_msf.runtime.batching import in_batches
 
 __all__ = ["LatentSpace", "check_channels"]
 
 # Allowed error of the fixed image's latents, in standard deviations: machines round differently.
 _PROBE_TOLERANCE = 0.01
-# Largest encoded side that a file may ask for, in pixels or as a multiple of the image's side,
-# whichever is larger: encoding beyond it could take all memory.
-_MAX_ENLARGED = 1024
-_MAX_ENLARGEMENT = 16
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,12 @@ class LatentSpace:
         image_format: ImageFormat,
         palette: LabelCodes | None,
         given: Any,
+        opened: ImageAutoencoder | None = None,
     ) -> "LatentSpace":
         """Restore the space from the data of a file, which may have been tampered with.
+
+        The same checks are for data that are about to be written: then the autoencoder is at hand,
+        and only its description is checked.
 
         Parameters
         ----------
@@ -167,6 +172,8 @@ class LatentSpace:
             Colours of the classes, if the field carries encoded masks of them.
         given : object
             Autoencoder to use if the file has only a name, or not even that; else None.
+        opened : ImageAutoencoder, optional
+            The autoencoder itself.
 
         Raises
         ------
@@ -177,25 +184,29 @@ class LatentSpace:
         ValueError
             If the images have other channels than the autoencoder takes.
         """
-        autoencoder = autoencoder_from_plain(
-            plain["autoencoder"], part_of(tensors, "autoencoder"), given
-        )
+        height, width = size = tuple(plain["encoded_size"])
+        if not all(type(n) is int and n > 0 for n in size):
+            raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+        check_encoded_size(size, image_format.size)
+        description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
+        if opened is None:
+            autoencoder = autoencoder_from_plain(description, weights, given)
+        else:
+            check_autoencoder(description, weights)
+            autoencoder = opened
         _check_probe(autoencoder, tensors["probe"])
         check_channels(image_format, autoencoder, encodes_masks=palette is not None)
         factor, n_channels = autoencoder.factor, autoencoder.latent_channels
-        height, width = (int(n) for n in plain["encoded_size"])
-        most = max(_MAX_ENLARGED, *(_MAX_ENLARGEMENT * n for n in image_format.size))
-        if not all(0 < n <= most and n % factor == 0 for n in (height, width)):
+        if height % factor or width % factor:
             raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
         shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
-        wanted = {"shift": torch.empty(n_channels), "scale": torch.empty(n_channels)}
         found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
-        wanted["probe"] = torch.empty_like(tensors["probe"], dtype=torch.float32)
+        shapes = {"shift": (n_channels,), "scale": (n_channels,), "probe": found["probe"].shape}
         if codes is not None:
             found["mask_codes"] = codes
-            wanted["mask_codes"] = torch.empty(
-                len(codes), n_channels, height // factor, width // factor
-            )
+            shapes["mask_codes"] = (len(codes), n_channels, height // factor, width // factor)
+        # On the meta device, because a tensor without values can claim any shape.
+        wanted = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
         check_tensors(found, wanted, "The scaling of the latents")
         if not bool((scale > 0).all()):
             raise ArchiveError("The scale factors of the latents must be positive.")
@@ -205,9 +216,11 @@ class LatentSpace:
     def to_state(self) -> dict[str, Any]:
         """Describe the space for a pickle: plain data and tensors.
 
-        An autoencoder object of the user's own is added as it is, a torch module on the CPU.
+        An autoencoder object of the user's own is added as it is, a torch module on the CPU. One
+        whose description could not be opened again is refused.
         """
         metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
+        check_autoencoder(metadata, tensors)
         module = None
         if metadata["kind"] == "object":
             module = self.autoencoder.module

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sklearn_msf.persistence.limits import check_labels
+
 __all__ = ["from_plain", "labels_from_plain", "labels_to_plain", "number_dtype", "to_plain"]
 
 # Kinds of numpy arrays whose values JSON holds exactly.
@@ -27,7 +29,9 @@ def to_plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
-        return value.item()
+        plain = value.item()
+        # A longdouble has no plain counterpart, and item() returns it as it is.
+        return float(plain) if isinstance(plain, np.floating) else plain
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, np.random.RandomState) or value is np.random:
@@ -59,7 +63,7 @@ def labels_to_plain(classes: np.ndarray) -> dict[str, Any]:
         If JSON cannot hold the labels, for example dates.
     """
     if classes.dtype.kind in _NUMBER_KINDS:
-        return {"dtype": classes.dtype.str, "values": classes.tolist()}
+        return {"dtype": classes.dtype.str, "values": [to_plain(label) for label in classes]}
     if all(isinstance(label, str) for label in classes.tolist()):
         kind = "str" if classes.dtype.kind == "U" else "object"
         return {"dtype": kind, "values": classes.tolist()}
@@ -69,17 +73,18 @@ def labels_to_plain(classes: np.ndarray) -> dict[str, Any]:
     )
 
 
-def labels_from_plain(plain: Mapping[str, Any]) -> np.ndarray:
-    """Turn the output of :func:`labels_to_plain` back into class labels.
+def labels_from_plain(plain: Mapping[str, Any], n_classes: int) -> np.ndarray:
+    """Turn the output of :func:`labels_to_plain` back into `n_classes` class labels.
 
     Raises
     ------
     ValueError
-        If the data do not describe class labels.
+        If the data do not describe that many class labels.
     """
     values, dtype = plain["values"], plain["dtype"]
-    if not isinstance(values, list):
-        raise ValueError("the classes are not a list")
+    if not isinstance(values, list) or len(values) != n_classes:
+        raise ValueError(f"the classes are not a list of {n_classes!r} labels")
+    check_labels(values)
     if dtype in ("str", "object"):
         if not all(isinstance(value, str) for value in values):
             raise ValueError("the classes are not all strings")
