@@ -227,6 +227,43 @@ def grow_layout(folder, rng):
     rewrite(folder, metadata=metadata)
 
 
+def grow_labels(folder, rng):
+    """One long label among many short ones."""
+    metadata = json.loads((folder / "model.json").read_text())["metadata"]
+    n = rng.choice([3, 1000, 50_000])
+    labels = ["a" * rng.choice([10_000, 10**6]), *(f"b{i:06}" for i in range(n - 1))]
+    metadata["classes"] = {"dtype": "str", "values": labels}
+    if rng.random() < 0.5:
+        metadata["layout"] |= {"n_classes": n, "label_encoding": "grayscale"}
+    rewrite(folder, metadata=metadata)
+
+
+def buy_blocks(folder, rng):
+    """Many blocks, for tensors that hold next to nothing."""
+    metadata = json.loads((folder / "model.json").read_text())["metadata"]
+    tensors = safetensors.torch.load_file(next(folder.glob("*.safetensors")))
+    numel = rng.choice([0, 1, 64])
+    tensors |= {f"unet.down.{i}.block.x": torch.zeros(numel) for i in range(5_000)}
+    metadata["layout"]["n_blocks"] = rng.choice([5, 400, 10**4])
+    rewrite(folder, tensors, metadata)
+
+
+def grow_autoencoder(folder, rng):
+    """An embedded autoencoder far larger than its weights."""
+    metadata = json.loads((folder / "model.json").read_text())["metadata"]
+    n = rng.choice([8, 64, 5000])
+    config = {
+        "down_block_types": ["DownEncoderBlock2D"] * n,
+        "up_block_types": ["UpDecoderBlock2D"] * n,
+        "block_out_channels": [rng.choice([2, 8192])] * n,
+        "layers_per_block": rng.choice([1, 64, 8192]),
+    }
+    autoencoder = {"kind": "embedded", "class": "AutoencoderKL", "config": config}
+    space = metadata.setdefault("space", {"encoded_size": [8, 8]})
+    space["autoencoder"] = {**space.get("autoencoder", {}), **autoencoder}
+    rewrite(folder, metadata=metadata)
+
+
 def disguise_pickle(folder, rng):
     payload = pickle.dumps(Payload(folder / "executed"))
     if rng.random() < 0.5:
@@ -273,8 +310,8 @@ def swap(folder, rng):
 
 MUTATIONS = [
     change_value, remove_value, flip_json, truncate, flip_weights, flip_header, flip_values,
-    cut_weights, lie_in_header, change_tensor, grow_layout, disguise_pickle, escape, link, append,
-    swap,
+    cut_weights, lie_in_header, change_tensor, grow_layout, grow_labels, buy_blocks,
+    grow_autoencoder, disguise_pickle, escape, link, append, swap,
 ]  # fmt: skip
 
 

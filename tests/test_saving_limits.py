@@ -414,7 +414,7 @@ def test_encoded_masks_without_values_take_no_memory(tmp_path):
 def test_an_encoded_size_in_a_file_is_two_sides(tmp_path, size):
     classifier = tiny_latent_classifier(max_epochs=1).fit(X, Y)
     edited(classifier, tmp_path, lambda d: d["space"].update(encoded_size=size))
-    with pytest.raises(ArchiveError):
+    with pytest.raises(ArchiveError, match="encoded_size="):
         type(classifier).from_pretrained(tmp_path)
 
 

@@ -453,7 +453,6 @@ def _certificate(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _feature_names(plain: Any, n_features: int) -> np.ndarray:
-    names = np.array([str(name) for name in plain], dtype=object)
-    if len(names) != n_features:
-        raise ArchiveError(f"The model has {len(names)} feature names for {n_features} features.")
-    return names
+    if not isinstance(plain, list) or len(plain) != n_features:
+        raise ArchiveError(f"The model has no list of names for its {n_features} features.")
+    return np.array([str(name) for name in plain], dtype=object)

@@ -143,12 +143,13 @@ class ImageFormat:
         ValueError
             If the data do not describe an image format.
         """
-        shape, flat = tuple(plain["shape"]), plain["flat"]
+        shape, flat = plain["shape"], plain["flat"]
         low, high = float(plain["low"]), float(plain["high"])
-        sizes = all(type(n) is int and n > 0 for n in shape)
-        if not sizes or len(shape) not in (2, 3) or not isinstance(flat, bool):
-            raise ValueError(f"shape={plain['shape']!r}, flat={flat!r} is not a valid image format")
-        return cls(shape, flat, number_dtype(plain["dtype"]), low, high)
+        is_list = isinstance(shape, list) and len(shape) in (2, 3)
+        sizes = is_list and all(type(n) is int and n > 0 for n in shape)
+        if not sizes or not isinstance(flat, bool):
+            raise ValueError(f"shape={shape!r}, flat={flat!r} is not a valid image format")
+        return cls(tuple(shape), flat, number_dtype(plain["dtype"]), low, high)
 
     def check(self, rows: np.ndarray) -> None:
         """Refuse rows whose number format differs from that of the training X.

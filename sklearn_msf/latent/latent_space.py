@@ -184,10 +184,12 @@ class LatentSpace:
         ValueError
             If the images have other channels than the autoencoder takes.
         """
-        height, width = size = tuple(plain["encoded_size"])
-        if not all(type(n) is int and n > 0 for n in size):
+        size = plain["encoded_size"]
+        is_pair = isinstance(size, list) and len(size) == 2
+        if not is_pair or not all(type(n) is int and n > 0 for n in size):
             raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
         check_encoded_size(size, image_format.size)
+        height, width = size
         description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
         if opened is None:
             autoencoder = autoencoder_from_plain(description, weights, given)
