@@ -24,8 +24,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     ----------
     image_shape : tuple of int, default=None
         (height, width) or (height, width, channels) of the images, for a 2-d X of shape
-        (n, n_features). Without it the rows of a 2-d X are images of height 1. Not needed for a 3-d
-        or 4-d X.
+        (n, n_features). Without it the rows of a 2-d X are images of height 1. A 3-d or 4-d X needs
+        it only for more than 4 channels.
     classification_fraction : float, default=0.15
         Fraction of each batch at t = 1, in [0, 1]. There the image is clean and the mask is pure
         noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.

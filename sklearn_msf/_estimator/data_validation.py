@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
+from sklearn_msf.data.axes import as_array, axes_hint, check_channels_last, squeezed
 from sklearn_msf.data.images import (
     ImageFormat,
     check_finite,
@@ -110,9 +111,13 @@ def check_training_samples(
     TrainingSamples
     """
     rows, shape = flatten_images(X)
-    if image_format is not None:
+    whole_shape = _whole_shape(rows, shape)
+    if image_format is None:
+        check_channels_last(X, whole_shape, image_shape)
+        _check_not_one_image(X, whole_shape, y)
+    else:
         # Before scikit-learn's check, whose message would name only the number of features.
-        _check_shape(estimator, image_format, shape)
+        _check_shape(estimator, image_format, X, rows, shape)
     reset = image_format is None
     # It sets attributes, of which the estimator itself must know nothing before fit has ended.
     shell = object.__new__(type(estimator))
@@ -130,7 +135,7 @@ def check_training_samples(
         rows, y, weights = rows[kept], y[kept], weights[kept]
     classes = _checked_classes(np.unique(y), classes)
     if image_format is None:
-        image_format = _learn_images(rows, shape, image_shape, dtype)
+        image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
         image_format.check(rows)
     per_sample = _class_weights(class_weight, classes, y, weights)
@@ -160,9 +165,10 @@ def check_prediction_rows(
     """Check X against the images of fit, and return it as an array (n, n_features)."""
     rows, shape = flatten_images(X)
     # Before scikit-learn's check, whose message would name only the number of features.
-    _check_shape(estimator, image_format, shape)
-    rows = _numbers(validate_data(estimator, rows, reset=False, **_NUMBERS))
+    _check_shape(estimator, image_format, X, rows, shape)
+    rows = validate_data(estimator, rows, reset=False, **_NUMBERS)
     check_finite(rows)
+    rows = _numbers(rows)
     image_format.check(rows)
     return rows
 
@@ -247,10 +253,10 @@ def _column(y: Any) -> Any:
 
 def _numbers(rows: np.ndarray) -> np.ndarray:
     """Convert booleans to 8-bit integers 0 and 1; refuse dates; return numbers unchanged."""
-    if rows.dtype.kind in "mM":
+    if rows.dtype.kind not in "biuf":
         raise ValueError(
-            f"X is {rows.dtype}, which holds dates or times, but images are numbers: leave them "
-            "out, or convert them, for example X.astype('int64')."
+            f"X must hold numbers, got {rows.dtype}: leave dates and times out, or convert them, "
+            "for example X.astype('int64')."
         )
     return rows.astype(np.int8) if rows.dtype == bool else rows
 
@@ -300,6 +306,8 @@ def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) ->
 
 
 def _learn_images(
+    X: Any,
+    whole_shape: tuple[int, ...],
     rows: np.ndarray,
     shape: tuple[int, ...] | None,
     image_shape: Sequence[int] | None,
@@ -307,35 +315,52 @@ def _learn_images(
 ) -> ImageFormat:
     """Learn shape, layout and range of the images."""
     wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
-    if shape is not None and wanted is not None and _squeezed(shape) != _squeezed(wanted):
+    hint = None if wanted is None else axes_hint(X, whole_shape, wanted)
+    if shape is not None and wanted is not None and squeezed(shape) != squeezed(wanted):
         raise ValueError(
             f"X has images of shape {shape}, but image_shape={wanted}; "
-            "leave image_shape out for images that have their shape."
+            f"{hint or 'leave image_shape out for images that have their shape.'}"
         )
     flat = shape is None
     shape = shape or wanted or row_shape(rows.shape[1])
     if math.prod(shape) != rows.shape[1]:
         raise ValueError(
             f"image_shape={wanted} has {math.prod(shape)} values, but X has "
-            f"{rows.shape[1]} features."
+            f"{rows.shape[1]} features.{f' {hint}' if hint else ''}"
         )
     return learn_format(rows, tuple(int(n) for n in shape), flat=flat, dtype=dtype)
 
 
-def _check_shape(
-    estimator: BaseEstimator, image_format: ImageFormat, shape: tuple[int, ...] | None
-) -> None:
-    fitted = image_format.shape
-    if shape is not None and _squeezed(shape) != _squeezed(fitted):
+def _whole_shape(rows: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the shape of X as one array."""
+    return tuple(np.shape(rows)) if shape is None else (len(rows), *shape)
+
+
+def _check_not_one_image(X: Any, shape: tuple[int, ...], y: Any) -> None:
+    """Refuse a single image with one label, but without an axis for the images."""
+    if y is not None and np.size(y) == 1 and len(shape) in (2, 3) and shape[0] > 1:
         raise ValueError(
-            f"X has images of shape {shape}, but {type(estimator).__name__} was fitted on "
-            f"images of shape {fitted}: resize them; of a single image pass X[np.newaxis]."
+            f"X has the shape {shape}, which is {shape[0]} images, but y has one label; of a "
+            f"single image pass {as_array(X)}[None]."
         )
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(H, W) for (H, W, 1)."""
-    return tuple(shape[:2]) if len(shape) == 3 and shape[2] == 1 else tuple(shape)
+def _check_shape(
+    estimator: BaseEstimator,
+    image_format: ImageFormat,
+    X: Any,
+    rows: Any,
+    shape: tuple[int, ...] | None,
+) -> None:
+    """Refuse images of another shape than those of fit, with what to write if that is known."""
+    fitted = image_format.shape
+    hint = axes_hint(X, _whole_shape(rows, shape), fitted)
+    if hint is not None or (shape is not None and squeezed(shape) != squeezed(fitted)):
+        has = f"the shape {np.shape(rows)}" if shape is None else f"images of shape {shape}"
+        raise ValueError(
+            f"X has {has}, but {type(estimator).__name__} was fitted on "
+            f"images of shape {fitted}: {hint or 'pass images of that shape, resized if need be.'}"
+        )
 
 
 def _own_order(samples: TrainingSamples) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_msf.data.axes import check_not_volumes
+from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.persistence.json_data import number_dtype
 
 __all__ = ["ImageFormat", "check_finite", "flatten_images", "learn_format", "row_shape"]
@@ -33,11 +35,9 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     shape : tuple of int or None
         (H, W) or (H, W, C) of images, None for rows.
     """
-    if isinstance(X, (list, tuple)) and len(X) and np.ndim(X[0]) > 1:
-        if len({np.shape(image) for image in X}) > 1:
-            raise ValueError("X must hold images of one size, got a list of several sizes.")
-        X = np.asarray(X)
+    X = stack_images(X)
     shape = tuple(getattr(X, "shape", ()))
+    check_not_volumes(shape)
     if len(shape) not in (3, 4):
         return X, None
     if 0 in shape:
