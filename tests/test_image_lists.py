@@ -114,6 +114,16 @@ def test_one_image_of_pillow_needs_an_axis_for_the_images(on_rgb):
         on_rgb.predict(Image.fromarray(RGB[0]))
 
 
+def test_images_of_floats_on_two_scales_are_warned_of():
+    images = [*RGB[:4].astype(float), *(RGB[4:] / 255)]
+    warns = pytest.warns(UserWarning, match=r"2 of 6 images of X are in \[0, 1\], first image 4")
+    with warns:
+        tiny_classifier(max_epochs=1).fit(images, Y)
+    fitted = tiny_classifier(max_epochs=1).fit(RGB.astype(float), Y)
+    with warns:
+        fitted.predict(images)
+
+
 def test_dates_are_no_images(make_classifier):
     with pytest.raises(ValueError, match=r"X must hold numbers, got datetime64\[ns\]"):
         make_classifier().fit(RGB.astype("datetime64[ns]"), Y)

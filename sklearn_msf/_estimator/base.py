@@ -144,9 +144,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Training images. uint8 has the range [0, 255]. Other numbers have the range [0, 1] if
-            all are inside it; otherwise the range is from the minimum to the maximum of X. The
-            rows of a 2-d X are images of `image_shape`; without it they are images of height 1.
+            Training images, or a list of images of one shape and dtype. Channels come last; more
+            than 4 need `image_shape`. uint8 has the range [0, 255]. Other numbers have the range
+            [0, 1] if all are inside it; otherwise the range is from the minimum to the maximum of
+            X. A few values very far outside (hot pixels), or a fill value, are left out of the
+            range and clipped to it, with a warning. The rows of a 2-d X are images of
+            `image_shape`; without it they are images of height 1.
         y : array-like of shape (n,) or (n, 1)
             Class labels, of any type that can be sorted.
         sample_weight : array-like of shape (n,), optional
@@ -201,7 +204,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ------
         ValueError
             If the first call has no `classes`, or a later one has other classes or images of
-            another shape; with ``class_weight="balanced"``; and if `calibration` is not None.
+            another shape or scale; with ``class_weight="balanced"``; and if `calibration` is not
+            None.
         """
         with all_or_nothing(self):
             p, previous = self._parameters(), self._fit_so_far()
@@ -235,7 +239,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Images as in :meth:`fit`.
+            Images as in :meth:`fit`, on the same scale. What is clearly on another scale is
+            refused, as are floats in [0, 1] after 12-bit integers; what may be is warned of. Of a
+            single image pass ``X[None]``.
 
         Returns
         -------

@@ -137,7 +137,7 @@ def check_training_samples(
     if image_format is None:
         image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
-        image_format.check(rows)
+        image_format.check(rows, dtype)
     per_sample = _class_weights(class_weight, classes, y, weights)
     used = per_sample > 0
     if not used.any():
@@ -168,8 +168,8 @@ def check_prediction_rows(
     _check_shape(estimator, image_format, X, rows, shape)
     rows = validate_data(estimator, rows, reset=False, **_NUMBERS)
     check_finite(rows)
-    rows = _numbers(rows)
-    image_format.check(rows)
+    dtype, rows = rows.dtype, _numbers(rows)
+    image_format.check(rows, dtype)
     return rows
 
 

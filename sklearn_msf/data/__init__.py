@@ -1,6 +1,7 @@
 """Images between the user and the network.
 
-May import `persistence`. `images.ImageFormat` knows the layout and the range of X and converts
-images to tensors (n, C, H, W) in [-1, 1] and back; `images.check_finite` refuses NaN.
-`augmentation` varies training images.
+May import `persistence` and `runtime`. `images.ImageFormat` knows the layout and the range of X and
+converts images to tensors (n, C, H, W) in [-1, 1] and back; `images.check_finite` refuses NaN.
+`stacking` makes one array of a list of images, `axes` finds channels in the wrong place, `ranges`
+learns the range and notices another scale. `augmentation` varies training images.
 """

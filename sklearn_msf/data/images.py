@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.data.axes import check_not_volumes
+from sklearn_msf.data.ranges import (
+    CLIP,
+    ValueRange,
+    check_scale,
+    learn_range,
+    warn_of_low_contrast,
+    warn_of_several_scales,
+)
 from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.persistence.json_data import number_dtype
 
 __all__ = ["ImageFormat", "check_finite", "flatten_images", "learn_format", "row_shape"]
 
-# Limit for scaled floats. Values far outside the training range would drown the noise of the
-# path or overflow.
-_CLIP = 8.0
+# Up to this value uint8 images for training, or those to predict, look as if they were masks.
+_BYTES_WITHOUT_CONTRAST, _BYTES_OF_MASKS = 5, 1
 
 
 def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -31,7 +38,7 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     Returns
     -------
     rows : array-like of shape (n, n_features)
-        X itself if it is already flat.
+        X itself if it is already flat, or a list of rows as one array.
     shape : tuple of int or None
         (H, W) or (H, W, C) of images, None for rows.
     """
@@ -97,6 +104,8 @@ class ImageFormat:
         dtype of the training X.
     low, high : float
         Values that map to -1 and 1.
+    clip : float
+        Limit for scaled values, except of uint8: 8, or 1 if the training X had outliers.
     """
 
     shape: tuple[int, ...]
@@ -104,6 +113,7 @@ class ImageFormat:
     dtype: np.dtype
     low: float
     high: float
+    clip: float = CLIP
 
     def __post_init__(self) -> None:
         """Refuse a range in which images cannot be scaled, learned or read from a file."""
@@ -126,13 +136,15 @@ class ImageFormat:
 
     def to_plain(self) -> dict[str, Any]:
         """Turn the format into data that JSON can hold."""
-        return {
+        plain = {
             "shape": list(self.shape),
             "flat": self.flat,
             "dtype": self.dtype.str,
             "low": self.low,
             "high": self.high,
         }
+        # Files of models without outliers stay as they were.
+        return plain if self.clip == CLIP else {**plain, "clip": self.clip}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "ImageFormat":
@@ -149,44 +161,48 @@ class ImageFormat:
         sizes = is_list and all(type(n) is int and n > 0 for n in shape)
         if not sizes or not isinstance(flat, bool):
             raise ValueError(f"shape={shape!r}, flat={flat!r} is not a valid image format")
-        return cls(tuple(shape), flat, number_dtype(plain["dtype"]), low, high)
+        clip = plain.get("clip", CLIP)
+        if clip not in (1.0, CLIP):
+            raise ValueError(f"clip={clip!r} is not a valid limit of scaled images")
+        dtype = number_dtype(plain["dtype"])
+        return cls(tuple(shape), flat, dtype, low, high, float(clip))
 
-    def check(self, rows: np.ndarray) -> None:
-        """Refuse rows whose number format differs from that of the training X.
+    def check(self, rows: np.ndarray, dtype: np.dtype | None = None) -> None:
+        """Refuse or warn of rows whose number format or scale differs from the training X.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n, n_features)
+            Images.
+        dtype : numpy.dtype, optional
+            dtype of X if `rows` has a different one.
 
         Raises
         ------
         ValueError
             If the model was fitted on uint8 and the values cannot be 8-bit pixels, if it was
-            fitted on another dtype and the rows are uint8, or if it was fitted on values in
-            [0, 1] and the values are far outside that range.
+            fitted on another dtype and the rows are uint8, or if the values are on another scale,
+            see :func:`~sklearn_msf.data.ranges.check_scale`.
         """
-        fitted_on_bytes = self.dtype == np.uint8
-        if fitted_on_bytes and rows.dtype != np.uint8:
-            self._check_whole_pixels(rows)
-        if not fitted_on_bytes and rows.dtype == np.uint8:
+        dtype, learned = dtype or rows.dtype, ValueRange(self.dtype, self.low, self.high)
+        if self.dtype == np.uint8 and rows.dtype == np.uint8:
+            warn_of_low_contrast(rows, _BYTES_OF_MASKS)
+            return
+        if self.dtype == np.uint8:
+            self._check_whole_pixels(rows, dtype)
+        if rows.dtype == np.uint8:
             raise ValueError(
-                f"X is uint8, but the model was fitted on {self.dtype} in "
-                f"[{self.low:g}, {self.high:g}]: convert X as the training images were."
+                f"X is uint8, but the model was fitted on {learned}: "
+                "convert X as the training images were."
             )
-        if not fitted_on_bytes and (self.low, self.high) == (0.0, 1.0):
-            self._check_near_unit_range(rows)
+        check_scale(rows, dtype, learned, has_outliers=self.clip != CLIP)
 
-    @staticmethod
-    def _check_near_unit_range(rows: np.ndarray) -> None:
-        low, high = float(rows.min()), float(rows.max())
-        if low < -_CLIP or high > _CLIP:
-            raise ValueError(
-                f"X is {rows.dtype} in [{low:g}, {high:g}], but the model was fitted on values "
-                "in [0, 1]: scale X as the training images were, for example X / 255."
-            )
-
-    def _check_whole_pixels(self, rows: np.ndarray) -> None:
-        low, high = float(rows.min()), float(rows.max())
+    def _check_whole_pixels(self, rows: np.ndarray, dtype: np.dtype) -> None:
+        found = ValueRange(dtype, float(rows.min()), float(rows.max()))
         whole = np.issubdtype(rows.dtype, np.integer) or bool(np.all(rows == np.rint(rows)))
-        if low < 0 or high > 255 or not whole or (high == 1.0 and rows.dtype.kind == "f"):
+        if found.low < 0 or found.high > 255 or not whole or found.high == 1.0:
             raise ValueError(
-                f"X is {rows.dtype} in [{low:g}, {high:g}], but the model was fitted on uint8 "
+                f"X is {found}, but the model was fitted on uint8 "
                 "in [0, 255]: pass uint8, for example np.rint(255 * X).astype(np.uint8) for X "
                 "in [0, 1]."
             )
@@ -203,7 +219,7 @@ class ImageFormat:
         -------
         ndarray of shape (n, C, H, W)
             uint8 in [0, 255] if the model was fitted on uint8. Otherwise float32, scaled so that
-            the training range becomes [-1, 1], and clipped to [-8, 8].
+            the training range becomes [-1, 1], and clipped to [-clip, clip].
         """
         height, width = self.size
         if self.dtype == np.uint8:
@@ -211,7 +227,7 @@ class ImageFormat:
         else:
             # Use float64: in float32 a large offset would cost the last digits.
             middle, half = (self.low + self.high) / 2, max((self.high - self.low) / 2, 1e-300)
-            values = np.clip((rows.astype(np.float64) - middle) / half, -_CLIP, _CLIP)
+            values = np.clip((rows.astype(np.float64) - middle) / half, -self.clip, self.clip)
             values = values.astype(np.float32)
         images = values.reshape(len(rows), height, width, self.n_channels)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -266,7 +282,8 @@ def learn_format(
     """Learn layout and range from the training X.
 
     The range of uint8 is [0, 255]. For other dtypes it is [0, 1] if all values are in [0, 1],
-    and otherwise goes from the minimum to the maximum of the training X.
+    and otherwise goes from the minimum to the maximum of the training X. Outliers are left out, see
+    :func:`~sklearn_msf.data.ranges.inlying_range`.
 
     Parameters
     ----------
@@ -283,10 +300,10 @@ def learn_format(
     -------
     ImageFormat
     """
+    low, high, clip = 0.0, 255.0, CLIP
     if rows.dtype == np.uint8:
-        low, high = 0.0, 255.0
+        warn_of_low_contrast(rows, _BYTES_WITHOUT_CONTRAST)
     else:
-        low, high = float(rows.min()), float(rows.max())
-        if low >= 0.0 and high <= 1.0:
-            low, high = 0.0, 1.0
-    return ImageFormat(tuple(int(n) for n in shape), flat, dtype or rows.dtype, low, high)
+        low, high, clip = learn_range(rows)
+        warn_of_several_scales(rows, rows.max(axis=1))
+    return ImageFormat(tuple(int(n) for n in shape), flat, dtype or rows.dtype, low, high, clip)

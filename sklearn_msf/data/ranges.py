@@ -1,0 +1,332 @@
+"""Ranges of the values of X: what fit learns, and whether later images have the same scale."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from sklearn_msf.runtime.user_warnings import warn_user
+
+__all__ = [
+    "CLIP",
+    "ValueRange",
+    "check_scale",
+    "inlying_range",
+    "learn_range",
+    "warn_of_low_contrast",
+    "warn_of_several_scales",
+]
+
+# Limit for scaled floats. Values far outside the training range would drown the noise of the
+# path or overflow.
+CLIP = 8.0
+
+# Values are outliers if the gap between them and all others is more than so many times as wide as
+# the range of the others. With images squeezed into a third of the range, accuracy falls. A common
+# value can be part of the images, so it needs a wider gap.
+_WIDE_GAP, _WIDE_GAP_OF_FILL_VALUE = 2.0, 4.0
+# Bins in which gaps are looked for, and the number of empty bins that may be a wide gap.
+_BINS, _GAP_BINS = 64, 12
+# Fewer values than this show no range.
+_FEWEST_VALUES = 256
+# Up to this fraction, outliers may be hot pixels. If there are more, they are a fill value: one
+# value, beside others that are spread over so many bins that they are an image and not a mask.
+_RARE, _SPREAD_BINS = 1e-4, 8
+
+# Images are nearly flat below this fraction of the learned range. Below the second fraction so many
+# images are suspect, because hardly all of them are so dark.
+_FLAT, _DARK, _MANY = 0.01, 0.1, 10
+# Fractions of values beyond the clip that are passed over, that are refused, and that are refused
+# although the training images had outliers.
+_FEW_CLIPPED, _MANY_CLIPPED, _MOST_CLIPPED = 0.01, 0.1, 0.5
+# Images in [0, 1] beside images that mostly exceed this were scaled differently.
+_BEYOND_UNIT = 64.0
+
+
+class ValueRange(NamedTuple):
+    """Type of the values of images, and their range."""
+
+    dtype: np.dtype
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.dtype} in [{self.low:g}, {self.high:g}]"
+
+
+def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
+    """Learn the range of training images that are not uint8, and where to clip.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Training images.
+
+    Returns
+    -------
+    low, high : float
+        [0, 1] if all values are in it, else minimum and maximum. Outliers are left out of both,
+        with a warning.
+    clip : float
+        Limit for scaled values: 1, the range itself, if there were outliers, else 8.
+    """
+    lowest, highest = float(rows.min()), float(rows.max())
+    low, high = inlying_range(rows)
+    clip = CLIP
+    if (low, high) != (lowest, highest):
+        clip = 1.0
+        outside = (rows < low) | (rows > high)
+        n_outside = int(np.count_nonzero(outside))
+        first, last = extremes(rows, outside)
+        which = f"{first:g}" if first == last else f"from {first:g} to {last:g}"
+        warn_user(
+            f"X has {n_outside} of {rows.size} values far outside the range of all others: "
+            f"{which}, while the others are in [{low:g}, {high:g}]. They look like hot pixels or "
+            f"fill values and are clipped to this range, here and in predictions. If they "
+            "are right, bring X to another scale, for example by a logarithm."
+        )
+    if low >= 0.0 and high <= 1.0:
+        low, high = 0.0, 1.0
+    return low, high, clip
+
+
+def inlying_range(rows: np.ndarray) -> tuple[float, float]:
+    """Find minimum and maximum of the values without outliers.
+
+    Outliers are beyond a gap that is more than twice as wide as the range of all others. At most
+    one value in ten thousand may be one. A fill value, which is a single value other than 0, may be
+    more frequent, if the gap is more than four times as wide.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images.
+
+    Returns
+    -------
+    low, high : float
+        Minimum and maximum of all values if there are no outliers.
+    """
+    low, high = float(rows.min()), float(rows.max())
+    if rows.size < _FEWEST_VALUES or (low >= 0.0 and high <= 1.0):
+        return low, high
+    inner, n_outside = (low, high), 0
+    # An outlier can hide a smaller one, so look again among the others.
+    while (found := _main_cluster(rows, *inner)) is not None:
+        inner, n_others = found
+        n_outside += n_others
+    if not _is_rare(n_outside, rows):
+        counts = _histogram(rows, *inner)
+        # Values of a mask or of a few classes are far apart without outliers.
+        if counts is None or np.count_nonzero(counts) < _SPREAD_BINS:
+            return low, high
+    return inner
+
+
+def _main_cluster(
+    rows: np.ndarray, low: float, high: float
+) -> tuple[tuple[float, float], int] | None:
+    """Find the values in a range that are left without outliers.
+
+    Returns
+    -------
+    range : tuple of float
+        Their minimum and maximum.
+    n_others : int
+        Number of outliers in the range.
+    """
+    counts = _histogram(rows, low, high)
+    if counts is None:
+        return None
+    occupied = np.flatnonzero(counts)
+    breaks = np.flatnonzero(np.diff(occupied) > _GAP_BINS)
+    if not len(breaks):
+        return None
+    middles = (occupied[breaks] + occupied[breaks + 1] + 1) / 2
+    edges = [low, *(low + middles * ((high - low) / _BINS)), high]
+    clusters = []
+    for left, right in pairwise(edges):
+        inside = (rows >= left) & (rows <= right)
+        n_inside = int(np.count_nonzero(inside))
+        if not n_inside:
+            return None  # Integers so large that float64 rounds them.
+        clusters.append((n_inside, *extremes(rows, inside)))
+    wide = [i for i, (_, first, last) in enumerate(clusters) if first < last]
+    if not wide:
+        return None
+    main = max(wide, key=lambda i: clusters[i][0])
+    _, first, last = clusters[main]
+    others = clusters[:main] + clusters[main + 1 :]
+    gaps = [first - cluster[2] for cluster in clusters[:main]]
+    gaps += [cluster[1] - last for cluster in clusters[main + 1 :]]
+    for (n, lowest, highest), gap in zip(others, gaps, strict=True):
+        rare, fill_value = _is_rare(n, rows), lowest == highest != 0
+        factor = _WIDE_GAP if rare else _WIDE_GAP_OF_FILL_VALUE
+        if not (rare or fill_value) or gap <= factor * (last - first):
+            return None
+    return (first, last), sum(n for n, _, _ in others)
+
+
+def _is_rare(n: int, rows: np.ndarray) -> bool:
+    return n <= max(1, _RARE * rows.size)
+
+
+def _histogram(rows: np.ndarray, low: float, high: float) -> np.ndarray | None:
+    """Count values in equal bins; None where the bins would have no width, or no finite one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not (np.diff(np.linspace(low, high, _BINS + 1)) > 0).all():
+            return None
+    # The difference of two float16 can overflow.
+    values = rows.astype(np.float32) if rows.dtype == np.float16 else rows
+    return np.asarray(np.histogram(values, _BINS, (low, high))[0])
+
+
+def extremes(rows: np.ndarray, where: np.ndarray) -> tuple[float, float]:
+    """Minimum and maximum of some of the values, of which there must be one."""
+    limits = np.finfo(rows.dtype) if rows.dtype.kind == "f" else np.iinfo(rows.dtype)
+    return (
+        float(rows.min(where=where, initial=limits.max)),
+        float(rows.max(where=where, initial=limits.min)),
+    )
+
+
+def warn_of_low_contrast(rows: np.ndarray, highest: int) -> None:
+    """Warn of uint8 images, not all black, whose values are too small to be seen.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features), uint8
+        Images.
+    highest : int
+        Largest value that is warned of.
+    """
+    found = int(rows.max())
+    if 0 < found <= highest:
+        warn_user(
+            f"X is uint8 in [{int(rows.min())}, {found}], but the range of uint8 is [0, 255]: the "
+            "images are nearly black, and hardly anything can be seen in them. Pass masks of 0 and "
+            "1 as 255 * X or X.astype(bool), and other images as np.float32 or on the whole range, "
+            "in fit and in predictions."
+        )
+
+
+def warn_of_several_scales(rows: np.ndarray, highest: np.ndarray) -> None:
+    """Warn if a few images of floats are in [0, 1], but most exceed this by far.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images.
+    highest : ndarray of shape (n,)
+        Largest value of each image.
+    """
+    if rows.dtype.kind != "f":
+        return
+    candidates = np.flatnonzero((highest > 0.5) & (highest <= 1))
+    if not len(candidates) or np.median(highest) < _BEYOND_UNIT:
+        return
+    unit = [i for i in candidates if rows[i].min() >= 0 and not _is_whole(rows[i])]
+    if unit:
+        warn_user(
+            f"{len(unit)} of {len(rows)} images of X are in [0, 1], first image {unit[0]}, but the "
+            f"others reach {highest.max():g}: bring all images to one range."
+        )
+
+
+def check_scale(
+    rows: np.ndarray, dtype: np.dtype, learned: ValueRange, *, has_outliers: bool
+) -> None:
+    """Refuse or warn of images on another scale than those of the training.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images, as numbers.
+    dtype : numpy.dtype
+        dtype of X, before booleans became numbers.
+    learned : ValueRange
+        dtype and range of the training images.
+    has_outliers : bool
+        Whether the training images had outliers too, so that they are expected.
+
+    Raises
+    ------
+    ValueError
+        If a large part of the values would be clipped, or if all images are nearly flat on the
+        learned range and have values that the training images cannot have had. The message
+        has both ranges.
+    """
+    if not 0 < learned.high - learned.low < np.inf:
+        return
+    highest = rows.max(axis=1)
+    found = ValueRange(dtype, float(rows.min()), float(highest.max()))
+    _check_flatness(rows, _within_clip(rows, found, learned, has_outliers), learned)
+    warn_of_several_scales(rows, highest)
+
+
+def _within_clip(
+    rows: np.ndarray, found: ValueRange, learned: ValueRange, has_outliers: bool
+) -> ValueRange:
+    """Return the range of the values that are not clipped; refuse or warn of many others."""
+    unit = (learned.low, learned.high) == (0.0, 1.0)
+    middle, half = (learned.low + learned.high) / 2, (learned.high - learned.low) / 2
+    low, high = (-CLIP, CLIP) if unit else (middle - CLIP * half, middle + CLIP * half)
+    if low <= found.low and found.high <= high:
+        return found
+
+    def like_training(inner: tuple[float, float]) -> bool:
+        return learned.low - half <= inner[0] < inner[1] <= learned.high + half
+
+    below, above = rows < low, rows > high
+    clipped = float(below.mean() + above.mean())
+    inner = inlying_range(rows)
+    if not like_training(inner):
+        # A few images do not show what an outlier is, but the learned range does.
+        inner = _without_outliers(rows, below, above)
+    both = f"X is {found}, but the model was fitted on {'values in [0, 1]' if unit else learned}"
+    if like_training(inner):
+        if clipped > _FEW_CLIPPED and not has_outliers:
+            warn_user(f"{both}: {clipped:.1%} of its values are clipped, as if they were outliers.")
+        return ValueRange(found.dtype, *inner)
+    remedy = "Scale X as the training images were"
+    if unit and found.low >= 0 and found.high <= 255:
+        remedy += ", for example X / 255"
+    limit = _MOST_CLIPPED if has_outliers else 0.0 if unit else _MANY_CLIPPED
+    if clipped >= limit:
+        raise ValueError(f"{both}, so that {clipped:.1%} of its values would be clipped. {remedy}.")
+    warn_user(f"{both}, so that {clipped:.1%} of its values are clipped. {remedy}.")
+    return found
+
+
+def _without_outliers(
+    rows: np.ndarray, below: np.ndarray, above: np.ndarray
+) -> tuple[float, float]:
+    """Return the range without values far below and above, if they are few or a fill value."""
+    inside = np.ones(rows.shape, dtype=bool)
+    for side in (below, above):
+        share = side.mean()
+        if 0 < share <= _FEW_CLIPPED or (share and np.ptp(extremes(rows, side)) == 0):
+            inside &= ~side
+    return extremes(rows, inside) if inside.any() else (float(rows.min()), float(rows.max()))
+
+
+def _check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
+    """Refuse or warn of images whose values are all near zero on the learned range."""
+    peak, width = max(abs(found.low), abs(found.high)), learned.high - learned.low
+    flat = peak < _FLAT * width and found.low < found.high
+    if not flat and not (len(rows) >= _MANY and peak < _DARK * width):
+        return
+    text = (
+        f"X is {found}, but the model was fitted on {learned}: on that range all images of X are "
+        "nearly flat. Pass X on the scale of the training images"
+    )
+    only_here = (found.dtype == bool) != (learned.dtype == bool) or (
+        learned.dtype.kind in "iub" and not _is_whole(rows)
+    )
+    if flat and only_here:
+        raise ValueError(f"{text}, as {learned.dtype}.")
+    warn_user(f"{text}. If it is, its images show hardly anything.")
+
+
+def _is_whole(values: np.ndarray) -> bool:
+    return values.dtype.kind != "f" or bool(np.all(values == np.rint(values)))
