@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.data.images import ImageFormat, flatten_images, learn_format
+from sklearn_msf.data.ranges import learn_range
 
 RANDOM = np.random.default_rng(0).random((40, 8, 8))
 DIGITS = load_digits(n_class=3, return_X_y=True)[0].reshape(-1, 8, 8)
@@ -304,3 +305,9 @@ def test_bytes_without_contrast_are_warned_of_at_fit(highest):
 def test_masks_of_booleans_have_their_own_range():
     X = RANDOM > 0.5
     assert (learned(X).low, learned(X).high) == (0, 1)
+
+
+def test_a_fit_on_images_that_use_hardly_anything_of_their_range_warns():
+    rows = np.random.default_rng(0).random((20, 16)) / 255
+    with pytest.warns(UserWarning, match=r"nearly flat on it. Scale X"):
+        assert learn_range(rows) == (0.0, 1.0, 8.0)

@@ -102,13 +102,14 @@ def check_round_trip(folder, classifier, rows, labels):
         assert again.image_shape_ == classifier.image_shape_
 
 
+@pytest.mark.filterwarnings("ignore:.*nearly flat:UserWarning")
 @pytest.mark.parametrize("kind", IMAGE_KINDS)
 @settings(max_examples=3)
 @given(shape=SHAPES)
 def test_a_model_of_any_images_that_fit_accepts_is_saved_and_opened(tmp_path_factory, kind, shape):
     rows = IMAGE_KINDS[kind](np.random.default_rng(0), (6, *shape))
     folder = tmp_path_factory.mktemp("saved")
-    refused = pytest.raises(ValueError, match="^X (is|has)")
+    refused = pytest.raises(ValueError, match="^X (must hold|has)")
     with refused if kind in REFUSED_IMAGES else nullcontext():
         check_round_trip(folder, tiny_classifier(max_epochs=1), rows, [0, 1, 2] * 2)
 
@@ -151,13 +152,13 @@ def test_dates_are_no_images(kind, make_classifier):
     dates = np.arange(12 * 64).reshape(12, 8, 8).astype(kind)
     for method in ("fit", "partial_fit"):
         arguments = {"classes": np.unique(Y)} if method == "partial_fit" else {}
-        with pytest.raises(ValueError, match=r"X must hold numbers.*leave dates and times out, or convert"):
+        with pytest.raises(ValueError, match=r"X must hold numbers.*leave dates and times out"):
             getattr(make_classifier(), method)(dates, Y, **arguments)
 
 
 def test_dates_are_no_images_for_a_fitted_model(fitted):
     dates = X.astype("timedelta64[s]")
-    with pytest.raises(ValueError, match=r"X is timedelta64\[s\]"):
+    with pytest.raises(ValueError, match=r"X must hold numbers, got timedelta64\[s\]"):
         fitted.predict(dates)
 
 

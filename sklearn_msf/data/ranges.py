@@ -86,6 +86,11 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
             "are right, bring X to another scale, for example by a logarithm."
         )
     if low >= 0.0 and high <= 1.0:
+        if low < high < _FLAT:
+            warn_user(
+                f"X is {ValueRange(rows.dtype, low, high)}, and images in [0, 1] have that range: "
+                "all images of X are nearly flat on it. Scale X so that it fills the range."
+            )
         low, high = 0.0, 1.0
     return low, high, clip
 
