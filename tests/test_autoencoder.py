@@ -7,11 +7,8 @@ from conftest import Averages, tiny_autoencoder
 from torch import nn
 
 from sklearn_msf.exceptions import AutoencoderError
-from sklearn_msf.latent.autoencoder import (
-    ImageAutoencoder,
-    build_autoencoder,
-    open_autoencoder,
-)
+from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.latent.autoencoder_io import open_autoencoder
 
 IMAGES = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -217,10 +214,11 @@ def test_a_folder_of_something_else_is_named(tmp_path):
         open_autoencoder(str(tmp_path))
 
 
-def test_what_cannot_be_had_gives_the_three_ways_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["./absent", "nobody/has-this"])
+def test_what_cannot_be_had_gives_the_three_ways_out(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(AutoencoderError, match="Instead, use") as failure:
-        open_autoencoder(str(tmp_path / "absent"))
+        open_autoencoder(name)
     for way in ("autoencoder='fit'", "path/to/folder", "an object with encode"):
         assert way in str(failure.value)
 

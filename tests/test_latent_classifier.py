@@ -1,6 +1,7 @@
 """What only the estimator over latents does; the rest is tested with both classes elsewhere."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sklearn.base import clone
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.latent import autoencoder_training
+from sklearn_msf.latent.hub import HubFiles
 from sklearn_msf.persistence.archives import ArchiveError
 
 RNG = np.random.default_rng(0)
@@ -69,10 +71,16 @@ def test_auto_trains_one_where_the_papers_cannot_be_opened(short_fitting, monkey
 
 
 def test_auto_takes_the_papers_where_it_can_be_opened(monkeypatch):
-    monkeypatch.setattr(
-        "sklearn_msf._estimator.latent_preparation._PAPER_AUTOENCODER", autoencoder_folder()
-    )
+    folder, asked = Path(autoencoder_folder()), []
+
+    def from_hub(name, revision=None):
+        asked.append(name)
+        weights = folder / "diffusion_pytorch_model.safetensors"
+        return HubFiles(folder / "config.json", weights, "0" * 40)
+
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.fetch_from_hub", from_hub)
     classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
+    assert asked == ["stabilityai/sd-vae-ft-mse"]
     assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)
 
 
@@ -211,9 +219,14 @@ def test_parts_are_encoded_by_the_autoencoder_of_the_first(short_fitting):
 
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
-@pytest.mark.parametrize("kind", ["fitted", "folder", "KL"])
+@pytest.mark.parametrize("kind", ["fitted", "folder", "KL", "Tiny"])
 def test_a_saved_model_holds_its_autoencoder(tmp_path, short_fitting, form, kind):
-    choices = {"fitted": "fit", "folder": autoencoder_folder(), "KL": tiny_autoencoder()}
+    choices = {
+        "fitted": "fit",
+        "folder": autoencoder_folder(),
+        "KL": tiny_autoencoder(),
+        "Tiny": tiny_autoencoder("AutoencoderTiny"),
+    }
     classifier = tiny_latent_classifier(autoencoder=choices[kind], label_prediction=form)
     classifier.fit(X, Y).save_pretrained(tmp_path)
     opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
@@ -245,7 +258,7 @@ def test_an_autoencoder_from_the_hub_is_named_by_id_and_revision(tmp_path, monke
         asked.append((name, revision))
         return classifier.model_.space.autoencoder
 
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.open_autoencoder", from_hub)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.open_hub_autoencoder", from_hub)
     opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
     assert asked == [("somebody/autoencoder", "0" * 40)]
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))

@@ -17,8 +17,13 @@ from sklearn_msf.data.augmentation import mirror_images
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.label_codes import LabelCodes, make_label_codes
-from sklearn_msf.latent.autoencoder import ImageAutoencoder, as_autoencoder, open_autoencoder
-from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
+from sklearn_msf.latent.autoencoder import ImageAutoencoder
+from sklearn_msf.latent.autoencoder_io import (
+    as_autoencoder,
+    open_hub_autoencoder,
+    read_autoencoder,
+    write_autoencoder,
+)
 from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
@@ -298,11 +303,11 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
     if wanted == "fit":
         return None
     try:
-        return open_autoencoder(_PAPER_AUTOENCODER)
+        return open_hub_autoencoder(_PAPER_AUTOENCODER)
     except (AutoencoderError, ImportError) as error:
         warn_user(
             f"autoencoder='auto': {_PAPER_AUTOENCODER} cannot be opened "
-            f"({type(error).__name__}), a small autoencoder is trained on X.",
+            f"({error.__cause__ or error}), a small autoencoder is trained on X.",
         )
         return None
 

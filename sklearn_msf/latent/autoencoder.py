@@ -1,7 +1,7 @@
 """One interface to all autoencoders: images to latents, latents to images.
 
-Any object with `encode` and `decode` can be used: an AutoencoderKL or AutoencoderTiny of diffusers,
-or an object of the user's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` returns the
+Any object with `encode` and `decode` can be used: an autoencoder of diffusers for single images, or
+an object of the user's own. Images are tensors (n, C, H, W) in [-1, 1]. `encode` returns the
 latents, a pair of their means and standard deviations, or the output of a diffusers model; `decode`
 returns the images, or the output of a diffusers model. Both may be called from several threads at
 the same time. A torch module gets its inputs on the device of the model, any other object gets them
@@ -12,13 +12,9 @@ it; 1 for gray images), and ``scaling_factor`` and ``shift_factor`` if the laten
 scaling.
 """
 
-import copy
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +27,8 @@ __all__ = [
     "AUTOENCODER_CLASSES",
     "Encoded",
     "ImageAutoencoder",
-    "as_autoencoder",
     "build_autoencoder",
-    "open_autoencoder",
+    "diffusers_class",
     "plain_config",
 ]
 
@@ -43,10 +38,6 @@ AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _PIXELS_A_PASS = 2 * 256 * 256
 _MAX_ROWS_A_PASS = 16
 _PROBE_SIDE = 64
-_WAYS_OUT = (
-    "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
-    "one that diffusers saved (with safetensors), or pass an object with encode and decode."
-)
 
 
 class Encoded(NamedTuple):
@@ -208,7 +199,8 @@ def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
     distribution = getattr(encoded, "latent_dist", None)
     if distribution is not None:
         encoded = (distribution.mean, distribution.std)
-    encoded = getattr(encoded, "latents", encoded)
+    for name in ("latents", "latent"):
+        encoded = getattr(encoded, name, encoded)
     mean, deviation = encoded if isinstance(encoded, (tuple, list)) else (encoded, None)
     for value in (mean, deviation):
         if value is not None and (not isinstance(value, Tensor) or value.ndim != 4):
@@ -267,80 +259,24 @@ def plain_config(module: Any) -> dict[str, Any]:
     return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=str))}
 
 
-# Opening
+def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:
+    """Make an untrained autoencoder of diffusers."""
+    module: nn.Module = diffusers_class(kind)(**config)
+    return module
 
 
-def as_autoencoder(given: Any) -> ImageAutoencoder:
-    """Open the autoencoder that a user passes: an object, a folder, or an id on the hub.
-
-    A torch module is copied, because the copy is moved to another device and loses its gradients.
-    """
-    if isinstance(given, (str, PathLike)):
-        return open_autoencoder(os.fspath(given))
-    return ImageAutoencoder(copy.deepcopy(given) if isinstance(given, nn.Module) else given)
-
-
-def open_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
-    """Open an autoencoder of diffusers from a folder or from the hub; safetensors only.
-
-    Parameters
-    ----------
-    name : str
-        Folder, or id on the Hugging Face hub.
-    revision : str, optional
-        Commit on the hub.
-
-    Returns
-    -------
-    ImageAutoencoder
+def diffusers_class(kind: str) -> Any:
+    """Return one of `AUTOENCODER_CLASSES`.
 
     Raises
     ------
     AutoencoderError
-        If it cannot be loaded, has its weights only as pickles, or is of another class than
-        those of `AUTOENCODER_CLASSES`.
+        For another class.
     ImportError
         If diffusers is not installed.
     """
-    diffusers = _diffusers()
-    is_folder = Path(name).is_dir()
-    try:
-        config, commit = diffusers.AutoencoderKL.load_config(
-            name, revision=revision, return_commit_hash=True
-        )
-    except (OSError, ValueError) as error:
-        raise AutoencoderError(
-            f"autoencoder={name!r} cannot be loaded: {_first_line(error)} {_WAYS_OUT}"
-        ) from error
-    kind = config.get("_class_name")
-    if kind not in AUTOENCODER_CLASSES:
-        raise AutoencoderError(
-            f"autoencoder={name!r} is a {kind!r}; expected one of {AUTOENCODER_CLASSES}. Where "
-            "it is a part of a pipeline, load that part with diffusers and pass the object."
-        )
-    try:
-        module = getattr(diffusers, kind).from_pretrained(
-            name, revision=commit or revision, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise AutoencoderError(
-            f"autoencoder={name!r} has no weights that can be read (safetensors only, pickles "
-            f"are not opened): {_first_line(error)} {_WAYS_OUT}"
-        ) from error
-    if is_folder:
-        return ImageAutoencoder(module, {"kind": "embedded"})
-    return ImageAutoencoder(module, {"kind": "hub", "id": name, "revision": commit or revision})
-
-
-def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:
-    """Make an untrained autoencoder of diffusers."""
     if kind not in AUTOENCODER_CLASSES:
         raise AutoencoderError(f"{kind!r} is none of {AUTOENCODER_CLASSES}.")
-    module: nn.Module = getattr(_diffusers(), kind)(**config)
-    return module
-
-
-def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
@@ -348,8 +284,4 @@ def _diffusers() -> Any:
             "Latents need diffusers: python -m pip install 'sklearn-msf[latent]'. An object "
             "with encode and decode works without."
         ) from error
-    return diffusers
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return getattr(diffusers, kind)

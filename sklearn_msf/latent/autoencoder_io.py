@@ -1,20 +1,35 @@
-"""Conversion of autoencoders to plain data and tensors, and back."""
+"""Conversion of autoencoders to plain data and tensors, and back; opening of folders and hub ids.
 
-import re
+Wherever an autoencoder comes from, it is built from plain data within limits and from tensors in
+safetensors; nothing else is opened.
+"""
+
+import copy
+import inspect
+import json
+import os
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import (
     AUTOENCODER_CLASSES,
     ImageAutoencoder,
-    as_autoencoder,
     build_autoencoder,
-    open_autoencoder,
+    diffusers_class,
     plain_config,
+)
+from sklearn_msf.latent.hub import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    fetch_from_hub,
+    is_commit,
+    is_hub_id,
 )
 from sklearn_msf.persistence.archives import (
     ArchiveError,
@@ -27,9 +42,12 @@ from sklearn_msf.runtime.device import seeded_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
+    "as_autoencoder",
     "autoencoder_from_plain",
     "autoencoder_to_plain",
     "check_autoencoder",
+    "open_autoencoder",
+    "open_hub_autoencoder",
     "read_autoencoder",
     "write_autoencoder",
 ]
@@ -40,6 +58,26 @@ _MAX_UPSAMPLING = 128
 _MAX_SIZE = 8192
 # The two halves of an AutoencoderTiny, as its configuration calls them.
 _SIDES = ("encoder", "decoder")
+# Entries that a constructor adds to its configuration, but does not take.
+_DERIVED_ENTRIES = {"AutoencoderTiny": ("block_out_channels",)}
+_MAX_CONFIG_BYTES = 2**20
+_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+_WAYS_OUT = (
+    "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
+    "one that diffusers saved (with safetensors), or pass an object with encode and decode."
+)
+# Names that attention had in files of diffusers before version 0.15, as that of the paper.
+_FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Errors that a class of diffusers can raise for values of a configuration that it does not check.
+_NOT_A_LAYOUT = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def autoencoder_to_plain(
@@ -103,14 +141,11 @@ def autoencoder_from_plain(
             raise AutoencoderError(
                 "The files contain the autoencoder: call from_pretrained without autoencoder."
             )
-        with seeded_weights(0):
-            module = build_autoencoder(metadata["class"], metadata["config"])
-        module.load_state_dict(tensors)
-        return ImageAutoencoder(module, {"kind": "embedded"})
+        return _embedded(metadata["class"], metadata["config"], tensors)
     if given is not None:
         return as_autoencoder(given)
     if kind == "hub":
-        return open_autoencoder(metadata["id"], metadata["revision"])
+        return open_hub_autoencoder(metadata["id"], metadata["revision"])
     raise AutoencoderError(
         "The model was fitted with an autoencoder of the user's own, which files cannot "
         "hold: pass it, from_pretrained(folder, autoencoder=...)."
@@ -154,18 +189,27 @@ def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> N
 def _is_pinned(source: dict[str, Any]) -> bool:
     """Tell whether an id on the hub and a commit are named, so that a file needs no weights."""
     name, revision = source["id"], source["revision"]
-    return (
-        isinstance(name, str)
-        and isinstance(revision, str)
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-        and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
-    )
+    return is_hub_id(name) and is_commit(revision)
+
+
+def _embedded(kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> ImageAutoencoder:
+    """Build an autoencoder whose description has been checked."""
+    with seeded_weights(0):
+        module = build_autoencoder(kind, _taken_entries(kind, config))
+    module.load_state_dict(tensors)
+    return ImageAutoencoder(module, {"kind": "embedded"})
+
+
+def _taken_entries(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the entries that the constructor does not take."""
+    return {name: v for name, v in config.items() if name not in _DERIVED_ENTRIES.get(kind, ())}
 
 
 def _check_embedded(kind: Any, config: Any, tensors: dict[str, Tensor]) -> None:
     """Refuse a configuration that is not bounded by the weights that are there."""
     if kind not in AUTOENCODER_CLASSES or not isinstance(config, dict):
         raise ArchiveError(f"The model has an autoencoder of class {kind!r}.")
+    config = _taken_entries(kind, config)
     for name, value in config.items():
         if not _is_bounded(value):
             raise ArchiveError(
@@ -228,3 +272,169 @@ def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:
         return autoencoder_from_plain(metadata["autoencoder"], tensors)
     except (ArchiveError, LookupError):
         return None
+
+
+# Opening
+
+
+def as_autoencoder(given: Any) -> ImageAutoencoder:
+    """Open the autoencoder that a user passes: an object, a folder, or an id on the hub.
+
+    A torch module is copied, because the copy is moved to another device and loses its gradients.
+    """
+    if isinstance(given, (str, PathLike)):
+        return open_autoencoder(given)
+    return ImageAutoencoder(copy.deepcopy(given) if isinstance(given, nn.Module) else given)
+
+
+def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:
+    """Open an autoencoder of diffusers from a folder or from the hub.
+
+    Parameters
+    ----------
+    name : str or Path
+        Folder, or id on the Hugging Face hub. A Path is always a folder.
+
+    Returns
+    -------
+    ImageAutoencoder
+
+    Raises
+    ------
+    AutoencoderError
+        If there is no such folder and the hub does not have it either, or if it cannot be used, see
+        :func:`open_hub_autoencoder`.
+    ImportError
+        If diffusers is not installed.
+    """
+    path = os.fspath(name)
+    if Path(path).is_dir():
+        return _from_files(path, Path(path) / CONFIG_NAME, Path(path) / WEIGHTS_NAME)
+    if isinstance(name, PathLike) or not is_hub_id(path):
+        raise AutoencoderError(
+            f"autoencoder={name!r} is a path, and there is no such folder (the working directory "
+            f"is {str(Path.cwd())!r}). {_WAYS_OUT}"
+        )
+    return open_hub_autoencoder(path)
+
+
+def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
+    """Open an autoencoder of diffusers from the hub or its cache, never from another folder.
+
+    Parameters
+    ----------
+    name : str
+        Id on the Hugging Face hub.
+    revision : str, optional
+        Commit on the hub.
+
+    Returns
+    -------
+    ImageAutoencoder
+
+    Raises
+    ------
+    AutoencoderError
+        If it cannot be had, has its weights not in one file of safetensors, or is of another class
+        than those of `AUTOENCODER_CLASSES`.
+    ImportError
+        If diffusers is not installed.
+    """
+    diffusers_class(AUTOENCODER_CLASSES[0])
+    try:
+        config, weights, commit = fetch_from_hub(name, revision)
+    except AutoencoderError as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} is taken for an id on the Hugging Face hub, which does not give "
+            f"{CONFIG_NAME} and {WEIGHTS_NAME} (pickles are not opened): {error} {_WAYS_OUT}"
+        ) from error
+    opened = _from_files(name, config, weights)
+    opened.source = {"kind": "hub", "id": name, "revision": commit}
+    return opened
+
+
+def _from_files(name: str, config_path: Path, weights_path: Path) -> ImageAutoencoder:
+    """Build an autoencoder from the two files in which diffusers saves it."""
+    config = _read_config(name, config_path)
+    kind = config.get("_class_name")
+    if kind not in AUTOENCODER_CLASSES:
+        raise AutoencoderError(
+            f"autoencoder={name!r} is a {kind!r}; expected one of {AUTOENCODER_CLASSES}. Open "
+            "another one, or a part of a pipeline, with diffusers and pass the object."
+        )
+    if config.get("quantization_config") is not None:
+        raise AutoencoderError(
+            f"autoencoder={name!r} has quantized weights (quantization_config in {config_path}); "
+            "open it with diffusers and pass the object, or take one in float32 or float16."
+        )
+    weights = _read_weights(name, weights_path)
+    try:
+        completed = _completed(kind, config)
+        check_autoencoder({"kind": "embedded", "class": kind, "config": completed}, weights)
+        return _embedded(kind, completed, weights)
+    except AutoencoderError as error:
+        raise AutoencoderError(f"autoencoder={name!r} cannot be used: {error}") from error
+    except _NOT_A_LAYOUT as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} cannot be built from {config_path} and {weights_path}: {error}"
+        ) from error
+
+
+def _read_config(name: str, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AutoencoderError(
+            f"autoencoder={name!r} is a folder without {CONFIG_NAME}: it holds no autoencoder that "
+            f"diffusers saved. {_WAYS_OUT}"
+        )
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {_MAX_CONFIG_BYTES:,} bytes")
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"expected an object of JSON, got a {type(config).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} has a configuration that cannot be read, {path}: {error}."
+        ) from error
+    return config
+
+
+def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
+    """Read weights in float32, under their present names."""
+    index = path.parent / _INDEX_NAME
+    if index.exists():
+        raise AutoencoderError(
+            f"autoencoder={name!r} has weights in several files ({index}), which are not opened: "
+            f"open it with diffusers and save it as one file. {_WAYS_OUT}"
+        )
+    if not path.is_file():
+        raise AutoencoderError(
+            f"autoencoder={name!r} has no {WEIGHTS_NAME}, and pickles are not opened: open it with "
+            f"diffusers and save it as safetensors. {_WAYS_OUT}"
+        )
+    try:
+        tensors = safetensors.torch.load_file(path)
+    # A dtype that safetensors knows and torch lacks raises a KeyError.
+    except (safetensors.SafetensorError, OSError, *_NOT_A_LAYOUT) as error:
+        raise AutoencoderError(
+            f"autoencoder={name!r} has weights that are not safetensors, or were cut off: {error}. "
+            f"Remove {path} and get it anew."
+        ) from error
+    return {_present_name(key): value.float() for key, value in tensors.items()}
+
+
+def _present_name(name: str) -> str:
+    module, _, weight = name.rpartition(".")
+    parent, _, part = module.rpartition(".")
+    return f"{parent}.{_FORMER_NAMES[part]}.{weight}" if part in _FORMER_NAMES else name
+
+
+def _completed(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Select the entries that the class takes, and add its defaults for those that are missing."""
+    taken = inspect.signature(diffusers_class(kind).__init__).parameters
+    entries = {
+        name: config.get(name, parameter.default)
+        for name, parameter in taken.items()
+        if name != "self"
+    }
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in entries.items()}
