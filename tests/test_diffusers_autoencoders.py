@@ -1,0 +1,118 @@
+"""Autoencoders of diffusers beyond the two that files hold: they are passed as objects."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_latent_classifier
+from diffusers.models.autoencoders.vae import DecoderOutput, EncoderOutput
+from torch import nn
+
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.latent.autoencoder import ImageAutoencoder
+from sklearn_msf.latent.autoencoder_io import open_autoencoder
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+Y = [0, 1] * 3
+IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def deep_compression():
+    """AutoencoderDC: `encode` returns `.latent`."""
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.5,
+    )
+
+
+class RepresentationLike(nn.Module):
+    """Returns what AutoencoderRAE returns, which itself needs an encoder of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(scaling_factor=1.0)
+        self.unshuffle, self.shuffle = nn.PixelUnshuffle(4), nn.PixelShuffle(4)
+
+    def encode(self, images):
+        return EncoderOutput(latent=self.unshuffle(images))
+
+    def decode(self, latents):
+        return DecoderOutput(sample=self.shuffle(latents))
+
+
+def asymmetric():
+    return diffusers.AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        down_block_out_channels=(8, 8),
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        up_block_out_channels=(8, 8),
+        norm_num_groups=4,
+    )
+
+
+def quantized():
+    """VQModel: `encode` returns `.latents`."""
+    return diffusers.VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+    )
+
+
+KINDS = {
+    "DC": deep_compression,
+    "RAE": RepresentationLike,
+    "asymmetric": asymmetric,
+    "quantized": quantized,
+}
+
+
+@pytest.mark.parametrize("make", [deep_compression, RepresentationLike])
+def test_latents_are_read_where_encode_returns_them_as_latent(make):
+    module = make()
+    autoencoder = ImageAutoencoder(copy.deepcopy(module))
+    mean, deviation = autoencoder.encode(IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(mean, module.eval().encode(IMAGES).latent)
+        torch.testing.assert_close(autoencoder.decode(mean), module.decode(mean).sample)
+    assert deviation is None
+    assert autoencoder.factor == 16 // mean.shape[2]
+
+
+def test_the_scaling_that_a_deep_compression_autoencoder_publishes_is_used():
+    assert ImageAutoencoder(deep_compression()).published_scaling == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_classify_and_draw_and_come_back_from_files_and_pickles(tmp_path, kind):
+    module = KINDS[kind]()
+    classifier = tiny_latent_classifier(autoencoder=module, max_epochs=1).fit(X, Y)
+    wanted = classifier.predict_proba(X)
+    assert classifier.sample(0, n_steps=1).shape == (1, 16, 16, 3)
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(AutoencoderError, match="pass it"):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=module)
+    np.testing.assert_array_equal(opened.predict_proba(X), wanted)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict_proba(X), wanted)
+
+
+@pytest.mark.parametrize("make", [deep_compression, asymmetric])
+def test_a_folder_with_one_says_how_to_open_it(tmp_path, make):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(AutoencoderError, match="with diffusers and pass the object"):
+        open_autoencoder(tmp_path)
