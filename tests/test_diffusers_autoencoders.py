@@ -97,6 +97,21 @@ def test_the_scaling_that_a_deep_compression_autoencoder_publishes_is_used():
     assert ImageAutoencoder(deep_compression()).published_scaling == (0.0, 0.5)
 
 
+class OneSize(RepresentationLike):
+    """Resizes every image to 32 pixels first, as AutoencoderRAE does to the size of its encoder."""
+
+    def encode(self, images):
+        return super().encode(nn.functional.interpolate(images, size=(32, 32)))
+
+
+def test_an_encoder_that_makes_latents_of_one_size_only_names_the_size_that_fits():
+    # The probe of 64 pixels gives 8 x 8 latents, so their factor is 8.
+    with pytest.raises(AutoencoderError, match=r"expected \[2, 2\].*use encoded_size=\(64, 64\)"):
+        tiny_latent_classifier(autoencoder=OneSize(), max_epochs=1).fit(X, Y)
+    fitting = tiny_latent_classifier(autoencoder=OneSize(), max_epochs=1, encoded_size=64)
+    assert fitting.fit(X, Y).predict(X).shape == (6,)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_classify_and_draw_and_come_back_from_files_and_pickles(tmp_path, kind):
     module = KINDS[kind]()

@@ -126,6 +126,7 @@ class ImageAutoencoder:
         passes = _passes(images, _rows_a_pass(images, 1))
         parts = [self._encode(part, precision) for part in passes]
         means = torch.cat([part.mean for part in parts])[: len(images)]
+        self._check_sides(images, means)
         if not self.has_deviation:
             return Encoded(means, None)
         deviations = torch.cat([part.deviation for part in parts if part.deviation is not None])
@@ -152,6 +153,17 @@ class ImageAutoencoder:
                     digest.update(b"" if value is None else value.cpu().numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16], encoded.mean.cpu()
         return self._fingerprint
+
+    def _check_sides(self, images: Tensor, latents: Tensor) -> None:
+        """Refuse an encoder that resizes images to a size of its own first."""
+        sides = [n // self.factor for n in images.shape[2:]]
+        if list(latents.shape[2:]) != sides:
+            fitting = tuple(n * self.factor for n in latents.shape[2:])
+            raise AutoencoderError(
+                f"autoencoder={type(self.module).__name__} makes latents of "
+                f"{list(latents.shape[2:])} of images of {list(images.shape[2:])}; expected "
+                f"{sides}: use encoded_size={fitting}, or pass another autoencoder."
+            )
 
     def _encode(self, images: Tensor, precision: str) -> Encoded:
         device = self.device
