@@ -152,17 +152,38 @@ def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
     assert now[0] < 200
 
 
-def test_an_autoencoder_is_trained_within_its_fraction_of_the_time(monkeypatch):
-    # Time that was over before training began, as where a download was tried in vain.
+@pytest.fixture
+def ten_seconds_a_look(monkeypatch):
+    """Ten seconds go by between one look at the clock and the next."""
     ticks = iter(range(0, 10**9, 10))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+
+
+def test_an_autoencoder_is_trained_within_its_fraction_of_the_time(ten_seconds_a_look, monkeypatch):
     steps = []
     loss = autoencoder_training._loss
     monkeypatch.setattr(
         "sklearn_msf.latent.autoencoder_training._loss", lambda *a: steps.append(1) or loss(*a)
     )
-    tiny_latent_classifier(autoencoder="fit", time_budget=5.0).fit(X, Y)
-    assert len(steps) == len(autoencoder_training._STAGES)
+    # A third of 1,500 seconds, and a third of that for the first stage: 16 steps.
+    with pytest.warns(UserWarning, match=r"time_budget left 4\d\d\.\d seconds .* steps only"):
+        tiny_latent_classifier(autoencoder="fit", time_budget=1500.0).fit(X, Y)
+    assert 2 * len(autoencoder_training._STAGES) < 10 * len(steps) <= 500
+
+
+@pytest.mark.filterwarnings("ignore:autoencoder='auto'")
+@pytest.mark.parametrize("named", ["fit", "auto", autoencoder_folder])
+def test_a_time_budget_that_is_over_before_training_is_an_error(
+    ten_seconds_a_look, monkeypatch, named
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "no-such-folder")
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._loss", None)
+    named = named() if callable(named) else named
+    classifier = tiny_latent_classifier(autoencoder=named, time_budget=5.0)
+    with pytest.raises(ValueError, match=r"time_budget=5.0 was over .* took \d+\.0 seconds"):
+        classifier.fit(X, Y)
+    assert not hasattr(classifier, "model_")
 
 
 def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():

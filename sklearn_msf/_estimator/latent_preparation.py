@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ class LatentPreparation:
         palette = _mask_palette(self._p, len(samples.classes))
         fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
         self.open()
+        self._check_time_left(started)
         if self._autoencoder is None:
             self._autoencoder = self._fitted_autoencoder(
                 images, image_format, palette, fit_seed, started
@@ -214,6 +216,18 @@ class LatentPreparation:
         if not self._is_opened:
             self._autoencoder = _open_autoencoder(self._p.autoencoder)
             self._is_opened = True
+
+    def _check_time_left(self, started: float) -> None:
+        """Refuse to train where finding the autoencoder took the whole time budget."""
+        budget, named = self._p.time_budget, self._p.autoencoder
+        spent = time.perf_counter() - started
+        if budget is None or spent < budget or not isinstance(named, (str, PathLike)):
+            return
+        raise ValueError(
+            f"time_budget={budget!r} was over before training began: checking X and looking for "
+            f"autoencoder={named!r} took {spent:.1f} seconds. Set a larger time_budget; "
+            "autoencoder='fit', or a folder, needs no answer from the Hugging Face hub."
+        )
 
     def _fitted_autoencoder(
         self,

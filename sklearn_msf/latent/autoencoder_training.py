@@ -41,6 +41,8 @@ class Stage(NamedTuple):
 
 
 _STAGES = (Stage(False, 1 / 3, 2_000, 4, 2e-3), Stage(True, 2 / 3, 1_000, 8, 1e-3))
+# With fewer steps a stage has learned next to nothing.
+_FEW_STEPS = 20
 _EMA_DECAY = 0.9
 # From this side on, latents have an eighth of the side, as in Stable Diffusion; below, a quarter.
 _LARGE_SIDE = 128
@@ -101,6 +103,7 @@ def fit_autoencoder(
     _start_weights(module)
     to_channels_last(module, device).train()
     average, trained = copy.deepcopy(module), None
+    n_steps: list[int] = []
     generator = torch.Generator(device).manual_seed(seed)
     for stage in _STAGES:
         allowed = None if seconds is None else max(stage.share * seconds, 1e-3)
@@ -113,6 +116,7 @@ def fit_autoencoder(
             ema_decay=_EMA_DECAY,
         )
         parts = _training_parts(module, has_branches=stage.has_branches)
+        n_steps.append(0)
         with parts, float32_rounding(device, precision):
             for progress in _progress(stage.n_steps, start, allowed):
                 x = _crops(images, size, stage.batch_size, generator)
@@ -124,6 +128,7 @@ def fit_autoencoder(
                     loss = _loss(module, x, generator)
                 loss.backward()
                 optimizer.step(stage.learning_rate * learning_rate_factor(progress))
+                n_steps[-1] += 1
         if optimizer.is_finite():
             trained = copy.deepcopy(average)
         elif trained is None:
@@ -137,6 +142,14 @@ def fit_autoencoder(
                 "first is used.",
             )
         start = time.perf_counter()
+    if seconds is not None and any(
+        n < min(_FEW_STEPS, s.n_steps) for n, s in zip(n_steps, _STAGES, strict=True)
+    ):
+        warn_user(
+            f"time_budget left {seconds:.1f} seconds for training an autoencoder on X, enough for "
+            f"{sum(n_steps)} steps only: it loses most of the images, and the model will be poor. "
+            "Set a larger time_budget, or pass a trained autoencoder.",
+        )
     return ImageAutoencoder(trained, {"kind": "embedded"})
 
 
