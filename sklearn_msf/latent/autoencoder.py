@@ -121,6 +121,23 @@ class ImageAutoencoder:
             self._device = device
         return self
 
+    def is_made_of(self, given: Any) -> bool:
+        """Tell whether this one wraps an object, or a copy of a module that has not changed since.
+
+        The copy is in float32 and in evaluation mode, whatever the module is in.
+        """
+        if given is self.module or not isinstance(given, nn.Module):
+            return given is self.module
+        mine, its = self.module.state_dict(), given.state_dict()
+        return (
+            type(given) is type(self.module)
+            and plain_config(given) == plain_config(self.module)
+            and _plain_attributes(given, but="training")
+            == _plain_attributes(self.module, but="training")
+            and mine.keys() == its.keys()
+            and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
+        )
+
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
         """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
         passes = _passes(images, _rows_a_pass(images, 1))
@@ -240,13 +257,14 @@ def _entry(autoencoder: Any, name: str, default: Any) -> Any:
     return getattr(config, name, None) or getattr(autoencoder, name, default)
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
     """Collect the plain values, besides the weights, that a module may compute with."""
     return {
         f"{path}.{name}": value
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+        if name != but
     }
 
 
