@@ -27,12 +27,14 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Autoencoder that converts between images and latents:
 
         - an id on the Hugging Face hub or a folder with an ``AutoencoderKL`` or
-          ``AutoencoderTiny`` of diffusers, with weights in safetensors; the paper uses
-          "stabilityai/sd-vae-ft-mse";
+          ``AutoencoderTiny`` of diffusers; the paper uses "stabilityai/sd-vae-ft-mse". Only
+          ``config.json`` and ``diffusion_pytorch_model.safetensors`` are opened. What is in the
+          hub's cache is used without asking the hub. A Path is always a folder;
         - any object with `encode` and `decode` for tensors in [-1, 1], see "Latents" in the
           documentation;
         - "fit" first trains a small ``AutoencoderKL`` on X;
-        - "auto" is the paper's autoencoder if it can be opened, else "fit".
+        - "auto" is the paper's autoencoder from the hub or its cache if it can be had, else "fit",
+          with a warning.
     encoded_size : int or tuple of int, default=None
         Side, or height and width, to which images are resized before they are encoded. It must be a
         multiple of the autoencoder's factor (side of an image divided by side of its latents).
@@ -64,8 +66,9 @@ verbose
         "denoised", "image_weight": 0.7, "class_dropout": 0.1}``, ``network_params={"dropout":
         0.2}``. With ``label_prediction="posterior"`` masks are plain colours at the size of the
         latents. With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. A
-        `time_budget` includes the training of the autoencoder and the encoding; with "fit" a third
-        of it is for the autoencoder.
+        `time_budget` includes opening and training of the autoencoder and the encoding; with "fit"
+        a third of it is for the autoencoder. If it is over before training begins, `fit` raises a
+        ValueError.
 
     Attributes
     ----------
@@ -171,7 +174,8 @@ loss_curve_, rejection_
 
         Nothing in the files is executed. The files contain an autoencoder that was trained with the
         model, opened from a folder or passed as an object of diffusers. An autoencoder from the hub
-        is named in the files by id and revision, and opened from the hub.
+        is named in the files by id and revision, and opened from the hub or its cache, never from
+        another folder.
 
         Parameters
         ----------
