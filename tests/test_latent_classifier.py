@@ -467,7 +467,7 @@ def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
         (lambda d: d["space"]["autoencoder"].update({"class": "os.system"}), "os.system"),
         (
             lambda d: d["space"]["autoencoder"]["config"].update(layers_per_block=10**9),
-            "invalid layout",
+            "layers_per_block=1000000000; integers from 0 to 8,192",
         ),
         (
             lambda d: d["space"]["autoencoder"]["config"].update(latent_channels=9),
@@ -479,7 +479,7 @@ def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):
         ),
         (
             lambda d: d["space"]["autoencoder"]["config"].update(out_channels=10**11),
-            "invalid layout",
+            "out_channels=100000000000; integers from 0 to 8,192",
         ),
     ],
 )
