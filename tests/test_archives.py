@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -213,6 +214,7 @@ def test_leftovers_are_those_of_cut_off_writes_only(archive):
     unfinished = archive / ".other-1.json.12ab.part"
     for path in (orphan, unfinished):
         path.write_text("x")
+        os.utime(path, (time.time() - 90,) * 2)
     remove_leftovers(archive, "other-[0-9]")
     assert files(archive) == sorted([*kept, orphan.name])
     remove_leftovers(archive, "gone")

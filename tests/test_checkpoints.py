@@ -1,3 +1,6 @@
+import os
+import time
+
 import pytest
 import torch
 
@@ -114,16 +117,17 @@ def test_a_new_run_beside_damaged_checkpoints_keeps_its_own(tmp_path):
 
 def test_what_was_left_by_a_write_that_was_cut_off_is_cleaned_up(tmp_path):
     save(open_checkpoints(tmp_path), 1)
-    (tmp_path / ".checkpoint-0000002-0123456789abcdef.safetensors.1234abcd.part").write_text("x")
-    (tmp_path / "checkpoint-0000002-0123456789abcdef.safetensors").write_text("x")
+    weights = "checkpoint-0000002-0123456789abcdef.safetensors"
+    for name in (f".{weights}.1234abcd.part", weights):
+        (tmp_path / name).write_text("x")
+        # Fresh files may belong to a process that is writing.
+        os.utime(tmp_path / name, (time.time() - 90,) * 2)
     before = len(list(tmp_path.iterdir()))
     assert open_checkpoints(tmp_path).take_latest().metadata["n_steps"] == 1
     assert len(list(tmp_path.iterdir())) == before - 2
 
 
 def test_a_full_disk_that_takes_the_weights_and_not_the_rest_leaves_nothing(tmp_path, monkeypatch):
-    import os
-
     checkpoints = open_checkpoints(tmp_path)
     save(checkpoints, 1)
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -5,6 +5,11 @@ An archive is two files. ``NAME.json`` holds the plain data and names the other 
 names, flushed to disk and then renamed, the JSON file last. If writing is interrupted at any
 moment, ``NAME.json`` still belongs to a complete archive: the new one or the previous one.
 
+Several processes may write one archive: the last JSON file wins. A writer deletes only weights
+that the JSON file does not name, and of these only the ones that its own archive has replaced and
+those that have lain there for a minute, because others may be waiting for their JSON file. At the
+end it looks after its own weights, and writes them again if another process has deleted them.
+
 Reading trusts nothing: file names, sizes, digests and structure are checked, and nothing from a
 file is ever executed.
 """
@@ -23,6 +28,14 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from sklearn_msf.persistence.whole_files import (
+    UNFINISHED_SUFFIX,
+    is_fresh,
+    remove,
+    remove_abandoned,
+    whole_file,
+)
 
 __all__ = [
     "ArchiveError",
@@ -74,8 +87,12 @@ def write_archive(
 
     Raises
     ------
+    ArchiveError
+        If the plain data are larger than :func:`read_archive` accepts.
     OSError
-        If the files cannot be written. The previous archive, if any, is kept.
+        If the files cannot be written.
+
+    After either the previous archive, if any, is still there.
     """
     data = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -90,44 +107,52 @@ def write_archive(
         "metadata": metadata,
     }
     text = json.dumps(content, indent=1, allow_nan=False).encode()
+    path, weights_path = folder / f"{name}.json", folder / weights_name
+    if len(text) > _MAX_METADATA_BYTES:
+        raise ArchiveError(
+            f"{path} is not written: it would have {len(text):,} bytes, and at most "
+            f"{_MAX_METADATA_BYTES:,} are read."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    is_new = not (folder / weights_name).exists()
-    write_file(folder / weights_name, data)
+    write_file(weights_path, data)
     try:
-        write_file(folder / f"{name}.json", text)
+        replaced = _name_of_weights(path)
+        write_file(path, text)
     except BaseException:
-        if is_new:
-            _remove(folder / weights_name)
+        _remove_weights(weights_path, path)
         raise
-    for path in _weights_files(folder, name):
-        if path.name != weights_name:
-            _remove(path)
+    while not weights_path.exists() and _name_of_weights(path) == weights_name:
+        write_file(weights_path, data)
+    _remove_unused_weights(folder, name, replaced)
 
 
 def remove_archive(folder: Path, name: str) -> None:
     """Delete the files of an archive, the JSON file first."""
-    _remove(folder / f"{name}.json")
-    for path in _weights_files(folder, name):
-        _remove(path)
+    path = folder / f"{name}.json"
+    with contextlib.suppress(OSError):
+        removed = _name_of_weights(path)
+        remove(path)
+        _remove_unused_weights(folder, name, removed)
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Delete files that interrupted writes of archives left behind.
+    """Delete files that interrupted writes of archives left behind, more than a minute ago.
 
     Parameters
     ----------
     folder : Path
         Folder of the archives.
     pattern : str
-        Regular expression for the names of the archives.
+        Regular expression, without groups, for the names of the archives.
     """
     weights = re.compile(rf"({pattern}){_WEIGHTS_SUFFIX}")
-    unfinished = re.compile(rf"\.{pattern}[-.].*\.part")
+    unfinished = re.compile(rf"\.({pattern})(\.json|{_WEIGHTS_SUFFIX})\.{UNFINISHED_SUFFIX}")
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         match = weights.fullmatch(path.name)
-        orphan = match is not None and not (folder / f"{match[1]}.json").exists()
-        if orphan or unfinished.fullmatch(path.name):
-            _remove(path)
+        if match is not None and not is_fresh(path):
+            _remove_weights(path, folder / f"{match[1]}.json")
+        elif unfinished.fullmatch(path.name):
+            remove_abandoned(path)
 
 
 def read_metadata(folder: Path, name: str) -> dict[str, Any]:
@@ -168,21 +193,22 @@ def read_archive(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         If the files were cut off, changed or exchanged, or were written by another program.
     """
     path = folder / f"{name}.json"
-    content = _checked_content(path)
-    try:
-        data = _read_weights(folder, name, path, content["weights"])
-    except FileNotFoundError:
-        # Another process may have replaced the archive after the JSON file was read: retry once.
+    data, weights = None, None
+    while data is None:
         content = _checked_content(path)
         try:
             data = _read_weights(folder, name, path, content["weights"])
         except FileNotFoundError as error:
-            raise ArchiveError(f"{error.filename} is missing.") from error
+            # Another process may have replaced the archive after the JSON file was read.
+            if content["weights"] == weights:
+                raise ArchiveError(f"{error.filename} is missing.") from error
+            weights = content["weights"]
     try:
         return safetensors.torch.load(data), content["metadata"]
     # A dtype that safetensors knows and torch lacks raises a KeyError.
     except (SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
-        raise ArchiveError(f"The weights of {path} are not safetensors: {error}.") from error
+        # The message can contain text of the file.
+        raise ArchiveError(f"The weights of {path} are not safetensors: {str(error)!r}.") from error
 
 
 def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> None:
@@ -206,7 +232,7 @@ def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], source: s
     if missing or unknown:
         raise ArchiveError(
             f"{source} does not fit its network: {len(missing)} weights are missing "
-            f"({', '.join(missing[:3])}), {len(unknown)} are unknown ({', '.join(unknown[:3])})."
+            f"({_listed(missing)}), {len(unknown)} are unknown ({_listed(unknown)})."
         )
     for name, value in found.items():
         if value.shape != wanted[name].shape or value.dtype != wanted[name].dtype:
@@ -226,42 +252,60 @@ def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file completely or not at all."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        _remove(unfinished)
-        raise
-    _flush_folder(path.parent)
+    with whole_file(path) as file:
+        file.write(data)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make new names of files survive a power failure, if the system supports it."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+def _listed(names: list[str]) -> str:
+    """List the first names; those of a file can hold anything, also codes that a terminal obeys."""
+    plain = re.compile(r"[\w.-]{1,100}", re.ASCII)
+    return ", ".join(name if plain.fullmatch(name) else repr(name[:100]) for name in names[:3])
 
 
 def _weights_name(name: str, digest: str) -> str:
     return f"{name}-{digest[:16]}.safetensors"
 
 
-def _weights_files(folder: Path, name: str) -> list[Path]:
-    """List all weights files of an archive, including leftover ones."""
+def _name_of_weights(path: Path) -> str | None:
+    """Read which weights a JSON file names; None if there is no such file, or a damaged one."""
+    try:
+        name = json.loads(_read_regular_file(path, at_most=_MAX_METADATA_BYTES))["weights"]["file"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _remove_unused_weights(folder: Path, name: str, replaced: str | None) -> None:
+    """Delete weights of an archive that were `replaced`, and leftover ones."""
     pattern = re.compile(rf"{re.escape(name)}{_WEIGHTS_SUFFIX}")
-    return [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+    for path in list(folder.iterdir()):
+        if pattern.fullmatch(path.name) and (path.name == replaced or not is_fresh(path)):
+            _remove_weights(path, folder / f"{name}.json")
+
+
+def _remove_weights(weights: Path, path: Path) -> None:
+    """Delete weights, unless the JSON file at `path` names them.
+
+    Another process may write the same weights and that JSON file meanwhile. So the weights are
+    renamed first and deleted only if the JSON file does not name them even then; the other
+    process looks after them when it has written the JSON file, so one of both notices.
+    """
+    aside = weights.with_name(f".{weights.name}.{secrets.token_hex(4)}.part")
+    with contextlib.suppress(OSError):
+        if _name_of_weights(path) == weights.name or weights.is_dir():
+            return
+        with contextlib.suppress(OSError):
+            # As a fresh file it is not taken for an abandoned one.
+            os.utime(weights)
+        os.replace(weights, aside)
+        named = True
+        try:
+            named = _name_of_weights(path) == weights.name
+        finally:
+            if named and not weights.exists():
+                os.replace(aside, weights)
+            else:
+                remove(aside)
 
 
 def _checked_content(path: Path) -> dict[str, Any]:
@@ -278,14 +322,20 @@ def _checked_content(path: Path) -> dict[str, Any]:
         raise ArchiveError(f"{path} is not a file of sklearn_msf.")
     version = content.get("format_version")
     if version != _FORMAT_VERSION:
-        raise ArchiveVersionError(
+        # Another version wrote an integer; anything else is damage.
+        kind = ArchiveVersionError if type(version) is int else ArchiveError
+        raise kind(
             f"{path} has format version {version!r}, but this version of sklearn_msf reads "
             f"version {_FORMAT_VERSION} only: fit again, or use the version that wrote it."
         )
     for entry in ("weights", "metadata"):
         if not isinstance(content.get(entry), dict):
             raise ArchiveError(f"{path} lacks its entry {entry!r}.")
-    if content.get("metadata_sha256") != _metadata_digest(content["metadata"]):
+    try:
+        digest = _metadata_digest(content["metadata"])
+    except RecursionError as error:
+        raise ArchiveError(f"{path} is nested too deeply.") from error
+    if content.get("metadata_sha256") != digest:
         raise ArchiveError(f"{path} was changed: its content has another digest.")
     return content
 
@@ -299,7 +349,7 @@ def _metadata_digest(metadata: dict[str, Any]) -> str:
 def _read_regular_file(path: Path, *, at_most: int) -> bytes:
     """Read a regular file; refuse devices and pipes, which may never end."""
     descriptor = os.open(path, os.O_RDONLY | _BINARY | _NO_WAITING)
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ArchiveError(f"{path} is not a regular file.")
@@ -307,7 +357,11 @@ def _read_regular_file(path: Path, *, at_most: int) -> bytes:
             raise ArchiveError(
                 f"{path} has {status.st_size:,} bytes; at most {at_most:,} were expected."
             )
-        return file.read(at_most + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            # Reading allocates what is asked for, so do not ask for what the file claims to have.
+            return file.read(status.st_size + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
