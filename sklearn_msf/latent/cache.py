@@ -1,10 +1,10 @@
 """Latents kept for training: in memory, or in a file if they are too large for it."""
 
+import hashlib
 import os
-import secrets
+import re
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_msf.persistence.whole_files import remove, remove_abandoned, whole_file
+from sklearn_msf.runtime.user_warnings import warn_user
+
 __all__ = ["keep_latents"]
 
 _NAME = "latents"
+_KEPT = re.compile(rf"{_NAME}-[0-9a-f]{{16}}\.bin")
+_UNFINISHED = re.compile(rf"\.{_NAME}-[0-9a-f]{{8}}\.part")
+# The digest lies behind the latents, so that both appear at once.
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def keep_latents(
@@ -29,7 +36,8 @@ def keep_latents(
 
     Latents of up to `max_bytes` are kept in memory. Larger ones are written to a file that is
     mapped into memory. In `folder` the name of the file contains the fingerprint, so that a resumed
-    run finds it; without `folder` the file is temporary and disappears with the process.
+    run finds it, and a digest behind the latents shows whether they are still the same; without
+    `folder` the file is temporary and disappears with the process.
 
     Parameters
     ----------
@@ -38,7 +46,7 @@ def keep_latents(
     fill : callable
         Writes the latents into the tensor that it is given.
     fingerprint : callable
-        Returns letters and digits that identify images, variations and autoencoder.
+        Returns 16 hexadecimal digits that identify images, variations and autoencoder.
     folder : Path or None
         Folder with the checkpoints of the run.
     max_bytes : int
@@ -65,25 +73,42 @@ def keep_latents(
         latents = torch.from_numpy(array)
         fill(latents)
         return latents
-    path = folder / f"{_NAME}-{fingerprint()}.bin"
+    name = fingerprint()
+    path = folder / f"{_NAME}-{name}.bin"
     folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and path.stat().st_size == n_bytes:
-        # Mode "c" is copy-on-write: the file cannot be changed by accident.
-        return torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
+    found = _undamaged(path, shape, n_bytes, name)
+    if found is not None:
+        return torch.from_numpy(found)
     _remove_others(folder)
-    unfinished = folder / f".{_NAME}-{secrets.token_hex(4)}.part"
-    try:
-        with open(unfinished, "w+b") as file:
-            array = _map(file, shape, n_bytes)
-            fill(torch.from_numpy(array))
-            array.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+    with whole_file(path, f".{_NAME}-") as file:
+        array = _map(file, shape, n_bytes + _DIGEST_BYTES)
+        fill(torch.from_numpy(array))
+        array.flush()
+        file.seek(n_bytes)
+        file.write(_digest(array, name))
     return torch.from_numpy(array)
+
+
+def _undamaged(path: Path, shape: tuple[int, ...], n_bytes: int, name: str) -> np.memmap | None:
+    """Map the latents of a file; None if there is none, or if it does not hold what was written."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != n_bytes + _DIGEST_BYTES:
+            return None
+        # Mode "c" is copy-on-write: the file cannot be changed by accident.
+        array = np.memmap(file, np.float16, "c", shape=shape)
+        file.seek(n_bytes)
+        if file.read() == _digest(array, name):
+            return array
+    warn_user(f"{path} is damaged: the images are encoded again.")
+    return None
+
+
+def _digest(array: np.ndarray, name: str) -> bytes:
+    digest = hashlib.sha256(f"{name} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.digest()
 
 
 def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
@@ -96,11 +121,12 @@ def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
 
 
 def _remove_others(folder: Path) -> None:
-    """Delete files with latents of other images or autoencoders, and unfinished files.
+    """Delete files with latents of other images or autoencoders, and abandoned ones.
 
     A process that has such a file open or mapped can go on reading it.
     """
-    for pattern in (f"{_NAME}-*.bin", f".{_NAME}-*.part"):
-        for path in folder.glob(pattern):
-            with suppress(OSError):
-                path.unlink()
+    for path in list(folder.iterdir()):
+        if _KEPT.fullmatch(path.name):
+            remove(path)
+        elif _UNFINISHED.fullmatch(path.name):
+            remove_abandoned(path)
