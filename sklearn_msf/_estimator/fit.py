@@ -34,7 +34,7 @@ from sklearn_msf._estimator.data_validation import (
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
 from sklearn_msf._estimator.preparation import Preparation
-from sklearn_msf._estimator.run_fingerprint import open_checkpoints
+from sklearn_msf._estimator.run_fingerprint import open_checkpoints, with_precision_of_run
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
@@ -163,6 +163,7 @@ def fit(
         A failure after which the model is usable.
     """
     started = time.perf_counter()
+    p = with_precision_of_run(p)
     known = None if previous is None else previous.model.classes
     state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
     checkpoints, seed = _open_run(state)

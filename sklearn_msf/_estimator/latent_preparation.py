@@ -35,6 +35,7 @@ from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.persistence.limits import check_encoded_size
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.checkpoints import holds_checkpoints
 
 __all__ = ["OBJECT", "LatentOrigin", "LatentPreparation"]
 
@@ -246,7 +247,7 @@ class LatentPreparation:
         made = f"{seed} {size} {self._precision} {p.time_budget} {masks}"
         key = digest_arrays(images, np.array(made))
         autoencoder = None if folder is None else read_autoencoder(folder, key)
-        if autoencoder is None and folder is not None and any(folder.glob("checkpoint-*.json")):
+        if autoencoder is None and folder is not None and holds_checkpoints(folder):
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(folder)!r} holds checkpoints, but not the autoencoder that "
                 "was trained with them: use another folder, or delete this one to start anew."

@@ -12,11 +12,24 @@ from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters, affecting, draw_seed
 from sklearn_msf._version import __version__
 from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
-from sklearn_msf.training.checkpoints import Checkpoints
+from sklearn_msf.training.checkpoints import Checkpoints, stored_fingerprint
 
-__all__ = ["digest_arrays", "open_checkpoints"]
+__all__ = ["digest_arrays", "open_checkpoints", "with_precision_of_run"]
+
+
+def with_precision_of_run(p: Parameters) -> Parameters:
+    """Replace precision "auto" by the precision of the run that has checkpoints, if there is one.
+
+    "auto" is measured in each process, and another result would let the run end otherwise.
+    """
+    if p.precision != "auto" or p.checkpoint_dir is None:
+        return p
+    precision = stored_fingerprint(Path(p.checkpoint_dir)).get("precision")
+    if precision == "auto" or precision not in PRECISIONS:
+        return p
+    return Parameters(**{**vars(p), "precision": precision})
 
 
 def open_checkpoints(
@@ -56,6 +69,10 @@ def open_checkpoints(
         If the folder cannot be written to.
     """
     values = {**vars(p), **prepared}
+    if isinstance(p.class_weight, Mapping):
+        # Only of classes that y has: the others do not count, and nobody has checked them.
+        known = [label for label in samples.classes.tolist() if label in p.class_weight]
+        values["class_weight"] = {str(label): float(p.class_weight[label]) for label in known}
     fingerprint: dict[str, Any] = {
         name: to_plain(values[name]) for name in affecting("network", "training") if name in values
     }
@@ -75,7 +92,8 @@ def open_checkpoints(
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
         fingerprint["weights to start from"] = digest_arrays(*weights)
     folder, every = Path(p.checkpoint_dir), int(p.checkpoint_every)
-    return Checkpoints(folder, every, fingerprint, draw_seed(random_state))
+    any_seed = fingerprint["random_state"] is None
+    return Checkpoints(folder, every, fingerprint, draw_seed(random_state), any_seed=any_seed)
 
 
 def digest_arrays(*arrays: np.ndarray) -> str:
@@ -83,5 +101,5 @@ def digest_arrays(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ scaling.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -260,12 +261,34 @@ def _entry(autoencoder: Any, name: str, default: Any) -> Any:
 def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
     """Collect the plain values, besides the weights, that a module may compute with."""
     return {
-        f"{path}.{name}": value
+        f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
         if name != but
     }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _without_addresses(value: Any) -> Any:
+    """Describe a value by text that is the same in every process."""
+    if isinstance(value, (tuple, list)):
+        return [_without_addresses(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_without_addresses(item)) for item in value)
+    if isinstance(value, Mapping):
+        return [[_without_addresses(key), _without_addresses(value[key])] for key in value]
+    return _text(repr(value))
+
+
+def _text(value: Any) -> str:
+    """Convert a value to text without its address in memory, which each process changes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def _rows_a_pass(batch: Tensor, factor: int) -> int:
@@ -286,7 +309,7 @@ def plain_config(module: Any) -> dict[str, Any]:
     config = getattr(module, "config", None)
     entries = config.items() if isinstance(config, Mapping) else ()
     plain = {name: value for name, value in entries if not str(name).startswith("_")}
-    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=str))}
+    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=_text))}
 
 
 def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:

@@ -261,16 +261,21 @@ def write_autoencoder(folder: Path, key: str, autoencoder: ImageAutoencoder) -> 
 
 
 def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:
-    """Read the autoencoder that was saved under a key; None if there is none."""
+    """Read the autoencoder that was saved under a key; None if there is none, or a damaged one."""
     try:
         tensors, metadata = read_archive(folder, _NAME)
-    except (FileNotFoundError, ArchiveError):
+        if metadata.get("key") != key:
+            return None
+        described = metadata["autoencoder"]
+        check_autoencoder(described, tensors)
+        if described["kind"] != "embedded":
+            raise ArchiveError(f"its autoencoder is of kind {described['kind']!r}")
+        return _embedded(described["class"], described["config"], tensors)
+    except FileNotFoundError:
         return None
-    if metadata.get("key") != key:
-        return None
-    try:
-        return autoencoder_from_plain(metadata["autoencoder"], tensors)
-    except (ArchiveError, LookupError):
+    # A changed file can hold any value in any place.
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        warn_user(f"The autoencoder in {folder} is damaged and ignored: {error}")
         return None
 
 

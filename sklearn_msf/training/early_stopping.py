@@ -52,6 +52,11 @@ class BestWeights:
         score = self._score if self._weights else None
         return {"score": score, "n_worse": self._n_worse}
 
+    def wanted(self, metadata: dict[str, Any], average: VelocityField) -> dict[str, Tensor]:
+        """Return tensors of the names, shapes and dtypes that belong to the metadata of a run."""
+        weights = {} if metadata["score"] is None else average.state_dict()
+        return {f"best.{name}": value for name, value in weights.items()}
+
     def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Restore the best weights, the score and the number of epochs of another run."""
         score = metadata["score"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sklearn_msf.persistence.archives import part_of
+from sklearn_msf.persistence.archives import ArchiveError, part_of
 from sklearn_msf.runtime.device import to_channels_last
 from sklearn_msf.training.muon import Muon
 
@@ -13,6 +13,8 @@ OPTIMIZERS = ("muon", "adamw")
 
 # Matrices with a smaller side are left to AdamW: they have too few directions to balance.
 _SMALLEST_SIDE = 16
+# Names in the state of AdamW: the number of steps, and the mean of the squared gradients.
+_STEP, _SQUARE = "step", "exp_avg_sq"
 
 
 class AveragedOptimizer:
@@ -109,6 +111,36 @@ class AveragedOptimizer:
                 tensors[f"optimizer.{i}.{name}"] = value.clone()
         return tensors
 
+    def wanted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of the names, shapes and dtypes that tensors of the same run must have.
+
+        Weights that never had a gradient have no moments, so only the names of `tensors` tell
+        which do.
+        """
+        wanted: dict[str, Tensor] = {}
+        for prefix, field in (("field", self._field), ("average", self._average)):
+            wanted |= {f"{prefix}.{name}": value for name, value in field.state_dict().items()}
+        stepped = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+        for i, parameter in enumerate(self._parameters):
+            if str(i) in stepped:
+                moments = self._wanted_moments(parameter)
+                wanted |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        return wanted
+
+    def check_moments(self, tensors: dict[str, Tensor], n_steps: int) -> None:
+        """Check the values of moments that :meth:`wanted` has found to fit.
+
+        Raises
+        ------
+        ArchiveError
+            For a square that is negative, or a number of steps that no run of `n_steps` has.
+        """
+        for name, value in part_of(tensors, "optimizer").items():
+            if name.endswith(f".{_SQUARE}") and bool((value < 0).any()):
+                raise ArchiveError(f"its optimizer.{name} has negative values")
+            if name.endswith(f".{_STEP}") and not 1 <= float(value) <= n_steps:
+                raise ArchiveError(f"its optimizer.{name} is {float(value)}")
+
     def load(self, tensors: dict[str, Tensor], n_steps: int) -> None:
         """Load the weights, averages and moments of another run.
 
@@ -124,17 +156,24 @@ class AveragedOptimizer:
                 continue
             stepped = self._matrices.get(parameter, parameter)
             for name, value in moments.items():
-                if value.ndim:
-                    # The fused kernel needs moments in the memory layout of the weights.
-                    moments[name] = torch.empty_like(stepped).copy_(value)
-                else:
+                if name == _STEP:
                     moments[name] = value.to(parameter.device, copy=True)
+                else:
+                    # The fused kernel needs moments in the memory layout of the weights, and
+                    # writes as many values as these have.
+                    moments[name] = torch.empty_like(stepped).copy_(value)
             if moments:
                 self._optimizer_of(parameter).state[stepped] = moments
         self.n_steps = n_steps
 
     def _optimizer_of(self, parameter: Tensor) -> torch.optim.Optimizer:
         return self._muon if parameter in self._matrices else self._adamw
+
+    def _wanted_moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        if parameter in self._matrices:
+            return {"momentum_buffer": self._matrices[parameter]}
+        count = torch.zeros((), dtype=torch.float32)
+        return {_STEP: count, "exp_avg": parameter, _SQUARE: parameter}
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         stepped = self._matrices.get(parameter, parameter)

@@ -30,6 +30,9 @@ class CheckpointStore(Protocol):
     def take_latest(self) -> TrainingState | None:
         """Return the newest undamaged state, if there is one."""
 
+    def pass_over(self, error: Exception) -> None:
+        """Warn that the latest state is damaged; the one before becomes the latest."""
+
     def save(self, state: Callable[[], TrainingState], *, n_epochs: int, finished: bool) -> None:
         """Store the state after `n_epochs` epochs, if a checkpoint is due."""
 

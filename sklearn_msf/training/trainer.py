@@ -14,6 +14,7 @@ from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.path import PathSample, sample_path, sample_times
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.dropout import Dropout
+from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.runtime.compilation import compile_or_not
 from sklearn_msf.runtime.device import autocast, float32_rounding
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -24,6 +25,7 @@ from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import CheckpointStore, EpochCallback, TrainingState
+from sklearn_msf.training.state_checks import check_generator_state, check_numbers
 
 __all__ = ["Trainer"]
 
@@ -126,6 +128,29 @@ class Trainer:
         if self._best is not None:
             self._best.load(state.tensors, state.metadata["best"])
 
+    def check(self, state: TrainingState) -> None:
+        """Check that a state from a file, which may have been changed, is one of this run.
+
+        Raises
+        ------
+        ArchiveError
+            For the first value that does not fit.
+        """
+        tensors, metadata = state
+        settings, best = self.settings, self._best
+        check_numbers(
+            metadata,
+            max_epochs=settings.max_epochs,
+            max_restarts=_MAX_RESTARTS,
+            early_stopping=best is not None,
+        )
+        wanted = {"generator": self._generator.get_state(), **self._optimizer.wanted(tensors)}
+        if best is not None:
+            wanted |= best.wanted(metadata["best"], self.average)
+        check_tensors(tensors, wanted, "it")
+        check_generator_state(tensors["generator"], self._device)
+        self._optimizer.check_moments(tensors, metadata["n_steps"])
+
     # Training
 
     def fit(
@@ -164,11 +189,7 @@ class Trainer:
             average has the best weights.
         """
         self._report = report
-        finished = False
-        if checkpoints is not None and (state := checkpoints.take_latest()) is not None:
-            self.resume(state)
-            self.budget.resume(state.metadata["elapsed"])
-            finished = state.metadata["finished"]
+        finished = checkpoints is not None and self._resume_latest(checkpoints)
         with self._own_state():
             try:
                 if not finished:
@@ -180,6 +201,19 @@ class Trainer:
             finally:
                 if self._best is not None:
                     self._best.restore(self.average)
+
+    def _resume_latest(self, checkpoints: CheckpointStore) -> bool:
+        """Resume the newest usable state, if there is one; return whether its run was finished."""
+        while (state := checkpoints.take_latest()) is not None:
+            try:
+                self.check(state)
+            except ArchiveError as error:
+                checkpoints.pass_over(error)
+                continue
+            self.resume(state)
+            self.budget.resume(state.metadata["elapsed"])
+            return bool(state.metadata["finished"])
+        return False
 
     def reserve_time_of(self, final: Callable[[VelocityField], Any]) -> None:
         """Reserve time for a final use of the averaged field, and measure that time by a trial."""
