@@ -428,7 +428,8 @@ def test_a_damaged_autoencoder_of_a_run_counts_as_missing(tmp_path):
         autoencoder_io.write_archive(
             tmp_path, "autoencoder", tensors, {"key": "key", "autoencoder": wrong}
         )
-        assert autoencoder_io.read_autoencoder(tmp_path, "key") is None
+        with pytest.warns(UserWarning, match="is damaged and ignored"):
+            assert autoencoder_io.read_autoencoder(tmp_path, "key") is None
 
 
 # The certificate

@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sklearn_msf.persistence.limits import MAX_METADATA_BYTES
 from sklearn_msf.persistence.whole_files import (
     UNFINISHED_SUFFIX,
     is_fresh,
@@ -52,8 +53,6 @@ __all__ = [
 
 _FORMAT = "sklearn_msf"
 _FORMAT_VERSION = 2
-# The training history of a very long run takes some MiB.
-_MAX_METADATA_BYTES = 64 * 2**20
 # The name of a weights file is the name of its archive followed by this.
 _WEIGHTS_SUFFIX = r"-[0-9a-f]{16}\.safetensors"
 # Flags of os.open that some systems lack.
@@ -108,10 +107,10 @@ def write_archive(
     }
     text = json.dumps(content, indent=1, allow_nan=False).encode()
     path, weights_path = folder / f"{name}.json", folder / weights_name
-    if len(text) > _MAX_METADATA_BYTES:
+    if len(text) > MAX_METADATA_BYTES:
         raise ArchiveError(
             f"{path} is not written: it would have {len(text):,} bytes, and at most "
-            f"{_MAX_METADATA_BYTES:,} are read."
+            f"{MAX_METADATA_BYTES:,} are read."
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_file(weights_path, data)
@@ -269,7 +268,7 @@ def _weights_name(name: str, digest: str) -> str:
 def _name_of_weights(path: Path) -> str | None:
     """Read which weights a JSON file names; None if there is no such file, or a damaged one."""
     try:
-        name = json.loads(_read_regular_file(path, at_most=_MAX_METADATA_BYTES))["weights"]["file"]
+        name = json.loads(_read_regular_file(path, at_most=MAX_METADATA_BYTES))["weights"]["file"]
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
@@ -313,7 +312,7 @@ def _checked_content(path: Path) -> dict[str, Any]:
 
     The values inside its entries are left to the callers to check.
     """
-    text = _read_regular_file(path, at_most=_MAX_METADATA_BYTES)
+    text = _read_regular_file(path, at_most=MAX_METADATA_BYTES)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
