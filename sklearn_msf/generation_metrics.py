@@ -20,6 +20,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 from sklearn_msf._evaluation.external_classifier import judge_agrees
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
 
 __all__ = [
@@ -205,12 +206,13 @@ def classifier_accuracy_score(
     Raises
     ------
     ValueError
-        If the number of labels differs from the number of images, and whenever the classifier
-        raises it: for images of different sizes, for infinity, and for NaN unless the classifier
-        accepts NaN, as the default does.
+        If the number of labels differs from the number of images, if `labels` are numbers and
+        `real_labels` text, and whenever the classifier raises it: for images of different sizes,
+        for infinity, and for NaN unless the classifier accepts NaN, as the default does.
     """
     labels = _checked_labels("labels", labels, generated)
     real_labels = _checked_labels("real_labels", real_labels, real)
+    check_same_kind("labels", labels, "real_labels", real_labels)
     rows, real_rows = (
         np.reshape(x, (len(x), -1)) for x in (np.asarray(generated), np.asarray(real))
     )
@@ -341,7 +343,7 @@ def copying_check(
 
 def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarray:
     """Check labels of n images, and return them in the shape (n,)."""
-    checked = np.asarray(labels)
+    checked = as_labels(name, labels)
     n = len(np.asarray(images))
     if checked.shape not in ((n,), (n, 1)):
         raise ValueError(

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -83,6 +84,7 @@ def augment_with_samples(
     """
     check_is_fitted(estimator, "classes_")
     X, y = check_pairs(X, y)
+    check_same_kind("y", y, "the estimator", estimator.classes_)
     unknown = sorted(set(y.tolist()) - set(estimator.classes_.tolist()), key=str)
     if unknown:
         raise ValueError(
@@ -136,9 +138,9 @@ def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        If the numbers of images and labels differ.
+        If the numbers of images and labels differ, and for labels of several kinds.
     """
-    X, y = np.asarray(X), np.asarray(y).ravel()
+    X, y = np.asarray(X), as_labels("y", y).ravel()
     if len(X) != len(y):
         raise ValueError(f"X has {len(X)} images and y {len(y)} labels: pass one for each image.")
     return X, y

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sklearn_msf._evaluation.labels import differing_labels
 from sklearn_msf._evaluation.risk_control import certified_threshold
 from sklearn_msf._evaluation.validation import by_score, check_share, checked_rows, is_number
 
@@ -118,8 +119,8 @@ def accuracy_rejection_curve(
     Raises
     ------
     ValueError
-        For arrays of different lengths or not of shape (n,), uncertainties or weights that are not
-        finite, negative weights, and no samples.
+        For arrays of different lengths or not of shape (n,), labels and predictions of different
+        kinds, uncertainties or weights that are not finite, negative weights, and no samples.
     """
     wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
     _, group = np.unique(scores, return_inverse=True)
@@ -317,15 +318,10 @@ def errors_of(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the numbers of labels and predictions differ.
+        If the numbers of labels and predictions differ, if the ones are numbers and the others
+        text, and for NaN and masked predictions, which are neither right nor wrong.
     """
-    labels, predictions = np.ravel(np.asarray(y_true)), np.ravel(np.asarray(y_pred))
-    if labels.shape != predictions.shape:
-        raise ValueError(
-            f"y_true has {len(labels)} labels and y_pred {len(predictions)} predictions: give one "
-            "for each row."
-        )
-    return np.asarray(labels != predictions)
+    return differing_labels("y_true", y_true, "y_pred", y_pred)
 
 
 def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:

@@ -40,6 +40,7 @@ from sklearn_msf._estimator.serialization import (
     open_model,
     save_model,
 )
+from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf._evaluation.validation import check_share
 from sklearn_msf.model.classification import (
     ClassificationSettings,
@@ -455,7 +456,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         model, inputs, settings = self._checked(X_cal)
         labels = check_calibration(y_cal, model.classes, len(inputs), **targets)
         prediction = predict(model, inputs, settings, kind)
-        wrong = _labels(model, prediction) != labels
+        wrong = prediction.class_indices != labels
         of_prediction = prediction_parameters(self._parameters())
         self.rejection_ = learn_rule(prediction, wrong, kind, of_prediction, **targets)
         return self
@@ -747,7 +748,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         generating = self._generating_model("counterfactual")
         ode = sampling_ode(generating, n_steps, ode_solver, guidance)
-        asked = np.asarray(to_class)
+        asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
         model, inputs, settings = self._checked(X)
         sources = classify(model, inputs, settings).class_indices
@@ -763,7 +764,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Check what is asked for; return the index of each class and the seed of the noise."""
         check_is_fitted(self)
         check_positive_integer("n_samples", n_samples)
-        asked = self.classes_ if class_id is None else np.atleast_1d(np.asarray(class_id))
+        asked = self.classes_
+        if class_id is not None:
+            asked = np.atleast_1d(as_labels("class_id", class_id))
         if asked.ndim != 1 or not len(asked):
             raise ValueError(
                 f"class_id must be one or more of the classes {self.classes_.tolist()}, "

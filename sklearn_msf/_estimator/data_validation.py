@@ -12,6 +12,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    check_one_kind,
+    check_same_kind,
+    label_indices,
+)
 from sklearn_msf.data.axes import as_array, axes_hint, check_channels_last, squeezed
 from sklearn_msf.data.images import (
     ImageFormat,
@@ -122,10 +128,12 @@ def check_training_samples(
     # It sets attributes, of which the estimator itself must know nothing before fit has ended.
     shell = object.__new__(type(estimator))
     vars(shell).update(vars(estimator))
-    rows, y = validate_data(shell, rows, _column(y), reset=reset, **_NUMBERS)
+    y = _column(y)
+    rows, y = validate_data(shell, rows, y, reset=reset, **_NUMBERS)
     check_finite(rows)
     features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
     dtype, rows = rows.dtype, _numbers(rows)
+    y = as_labels("y", y)
     check_classification_targets(y)
     if sample_weight is not None and not np.asarray(sample_weight).any():
         raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
@@ -138,7 +146,8 @@ def check_training_samples(
         image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
         image_format.check(rows, dtype)
-    per_sample = _class_weights(class_weight, classes, y, weights)
+    labels = label_indices(y, classes)
+    per_sample = _class_weights(class_weight, classes, labels, weights)
     used = per_sample > 0
     if not used.any():
         raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
@@ -146,10 +155,9 @@ def check_training_samples(
     sample_weights = weights[used]
     whole = bool((sample_weights == np.rint(sample_weights)).all())
     n_images = round(sample_weights.sum()) if whole else len(sample_weights)
-    labels = np.searchsorted(classes, y)[used]
     samples = TrainingSamples(
         rows[used],
-        labels,
+        labels[used],
         sample_weights * per_sample[used],
         n_images,
         classes,
@@ -180,13 +188,16 @@ def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | No
             f"class_weight={class_weight!r} is not supported by partial_fit, which does not see "
             "all labels: pass a dict of weights or sample_weight."
         )
-    if fitted is None:
-        if given is None:
+    if given is None:
+        if fitted is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
-        classes = np.unique(given)
+        return fitted
+    classes = np.unique(as_labels("classes", given))
+    if fitted is None:
         _check_n_classes(classes)
         return classes
-    if given is not None and not np.array_equal(np.unique(given), fitted):
+    check_same_kind("classes", classes, "the first call to partial_fit", fitted)
+    if not np.array_equal(classes, fitted):
         raise ValueError(
             f"classes={given!r} is not the same as on the first call to partial_fit: "
             f"{fitted.tolist()}."
@@ -242,6 +253,7 @@ def _column(y: Any) -> Any:
     """Convert labels to one dimension; refuse several label columns."""
     if y is None:
         return None
+    check_one_kind("y", y)
     shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(
@@ -266,7 +278,8 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
     if classes is None:
         _check_n_classes(present)
         return present
-    unknown = np.setdiff1d(present, classes)
+    check_same_kind("y", present, "the estimator", classes)
+    unknown = present[label_indices(present, classes) < 0]
     if len(unknown):
         raise ValueError(
             f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}."
@@ -275,31 +288,34 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
 
 
 def _class_weights(
-    class_weight: Any, classes: np.ndarray, y: np.ndarray, weights: np.ndarray
+    class_weight: Any, classes: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Return the weight of the class of each sample."""
+    """Return the weight of the class of each sample, whose labels are class indices."""
     if isinstance(class_weight, Mapping):
-        per_class = _weights_of_classes(class_weight, classes)
-        return per_class[np.searchsorted(classes, y)]
-    present = np.unique(y)
-    per_class = compute_class_weight(class_weight, classes=present, y=y, sample_weight=weights)
-    return per_class[np.searchsorted(present, y)]
+        return _weights_of_classes(class_weight, classes)[labels]
+    present, indices = np.unique(labels, return_inverse=True)
+    per_class = compute_class_weight(class_weight, classes=present, y=labels, sample_weight=weights)
+    return per_class[indices]
 
 
 def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
     """Return weights in the order of the classes; 1 for classes that are not named.
 
-    Weights of unknown classes are ignored, because a cross-validation fold may lack a class.
+    Weights of absent classes are ignored, because a cross-validation fold may lack a class.
     """
+    check_one_kind("class_weight", list(class_weight))
+    check_same_kind("class_weight", list(class_weight), "y", classes)
     labels = classes.tolist()
-    known = any(label in labels for label in class_weight) or not class_weight
     try:
-        values = np.array([class_weight.get(label, 1.0) for label in labels], dtype=float)
+        weights = {label: float(weight) for label, weight in class_weight.items()}
     except (TypeError, ValueError):
-        known, values = False, np.ones(len(labels))
-    if not known or not np.isfinite(values).all() or (values < 0).any() or not values.any():
+        weights = {None: np.nan}
+    values = np.array([weights.get(label, 1.0) for label in labels])
+    known = any(label in labels for label in class_weight) or not class_weight
+    usable = all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
+    if not known or not usable or not values.any():
         raise ValueError(
-            f"class_weight must map classes out of {labels} to weights >= 0, not all zero, "
+            f"class_weight must map classes out of {labels} to finite weights >= 0, not all zero, "
             f"got {class_weight!r}."
         )
     return values

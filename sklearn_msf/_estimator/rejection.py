@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_msf._estimator.parameters import Parameters, affecting
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
 from sklearn_msf._evaluation.risk_control import certified_threshold, count_rows_to_certify
 from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
@@ -81,12 +82,13 @@ def check_calibration(
     Returns
     -------
     ndarray of shape (n_images,)
+        Class indices.
 
     Raises
     ------
     ValueError
-        For labels of another shape, unknown labels or a single class, and if there are so few
-        images that no threshold can be certified even without an error.
+        For labels of another shape or kind, unknown labels or a single class, and if there are so
+        few images that no threshold can be certified even without an error.
     """
     labels = _calibration_labels(y, classes, n_images)
     n_needed = count_rows_to_certify(target_risk=target_risk, confidence=confidence)
@@ -222,19 +224,21 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
 
 
 def _calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray:
-    y = np.asarray(y)
+    y = as_labels("y_cal", y)
     if y.shape not in ((n_images,), (n_images, 1)):
         raise ValueError(f"y_cal must be of shape ({n_images},), as X_cal; got {y.shape}.")
     y = y.ravel()
-    unknown = sorted(set(y.tolist()) - set(classes.tolist()), key=str)
+    check_same_kind("y_cal", y, "the estimator", classes)
+    indices = label_indices(y, classes)
+    unknown = sorted(set(y[indices < 0].tolist()), key=str)
     if unknown:
         raise ValueError(
             f"y_cal has labels {unknown} that are not among the classes "
             f"{classes.tolist()}: leave their images out, or fit with them."
         )
-    if len(np.unique(y)) < 2:
+    if len(np.unique(indices)) < 2:
         raise ValueError(
             f"y_cal has the one class {y.tolist()[0]!r}: the risk for other classes stays unknown. "
             "Calibrate on images with the same distribution as future ones."
         )
-    return y
+    return indices

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_msf._estimator.parameters import check_ode_solver, check_positive_integer
+from sklearn_msf._evaluation.labels import label_indices
 from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.fitted_model import FittedModel
@@ -59,4 +60,4 @@ def class_indices(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndar
     unknown = [label for label in labels.tolist() if label not in known]
     if unknown:
         raise ValueError(f"{name} must be one or more of the classes {known}, got {unknown[0]!r}.")
-    return np.searchsorted(classes, labels)
+    return label_indices(labels, classes)

@@ -1,6 +1,6 @@
 """Code that the public evaluation modules and the estimators share.
 
-Imports no other room. `validation` checks scores and errors, `risk_control` certifies thresholds,
-`nearest_images` finds copies, `external_classifier` classifies generated images with an independent
-classifier.
+Imports no other room. `labels` compares labels, `validation` checks scores and errors,
+`risk_control` certifies thresholds, `nearest_images` finds copies, `external_classifier` classifies
+generated images with an independent classifier.
 """

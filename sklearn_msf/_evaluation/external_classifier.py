@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_msf._evaluation.labels import check_same_kind, differing_labels
+
 __all__ = ["check_judge", "judge_agrees"]
 
 
@@ -13,10 +15,11 @@ def check_judge(judge: Any, labels: np.ndarray) -> None:
     Raises
     ------
     ValueError
-        If a class is missing; the message names it.
+        If a class is missing, or the judge has text for numbers; the message names it.
     """
     if not hasattr(judge, "classes_"):
         return
+    check_same_kind("labels", labels, "judge.classes_", judge.classes_)
     known = np.asarray(judge.classes_).tolist()
     unknown = sorted(set(labels.tolist()) - set(known), key=str)
     if unknown:
@@ -44,7 +47,8 @@ def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the judge lacks a class, or does not predict exactly one label for each image.
+        If the judge lacks a class, or does not predict exactly one label for each image, of the
+        kind of the labels.
     """
     check_judge(judge, labels)
     predicted = np.asarray(judge.predict(images))
@@ -53,4 +57,4 @@ def judge_agrees(judge: Any, images: Any, labels: np.ndarray) -> np.ndarray:
             f"judge.predict must return one label for each of the {len(labels)} images, got an "
             f"array of shape {predicted.shape}."
         )
-    return np.asarray(predicted.ravel() == labels)
+    return ~differing_labels("judge.predict", predicted, "labels", labels)

@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.parameters import check_positive_integer
+from sklearn_msf._evaluation.labels import check_same_kind
 from sklearn_msf.plotting.curves import (
     AccuracyRejectionDisplay,
     RiskCoverageDisplay,
@@ -155,6 +156,7 @@ class SampleGridDisplay:
         check_positive_integer("n_columns", n_columns)
         if X is not None and y is not None:
             images, labels = check_pairs(X, y)
+            check_same_kind("y", labels, "the estimator", classes)
             # Check before the slow generation.
             check_like(images, estimator)
             chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]

@@ -1,0 +1,141 @@
+"""Labels of several sources, compared only if they are of one kind.
+
+numpy compares 1 with "1" in silence: as different, or as equal if it converts both to text first.
+Here numbers are equal as in Python, so that 1, 1.0 and True are one label.
+"""
+
+import datetime
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_labels", "check_one_kind", "check_same_kind", "differing_labels", "label_indices"]
+
+# Name of the labels of an array, by the kind of its dtype.
+_KINDS = {"U": "text", "S": "bytes", "M": "dates", "m": "durations"}
+_KINDS |= dict.fromkeys("biufc", "numbers")
+
+
+def as_labels(name: str, values: Any) -> np.ndarray:
+    """Convert labels to an array; refuse those that equal nothing, not even themselves.
+
+    Raises
+    ------
+    ValueError
+        For labels of several kinds, NaN, and masked labels; the message names them.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is a masked array with {np.ma.count_masked(values)} masked labels, as of "
+            "rejected images: leave their rows out, as by labels.compressed() and y[~labels.mask]."
+        )
+    check_one_kind(name, values)
+    labels = np.asarray(values)
+    if labels.dtype.kind in "fcmM" and (labels != labels).any():
+        n_missing = int((labels != labels).sum())
+        raise ValueError(
+            f"{name} contains NaN in {n_missing} of {labels.size} labels: leave these rows out."
+        )
+    return labels
+
+
+def check_one_kind(name: str, values: Any) -> None:
+    """Refuse labels that are numbers in part and text in part, or of other kinds.
+
+    Raises
+    ------
+    ValueError
+        If there are several kinds; the message names two of them.
+    """
+    kinds = _examples(values)
+    if len(kinds) > 1:
+        (kind, label), (other_kind, other), *_ = kinds.items()
+        raise ValueError(
+            f"{name} mixes {kind}, such as {label!r}, and {other_kind}, such as {other!r}: give "
+            "all labels one type."
+        )
+
+
+def check_same_kind(name: str, values: Any, other_name: str, others: Any) -> None:
+    """Refuse labels of one source that are of another kind than those of another.
+
+    Raises
+    ------
+    ValueError
+        If the kinds differ; the message names both.
+    """
+    kinds, other_kinds = _examples(values), _examples(others)
+    if kinds and other_kinds and kinds.keys() != other_kinds.keys():
+        (kind, label), *_ = kinds.items()
+        (other_kind, other), *_ = other_kinds.items()
+        raise ValueError(
+            f"{name} has labels that are {kind}, such as {label!r}, but {other_name} has "
+            f"{other_kind}, such as {other!r}: labels of different kinds never match, so convert "
+            "one of them."
+        )
+
+
+def label_indices(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Find the index of each label among the classes; -1 for labels that are no class."""
+    if labels.dtype.kind == classes.dtype.kind == "M":
+        # Dates of different units are different objects in Python.
+        unit = np.promote_types(labels.dtype, classes.dtype)
+        labels, classes = labels.astype(unit), classes.astype(unit)
+    index = {label: i for i, label in enumerate(classes.tolist())}
+    present, inverse = np.unique(labels, return_inverse=True)
+    found = np.array([index.get(label, -1) for label in present.tolist()], dtype=np.int64)
+    return found[inverse]
+
+
+def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np.ndarray:
+    """Tell which of n labels differ from n others of the same kind.
+
+    Parameters
+    ----------
+    name, other_name : str
+        Names of the two arguments, for messages.
+    values, others : array-like of shape (n,) or (n, 1)
+        Labels.
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+
+    Raises
+    ------
+    ValueError
+        If the numbers or the kinds of the labels differ, and as in :func:`as_labels`.
+    """
+    labels, compared = as_labels(name, values).ravel(), as_labels(other_name, others).ravel()
+    if labels.shape != compared.shape:
+        raise ValueError(
+            f"{name} has {len(labels)} labels and {other_name} {len(compared)}: give one for each "
+            "row."
+        )
+    check_same_kind(name, labels, other_name, compared)
+    return np.asarray(labels != compared)
+
+
+def _examples(values: Any) -> dict[str, Any]:
+    """Map each kind of label that occurs to one label of this kind."""
+    labels = np.asarray(values)
+    if labels.dtype.kind in "US" and not hasattr(values, "dtype"):
+        # numpy has converted the numbers of a mixed list to text.
+        labels = np.asarray(values, dtype=object)
+    if labels.size == 0:
+        return {}
+    if labels.dtype.kind != "O":
+        kind = _KINDS.get(labels.dtype.kind, str(labels.dtype))
+        return {kind: labels.ravel()[0].item()}
+    elements = labels.ravel().tolist()
+    of_types = dict(zip(map(type, reversed(elements)), reversed(elements), strict=True))
+    return {_kind_of_type(kind): label for kind, label in reversed(of_types.items())}
+
+
+def _kind_of_type(kind: type) -> str:
+    if issubclass(kind, (Number, np.bool_)):
+        return "numbers"
+    if issubclass(kind, (datetime.date, np.datetime64)):
+        return "dates"
+    return "text" if issubclass(kind, str) else kind.__name__

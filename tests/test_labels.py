@@ -1,0 +1,239 @@
+"""Labels of two sources: compared as in Python, and refused where they are of different kinds."""
+
+import datetime
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import config_context
+
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
+from sklearn_msf.generation_metrics import class_fidelity, classifier_accuracy_score
+from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay, SampleGridDisplay
+from sklearn_msf.sample_augmentation import augment_with_samples
+from sklearn_msf.selective import accuracy_rejection_curve, errors_of
+
+NUMBERS_AND_TEXT = "y_true has labels that are text, such as '0', but y_pred has numbers, such as 0"
+IMAGES = np.random.default_rng(0).random((40, 8, 8))
+
+
+class Judge:
+    """Says of every image the same."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def predict(self, images):
+        return np.full(len(images), self.label)
+
+
+@pytest.fixture
+def numbered(fitted):
+    """A classifier of the classes 0, 1 and 2."""
+    copy = pickle.loads(pickle.dumps(fitted))
+    copy.model_ = replace(copy.model_, classes=np.arange(3))
+    return copy
+
+
+# Predictions and labels
+
+
+@pytest.mark.parametrize("text", [["0", "1"], np.array(["0", "1"]), pd.Series(["0", "1"])])
+def test_text_is_not_compared_with_numbers(text):
+    for compare in (
+        errors_of,
+        lambda y, p: accuracy_rejection_curve(y, p, [0.1, 0.2]),
+        lambda y, p: AccuracyRejectionDisplay.from_predictions(y, p, [0.1, 0.2]),
+        lambda y, p: RiskCoverageDisplay.from_predictions(y, p, [0.1, 0.2]),
+    ):
+        with pytest.raises(ValueError, match=NUMBERS_AND_TEXT):
+            compare(text, [0, 1])
+        with pytest.raises(ValueError, match="y_true has labels that are numbers.* y_pred has te"):
+            compare([0, 1], text)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred"),
+    [
+        ([0, 1, 1], [False, True, False]),
+        ([0, 1, 1], [0.0, 1.0, 0.0]),
+        (np.array([0, 1, 1], dtype=object), np.array([0, 1, 0], dtype=np.uint8)),
+        (np.array(["a", "b", "b"], dtype=object), ["a", "b", "a"]),
+        (np.array(["a", "b", "b"]), pd.Series(["a", "b", "a"])),
+        (pd.Series(["a", "b", "b"]).astype("category"), ["a", "b", "a"]),
+    ],
+)
+def test_labels_that_are_equal_in_python_are_equal(y_true, y_pred):
+    assert errors_of(y_true, y_pred).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, "1"], "y_pred mixes numbers, such as 0, and text, such as '1'"),
+        (np.array([0, "1"], dtype=object), "y_pred mixes numbers, such as 0, and text"),
+        (np.array(["0", None], dtype=object), "y_pred mixes text, such as '0', and NoneType"),
+        ([0.0, np.nan], "y_pred contains NaN in 1 of 2 labels"),
+        (np.ma.MaskedArray([0, 1], mask=[True, False]), "y_pred is a masked array with 1 masked"),
+    ],
+)
+def test_predictions_that_are_neither_right_nor_wrong_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        errors_of([0, 1], labels)
+
+
+def test_a_mask_that_hides_nothing_is_no_trouble():
+    answers = np.ma.MaskedArray([0, 1], mask=[False, False])
+    assert errors_of([0, 0], answers).tolist() == [False, True]
+
+
+@given(
+    st.lists(
+        st.sampled_from([0, 1, True, 2.0, 0.5, 2**53, 2**53 + 1, -1, np.int8(1), np.float32(0.5)])
+    ),
+    st.sampled_from([[0, 1, 2], [False, True], [0.5, 2.0], [2**53, 2**53 + 1]]),
+)
+def test_an_index_is_that_of_the_equal_class(labels, classes):
+    found = label_indices(np.array(labels, dtype=object), np.array(classes))
+    known = np.array(classes).tolist()
+    assert found.tolist() == [known.index(v) if v in known else -1 for v in labels]
+
+
+def test_dates_of_any_unit_are_equal_if_they_are_one_day():
+    days = np.array(["2024-01-01", "2024-01-03"], dtype="datetime64[D]")
+    assert label_indices(days[[1, 0, 1]].astype("datetime64[ns]"), days).tolist() == [1, 0, 1]
+    check_same_kind("y", [datetime.date(2024, 1, 1)], "classes", days)
+    with pytest.raises(ValueError, match="y has labels that are numbers.*classes has dates"):
+        check_same_kind("y", [1], "classes", days)
+
+
+def test_no_labels_are_of_no_kind():
+    check_same_kind("y", [], "classes", ["a"])
+    assert as_labels("y", []).shape == (0,)
+
+
+# Fitting
+
+
+def test_labels_of_later_parts_are_of_the_kind_of_the_classes(make_classifier):
+    numbers = np.arange(40) % 20
+    classifier = make_classifier(max_epochs=1, warm_start=True)
+    classifier.partial_fit(IMAGES, numbers, classes=range(20))
+    before = classifier.predict_proba(IMAGES)
+    message = "y has labels that are text, such as '0', but the estimator has numbers, such as 0"
+    for text in (numbers.astype(str), numbers.astype(str).astype(object), list(map(str, numbers))):
+        for go_on in (classifier.partial_fit, classifier.fit):
+            with pytest.raises(ValueError, match=message):
+                go_on(IMAGES, text)
+    with pytest.raises(ValueError, match="classes has labels that are text"):
+        classifier.partial_fit(IMAGES, numbers, classes=[str(n) for n in range(20)])
+    np.testing.assert_array_equal(classifier.predict_proba(IMAGES), before)
+
+
+def test_numbers_of_another_type_are_the_same_classes(make_classifier):
+    numbers = np.arange(40) % 2
+    expected, given = make_classifier(), make_classifier()
+    expected.partial_fit(IMAGES, numbers, classes=[0, 1]).partial_fit(IMAGES, numbers)
+    given.partial_fit(IMAGES, numbers.astype(bool), classes=[0, 1])
+    given.partial_fit(IMAGES, numbers.astype(float))
+    np.testing.assert_array_equal(given.predict_proba(IMAGES), expected.predict_proba(IMAGES))
+
+
+@pytest.mark.parametrize("fit", ["fit", "partial_fit"])
+def test_labels_of_two_kinds_are_not_made_text(make_classifier, fit):
+    mixed = [0, "1"] * 20
+    arguments = {"classes": [0, 1]} if fit == "partial_fit" else {}
+    for labels in (mixed, np.array(mixed, dtype=object), pd.Series(mixed)):
+        with pytest.raises(ValueError, match="y mixes numbers, such as 0, and text, such as '1'"):
+            getattr(make_classifier(), fit)(IMAGES, labels, **arguments)
+    with pytest.raises(ValueError, match="classes mixes numbers"):
+        make_classifier().partial_fit(IMAGES, mixed, classes=[0, "1"])
+
+
+def test_labels_that_are_missing_are_refused_although_scikit_learn_assumes_none(make_classifier):
+    with config_context(assume_finite=True), pytest.raises(ValueError, match="y contains NaN"):
+        make_classifier().fit(IMAGES, np.where(np.arange(40) == 3, np.nan, np.arange(40) % 2))
+
+
+@pytest.mark.parametrize(
+    ("class_weight", "message"),
+    [
+        ({0: 5, "1": 10}, "class_weight mixes numbers, such as 0, and text, such as '1'"),
+        (
+            {"0": 5, "1": 10},
+            "class_weight has labels that are text, such as '0', but y has numbers",
+        ),
+        ({0: 5, 7: np.inf}, "class_weight must map .* to finite weights >= 0"),
+        ({0: 5, 7: np.nan}, "class_weight must map .* to finite weights >= 0"),
+        ({0: 5, 7: -1}, "class_weight must map .* to finite weights >= 0"),
+        ({0: np.inf}, "class_weight must map .* to finite weights >= 0"),
+    ],
+)
+def test_a_class_weight_is_finite_and_of_a_label(make_classifier, class_weight, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(class_weight=class_weight).fit(IMAGES, np.arange(40) % 2)
+
+
+# A fitted classifier
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda c: c.sample("1"), r"class_id must be one or more of .*\[0, 1, 2\], got '1'"),
+        (lambda c: c.sample([1, "1"]), "class_id mixes numbers, such as 1, and text"),
+        (lambda c: c.iter_samples("1"), "class_id must be one or more"),
+        (lambda c: c.sample_trajectory("1"), "class_id must be one or more"),
+        (lambda c: c.counterfactual(IMAGES[:2], "1"), "to_class must be one or more"),
+        (lambda c: c.counterfactual(IMAGES[:2], [1, "1"]), "to_class mixes numbers"),
+        (
+            lambda c: c.fit_reject(IMAGES, ["0", "1"] * 20, target_risk=0.5),
+            "y_cal has labels that are text, such as '0', but the estimator has numbers",
+        ),
+        (
+            lambda c: augment_with_samples(c, IMAGES, ["0", "1"] * 20),
+            "y has labels that are text, such as '0', but the estimator has numbers",
+        ),
+        (
+            lambda c: augment_with_samples(c, IMAGES, [0, 1] * 20, n_per_class={"1": 2}),
+            "n_per_class must be",
+        ),
+        (
+            lambda c: SampleGridDisplay.from_estimator(c, X=IMAGES, y=["0", "1"] * 20),
+            "y has labels that are text, such as '0', but the estimator has numbers",
+        ),
+    ],
+)
+def test_text_is_no_label_of_a_classifier_of_numbers(numbered, ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(numbered)
+
+
+def test_labels_that_are_equal_to_a_class_are_that_class(numbered):
+    expected = numbered.sample(1, n_steps=1, random_state=0)
+    for label in (True, 1.0, np.uint8(1), [1.0]):
+        np.testing.assert_array_equal(numbered.sample(label, n_steps=1, random_state=0), expected)
+
+
+# Independent classifiers
+
+
+def test_a_judge_speaks_of_the_labels_asked_for():
+    assert class_fidelity(Judge(1), IMAGES[:4], [0, 1, 1.0, True]) == 0.75
+    with pytest.raises(
+        ValueError, match="judge.predict has labels that are text, such as '1', but"
+    ):
+        class_fidelity(Judge("1"), IMAGES[:4], [0, 1, 1, 1])
+    judge = Judge(1)
+    judge.classes_ = ["0", "1"]
+    with pytest.raises(ValueError, match="labels has labels that are numbers.*judge.classes_ has"):
+        class_fidelity(judge, IMAGES[:4], [0, 1, 1, 1])
+
+
+def test_generated_and_real_images_have_labels_of_one_kind():
+    with pytest.raises(ValueError, match="labels has labels that are text.*real_labels has number"):
+        classifier_accuracy_score(IMAGES, ["0", "1"] * 20, IMAGES, [0, 1] * 20)
