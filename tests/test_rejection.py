@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from sklearn_msf._estimator.rejection import RejectionRule, rejects
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
@@ -258,6 +260,74 @@ def test_samples_without_an_error_calibrate_nothing_and_change_nothing(rejecting
     with pytest.raises(ValueError, match="y_cal has 240 labels and no answer on X_cal is wrong"):
         rejecting.fit_reject(X, rejecting.predict(X))
     assert rejecting.rejection_.threshold == before
+
+
+NOT_FINITE = np.array([0.1, np.nan, 0.2, np.inf, -np.inf, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "coverage", "answered"),
+    [
+        (0.5, None, [0, 2]),
+        (0.05, None, []),
+        (None, None, []),
+        ("no rule", 1 / 6, [0]),
+        ("no rule", 0.5, [0, 2, 5]),
+        # Three of six have no uncertainty to be ranked by.
+        ("no rule", 1.0, [0, 2, 5]),
+        ("no rule", None, [0, 2, 5]),
+    ],
+)
+def test_what_has_no_finite_uncertainty_is_never_answered(threshold, coverage, answered):
+    rule = None if threshold == "no rule" else RejectionRule(threshold, "margin", {})
+    rejected = rejects(NOT_FINITE, rule, coverage)
+    assert np.flatnonzero(~rejected).tolist() == answered
+
+
+@pytest.mark.parametrize("kind", UNCERTAINTIES)
+@pytest.mark.parametrize("coverage", [None, 1.0])
+def test_a_network_whose_values_are_not_finite_answers_nothing(
+    rejecting, calibration, kind, coverage
+):
+    X = calibration[0][:20]
+    rejecting.fit_reject(*calibration, target_risk=0.8, kind=kind)
+    assert rejecting.predict_with_reject(X, coverage).count() > 0
+    broken = pickle.loads(pickle.dumps(rejecting))
+    for parameter in broken.model_.field.parameters():
+        parameter.data.fill_(np.nan)
+    answers, rejected = broken.predict_with_reject(X, coverage, return_mask=True)
+    assert rejected.all()
+    assert answers.count() == 0
+    labels = broken.predict_with_reject(X, coverage, reject_label="unsure")
+    assert (labels == "unsure").all()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "predict",
+        "predict_proba",
+        "predict_log_proba",
+        "decision_function",
+        "predict_uncertainty",
+        "predict_with_reject",
+        "score_samples",
+        "reconstruct",
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_refused_by_a_certified_rule(
+    rejecting, digits, method, value
+):
+    X = digits[0][:4].astype(np.float32)
+    X[2, 0, 0] = value
+    with config_context(assume_finite=True):
+        with pytest.raises(ValueError, match=r"X contains .*1 of 4 images"):
+            getattr(rejecting, method)(X)
+        with pytest.raises(ValueError, match=r"X contains .*1 of 4 images"):
+            rejecting.counterfactual(X, "one")
+        with pytest.raises(ValueError, match=r"X contains .*1 of 4 images"):
+            rejecting.fit_reject(X, digits[1][:4])
 
 
 def test_fitting_anew_forgets_the_threshold(rejecting, digits):

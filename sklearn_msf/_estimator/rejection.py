@@ -183,12 +183,21 @@ def check_rule(rule: RejectionRule, kind: Any, settings: dict[str, Any]) -> None
 def rejects(
     uncertainty: np.ndarray, rule: RejectionRule | None, coverage: float | None
 ) -> np.ndarray:
-    """Tell which images to reject: those above the threshold of a rule, or all but a fraction."""
+    """Tell which images to reject: those above the threshold of a rule, or all but a fraction.
+
+    An image whose uncertainty is not finite, as of a network whose values overflow, is rejected by
+    every rule, and counts as the least certain one for a coverage.
+    """
+    known = np.isfinite(uncertainty)
     if rule is None:
-        return ~accept_most_certain(
-            uncertainty, _DEFAULT_COVERAGE if coverage is None else coverage
+        last = np.where(known, uncertainty, np.finfo(np.float64).max)
+        return ~(
+            accept_most_certain(last, _DEFAULT_COVERAGE if coverage is None else coverage) & known
         )
-    return np.asarray(uncertainty > (-np.inf if rule.threshold is None else rule.threshold))
+    if rule.threshold is None:
+        return np.ones(len(uncertainty), dtype=bool)
+    # Not ">", which is false for NaN.
+    return ~(known & (uncertainty <= rule.threshold))
 
 
 def mark_rejected(labels: np.ndarray, rejected: np.ndarray, reject_label: Any) -> Any:
