@@ -1,7 +1,7 @@
 """Selective prediction: which predictions to accept, and how that changes the error rate.
 
-The functions need only numpy and scipy, and work with the uncertainties of any classifier. A sample
-is accepted if its uncertainty is at most a threshold, so samples of equal uncertainty are accepted
+The functions work with the uncertainties of any classifier; nothing here needs torch. A sample is
+accepted if its uncertainty is at most a threshold, so samples of equal uncertainty are accepted
 together. In the curves and metrics, a coverage that cuts through such a tie accepts the same
 fraction of each of its samples; therefore the order of the samples does not matter. Only
 :func:`accept_most_certain` breaks ties by the order.
@@ -9,10 +9,12 @@ fraction of each of its samples; therefore the order of the samples does not mat
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.metrics._scorer import _BaseScorer
+from sklearn.utils.metadata_routing import UNUSED
 
 from sklearn_msf._evaluation.labels import differing_labels
 from sklearn_msf._evaluation.risk_control import certified_threshold
@@ -356,19 +358,46 @@ def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
     return np.asarray(1 - estimator.predict_proba(X).max(axis=1))
 
 
-def _uncertainty_scorer(metric: Callable[..., float]) -> Callable[..., float]:
-    def score(estimator: Any, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        errors = errors_of(y, estimator.predict(X))
-        return -metric(errors, uncertainty_of(estimator, X), sample_weight=sample_weight)
+class _UncertaintyScorer(_BaseScorer):
+    """Scorer of a classifier's uncertainty, for ``scoring=``: a metric of selective prediction.
 
-    score.__name__ = score.__qualname__ = f"neg_{metric.__name__}_scorer"
-    score.__doc__ = (
-        f"Negative {metric.__name__} of a classifier's uncertainty, for ``scoring=``; of 1 - max p "
-        "where it has no `predict_uncertainty`, as pipelines have none."
-    )
-    return score
+    scikit-learn's own class is the base, because searches with several scorers and metadata routing
+    ask a scorer for more than a function has. ``make_scorer`` knows only metrics of one output.
+
+    Parameters
+    ----------
+    metric : callable
+        Takes errors, uncertainties and `sample_weight`; smaller is better.
+    """
+
+    # Not for users to pass: the scorer computes it.
+    __metadata_request__score: ClassVar[dict[str, Any]] = {"uncertainty": UNUSED}
+
+    def __init__(self, metric: Callable[..., float]):
+        super().__init__(metric, -1, {}, "predict")
+        self.__name__ = self.__qualname__ = f"neg_{metric.__name__}_scorer"
+        self.__doc__ = (
+            f"Negative {metric.__name__} of a classifier's uncertainty, for ``scoring=``; of 1 - "
+            "max p where it has no `predict_uncertainty`, as pipelines have none."
+        )
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def _score(
+        self,
+        method_caller: Callable[..., Any],
+        estimator: Any,
+        X: Any,
+        y_true: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Score a classifier, whose predictions `method_caller` may share with other scorers."""
+        errors = errors_of(y_true, method_caller(estimator, "predict", X))
+        uncertainty = uncertainty_of(estimator, X)
+        return -float(self._score_func(errors, uncertainty, sample_weight=sample_weight))
 
 
-neg_aurc_scorer = _uncertainty_scorer(aurc)
-neg_excess_aurc_scorer = _uncertainty_scorer(excess_aurc)
-neg_augrc_scorer = _uncertainty_scorer(augrc)
+neg_aurc_scorer = _UncertaintyScorer(aurc)
+neg_excess_aurc_scorer = _UncertaintyScorer(excess_aurc)
+neg_augrc_scorer = _UncertaintyScorer(augrc)
