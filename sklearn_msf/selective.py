@@ -18,7 +18,13 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from sklearn_msf._evaluation.labels import differing_labels
 from sklearn_msf._evaluation.risk_control import certified_threshold
-from sklearn_msf._evaluation.validation import by_score, check_share, checked_rows, is_number
+from sklearn_msf._evaluation.validation import (
+    by_score,
+    check_share,
+    checked_rows,
+    is_number,
+    scaled_weights,
+)
 
 __all__ = [
     "AccuracyRejectionCurve",
@@ -125,6 +131,7 @@ def accuracy_rejection_curve(
         kinds, uncertainties or weights that are not finite, negative weights, and no samples.
     """
     wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
+    weights = scaled_weights(weights)
     _, group = np.unique(scores, return_inverse=True)
     share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
     # Sort ties by weight, so that the curve does not depend on the order of the samples.

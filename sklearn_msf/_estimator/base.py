@@ -154,7 +154,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         y : array-like of shape (n,) or (n, 1)
             Class labels, of any type that can be sorted.
         sample_weight : array-like of shape (n,), optional
-            Weights; an integer weight k counts as k copies of the image.
+            Weights relative to each other; only their proportions count. Whole weights are divided
+            by their greatest common divisor, and a weight of k then counts as k copies of the
+            image; other weights are shares of an epoch in which each image is seen once on average.
+            Whole weights are shares too, with a warning, if the copies would be more than 10 for
+            each image on average. An image of weight 0 is left out; its class stays in `classes_`.
 
         Returns
         -------

@@ -12,12 +12,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
+from sklearn_msf._estimator.weights import relative_weights
 from sklearn_msf._evaluation.labels import (
     as_labels,
     check_one_kind,
     check_same_kind,
     label_indices,
 )
+from sklearn_msf._evaluation.validation import scaled_weights
 from sklearn_msf.data.axes import as_array, axes_hint, check_channels_last, squeezed
 from sklearn_msf.data.images import (
     ImageFormat,
@@ -55,10 +57,9 @@ class TrainingSamples:
     labels : ndarray of shape (n,)
         Indices into `classes`.
     weights : ndarray of shape (n,)
-        Positive weights, class weights included.
+        Positive weights relative to each other, class weights included.
     n_images : int
-        Images in an epoch: the sum of the sample weights if all are integers, else the number of
-        samples.
+        Images in an epoch, as :func:`~sklearn_msf._estimator.weights.relative_weights` counts them.
     classes : ndarray of shape (K,)
         Sorted class labels.
     image_format : ImageFormat
@@ -135,35 +136,30 @@ def check_training_samples(
     dtype, rows = rows.dtype, _numbers(rows)
     y = as_labels("y", y)
     check_classification_targets(y)
-    if sample_weight is not None and not np.asarray(sample_weight).any():
-        raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
-    weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+    # Before rows of weight zero are left out: a class of which nothing is learned stays a class.
+    classes = _checked_classes(np.unique(y), classes)
+    weights = _checked_weights(sample_weight, rows)
     kept = weights > 0
     if not kept.all():
         rows, y, weights = rows[kept], y[kept], weights[kept]
-    classes = _checked_classes(np.unique(y), classes)
     if image_format is None:
         image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
         image_format.check(rows, dtype)
     labels = label_indices(y, classes)
-    per_sample = _class_weights(class_weight, classes, labels, weights)
+    per_sample = _class_weights(class_weight, classes, labels, scaled_weights(weights))
     used = per_sample > 0
     if not used.any():
         raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
     # Class weights change the fractions of the classes in an epoch, not its length.
-    sample_weights = weights[used]
-    whole = bool((sample_weights == np.rint(sample_weights)).all())
-    n_images = round(sample_weights.sum()) if whole else len(sample_weights)
+    relative, n_images = relative_weights(weights[used])
+    combined = relative * scaled_weights(per_sample[used])
     samples = TrainingSamples(
-        rows[used],
-        labels[used],
-        sample_weights * per_sample[used],
-        n_images,
-        classes,
-        image_format,
-        features,
+        rows[used], labels[used], combined, n_images, classes, image_format, features
     )
+    if not combined.all():
+        # The product of a small sample weight and a small class weight can be rounded to zero.
+        samples = samples.take(np.flatnonzero(combined))
     return samples.take(_own_order(samples))
 
 
@@ -287,6 +283,23 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
     return classes
 
 
+def _checked_weights(sample_weight: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the sample weights in float64; 1 for each sample if there are none."""
+    if sample_weight is not None and not np.asarray(sample_weight).any():
+        raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
+    weights: np.ndarray = _check_sample_weight(
+        sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+    )
+    # Under `assume_finite` scikit-learn does not look.
+    finite = np.isfinite(weights)
+    if not finite.all():
+        raise ValueError(
+            f"sample_weight contains NaN or infinity in {int((~finite).sum())} of {len(weights)} "
+            "rows: give finite weights, and 0 to rows that must not count."
+        )
+    return weights
+
+
 def _class_weights(
     class_weight: Any, classes: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
@@ -294,7 +307,15 @@ def _class_weights(
     if isinstance(class_weight, Mapping):
         return _weights_of_classes(class_weight, classes)[labels]
     present, indices = np.unique(labels, return_inverse=True)
-    per_class = compute_class_weight(class_weight, classes=present, y=labels, sample_weight=weights)
+    with np.errstate(over="ignore"):
+        per_class = compute_class_weight(
+            class_weight, classes=present, y=labels, sample_weight=weights
+        )
+    if not np.isfinite(per_class).all():
+        raise ValueError(
+            f"sample_weight differs too much between classes for class_weight={class_weight!r}: "
+            "leave rows of negligible weight out."
+        )
     return per_class[indices]
 
 

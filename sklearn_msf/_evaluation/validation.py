@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["by_score", "check_share", "checked_rows", "is_number"]
+__all__ = ["by_score", "check_share", "checked_rows", "is_number", "scaled_weights"]
 
 
 def by_score(
@@ -63,6 +63,15 @@ def checked_rows(
     if not counts.any():
         raise ValueError("sample_weight must not be zero for all rows.")
     return losses[counts], scores[counts], weights[counts]
+
+
+def scaled_weights(weights: np.ndarray) -> np.ndarray:
+    """Divide weights by a power of two, so that the largest is in [1, 2) and sums are finite.
+
+    Sums and ratios of the result are rounded as those of the weights.
+    """
+    _, exponent = np.frexp(weights.max())
+    return np.ldexp(weights, 1 - exponent)
 
 
 def is_number(value: Any) -> bool:
