@@ -107,15 +107,17 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     class_weight : dict or "balanced", default=None
         Weights of the classes, as in other scikit-learn classifiers.
     early_stopping : bool, default=False
-        Whether to hold out a validation part, stop training when its accuracy no longer rises, and
-        keep the best weights.
+        Whether to hold out a validation part, or use the `X_val` of fit, stop training when its
+        accuracy no longer rises, and keep the best weights. If there are several images of a
+        patient, pass `groups` to fit.
     calibration : {"temperature"} or None, default=None
         "temperature" divides the logits by one temperature. A second model is trained in the same
         way, but without a third of the training data, and the temperature is the one with which
         this model has the smallest log loss on that third. The model itself is the same as with
         None, trained on all data. fit takes 5/3 of the time; of a `time_budget` the model gets 3/5.
-        With `early_stopping` the temperature is fitted on the validation part, without a second
-        model. With `warm_start` later calls keep the temperature.
+        With `early_stopping`, or if fit gets `X_val`, the temperature is fitted on the validation
+        part, without a second model. With `warm_start` later calls without `X_val` keep the
+        temperature. If there are several images of a patient, pass `groups` to fit.
     validation_fraction : float, default=0.1
         Fraction of the samples to hold out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10

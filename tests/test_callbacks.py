@@ -132,3 +132,14 @@ def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
     with pytest.warns(UserWarning, match="interrupted after 1 whole epochs"):
         make_classifier(max_epochs=5).set_callbacks(recorder).fit(X, Y)
     assert recorder.events[-4:] == ["begin epoch 1", "end epoch 1", "end fit 0", "teardown"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"groups": np.arange(24) // 2}, {"X_val": X[::-1], "y_val": Y[::-1]}]
+)
+def test_callbacks_work_beside_groups_and_a_validation_set(make_classifier, arguments):
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    classifier = make_classifier(early_stopping=True, validation_fraction=0.25)
+    classifier.set_callbacks(monitor).fit(X, Y, **arguments)
+    logs = [log for log in monitor.get_logs().data if log["task_name"] == "epoch"]
+    assert [log["task_id"] for log in logs] == list(range(classifier.n_iter_))

@@ -11,7 +11,14 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.callbacks import CallbackSupportMixin, with_callbacks
 from sklearn_msf._estimator.data_validation import OF_FEATURES, check_prediction_rows
-from sklearn_msf._estimator.fit import Continuation, Fit, fit, fit_partially
+from sklearn_msf._estimator.fit import (
+    Continuation,
+    Fit,
+    TrainingArguments,
+    fit,
+    fit_partially,
+)
+from sklearn_msf._estimator.groups import draw_one_of_each, group_numbers
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     Parameters,
@@ -137,7 +144,17 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     # Fitting
 
     @with_callbacks
-    def fit(self: Estimator, X: Any, y: Any, sample_weight: Any = None) -> Estimator:
+    def fit(
+        self: Estimator,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        groups: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> Estimator:
         """Train the velocity field.
 
         Ctrl-C ends training early, with a warning; the model is usable.
@@ -159,6 +176,21 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             image; other weights are shares of an epoch in which each image is seen once on average.
             Whole weights are shares too, with a warning, if the copies would be more than 10 for
             each image on average. An image of weight 0 is left out; its class stays in `classes_`.
+        groups : array-like of shape (n,), optional
+            What the image shows a part of, such as the id of the patient. With several images of
+            a patient pass it whenever fit holds images out, with `early_stopping` or `calibration`:
+            images of one group are then never on both sides, where the model would be tested on
+            patients that it knows, look better than it is and stop too late. The fraction that is
+            held out is then met approximately.
+        X_val : array-like of shape (n_val, H, W), (n_val, H, W, C) or (n_val, n_features), optional
+            Validation images, of other patients than X, in the shape and range of X. They replace
+            the part of X that `early_stopping` and `calibration` hold out: training uses all of X,
+            and the temperature needs no second model. In a pipeline with
+            ``transform_input=["X_val"]`` they are transformed as X is.
+        y_val : array-like of shape (n_val,) or (n_val, 1), optional
+            Labels of the validation images; all must occur in y.
+        sample_weight_val : array-like of shape (n_val,), optional
+            Weights of the validation images.
 
         Returns
         -------
@@ -168,8 +200,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Raises
         ------
         ValueError
-            For parameters, images, labels or weights that cannot be used, and for a
-            `checkpoint_dir` of another run. The message names the value and what is expected.
+            For parameters, images, labels, weights or groups that cannot be used, for a
+            validation set that does not fit X or is not used, and for a `checkpoint_dir` of another
+            run. The message names the value and what is expected.
         DivergenceError
             A ValueError: loss or weights were not finite, and repeating the epoch at lower learning
             rates did not help. If earlier epochs were complete, the estimator is fitted with their
@@ -178,7 +211,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         with all_or_nothing(self):
             p = self._parameters()
             previous = self._fit_so_far() if p.warm_start else None
-            done, failure = fit(self, p, X, y, sample_weight, previous, self._preparation)
+            given = TrainingArguments(X, y, sample_weight, groups, X_val, y_val, sample_weight_val)
+            done, failure = fit(self, p, given, previous, self._preparation)
             self._take(done)
         if failure is not None:
             raise failure
@@ -412,6 +446,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         X_cal: Any,
         y_cal: Any,
         *,
+        groups: Any = None,
         target_risk: float = 0.05,
         confidence: float = 0.95,
         kind: str = "margin",
@@ -422,9 +457,16 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         certified, see :func:`~sklearn_msf.selective.certified_threshold`. On new images from the
         same distribution as the calibration images, the error rate of the accepted predictions is
         at most `target_risk`, except in a fraction 1 - `confidence` of calibrations. The
-        calibration images must be independent: take one image of each patient, and use new
-        calibration images for each further `kind` or target that you try. `fit` and `partial_fit`
-        delete the threshold.
+        calibration images must be independent, and images of one patient are not: pass `groups` if
+        there are several. Use new calibration images for each further `kind` or target that you
+        try. `fit` and `partial_fit` delete the threshold.
+
+        With `groups` one image of each group is drawn at random, and only these count, so that the
+        bound is again that of independent images: "subsampling once" of Dunn, Wasserman and Ramdas
+        ("Distribution-free prediction sets for two-layer hierarchical models", 2023). It then holds
+        for an image drawn at random from those of a new patient, where each patient counts once,
+        however many images there are. The draw depends on the seed of the model and the order of
+        the images alone, so the same call gives the same threshold.
 
         Parameters
         ----------
@@ -432,6 +474,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             Calibration images, which fit did not see.
         y_cal : array-like of shape (n,) or (n, 1)
             Their labels, with two or more of `classes_`.
+        groups : array-like of shape (n,), optional
+            Group of each image, such as the id of the patient.
         target_risk : float, default=0.05
             Fraction of the accepted predictions that may be wrong, in (0, 1).
         confidence : float, default=0.95
@@ -450,19 +494,22 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For a `target_risk` or `confidence` outside (0, 1), for a `kind` as in
             :meth:`predict_uncertainty`, for labels of a single class or of a class that fit did not
-            see, for so few images that nothing could be certified even if every prediction was
-            right, and if every prediction is right, as on images that training saw.
+            see, for so few images or groups that nothing could be certified even if every
+            prediction was right, and if every prediction is right, as on images that training saw.
         """
         check_share("target_risk", target_risk)
         check_share("confidence", confidence)
         self._checked_kind(kind)
         targets = {"target_risk": target_risk, "confidence": confidence}
         model, inputs, settings = self._checked(X_cal)
-        labels = check_calibration(y_cal, model.classes, len(inputs), **targets)
+        n_images = len(inputs)
+        numbers = None if groups is None else group_numbers("groups", groups, n_images)
+        labels = check_calibration(y_cal, numbers, model.classes, n_images, **targets)
         prediction = predict(model, inputs, settings, kind)
         wrong = prediction.class_indices != labels
         of_prediction = prediction_parameters(self._parameters())
-        self.rejection_ = learn_rule(prediction, wrong, kind, of_prediction, **targets)
+        counted = slice(None) if numbers is None else draw_one_of_each(numbers, model.noise_seed)
+        self.rejection_ = learn_rule(prediction, wrong, counted, kind, of_prediction, **targets)
         return self
 
     def predict_with_reject(

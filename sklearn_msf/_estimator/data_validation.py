@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
+from sklearn_msf._estimator.groups import group_numbers, split_groups
 from sklearn_msf._estimator.weights import relative_weights
 from sklearn_msf._evaluation.labels import (
     as_labels,
@@ -35,6 +36,7 @@ __all__ = [
     "check_partial_classes",
     "check_prediction_rows",
     "check_training_samples",
+    "check_validation_samples",
     "hold_out",
     "split_samples",
 ]
@@ -66,6 +68,8 @@ class TrainingSamples:
         Layout and range of X.
     features : dict
         Fitted attributes of scikit-learn about the columns of X.
+    groups : ndarray of shape (n,) or None
+        Number of the group of each sample: samples of one group are never split.
     """
 
     rows: np.ndarray
@@ -75,6 +79,7 @@ class TrainingSamples:
     classes: np.ndarray
     image_format: ImageFormat
     features: dict[str, Any]
+    groups: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> "TrainingSamples":
         """Return some of the samples."""
@@ -83,6 +88,7 @@ class TrainingSamples:
             rows=self.rows[indices],
             labels=self.labels[indices],
             weights=self.weights[indices],
+            groups=None if self.groups is None else self.groups[indices],
             n_images=max(1, round(self.n_images * len(indices) / len(self.rows))),
         )
 
@@ -97,6 +103,7 @@ def check_training_samples(
     class_weight: Any,
     classes: np.ndarray | None,
     image_format: ImageFormat | None,
+    groups: Any = None,
 ) -> TrainingSamples:
     """Check the arguments of fit; learn classes, shape and range, or compare them with known ones.
 
@@ -112,6 +119,8 @@ def check_training_samples(
         All known classes; None learns them from y.
     image_format : ImageFormat or None
         Known layout and range of the images; None learns them from X.
+    groups : array-like, optional
+        As in fit.
 
     Returns
     -------
@@ -137,11 +146,16 @@ def check_training_samples(
     y = as_labels("y", y)
     check_classification_targets(y)
     # Before rows of weight zero are left out: a class of which nothing is learned stays a class.
+    learns_classes = classes is None
     classes = _checked_classes(np.unique(y), classes)
+    numbers = None if groups is None else group_numbers("groups", groups, len(y))
     weights = _checked_weights(sample_weight, rows)
     kept = weights > 0
     if not kept.all():
         rows, y, weights = rows[kept], y[kept], weights[kept]
+        numbers = None if numbers is None else numbers[kept]
+        if learns_classes:
+            _check_n_classes(np.unique(y))
     if image_format is None:
         image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
@@ -155,12 +169,71 @@ def check_training_samples(
     relative, n_images = relative_weights(weights[used])
     combined = relative * scaled_weights(per_sample[used])
     samples = TrainingSamples(
-        rows[used], labels[used], combined, n_images, classes, image_format, features
+        rows[used],
+        labels[used],
+        combined,
+        n_images,
+        classes,
+        image_format,
+        features,
+        groups=None if numbers is None else numbers[used],
     )
     if not combined.all():
         # The product of a small sample weight and a small class weight can be rounded to zero.
         samples = samples.take(np.flatnonzero(combined))
     return samples.take(_own_order(samples))
+
+
+def check_validation_samples(
+    estimator: BaseEstimator,
+    X_val: Any,
+    y_val: Any,
+    sample_weight_val: Any,
+    *,
+    training: TrainingSamples,
+    class_weight: Any,
+) -> TrainingSamples:
+    """Check the validation set of fit against the training samples.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Used for scikit-learn's checks; stays as it is.
+    X_val, y_val, sample_weight_val : array-like
+        As in fit.
+    training : TrainingSamples
+        The samples of X and y.
+    class_weight : dict, "balanced" or None
+        Weights of the classes, as in the part that fit would hold out; "balanced" is for `y_val`.
+
+    Returns
+    -------
+    TrainingSamples
+
+    Raises
+    ------
+    ValueError
+        For images of another shape or range than X, for labels that y lacks, and as in fit.
+    """
+    if y_val is None or X_val is None:
+        missing, given = ("y_val", "X_val") if y_val is None else ("X_val", "y_val")
+        raise ValueError(f"{missing} is missing: pass it together with {given}.")
+    shell = object.__new__(type(estimator))
+    vars(shell).update({**vars(estimator), **training.features})
+    try:
+        return check_training_samples(
+            shell,
+            X_val,
+            y_val,
+            sample_weight_val,
+            image_shape=None,
+            class_weight=class_weight,
+            classes=training.classes,
+            image_format=training.image_format,
+        )
+    except ValueError as error:
+        # The checks name X, y and sample_weight.
+        raise ValueError(f"The validation set X_val, y_val does not fit X, y: {error}") from error
 
 
 def check_prediction_rows(
@@ -225,18 +298,23 @@ def split_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split the indices of the samples, stratified, into those to train on and a fraction.
 
+    Samples of one group stay together.
+
     Raises
     ------
     ValueError
-        If a class has too few samples to be split.
+        If a class has too few samples, or samples of too few groups, to be split.
     """
     try:
-        train, valid = train_test_split(
-            np.arange(len(samples.rows)),
-            test_size=fraction,
-            stratify=samples.labels,
-            random_state=random_state,
-        )
+        if samples.groups is not None:
+            train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
+        else:
+            train, valid = train_test_split(
+                np.arange(len(samples.rows)),
+                test_size=fraction,
+                stratify=samples.labels,
+                random_state=random_state,
+            )
     except ValueError as error:
         raise ValueError(
             f"{purpose} cannot hold out a fraction of {fraction:.3g} of {len(samples.rows)} "
@@ -405,4 +483,8 @@ def _own_order(samples: TrainingSamples) -> np.ndarray:
     rows = np.ascontiguousarray(samples.rows)
     as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     order = np.argsort(as_bytes, kind="stable")
+    if samples.groups is not None:
+        # Equal images of several groups are not interchangeable.
+        by_group = np.argsort(samples.groups, kind="stable")
+        order = by_group[np.argsort(as_bytes[by_group], kind="stable")]
     return order[np.argsort(samples.labels[order], kind="stable")]

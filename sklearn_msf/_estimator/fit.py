@@ -29,6 +29,7 @@ from sklearn_msf._estimator.data_validation import (
     TrainingSamples,
     check_partial_classes,
     check_training_samples,
+    check_validation_samples,
     hold_out,
 )
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
@@ -50,7 +51,7 @@ from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.state import TrainingState
 from sklearn_msf.training.trainer import Trainer
 
-__all__ = ["Continuation", "Fit", "fit", "fit_partially"]
+__all__ = ["Continuation", "Fit", "TrainingArguments", "fit", "fit_partially"]
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,37 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class TrainingArguments:
+    """Arguments of fit, as the user passed them.
+
+    Attributes
+    ----------
+    X, y, sample_weight, groups, X_val, y_val, sample_weight_val : array-like
+        As in :meth:`MedSymmFlowClassifier.fit`.
+    """
+
+    X: Any
+    y: Any
+    sample_weight: Any = None
+    groups: Any = None
+    X_val: Any = None
+    y_val: Any = None
+    sample_weight_val: Any = None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation set, or a part of one."""
+        parts = (self.X_val, self.y_val, self.sample_weight_val)
+        return any(part is not None for part in parts)
+
+
+@dataclass(frozen=True)
 class _FitState:
-    """State that the steps of a running fit share."""
+    """State that the steps of a running fit share; `validation` is the user's validation set."""
 
     p: Parameters
     samples: TrainingSamples
+    validation: TrainingSamples | None
     device: torch.device
     preparation: Preparation
     previous: Fit | None
@@ -134,9 +161,7 @@ class _FitState:
 def fit(
     estimator: BaseEstimator,
     p: Parameters,
-    X: Any,
-    y: Any,
-    sample_weight: Any,
+    given: TrainingArguments,
     previous: Fit | None,
     preparation: type[Preparation],
 ) -> tuple[Fit, DivergenceError | None]:
@@ -148,7 +173,7 @@ def fit(
         Used for scikit-learn's checks and callbacks.
     p : Parameters
         Checked parameters.
-    X, y, sample_weight : array-like
+    given : TrainingArguments
         Training data, as the user passed them.
     previous : Fit or None
         The fit to continue.
@@ -165,11 +190,13 @@ def fit(
     started = time.perf_counter()
     p = with_precision_of_run(p)
     known = None if previous is None else previous.model.classes
-    state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
+    if given.has_validation:
+        _check_validation_is_used(p)
+    state = _begin(estimator, p, given, known, previous, preparation, started)
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
     state, held_out = _hold_out(state, random_state)
-    calibrates = _calibrates(p, previous)
+    calibrates = _calibrates(p, previous, has_validation=given.has_validation)
     plan = None
     if calibrates and held_out is None:
         # Plan before training, so that a class with too few samples or a bad folder fails early.
@@ -190,9 +217,11 @@ def fit(
         now = _outcome(state, trainer, model.with_field(field, model.temperature))
         return {**now.attributes(), "history_": list(trainer.history)}
 
-    callbacks = FitCallbacks(estimator, X, y, sample_weight, trainer, attributes_now)
+    callbacks = FitCallbacks(
+        estimator, given.X, given.y, given.sample_weight, trainer, attributes_now
+    )
     validate = None
-    if held_out is not None and of_held_out is not None:
+    if p.early_stopping and held_out is not None and of_held_out is not None:
         validate = _accuracy(held_out, of_held_out)
     name = type(estimator).__name__
     failure = _train(name, int(p.verbose), trainer, data, callbacks, checkpoints, validate)
@@ -227,7 +256,7 @@ def fit_partially(
 ) -> Fit:
     """Train for one epoch on a part of the data, at the full learning rate.
 
-    Parameters are those of :func:`fit`, and `classes`: all classes of all parts.
+    Parameters are those of :func:`fit`, with `classes`: all classes of all parts.
     """
     started = time.perf_counter()
     if p.calibration is not None:
@@ -239,7 +268,8 @@ def fit_partially(
     known = check_partial_classes(
         classes, p.class_weight, None if previous is None else previous.model.classes
     )
-    state = _begin(estimator, p, (X, y, sample_weight), known, previous, preparation, started)
+    given = TrainingArguments(X, y, sample_weight)
+    state = _begin(estimator, p, given, known, previous, preparation, started)
     data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
     if previous is None:
         warn_of_mirroring(p, state.samples, state.augment, trainer, data.epoch_size)
@@ -252,24 +282,34 @@ def fit_partially(
 def _begin(
     estimator: BaseEstimator,
     p: Parameters,
-    data: tuple[Any, Any, Any],
+    given: TrainingArguments,
     classes: np.ndarray | None,
     previous: Fit | None,
     preparation: type[Preparation],
     started: float,
 ) -> _FitState:
     """Check X, y, weights and all else that can be checked before slow steps; begin the fit."""
-    X, y, sample_weight = data
     samples = check_training_samples(
         estimator,
-        X,
-        y,
-        sample_weight,
+        given.X,
+        given.y,
+        given.sample_weight,
         image_shape=p.image_shape,
         class_weight=p.class_weight,
         classes=classes,
         image_format=None if previous is None else previous.model.image_format,
+        groups=given.groups,
     )
+    validation = None
+    if given.has_validation:
+        validation = check_validation_samples(
+            estimator,
+            given.X_val,
+            given.y_val,
+            given.sample_weight_val,
+            training=samples,
+            class_weight=p.class_weight,
+        )
     if previous is None:
         _check_codes(p, len(samples.classes))
     else:
@@ -279,7 +319,7 @@ def _begin(
     space = None if previous is None else previous.model.space
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
-    return _FitState(p, samples, device, prepared, previous, started)
+    return _FitState(p, samples, validation, device, prepared, previous, started)
 
 
 def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
@@ -296,6 +336,7 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
         state.preparation.fingerprint(),
         random_state,
         None if previous is None else previous.model.field,
+        state.validation,
     )
     # A resumed run keeps the seed it started with, whatever random_state is.
     return checkpoints, checkpoints.seed
@@ -304,7 +345,9 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
 def _hold_out(
     state: _FitState, random_state: np.random.RandomState
 ) -> tuple[_FitState, TrainingSamples | None]:
-    """Split off the validation part of early stopping."""
+    """Split off the validation part of early stopping, or take the user's validation set."""
+    if state.validation is not None:
+        return state, state.validation
     if not state.p.early_stopping:
         return state, None
     samples, held_out = hold_out(state.samples, state.p.validation_fraction, random_state)
@@ -334,8 +377,19 @@ def _check_codes(p: Parameters, n_classes: int) -> None:
     field_layout(p, n_classes, 1)
 
 
-def _calibrates(p: Parameters, previous: Fit | None) -> bool:
+def _check_validation_is_used(p: Parameters) -> None:
+    """Refuse a validation set with parameters that do not need one."""
+    if not p.early_stopping and p.calibration is None:
+        raise ValueError(
+            "X_val and y_val would not be used, as early_stopping=False and calibration=None: set "
+            "one of the two, or leave them out."
+        )
+
+
+def _calibrates(p: Parameters, previous: Fit | None, *, has_validation: bool) -> bool:
     """Decide whether this fit learns a temperature; warn if a continued fit cannot."""
+    if has_validation:
+        return p.calibration is not None
     if previous is not None and p.calibration is not None and previous.model.temperature == 1:
         # The model may have been trained on the samples that would be held out now.
         warn_user(

@@ -75,9 +75,15 @@ def prediction_parameters(p: Parameters) -> dict[str, Any]:
 
 
 def check_calibration(
-    y: Any, classes: np.ndarray, n_images: int, *, target_risk: float, confidence: float
+    y: Any,
+    groups: np.ndarray | None,
+    classes: np.ndarray,
+    n_images: int,
+    *,
+    target_risk: float,
+    confidence: float,
 ) -> np.ndarray:
-    """Check the labels of calibration images, and that there are enough images.
+    """Check the labels of calibration images, and that there are enough images or groups.
 
     Returns
     -------
@@ -88,15 +94,20 @@ def check_calibration(
     ------
     ValueError
         For labels of another shape or kind, unknown labels or a single class, and if there are so
-        few images that no threshold can be certified even without an error.
+        few images, or groups, that no threshold can be certified even without an error.
     """
     labels = _calibration_labels(y, classes, n_images)
     n_needed = count_rows_to_certify(target_risk=target_risk, confidence=confidence)
-    if n_images < n_needed:
+    independent = f"{n_images} images"
+    n_independent = n_images
+    if groups is not None:
+        n_independent = len(np.unique(groups))
+        independent = f"images of {n_independent} groups, of which one image each counts"
+    if n_independent < n_needed:
         raise ValueError(
-            f"X_cal has {n_images} images; target_risk={target_risk} at "
+            f"X_cal has {independent}; target_risk={target_risk} at "
             f"confidence={confidence} needs at least {n_needed}, even if every answer is right. "
-            "Use more images, a larger target_risk or a lower confidence."
+            f"Use more {'images' if groups is None else 'groups'}, a larger target_risk or a lower confidence."
         )
     return labels
 
@@ -104,6 +115,7 @@ def check_calibration(
 def learn_rule(
     prediction: Prediction,
     wrong: np.ndarray,
+    independent: np.ndarray | slice,
     kind: str,
     settings: dict[str, Any],
     *,
@@ -118,6 +130,8 @@ def learn_rule(
         Prediction for the calibration images.
     wrong : ndarray of shape (n,), bool
         Which predicted labels are wrong.
+    independent : ndarray of int or slice
+        The images that the certificate counts: all, or one of each group.
     kind : str
         Kind of the uncertainty.
     settings : dict
@@ -141,14 +155,15 @@ def learn_rule(
             "that training saw: calibrate on others, or on more. A classifier that makes no "
             "errors needs no threshold: coverage=1.0 accepts all."
         )
-    uncertainty = UNCERTAINTIES[kind](prediction)
+    uncertainty = UNCERTAINTIES[kind](prediction)[independent]
+    counted = wrong[independent]
     threshold = certified_threshold(
-        wrong, uncertainty, target_risk=target_risk, confidence=confidence
+        counted, uncertainty, target_risk=target_risk, confidence=confidence
     )
     if threshold is None:
         warn_user(
             f"None can be certified: no threshold of kind={kind!r} keeps to "
-            f"target_risk={target_risk} at confidence={confidence} on these {len(wrong)} "
+            f"target_risk={target_risk} at confidence={confidence} on these {len(counted)} "
             "images. predict_with_reject will reject every image.",
         )
     accepted = uncertainty <= (-np.inf if threshold is None else threshold)
@@ -158,9 +173,9 @@ def learn_rule(
         settings,
         target_risk=float(target_risk),
         confidence=float(confidence),
-        n_images=len(wrong),
+        n_images=len(counted),
         n_accepted=int(accepted.sum()),
-        n_wrong=int(wrong[accepted].sum()),
+        n_wrong=int(counted[accepted].sum()),
     )
 
 

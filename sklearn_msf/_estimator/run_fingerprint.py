@@ -39,6 +39,7 @@ def open_checkpoints(
     prepared: Mapping[str, Any],
     random_state: np.random.RandomState,
     start_from: VelocityField | None,
+    validation: TrainingSamples | None = None,
 ) -> Checkpoints:
     """Open the checkpoints of a fit.
 
@@ -56,6 +57,8 @@ def open_checkpoints(
         Made from the parameter; the seed of a new run is drawn from it.
     start_from : VelocityField or None
         Field to start from, if fit continues another one.
+    validation : TrainingSamples or None
+        The user's validation set.
 
     Returns
     -------
@@ -88,6 +91,11 @@ def open_checkpoints(
     fingerprint["images of X"] = digest_arrays(samples.rows)
     fingerprint["labels of y"] = digest_arrays(samples.labels, samples.classes.astype(str))
     fingerprint["sample weights"] = digest_arrays(samples.weights)
+    if samples.groups is not None:
+        fingerprint["groups"] = digest_arrays(samples.groups)
+    if validation is not None:
+        of_validation = validation.rows, validation.labels, validation.weights
+        fingerprint["validation set"] = digest_arrays(*of_validation)
     if start_from is not None:
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
         fingerprint["weights to start from"] = digest_arrays(*weights)

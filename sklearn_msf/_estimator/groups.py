@@ -1,0 +1,86 @@
+"""Groups of samples that belong together, such as the images of one patient."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import ShuffleSplit
+
+from sklearn_msf._evaluation.labels import as_labels
+
+__all__ = ["draw_one_of_each", "group_numbers", "split_groups"]
+
+# Number of random splits of the groups, of which the one with the most even classes is taken.
+_N_SPLITS = 100
+
+
+def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
+    """Number the groups of n samples in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        For groups of another shape than (n,) or (n, 1), of several kinds, and for NaN.
+    """
+    checked = as_labels(name, groups)
+    if checked.shape not in ((n_samples,), (n_samples, 1)):
+        raise ValueError(
+            f"{name} must be of shape ({n_samples},), the group of each image; got {checked.shape}."
+        )
+    _, numbers = np.unique(checked.ravel(), return_inverse=True)
+    return numbers
+
+
+def split_groups(
+    groups: np.ndarray, labels: np.ndarray, fraction: float, random_state: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the indices of samples into a fraction and the others, without splitting a group.
+
+    As scikit-learn's GroupShuffleSplit, which ignores classes, a hundred times; the split is taken
+    in which the fraction that is held out differs least between the classes and from `fraction`.
+
+    Parameters
+    ----------
+    groups : ndarray of shape (n,)
+        Group of each sample.
+    labels : ndarray of shape (n,)
+        Class index of each sample.
+    fraction : float
+        Fraction of the samples to hold out.
+    random_state : RandomState
+        Source of the splits.
+
+    Returns
+    -------
+    train, held_out : ndarray of int
+        Indices of the samples.
+
+    Raises
+    ------
+    ValueError
+        If there are too few groups, or every split holds out all samples of a class.
+    """
+    present, group = np.unique(groups, return_inverse=True)
+    classes, label = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(present), len(classes)))
+    np.add.at(counts, (group, label), 1)
+    shares = counts / counts.sum(axis=0)
+    splits = ShuffleSplit(_N_SPLITS, test_size=fraction, random_state=random_state).split(shares)
+    held_out = [groups_out for _, groups_out in splits]
+    unevenness = [np.abs(shares[part].sum(axis=0) - fraction).max() for part in held_out]
+    chosen = np.zeros(len(present), dtype=bool)
+    chosen[held_out[int(np.argmin(unevenness))]] = True
+    lost = np.flatnonzero(~(counts[~chosen] > 0).any(axis=0))
+    if len(lost):
+        n_groups = int((counts[:, lost[0]] > 0).sum())
+        raise ValueError(
+            f"one class has samples of {n_groups} of {len(present)} groups only, none of which "
+            "would be left to train on: pass samples of more groups of this class."
+        )
+    return np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])
+
+
+def draw_one_of_each(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Draw one sample of each group at random, and return their indices."""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    _, first = np.unique(groups[order], return_index=True)
+    return np.sort(order[first])

@@ -1,0 +1,315 @@
+"""Groups, such as patients, are never split; a validation set replaces what would be held out."""
+
+import numpy as np
+import pytest
+from conftest import CLASSIFIERS
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from scipy.stats import beta
+from sklearn import config_context
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from sklearn_msf._estimator import data_validation, fit
+from sklearn_msf._estimator.groups import draw_one_of_each, split_groups
+from sklearn_msf.exceptions import CheckpointMismatchError
+from sklearn_msf.model.temperature import fit_temperature
+from sklearn_msf.selective import certified_threshold
+
+RNG = np.random.default_rng(0)
+# 20 patients with 3 images each; a patient has one label.
+PATIENTS = np.repeat(np.arange(20), 3)
+X, Y = RNG.random((60, 8, 8)), PATIENTS // 2 % 2
+X_VAL, Y_VAL = RNG.random((30, 8, 8)), np.arange(30) % 2
+
+
+@pytest.fixture
+def held_out(monkeypatch):
+    """What each split of a fit keeps and holds out, as (groups kept, groups held out)."""
+    splits = []
+    split = data_validation.split_groups
+
+    def spy(groups, *arguments):
+        train, valid = split(groups, *arguments)
+        splits.append((set(groups[train]), set(groups[valid])))
+        return train, valid
+
+    monkeypatch.setattr(data_validation, "split_groups", spy)
+    return splits
+
+
+# Splits
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=4, max_size=60),
+    st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.8]),
+    st.integers(0, 100),
+)
+def test_a_group_is_on_one_side_and_every_class_is_trained_on(rows, fraction, seed):
+    groups, labels = np.array(rows).T
+    try:
+        train, valid = split_groups(groups, labels, fraction, np.random.RandomState(seed))
+    except ValueError:
+        # Too few groups.
+        return
+    assert sorted([*train, *valid]) == list(range(len(rows)))
+    assert len(valid) > 0
+    assert not set(groups[train]) & set(groups[valid])
+    assert set(labels[train]) == set(labels)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 1 / 3, 0.5])
+def test_classes_are_held_out_evenly_although_groups_are_unequal(fraction):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(200), rng.integers(1, 8, 200))
+    labels = np.where(rng.random(200) < 0.1, 1, 0)[groups]
+    _, valid = split_groups(groups, labels, fraction, np.random.RandomState(0))
+    for label in (0, 1):
+        assert np.mean(labels[valid] == label) == pytest.approx(np.mean(labels == label), abs=0.03)
+        assert np.isin(np.flatnonzero(labels == label), valid).mean() == pytest.approx(
+            fraction, abs=0.05
+        )
+
+
+@pytest.mark.parametrize("settings", [{"early_stopping": True}, {"calibration": "temperature"}])
+@pytest.mark.parametrize("names", [PATIENTS, PATIENTS.astype(str), PATIENTS[:, None]])
+def test_fit_never_splits_a_group(make_classifier, held_out, settings, names):
+    classifier = make_classifier(**settings).fit(X, Y, groups=names)
+    assert len(held_out) == 1
+    kept, out = held_out[0]
+    assert kept | out == set(range(20))
+    assert not kept & out
+    # A tenth of 20 patients, or a third of them.
+    assert len(out) == (2 if "early_stopping" in settings else 7)
+    n_trained = 54 if "early_stopping" in settings else 60
+    assert classifier.history_[-1]["n_images"] == n_trained
+
+
+def test_the_order_of_the_images_does_not_matter_beside_groups(make_classifier):
+    repeated = np.repeat(X[::3], 3, axis=0)
+    order = RNG.permutation(60)
+    first, second = (make_classifier(early_stopping=True) for _ in range(2))
+    first.fit(repeated, Y, groups=PATIENTS)
+    second.fit(repeated[order], Y[order], groups=PATIENTS[order])
+    assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+
+
+def test_groups_of_rows_without_weight_are_left_out_with_them(make_classifier, held_out):
+    weights = (PATIENTS != 3).astype(float)
+    make_classifier(early_stopping=True).fit(X, Y, weights, groups=PATIENTS)
+    kept, out = held_out[0]
+    assert kept | out == set(range(20)) - {3}
+
+
+def test_groups_change_nothing_where_nothing_is_held_out(make_classifier):
+    expected = make_classifier().fit(X, Y).predict_proba(X)
+    assert_array_equal(make_classifier().fit(X, Y, groups=PATIENTS).predict_proba(X), expected)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (PATIENTS[:-1], r"groups must be of shape \(60,\), the group of each image; got \(59,\)"),
+        ([*PATIENTS[:-1].tolist(), "a"], "groups mixes numbers, such as 0, and text, such as 'a'"),
+        (np.where(PATIENTS == 4, np.nan, PATIENTS), "groups contains NaN in 3 of 60"),
+        (np.zeros(60), "early_stopping cannot hold out a fraction of 0.1 of 60 samples by class"),
+        (Y, "one class has samples of 1 of 2 groups only"),
+    ],
+)
+def test_groups_that_cannot_be_used_are_named(make_classifier, groups, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(early_stopping=True).fit(X, Y, groups=groups)
+
+
+# A validation set
+
+
+def test_a_validation_set_leaves_all_images_for_training(make_classifier):
+    classifier = make_classifier(early_stopping=True).fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
+    assert [log["n_images"] for log in classifier.history_] == [60, 60]
+    # Two epochs, of which the better one is kept.
+    best = max(log["validation_score"] for log in classifier.history_)
+    assert best == np.mean(classifier.predict(X_VAL) == Y_VAL)
+
+
+def test_weights_of_the_validation_set_weigh_its_accuracy(make_classifier):
+    weights = 1 + np.arange(30) % 3
+    classifier = make_classifier(early_stopping=True, max_epochs=1)
+    classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL, sample_weight_val=weights)
+    right = classifier.predict(X_VAL) == Y_VAL
+    score = np.average(right, weights=weights)
+    assert classifier.history_[0]["validation_score"] == pytest.approx(score)
+
+
+def test_the_temperature_is_that_of_the_validation_set_without_a_second_model(
+    make_classifier, monkeypatch
+):
+    monkeypatch.setattr(fit, "learn_temperature", None)
+    plain = make_classifier().fit(X, Y)
+    calibrated = make_classifier(calibration="temperature").fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
+    wanted = fit_temperature(plain.predict_proba(X_VAL), Y_VAL, np.ones(30))
+    assert calibrated.model_.temperature == pytest.approx(wanted) != 1
+    assert_array_equal(calibrated.predict(X), plain.predict(X))
+    assert "validation_score" not in calibrated.history_[-1]
+
+
+def test_a_model_that_goes_on_is_calibrated_anew_on_a_validation_set(make_classifier):
+    classifier = make_classifier(calibration="temperature", warm_start=True)
+    before = classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL).model_.temperature
+    after = classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL).model_.temperature
+    assert 1 != after != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"X_val": X_VAL}, "y_val is missing: pass it together with X_val"),
+        ({"y_val": Y_VAL}, "X_val is missing: pass it together with y_val"),
+        ({"sample_weight_val": np.ones(30)}, "y_val is missing"),
+        ({"X_val": X_VAL[:, :4], "y_val": Y_VAL}, "does not fit X, y: X has images of shape"),
+        ({"X_val": X_VAL * 255, "y_val": Y_VAL}, "does not fit X, y: .*values"),
+        ({"X_val": X_VAL, "y_val": Y_VAL + 1}, r"does not fit X, y: y has labels \[2\]"),
+        ({"X_val": X_VAL, "y_val": Y_VAL.astype(str)}, "y has labels that are text"),
+        ({"X_val": X_VAL, "y_val": Y_VAL[:-1]}, "does not fit X, y: Found input variables"),
+        (
+            {"X_val": X_VAL * np.nan, "y_val": Y_VAL},
+            "does not fit X, y: .*X contains NaN: 30 of 30 images",
+        ),
+        (
+            {"X_val": X_VAL, "y_val": Y_VAL, "sample_weight_val": -np.ones(30)},
+            "does not fit X, y: .*[Nn]egative",
+        ),
+    ],
+)
+def test_validation_sets_that_do_not_fit_are_named(make_classifier, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(early_stopping=True).fit(X, Y, **arguments)
+
+
+def test_a_validation_set_that_would_not_be_used_is_refused(make_classifier):
+    with pytest.raises(ValueError, match="X_val and y_val would not be used, as early_stopping=Fa"):
+        make_classifier().fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"groups": PATIENTS[::-1]}, "groups is"),
+        ({}, "groups is"),
+        ({"groups": PATIENTS, "X_val": X_VAL, "y_val": Y_VAL}, "validation set is"),
+    ],
+)
+def test_checkpoints_are_of_the_groups_and_the_validation_set(tmp_path, changed, message):
+    make = CLASSIFIERS["pixels"]
+    settings = {"early_stopping": True, "checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    first = make(**settings).fit(X, Y, groups=PATIENTS)
+    again = make(**settings).fit(X, Y, groups=PATIENTS)
+    assert_array_equal(again.predict_proba(X), first.predict_proba(X))
+    with pytest.raises(CheckpointMismatchError, match=message):
+        make(**settings).fit(X, Y, **changed)
+
+
+# Metadata routing
+
+
+def test_groups_reach_the_fits_of_a_search(make_classifier, held_out):
+    with config_context(enable_metadata_routing=True):
+        estimator = make_classifier(early_stopping=True, max_epochs=1).set_fit_request(groups=True)
+        GridSearchCV(estimator, {"learning_rate": [1e-3]}, cv=GroupKFold(2)).fit(
+            X, Y, groups=PATIENTS
+        )
+        cross_validate(estimator, X, Y, cv=GroupKFold(2), params={"groups": PATIENTS})
+    # Two folds and the fit of all in the search, two folds of the cross-validation.
+    assert [len(kept | out) for kept, out in held_out] == [10, 10, 20, 10, 10]
+    assert not any(kept & out for kept, out in held_out)
+
+
+def test_without_routing_the_groups_of_a_search_are_for_its_folds(make_classifier, held_out):
+    estimator = make_classifier(early_stopping=True, max_epochs=1)
+    search = GridSearchCV(estimator, {"learning_rate": [1e-3]}, cv=GroupKFold(2))
+    search.fit(X, Y, groups=PATIENTS)
+    assert held_out == []
+
+
+def test_a_pipeline_transforms_the_validation_set(make_classifier):
+    rows, rows_val = X.reshape(60, -1) * 9, X_VAL.reshape(30, -1) * 9
+    settings = {"early_stopping": True, "image_shape": (8, 8)}
+    with config_context(enable_metadata_routing=True):
+        last = make_classifier(**settings).set_fit_request(groups=True, X_val=True, y_val=True)
+        pipeline = make_pipeline(MinMaxScaler(clip=True), last, transform_input=["X_val"])
+        pipeline.fit(rows, Y, groups=PATIENTS, X_val=rows_val, y_val=Y_VAL)
+    scaler = MinMaxScaler(clip=True).fit(rows)
+    alone = make_classifier(**settings)
+    alone.fit(scaler.transform(rows), Y, X_val=scaler.transform(rows_val), y_val=Y_VAL)
+    assert_array_equal(pipeline.predict_proba(rows), alone.predict_proba(scaler.transform(rows)))
+
+
+# A certificate
+
+
+def test_one_image_of_each_group_is_drawn_with_equal_chances():
+    groups = np.array([5, 5, 5, 2, 7, 7])
+    drawn = [draw_one_of_each(groups, seed) for seed in range(3000)]
+    assert all(groups[rows].tolist() in ([5, 2, 7],) for rows in map(sorted, drawn))
+    counts = np.bincount(np.concatenate(drawn), minlength=6)
+    np.testing.assert_allclose(counts / 3000, [1 / 3, 1 / 3, 1 / 3, 1, 1 / 2, 1 / 2], atol=0.03)
+
+
+def test_the_promise_holds_for_an_image_of_a_new_group():
+    # 40 images of each patient, of whom 3 in 10 are hard: all their answers are wrong. As if they
+    # were independent the images would certify a risk of 0.25 in about a fifth of calibrations.
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 40)
+    broken = {"rows": 0, "groups": 0}
+    for seed in range(300):
+        errors = (rng.random(60) < 0.3)[groups]
+        scores = np.zeros(len(groups))
+        drawn = draw_one_of_each(groups, seed)
+        for name, rows in (("rows", slice(None)), ("groups", drawn)):
+            threshold = certified_threshold(
+                errors[rows], scores[rows], target_risk=0.25, confidence=0.9
+            )
+            broken[name] += threshold is not None
+    assert broken["groups"] <= 30 < broken["rows"]
+
+
+def test_the_certificate_counts_one_image_of_each_group(fitted, digits):
+    images, labels = digits
+    groups = np.arange(240) // 2
+    wrong = np.where(np.arange(240) % 12 == 0, np.roll(labels, 1), labels)
+    fitted_again = type(fitted)(**fitted.get_params())
+    fitted_again.__dict__.update(vars(fitted))
+    fitted_again.fit_reject(images, wrong, groups=groups, target_risk=0.3)
+    drawn = draw_one_of_each(groups, fitted.model_.noise_seed)
+    assert len(drawn) == 120
+    errors = fitted.predict(images) != wrong
+    expected = certified_threshold(
+        errors[drawn], fitted.predict_uncertainty(images)[drawn], target_risk=0.3
+    )
+    assert fitted_again.rejection_.threshold == expected is not None
+    alone = fitted_again.rejection_.threshold
+    fitted_again.fit_reject(images, wrong, groups=groups.astype(str), target_risk=0.3)
+    assert fitted_again.rejection_.threshold is not None
+    fitted_again.fit_reject(images, wrong, groups=np.arange(240), target_risk=0.3)
+    of_each = fitted_again.rejection_.threshold
+    fitted_again.fit_reject(images, wrong, target_risk=0.3)
+    assert fitted_again.rejection_.threshold == of_each
+    assert np.isfinite(alone)
+
+
+def test_too_few_groups_are_named(fitted, digits):
+    images, labels = digits
+    # With no error n images certify 0.05 at 0.95 in 20 tests from n - 1 = ln(0.05 / 20) / ln(0.95)
+    # on, which is 117.
+    assert beta.ppf(1 - 0.05 / 20, 1, 117) <= 0.05 < beta.ppf(1 - 0.05 / 20, 1, 116)
+    message = "X_cal has images of 80 groups, of which one image each counts.* at least 118.*groups"
+    with pytest.raises(ValueError, match=message):
+        fitted.fit_reject(images, labels, groups=np.arange(240) // 3)
+    with pytest.raises(ValueError, match=r"groups must be of shape \(240,\)"):
+        fitted.fit_reject(images, labels, groups=np.arange(80))
