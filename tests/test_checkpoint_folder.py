@@ -114,7 +114,7 @@ def test_a_number_that_is_written_otherwise_is_no_epoch(tmp_path, name):
 def test_a_checkpoint_that_is_too_large_to_read_is_not_written(tmp_path, monkeypatch):
     checkpoints = open_checkpoints(tmp_path)
     save(checkpoints, 1, 2)
-    monkeypatch.setattr("sklearn_msf.persistence.archives._MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr("sklearn_msf.persistence.archives.MAX_METADATA_BYTES", 100)
     with pytest.warns(UserWarning, match="epoch 3 could not be written .* at most 100 are read"):
         save(checkpoints, 3, 4)
     monkeypatch.undo()

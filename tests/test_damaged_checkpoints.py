@@ -415,7 +415,7 @@ def test_a_tensor_of_another_shape_is_no_history(columns):
 
 def test_a_history_of_any_length_fits_into_a_checkpoint(tmp_path, monkeypatch):
     # As plain data it takes more than 200 bytes an epoch.
-    monkeypatch.setattr("sklearn_msf.persistence.archives._MAX_METADATA_BYTES", 2000)
+    monkeypatch.setattr("sklearn_msf.persistence.archives.MAX_METADATA_BYTES", 2000)
     history = [log(epoch) for epoch in range(1, 101)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -257,7 +257,7 @@ def test_plain_data_that_are_too_large_to_open_are_refused_before_anything_is_re
 ):
     save(tmp_path, 1, "before")
     names = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr(archives, "_MAX_METADATA_BYTES", 2000)
+    monkeypatch.setattr(archives, "MAX_METADATA_BYTES", 2000)
     with pytest.raises(
         ArchiveError, match=r"model\.json is not written: .* 3,\d\d\d bytes, and at most 2,000"
     ):
@@ -269,7 +269,7 @@ def test_plain_data_that_are_too_large_to_open_are_refused_before_anything_is_re
 def test_plain_data_of_the_largest_size_come_back(tmp_path, monkeypatch):
     save(tmp_path, 1, "x")
     largest = (tmp_path / "model.json").stat().st_size + 99
-    monkeypatch.setattr(archives, "_MAX_METADATA_BYTES", largest)
+    monkeypatch.setattr(archives, "MAX_METADATA_BYTES", largest)
     save(tmp_path, 1, "x" * 100)
     assert content(tmp_path) == (1, "x" * 100)
     with pytest.raises(ArchiveError, match="is not written"):
