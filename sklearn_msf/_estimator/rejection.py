@@ -107,7 +107,8 @@ def check_calibration(
         raise ValueError(
             f"X_cal has {independent}; target_risk={target_risk} at "
             f"confidence={confidence} needs at least {n_needed}, even if every answer is right. "
-            f"Use more {'images' if groups is None else 'groups'}, a larger target_risk or a lower confidence."
+            f"Use more {'images' if groups is None else 'groups'}, a larger target_risk or a lower "
+            "confidence."
         )
     return labels
 
