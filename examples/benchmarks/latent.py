@@ -312,7 +312,7 @@ class EncodingPreparation(LatentPreparation):
 
     def training_data(self, space, samples, augment, started):
         cached = super().training_data(space, samples, augment, started)
-        images = samples.image_format.to_numpy_images(samples.rows)
+        images = samples.images.to_array()
         precision = resolve_precision("auto", CPU)
         return EncodingData(cached, images, space, precision, masks=self.masks)
 

@@ -29,6 +29,7 @@ from sklearn_msf.data.images import (
     learn_format,
     row_shape,
 )
+from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 
 __all__ = [
     "OF_FEATURES",
@@ -54,8 +55,8 @@ class TrainingSamples:
 
     Attributes
     ----------
-    rows : ndarray of shape (n, n_features)
-        Flattened images.
+    rows : RowsOnDemand of shape (n, n_features)
+        Flattened images, which stay in the X of the user until they are asked for.
     labels : ndarray of shape (n,)
         Indices into `classes`.
     weights : ndarray of shape (n,)
@@ -72,7 +73,7 @@ class TrainingSamples:
         Number of the group of each sample: samples of one group are never split.
     """
 
-    rows: np.ndarray
+    rows: RowsOnDemand
     labels: np.ndarray
     weights: np.ndarray
     n_images: int
@@ -81,11 +82,16 @@ class TrainingSamples:
     features: dict[str, Any]
     groups: np.ndarray | None = None
 
+    @property
+    def images(self) -> ImagesOnDemand:
+        """The images in the form of tensors."""
+        return ImagesOnDemand(self.image_format, self.rows)
+
     def take(self, indices: np.ndarray) -> "TrainingSamples":
         """Return some of the samples."""
         return replace(
             self,
-            rows=self.rows[indices],
+            rows=self.rows.take(indices),
             labels=self.labels[indices],
             weights=self.weights[indices],
             groups=None if self.groups is None else self.groups[indices],
@@ -150,8 +156,8 @@ def check_training_samples(
     classes = _checked_classes(np.unique(y), classes)
     numbers = None if groups is None else group_numbers("groups", groups, len(y))
     weights = _checked_weights(sample_weight, rows)
-    kept = weights > 0
-    if not kept.all():
+    every_row, kept = RowsOnDemand(rows, X), np.flatnonzero(weights > 0)
+    if len(kept) < len(rows):
         rows, y, weights = rows[kept], y[kept], weights[kept]
         numbers = None if numbers is None else numbers[kept]
         if learns_classes:
@@ -169,7 +175,7 @@ def check_training_samples(
     relative, n_images = relative_weights(weights[used])
     combined = relative * scaled_weights(per_sample[used])
     samples = TrainingSamples(
-        rows[used],
+        every_row.take(kept[used]),
         labels[used],
         combined,
         n_images,
@@ -238,8 +244,8 @@ def check_validation_samples(
 
 def check_prediction_rows(
     estimator: BaseEstimator, X: Any, image_format: ImageFormat
-) -> np.ndarray:
-    """Check X against the images of fit, and return it as an array (n, n_features)."""
+) -> RowsOnDemand:
+    """Check X against the images of fit, and return it as rows (n, n_features)."""
     rows, shape = flatten_images(X)
     # Before scikit-learn's check, whose message would name only the number of features.
     _check_shape(estimator, image_format, X, rows, shape)
@@ -247,7 +253,7 @@ def check_prediction_rows(
     check_finite(rows)
     dtype, rows = rows.dtype, _numbers(rows)
     image_format.check(rows, dtype)
-    return rows
+    return RowsOnDemand(rows, X)
 
 
 def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | None) -> np.ndarray:
@@ -338,13 +344,13 @@ def _column(y: Any) -> Any:
 
 
 def _numbers(rows: np.ndarray) -> np.ndarray:
-    """Convert booleans to 8-bit integers 0 and 1; refuse dates; return numbers unchanged."""
+    """View booleans as 8-bit integers 0 and 1; refuse dates; return numbers unchanged."""
     if rows.dtype.kind not in "biuf":
         raise ValueError(
             f"X must hold numbers, got {rows.dtype}: leave dates and times out, or convert them, "
             "for example X.astype('int64')."
         )
-    return rows.astype(np.int8) if rows.dtype == bool else rows
+    return rows.view(np.int8) if rows.dtype == bool else rows
 
 
 def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
@@ -480,11 +486,10 @@ def _check_shape(
 
 def _own_order(samples: TrainingSamples) -> np.ndarray:
     """Order by class and content, so that training does not depend on the order of X."""
-    rows = np.ascontiguousarray(samples.rows)
-    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
-    order = np.argsort(as_bytes, kind="stable")
-    if samples.groups is not None:
+    if samples.groups is None:
+        order = samples.rows.order_of_content()
+    else:
         # Equal images of several groups are not interchangeable.
         by_group = np.argsort(samples.groups, kind="stable")
-        order = by_group[np.argsort(as_bytes[by_group], kind="stable")]
+        order = by_group[samples.rows.take(by_group).order_of_content()]
     return order[np.argsort(samples.labels[order], kind="stable")]

@@ -14,7 +14,7 @@ _N_SPLITS = 100
 
 
 def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
-    """Number the groups of n samples in the order of their names.
+    """Give the groups of n samples numbers, in the order of their names.
 
     Raises
     ------

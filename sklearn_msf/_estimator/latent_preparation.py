@@ -16,6 +16,7 @@ from sklearn_msf._estimator.preparation import training_targets
 from sklearn_msf._estimator.run_fingerprint import digest_arrays
 from sklearn_msf.data.augmentation import mirror_images
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.label_codes import LabelCodes, make_label_codes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
@@ -157,7 +158,7 @@ class LatentPreparation:
     ) -> LatentSpace:
         """Open or train the autoencoder, and learn the scaling of its latents."""
         image_format = samples.image_format
-        images = image_format.to_numpy_images(samples.rows)
+        images = samples.images
         palette = _mask_palette(self._p, len(samples.classes))
         fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
         self.open()
@@ -180,7 +181,7 @@ class LatentPreparation:
         assert isinstance(space, LatentSpace)
         assert self._origin is not None
         p, seed = self._p, self._origin.variation_seed
-        images = samples.image_format.to_numpy_images(samples.rows)
+        images = samples.images
         n_flips = len(mirror_images(torch.empty(0, 1, 1, 1), augment))
         n_variations = self._count_variations(space, len(images), n_flips, augment)
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
@@ -232,7 +233,7 @@ class LatentPreparation:
 
     def _fitted_autoencoder(
         self,
-        images: np.ndarray,
+        images: ImagesOnDemand,
         image_format: ImageFormat,
         palette: LabelCodes | None,
         seed: int,
@@ -280,7 +281,7 @@ class LatentPreparation:
         wanted = min(_MAX_AUTO_VARIATIONS, math.ceil(_AUTO_PIXELS / n_pixels))
         return max(n_flips, wanted) if "affine" in augment else n_flips
 
-    def _count_affordable(self, space: LatentSpace, images: np.ndarray, started: float) -> int:
+    def _count_affordable(self, space: LatentSpace, images: ImagesOnDemand, started: float) -> int:
         """Count the variations that can be encoded in a fraction of the remaining time."""
         before = time.perf_counter()
         some = ImageFormat.normalise(torch.from_numpy(images[:_N_TIMED]))

@@ -117,7 +117,7 @@ class PixelPreparation:
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
     ) -> TrainingData:
         """Move the images to the device."""
-        images = torch.from_numpy(samples.image_format.to_numpy_images(samples.rows))
+        images = torch.from_numpy(samples.images.to_array())
         return TrainingData(images, *training_targets(samples), self._device, augment)
 
     @property

@@ -11,6 +11,8 @@ import torch
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters, affecting, draw_seed
 from sklearn_msf._version import __version__
+from sklearn_msf.data.images import parts_of
+from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
@@ -104,10 +106,12 @@ def open_checkpoints(
     return Checkpoints(folder, every, fingerprint, draw_seed(random_state), any_seed=any_seed)
 
 
-def digest_arrays(*arrays: np.ndarray) -> str:
-    """Compute a digest of the shapes, dtypes and values of arrays."""
+def digest_arrays(*arrays: np.ndarray | RowsOnDemand | ImagesOnDemand) -> str:
+    """Compute a digest of the shapes, dtypes and values of arrays, without copies of them."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        values = np.atleast_1d(array) if isinstance(array, np.ndarray) else array
+        for part in parts_of(values):
+            digest.update(values[part].tobytes())
     return digest.hexdigest()[:16]

@@ -3,5 +3,7 @@
 May import `persistence` and `runtime`. `images.ImageFormat` knows the layout and the range of X and
 converts images to tensors (n, C, H, W) in [-1, 1] and back; `images.check_finite` refuses NaN.
 `stacking` makes one array of a list of images, `axes` finds channels in the wrong place, `ranges`
-learns the range and notices another scale. `augmentation` varies training images.
+learns the range and notices another scale. `on_demand` copies and converts the images of X only
+when they are asked for. `augmentation` varies training images, `mirroring` finds out whether mirror
+images still show the class.
 """

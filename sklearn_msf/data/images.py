@@ -1,7 +1,7 @@
 """Conversion of the user's images to tensors of shape (n, C, H, W) in [-1, 1], and back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,20 @@ from sklearn_msf.data.ranges import (
 from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.persistence.json_data import number_dtype
 
-__all__ = ["ImageFormat", "check_finite", "flatten_images", "learn_format", "row_shape"]
+__all__ = [
+    "ImageFormat",
+    "check_finite",
+    "flatten_images",
+    "learn_format",
+    "memory_order",
+    "parts_of",
+    "row_shape",
+]
 
 # Up to this value uint8 images for training, or those to predict, look as if they were masks.
 _BYTES_WITHOUT_CONTRAST, _BYTES_OF_MASKS = 5, 1
+# Values that are worked on at once, so that temporary arrays stay small beside X.
+_VALUES_AT_ONCE = 2**18
 
 
 def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -38,7 +48,8 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     Returns
     -------
     rows : array-like of shape (n, n_features)
-        X itself if it is already flat, or a list of rows as one array.
+        X itself if it is already flat, or a list of rows as one array. Else a view of X if
+        possible, with the pixels of each image in their :func:`memory_order`.
     shape : tuple of int or None
         (H, W) or (H, W, C) of images, None for rows.
     """
@@ -52,7 +63,34 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
             f"X must hold at least one image of at least one pixel, got X of shape {shape} "
             f"with 0 sample(s) or pixels; a minimum of 1 is required."
         )
-    return np.asarray(X).reshape(shape[0], -1), shape[1:]
+    return np.asarray(X).transpose(0, *memory_order(X)).reshape(shape[0], -1), shape[1:]
+
+
+def memory_order(X: Any) -> tuple[int, ...]:
+    """Order the axes of the images from the one with the longest way in memory to the shortest.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
+        Images or rows.
+
+    Returns
+    -------
+    tuple of int
+        (1, 2) or (1, 2, 3) for images that lie in memory one pixel after the other, other orders
+        for arrays in Fortran's order or with exchanged axes; () for rows and lists.
+    """
+    if len(getattr(X, "shape", ())) not in (3, 4):
+        return ()
+    strides = np.asarray(X).strides
+    return tuple(sorted(range(1, len(strides)), key=lambda axis: -abs(strides[axis])))
+
+
+def parts_of(images: Any) -> Iterator[slice]:
+    """Divide images, (n, ...), into parts that are small beside the memory."""
+    n_at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(images.shape[1:])))
+    for start in range(0, len(images), n_at_once):
+        yield slice(start, start + n_at_once)
 
 
 def check_finite(rows: np.ndarray) -> None:
@@ -75,7 +113,7 @@ def check_finite(rows: np.ndarray) -> None:
         total = rows.sum(dtype=np.float64)
     if np.isfinite(total):
         return
-    bad = ~np.isfinite(rows).all(axis=1)
+    bad = np.concatenate([~np.isfinite(rows[part]).all(axis=1) for part in parts_of(rows)])
     if bad.any():
         first = int(np.argmax(bad))
         what = "NaN" if np.isnan(rows[first]).any() else "infinity"
@@ -199,7 +237,7 @@ class ImageFormat:
 
     def _check_whole_pixels(self, rows: np.ndarray, dtype: np.dtype) -> None:
         found = ValueRange(dtype, float(rows.min()), float(rows.max()))
-        whole = np.issubdtype(rows.dtype, np.integer) or bool(np.all(rows == np.rint(rows)))
+        whole = np.issubdtype(rows.dtype, np.integer) or _are_whole(rows)
         if found.low < 0 or found.high > 255 or not whole or found.high == 1.0:
             raise ValueError(
                 f"X is {found}, but the model was fitted on uint8 "
@@ -227,10 +265,13 @@ class ImageFormat:
         else:
             # Use float64: in float32 a large offset would cost the last digits.
             middle, half = (self.low + self.high) / 2, max((self.high - self.low) / 2, 1e-300)
-            values = np.clip((rows.astype(np.float64) - middle) / half, -self.clip, self.clip)
-            values = values.astype(np.float32)
+            exact = rows.astype(np.float64)
+            exact -= middle
+            exact /= half
+            values = np.clip(exact, -self.clip, self.clip, out=exact).astype(np.float32)
         images = values.reshape(len(rows), height, width, self.n_channels)
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        # torch takes only arrays that can be written to, which a file mapped into memory is not.
+        return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
@@ -263,6 +304,11 @@ class ImageFormat:
         shape = (len(values), -1) if self.flat else (len(values), *self.shape)
         return _in_dtype(values, self.dtype).reshape(shape)
 
+    def empty(self, n_images: int) -> np.ndarray:
+        """Make an array for so many images in the dtype and layout of the training X."""
+        shape = (math.prod(self.shape),) if self.flat else self.shape
+        return np.empty((n_images, *shape), self.dtype)
+
 
 def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Convert float64 values in the range of a dtype to that dtype."""
@@ -274,6 +320,11 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     converted = np.where(beyond, 0.0, values).astype(dtype)
     converted[beyond] = most
     return converted
+
+
+def _are_whole(rows: np.ndarray) -> bool:
+    """Tell whether all values are whole numbers."""
+    return all(bool(np.all(rows[part] == np.rint(rows[part]))) for part in parts_of(rows))
 
 
 def learn_format(

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
@@ -55,7 +55,7 @@ _GRADIENT_WEIGHT = 0.5
 
 
 def fit_autoencoder(
-    images: np.ndarray,
+    images: ImagesOnDemand,
     size: tuple[int, int],
     *,
     seed: int,
@@ -71,7 +71,7 @@ def fit_autoencoder(
 
     Parameters
     ----------
-    images : ndarray of shape (n, C, H, W)
+    images : ImagesOnDemand of shape (n, C, H, W)
         uint8 in [0, 255] or float32 in [-1, 1].
     size : tuple of int
         Height and width to which the images are resized.
@@ -256,7 +256,9 @@ def layout_for(n_channels: int, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _crops(images: np.ndarray, size: tuple[int, int], n: int, generator: torch.Generator) -> Tensor:
+def _crops(
+    images: ImagesOnDemand, size: tuple[int, int], n: int, generator: torch.Generator
+) -> Tensor:
     """Cut the same random square out of n random images, and flip half of them at random."""
     device = generator.device
     rows = torch.randint(len(images), (n,), generator=generator, device=device)

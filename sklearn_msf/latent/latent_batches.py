@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sklearn_msf.data.augmentation import augment_images, mirror_images
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
@@ -66,7 +67,7 @@ class LatentTrainingData(TrainingData):
 
 def encode_variations(
     latents: Tensor,
-    images: np.ndarray,
+    images: ImagesOnDemand,
     space: LatentSpace,
     augment: str | None,
     seed: int,
@@ -80,7 +81,7 @@ def encode_variations(
     ----------
     latents : Tensor of shape (n, n_variations, channels, h, w)
         Tensor to write the latents to.
-    images : ndarray of shape (n, C, H, W)
+    images : ImagesOnDemand of shape (n, C, H, W)
         Training images.
     space : LatentSpace
         Encodes the images.

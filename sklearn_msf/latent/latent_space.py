@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import (
     CodeReader,
@@ -73,13 +73,13 @@ class LatentSpace:
         """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
         return self.scaling.mask_codes
 
-    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
+    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are encoded batch by batch, when a batch is needed."""
-        pixels = PixelInputs(self.image_format.to_numpy_images(rows), device)
+        pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
         return LatentInputs(self, pixels, precision)
 
     def kept_inputs(
-        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
     ) -> FieldInputs:
         """Encode images now, and keep their latents."""
         inputs = self.inputs(rows, device, precision)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.runtime.batching import in_batches
@@ -61,7 +62,7 @@ class LatentScaling:
 
 
 def learn_scaling(
-    images: np.ndarray,
+    images: ImagesOnDemand,
     autoencoder: ImageAutoencoder,
     size: tuple[int, int],
     precision: str,
@@ -74,7 +75,7 @@ def learn_scaling(
 
     Parameters
     ----------
-    images : ndarray of shape (n, C, H, W)
+    images : ImagesOnDemand of shape (n, C, H, W)
         Training images.
     autoencoder : ImageAutoencoder
         The autoencoder, on its device.
@@ -105,7 +106,7 @@ def learn_scaling(
 
 
 def _measure(
-    images: np.ndarray, autoencoder: ImageAutoencoder, size: tuple[int, int], precision: str
+    images: ImagesOnDemand, autoencoder: ImageAutoencoder, size: tuple[int, int], precision: str
 ) -> tuple[Tensor, Tensor]:
     """Measure the mean and the inverse deviation of each channel of the latents."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), _N_MEASURED)).astype(int)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, LabelCodes, MaskReader
 
 __all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace"]
@@ -38,11 +39,11 @@ class ImageSpace(Protocol):
     def mask_codes(self) -> Tensor | None:
         """Masks of the classes, (K, C_y, H, W), or None if they are plain colours."""
 
-    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
+    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images, (n, n_features), for a single classification."""
 
     def kept_inputs(
-        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
     ) -> FieldInputs:
         """Prepare images, (n, n_features), for repeated classification."""
 
@@ -60,17 +61,17 @@ class ImageSpace(Protocol):
 
 
 class PixelInputs:
-    """Images as arrays that are moved to a device and scaled to [-1, 1] batch by batch.
+    """Images that are converted, moved to a device and scaled to [-1, 1] batch by batch.
 
     Parameters
     ----------
-    images : ndarray of shape (n, C, H, W)
+    images : ImagesOnDemand or ndarray of shape (n, C, H, W)
         uint8 in [0, 255] or float32 in [-1, 1].
     device : torch.device
         Device of the field.
     """
 
-    def __init__(self, images: np.ndarray, device: torch.device):
+    def __init__(self, images: ImagesOnDemand | np.ndarray, device: torch.device):
         self._images = images
         self._device = device
 
@@ -110,12 +111,12 @@ class PixelSpace:
         """None, because masks are plain colours."""
         return None
 
-    def inputs(self, rows: np.ndarray, device: torch.device, precision: str) -> FieldInputs:
-        """Prepare images that are moved to the device batch by batch."""
-        return PixelInputs(self.image_format.to_numpy_images(rows), device)
+    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
+        """Prepare images that are converted and moved to the device batch by batch."""
+        return PixelInputs(ImagesOnDemand(self.image_format, rows), device)
 
     def kept_inputs(
-        self, rows: np.ndarray, device: torch.device, precision: str, *, mirrored: bool
+        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
     ) -> FieldInputs:
         """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
         return self.inputs(rows, device, precision)

@@ -62,17 +62,19 @@ def sample(
     n_channels, *size_of_masks = model.space.shape
     classes = _as_classes(labels)
 
-    def run(start: int, size: int) -> Tensor:
+    images = model.image_format.empty(len(classes))
+
+    def run(start: int, size: int) -> None:
         n_real = len(classes[start : start + size])
         part = F.pad(classes[start : start + size], (0, size - n_real))
         noise = _image_noise(model, seed, first + start, size)
         masks = field.codes.masks(part.to(device), (size_of_masks[0], size_of_masks[1]))
         with autocast(device, _PRECISION):
             x = field.generate(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
-        return model.space.images(x[:n_real].float()).float().cpu()
+        images[start : start + n_real] = _as_in_x(model, x[:n_real])
 
-    images = torch.cat(in_batches(run, len(classes), _batch_size(model, ode), device, report))
-    return model.image_format.from_tensor(images)
+    in_batches(run, len(classes), _batch_size(model, ode), device, report)
+    return images
 
 
 @standard_torch()
@@ -143,7 +145,9 @@ def change_class(
     ways = ((_as_classes(sources), to_noise), (_as_classes(targets), ode))
     e_y = model.noise(1, field.codes.n_channels)
 
-    def run(start: int, size: int) -> Tensor:
+    images = model.image_format.empty(n_images)
+
+    def run(start: int, size: int) -> None:
         n_real = min(size, n_images - start)
         x = inputs.batch(start, size, mirrored=False)
         for classes, way in ways:
@@ -151,10 +155,15 @@ def change_class(
             masks = field.codes.masks(part.to(x.device), (e_y.shape[2], e_y.shape[3]))
             with autocast(x.device, _PRECISION):
                 x = field.carry_images(x, masks, e_y, way)
-        return model.space.images(x[:n_real].float()).float().cpu()
+        images[start : start + n_real] = _as_in_x(model, x[:n_real])
 
-    images = torch.cat(in_batches(run, n_images, _batch_size(model, ode), model.device))
-    return model.image_format.from_tensor(images)
+    in_batches(run, n_images, _batch_size(model, ode), model.device)
+    return images
+
+
+def _as_in_x(model: FittedModel, x: Tensor) -> np.ndarray:
+    """Convert a batch of the field's outputs to images in the dtype, layout and range of X."""
+    return model.image_format.from_tensor(model.space.images(x.float()).float().cpu())
 
 
 def _batch_size(model: FittedModel, ode: OdeSettings) -> int:

@@ -1,0 +1,120 @@
+"""Images of X that are copied and converted only when they are asked for, some at a time.
+
+X can be larger than half of the memory, or a file that is mapped into memory. What works through it
+takes a batch of images, and never makes a second array as large as X.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sklearn_msf.data.images import ImageFormat, memory_order, parts_of
+
+__all__ = ["ImagesOnDemand", "RowsOnDemand"]
+
+
+class RowsOnDemand:
+    """Images as rows in the usual order of the pixels, which are copied when they are asked for.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Rows as :func:`~sklearn_msf.data.images.flatten_images` returns them.
+    X : array-like
+        What they were made of.
+    indices : ndarray of int, optional
+        The rows that there are, and their order; all by default.
+    """
+
+    def __init__(self, rows: np.ndarray, X: Any = None, indices: np.ndarray | None = None):
+        self._rows = rows
+        self._order = memory_order(X)
+        self._sizes = [np.shape(X)[axis] for axis in self._order]
+        self._indices = indices
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._rows) if self._indices is None else len(self._indices)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the numbers."""
+        return self._rows.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of images and of values in each."""
+        return len(self), self._rows.shape[1]
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Return some of the rows, (m, n_features); a view of X where that is possible."""
+        return self._as_usual(
+            self._rows[chosen if self._indices is None else self._indices[chosen]]
+        )
+
+    def take(self, indices: np.ndarray) -> "RowsOnDemand":
+        """Return some of the rows, without copying them."""
+        part = object.__new__(RowsOnDemand)
+        vars(part).update(vars(self))
+        part._indices = indices if self._indices is None else self._indices[indices]
+        return part
+
+    def order_of_content(self) -> np.ndarray:
+        """Return the indices that sort the rows by their bytes; equal rows keep their order."""
+        rows = np.ascontiguousarray(self._as_usual(self._rows))
+        as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+        order = np.argsort(as_bytes, kind="stable")
+        if self._indices is None:
+            return order
+        # All rows were sorted, because a selection of them would be a copy.
+        places = np.empty(len(order), dtype=np.intp)
+        places[order] = np.arange(len(order))
+        return np.argsort(places[self._indices], kind="stable")
+
+    def _as_usual(self, rows: np.ndarray) -> np.ndarray:
+        """Change the order of the pixels from that in memory to the usual one."""
+        if list(self._order) == sorted(self._order):
+            return rows
+        images = rows.reshape(len(rows), *self._sizes)
+        return images.transpose(np.argsort([0, *self._order])).reshape(rows.shape)
+
+
+class ImagesOnDemand:
+    """Images in the form of tensors, (n, C, H, W), which are converted when they are asked for.
+
+    Parameters
+    ----------
+    image_format : ImageFormat
+        Layout and range of X.
+    rows : RowsOnDemand or ndarray of shape (n, n_features)
+        The images.
+    """
+
+    def __init__(self, image_format: ImageFormat, rows: RowsOnDemand | np.ndarray):
+        self._format = image_format
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self._rows)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 if the model was fitted on uint8, else float32."""
+        return np.dtype(np.uint8 if self._format.dtype == np.uint8 else np.float32)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape (n, C, H, W) of all images."""
+        return (len(self), self._format.n_channels, *self._format.size)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Convert some of the images as :meth:`ImageFormat.to_numpy_images` does."""
+        return self._format.to_numpy_images(self._rows[chosen])
+
+    def to_array(self) -> np.ndarray:
+        """Convert all images, with no other large array on the way."""
+        images = np.empty(self.shape, self.dtype)
+        for part in parts_of(images):
+            images[part] = self[part]
+        return images
