@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -133,6 +134,90 @@ def test_splits_are_the_published_ones(server, tmp_path, split):
     X, y = fetch_medmnist("toymnist", split=split, data_home=tmp_path, return_X_y=True)
     np.testing.assert_array_equal(X, ARRAYS[f"{split}_images"])
     np.testing.assert_array_equal(y, ARRAYS[f"{split}_labels"][:, 0])
+
+
+@pytest.fixture
+def large_file(server, tmp_path, monkeypatch):
+    """A file that counts as one of more than 1 GB."""
+    monkeypatch.setattr(_medmnist, "_MAPPED_FROM", len(CONTENT))
+    (tmp_path / "toymnist.npz").write_bytes(CONTENT)
+    return tmp_path / "toymnist.npz"
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", None])
+def test_images_of_a_large_file_are_mapped_from_an_npy_file_beside_it(large_file, split):
+    for _ in range(2):
+        X, y = fetch_medmnist("toymnist", split=split, data_home=large_file.parent, return_X_y=True)
+        assert isinstance(X, np.memmap)
+        assert not X.flags.writeable
+        parts = ["train", "val", "test"] if split is None else [split]
+        np.testing.assert_array_equal(X, np.concatenate([ARRAYS[f"{p}_images"] for p in parts]))
+        np.testing.assert_array_equal(
+            y, np.concatenate([ARRAYS[f"{p}_labels"][:, 0] for p in parts])
+        )
+    names = sorted(path.name for path in large_file.parent.iterdir())
+    assert names == ["toymnist.npy", "toymnist.npz"]
+
+
+def damaged(content):
+    return content[:-7] + bytes([content[-7] ^ 1]) + content[-6:]
+
+
+def of_other_images(content):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((10, 28, 28), dtype=np.uint8))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change", [damaged, of_other_images, lambda c: c[:-1], lambda c: b"", lambda c: b"mine"]
+)
+def test_an_npy_file_that_is_damaged_or_of_others_is_neither_used_nor_changed(large_file, change):
+    fetch_medmnist("toymnist", data_home=large_file.parent)
+    beside = large_file.with_suffix(".npy")
+    changed = change(beside.read_bytes())
+    beside.write_bytes(changed)
+    with pytest.raises(OSError, match=r"toymnist.npy does not hold the images .* Delete or move"):
+        fetch_medmnist("toymnist", data_home=large_file.parent)
+    assert beside.read_bytes() == changed
+
+
+def test_images_are_read_into_memory_where_no_npy_file_can_be_written(large_file, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_medmnist.os, "fsync", full)
+    with pytest.warns(UserWarning, match="toymnist.npy could not be written .*No space left"):
+        X, _ = fetch_medmnist("toymnist", data_home=large_file.parent, return_X_y=True)
+    assert not isinstance(X, np.memmap)
+    np.testing.assert_array_equal(X[:5], ARRAYS["train_images"])
+    assert [path.name for path in large_file.parent.iterdir()] == ["toymnist.npz"]
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_images_are_held_once_or_not_at_all_while_they_are_read(
+    server, tmp_path, monkeypatch, is_large
+):
+    buffer, images = io.BytesIO(), np.zeros((1000, 28, 28), dtype=np.uint8)
+    labels = np.zeros((1000, 1), dtype=np.uint8)
+    splits = ("train", "val", "test")
+    np.savez_compressed(
+        buffer,
+        **{f"{split}_images": images for split in splits},
+        **{f"{split}_labels": labels for split in splits},
+    )
+    (tmp_path / "toymnist.npz").write_bytes(buffer.getvalue())
+    server.entry["MD5"] = hashlib.md5(buffer.getvalue()).hexdigest()
+    monkeypatch.setattr(_medmnist, "_BYTES_AT_ONCE", 2**14)
+    monkeypatch.setattr(_medmnist, "_MAPPED_FROM", 1 if is_large else 10**9)
+    tracemalloc.start()
+    try:
+        X, _ = fetch_medmnist("toymnist", data_home=tmp_path, return_X_y=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert X.shape == (3000, 28, 28)
+    assert peak < (0.25 if is_large else 1.25) * X.nbytes
 
 
 @pytest.mark.parametrize("failure", ["stall", "truncate", "wrong bytes", "missing"])
