@@ -263,15 +263,21 @@ class ImageFormat:
         if self.dtype == np.uint8:
             values = rows.astype(np.uint8, copy=False)
         else:
-            # Use float64: in float32 a large offset would cost the last digits.
-            middle, half = (self.low + self.high) / 2, max((self.high - self.low) / 2, 1e-300)
-            exact = rows.astype(np.float64)
-            exact -= middle
-            exact /= half
-            values = np.clip(exact, -self.clip, self.clip, out=exact).astype(np.float32)
+            values = np.empty(rows.shape, dtype=np.float32)
+            for part in parts_of(rows):
+                values[part] = self._scaled(rows[part])
         images = values.reshape(len(rows), height, width, self.n_channels)
         # torch takes only arrays that can be written to, which a file mapped into memory is not.
         return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        """Scale rows so that the training range becomes [-1, 1], in float64."""
+        # In float32 a large offset would cost the last digits.
+        middle, half = (self.low + self.high) / 2, max((self.high - self.low) / 2, 1e-300)
+        values = rows.astype(np.float64)
+        values -= middle
+        values /= half
+        return np.clip(values, -self.clip, self.clip, out=values)
 
     @staticmethod
     def normalise(images: Tensor) -> Tensor:
