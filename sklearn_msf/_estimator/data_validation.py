@@ -166,6 +166,8 @@ def check_training_samples(
         image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
     else:
         image_format.check(rows, dtype)
+    # If some samples have no weight, this is a copy, which is not to meet the sorted one.
+    del rows
     labels = label_indices(y, classes)
     per_sample = _class_weights(class_weight, classes, labels, scaled_weights(weights))
     used = per_sample > 0
