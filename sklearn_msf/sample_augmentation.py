@@ -188,7 +188,7 @@ class _CopyFilter:
     """
 
     def __init__(self, X: np.ndarray):
-        self._nearest = NearestImages(_rows(X))
+        self._nearest = NearestImages(X.reshape(len(X), -1))
         self._distance = float(np.quantile(self._nearest.distances_apart(), _COPY_QUANTILE))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -26,7 +26,9 @@ class NearestImages:
     """
 
     def __init__(self, images: np.ndarray):
-        self.different, self._indices = np.unique(images, axis=0, return_index=True)
+        # Sorting makes several copies, which are smaller in the dtype of the images.
+        different, self._indices = np.unique(images, axis=0, return_index=True)
+        self.different = different.astype(float)
         if len(self.different) < 2:
             raise ValueError(
                 f"Finding copies needs at least two different training images, got "
