@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sklearn_msf._estimator.run_fingerprint import digest_arrays
-from sklearn_msf._evaluation.nearest_images import NearestImages
 from sklearn_msf.data.images import ImageFormat, check_finite, flatten_images
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.sample_augmentation import _CopyFilter
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -232,10 +232,10 @@ def test_fit_over_latents_copies_no_image(no_training):
 
 
 def test_the_search_for_copies_holds_one_array_of_floats_and_few_of_bytes():
-    rows = images("uint8").reshape(N, -1)
+    X = images("uint8")
     # One of 8 bytes a value, less than 4 more of one byte, and numpy's name of each pixel.
-    names = 128 * rows.shape[1]
-    assert memory_of(lambda: NearestImages(rows)) < 12 * rows.nbytes + names
+    names = 128 * X[0].size
+    assert memory_of(lambda: _CopyFilter(X)) < 12 * X.nbytes + names
 
 
 def test_values_that_are_not_finite_are_found_without_a_copy():
