@@ -185,10 +185,9 @@ def test_a_precision_that_is_none_is_not_taken_from_a_checkpoint(tmp_path, preci
         make(tmp_path, precision="auto").fit(X, Y)
 
 
-@pytest.mark.parametrize("weight", [np.inf, np.nan, 3.0])
-def test_a_weight_of_a_class_that_y_lacks_does_not_stop_a_run(tmp_path, weight):
+def test_a_weight_of_a_class_that_y_lacks_is_no_part_of_the_run(tmp_path):
     whole = make(class_weight={"a": 2.0}).fit(X, Y)
-    fitted = make(tmp_path, class_weight={"a": 2.0, "absent": weight}).fit(X, Y)
+    fitted = make(tmp_path, class_weight={"a": 2.0, "absent": 3.0}).fit(X, Y)
     assert torch.equal(weights(whole), weights(fitted))
     assert len(names(tmp_path)) == 2
     # The weights of the classes are those of the same run.

@@ -200,8 +200,8 @@ def test_a_validation_set_that_would_not_be_used_is_refused(make_classifier):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"groups": PATIENTS[::-1]}, "groups is"),
-        ({}, "groups is"),
+        ({"groups": PATIENTS[::-1]}, "groups'? is"),
+        ({}, "groups'? is"),
         ({"groups": PATIENTS, "X_val": X_VAL, "y_val": Y_VAL}, "validation set is"),
     ],
 )

@@ -18,7 +18,7 @@ from sklearn_msf.sample_augmentation import augment_with_samples
 from sklearn_msf.selective import accuracy_rejection_curve, errors_of
 
 NUMBERS_AND_TEXT = "y_true has labels that are text, such as '0', but y_pred has numbers, such as 0"
-IMAGES = np.random.default_rng(0).random((40, 8, 8))
+IMAGES = 16 * np.random.default_rng(0).random((40, 8, 8))
 
 
 class Judge:

@@ -59,7 +59,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr("sklearn_msf.latent.latent_batches.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.scaling.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.scaling._N_MEASURED", 4)
-    monkeypatch.setattr("sklearn_msf.data.images._VALUES_AT_ONCE", 2**10)
+    monkeypatch.setattr("sklearn_msf.data.parts._VALUES_AT_ONCE", 2**10)
 
 
 def memory_of(call):

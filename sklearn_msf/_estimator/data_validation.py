@@ -456,12 +456,14 @@ def _learn_images(
 
 def _whole_shape(rows: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the shape of X as one array."""
-    return tuple(np.shape(rows)) if shape is None else (len(rows), *shape)
+    if shape is not None:
+        return (len(rows), *shape)
+    return tuple(rows.shape if hasattr(rows, "shape") else np.asarray(rows).shape)
 
 
 def _check_not_one_image(X: Any, shape: tuple[int, ...], y: Any) -> None:
     """Refuse a single image with one label, but without an axis for the images."""
-    if y is not None and np.size(y) == 1 and len(shape) in (2, 3) and shape[0] > 1:
+    if y is not None and np.asarray(y).size == 1 and len(shape) in (2, 3) and shape[0] > 1:
         raise ValueError(
             f"X has the shape {shape}, which is {shape[0]} images, but y has one label; of a "
             f"single image pass {as_array(X)}[None]."
@@ -477,9 +479,10 @@ def _check_shape(
 ) -> None:
     """Refuse images of another shape than those of fit, with what to write if that is known."""
     fitted = image_format.shape
-    hint = axes_hint(X, _whole_shape(rows, shape), fitted)
+    whole_shape = _whole_shape(rows, shape)
+    hint = axes_hint(X, whole_shape, fitted)
     if hint is not None or (shape is not None and squeezed(shape) != squeezed(fitted)):
-        has = f"the shape {np.shape(rows)}" if shape is None else f"images of shape {shape}"
+        has = f"the shape {whole_shape}" if shape is None else f"images of shape {shape}"
         raise ValueError(
             f"X has {has}, but {type(estimator).__name__} was fitted on "
             f"images of shape {fitted}: {hint or 'pass images of that shape, resized if need be.'}"

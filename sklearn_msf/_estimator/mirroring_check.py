@@ -1,7 +1,5 @@
 """Warning of a fit that mirrors images although mirror images show another class."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -14,6 +12,7 @@ from sklearn_msf.data.mirroring import (
     comparison_cost,
     shrink_images,
 )
+from sklearn_msf.data.parts import parts_of
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.trainer import Trainer
 
@@ -32,7 +31,6 @@ _COST_OF_VALUE = 20
 _RATE = 5e9
 # So many times faster than the check, which runs on the CPU, a GPU may be.
 _SPEED_OF_GPU = 10
-_BATCH = 100
 # So many classes the warning names one by one.
 _MOST_NAMED = 6
 
@@ -110,14 +108,10 @@ def _balanced_rows(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _small_images(samples: TrainingSamples, rows: np.ndarray) -> torch.Tensor:
-    """Convert some images to small ones, in batches because large images need much memory."""
-
-    def batches() -> Iterator[torch.Tensor]:
-        for part in np.array_split(rows, -(-len(rows) // _BATCH)):
-            images = samples.image_format.to_numpy_images(samples.rows[part])
-            yield shrink_images(ImageFormat.normalise(torch.from_numpy(images)))
-
-    return torch.cat(list(batches()))
+    """Convert some images to small ones, in parts because large images need much memory."""
+    images = samples.take(rows).images
+    parts = (ImageFormat.normalise(torch.from_numpy(images[part])) for part in parts_of(images))
+    return torch.cat([shrink_images(part) for part in parts])
 
 
 def _message(augment: str, classes: np.ndarray, effect: MirroringEffect) -> str:

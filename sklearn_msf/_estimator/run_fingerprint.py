@@ -11,8 +11,8 @@ import torch
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters, affecting, draw_seed
 from sklearn_msf._version import __version__
-from sklearn_msf.data.images import parts_of
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.data.parts import parts_of
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain

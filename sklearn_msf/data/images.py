@@ -1,7 +1,7 @@
 """Conversion of the user's images to tensors of shape (n, C, H, W) in [-1, 1], and back."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.data.axes import check_not_volumes
+from sklearn_msf.data.parts import parts_of
 from sklearn_msf.data.ranges import (
     CLIP,
     ValueRange,
     check_scale,
+    is_whole,
     learn_range,
     warn_of_low_contrast,
     warn_of_several_scales,
@@ -27,14 +29,11 @@ __all__ = [
     "flatten_images",
     "learn_format",
     "memory_order",
-    "parts_of",
     "row_shape",
 ]
 
 # Up to this value uint8 images for training, or those to predict, look as if they were masks.
 _BYTES_WITHOUT_CONTRAST, _BYTES_OF_MASKS = 5, 1
-# Values that are worked on at once, so that temporary arrays stay small beside X.
-_VALUES_AT_ONCE = 2**18
 
 
 def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -84,13 +83,6 @@ def memory_order(X: Any) -> tuple[int, ...]:
         return ()
     strides = np.asarray(X).strides
     return tuple(sorted(range(1, len(strides)), key=lambda axis: -abs(strides[axis])))
-
-
-def parts_of(images: Any) -> Iterator[slice]:
-    """Divide images, (n, ...), into parts that are small beside the memory."""
-    n_at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(images.shape[1:])))
-    for start in range(0, len(images), n_at_once):
-        yield slice(start, start + n_at_once)
 
 
 def check_finite(rows: np.ndarray) -> None:
@@ -237,7 +229,7 @@ class ImageFormat:
 
     def _check_whole_pixels(self, rows: np.ndarray, dtype: np.dtype) -> None:
         found = ValueRange(dtype, float(rows.min()), float(rows.max()))
-        whole = np.issubdtype(rows.dtype, np.integer) or _are_whole(rows)
+        whole = np.issubdtype(rows.dtype, np.integer) or is_whole(rows)
         if found.low < 0 or found.high > 255 or not whole or found.high == 1.0:
             raise ValueError(
                 f"X is {found}, but the model was fitted on uint8 "
@@ -326,11 +318,6 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     converted = np.where(beyond, 0.0, values).astype(dtype)
     converted[beyond] = most
     return converted
-
-
-def _are_whole(rows: np.ndarray) -> bool:
-    """Tell whether all values are whole numbers."""
-    return all(bool(np.all(rows[part] == np.rint(rows[part]))) for part in parts_of(rows))
 
 
 def learn_format(

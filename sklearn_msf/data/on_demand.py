@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf.data.images import ImageFormat, memory_order, parts_of
+from sklearn_msf.data.images import ImageFormat, memory_order
+from sklearn_msf.data.parts import parts_of
 
 __all__ = ["ImagesOnDemand", "RowsOnDemand"]
 
@@ -29,7 +30,7 @@ class RowsOnDemand:
     def __init__(self, rows: np.ndarray, X: Any = None, indices: np.ndarray | None = None):
         self._rows = rows
         self._order = memory_order(X)
-        self._sizes = [np.shape(X)[axis] for axis in self._order]
+        self._sizes = [X.shape[axis] for axis in self._order]
         self._indices = indices
 
     def __len__(self) -> int:

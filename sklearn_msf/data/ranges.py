@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklearn_msf.data.parts import parts_of
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ValueRange",
     "check_scale",
     "inlying_range",
+    "is_whole",
     "learn_range",
     "warn_of_low_contrast",
     "warn_of_several_scales",
@@ -181,9 +183,12 @@ def _histogram(rows: np.ndarray, low: float, high: float) -> np.ndarray | None:
     with np.errstate(over="ignore", invalid="ignore"):
         if not (np.diff(np.linspace(low, high, _BINS + 1)) > 0).all():
             return None
-    # The difference of two float16 can overflow.
-    values = rows.astype(np.float32) if rows.dtype == np.float16 else rows
-    return np.asarray(np.histogram(values, _BINS, (low, high))[0])
+    counts = np.zeros(_BINS, dtype=np.int64)
+    for part in parts_of(rows):
+        # The difference of two float16 can overflow.
+        values = rows[part].astype(np.float32) if rows.dtype == np.float16 else rows[part]
+        counts += np.histogram(values, _BINS, (low, high))[0]
+    return counts
 
 
 def extremes(rows: np.ndarray, where: np.ndarray) -> tuple[float, float]:
@@ -230,7 +235,7 @@ def warn_of_several_scales(rows: np.ndarray, highest: np.ndarray) -> None:
     candidates = np.flatnonzero((highest > 0.5) & (highest <= 1))
     if not len(candidates) or np.median(highest) < _BEYOND_UNIT:
         return
-    unit = [i for i in candidates if rows[i].min() >= 0 and not _is_whole(rows[i])]
+    unit = [i for i in candidates if rows[i].min() >= 0 and not is_whole(rows[i])]
     if unit:
         warn_user(
             f"{len(unit)} of {len(rows)} images of X are in [0, 1], first image {unit[0]}, but the "
@@ -326,12 +331,15 @@ def _check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) ->
         "nearly flat. Pass X on the scale of the training images"
     )
     only_here = (found.dtype == bool) != (learned.dtype == bool) or (
-        learned.dtype.kind in "iub" and not _is_whole(rows)
+        learned.dtype.kind in "iub" and not is_whole(rows)
     )
     if flat and only_here:
         raise ValueError(f"{text}, as {learned.dtype}.")
     warn_user(f"{text}. If it is, its images show hardly anything.")
 
 
-def _is_whole(values: np.ndarray) -> bool:
-    return values.dtype.kind != "f" or bool(np.all(values == np.rint(values)))
+def is_whole(values: np.ndarray) -> bool:
+    """Tell whether all values are whole numbers."""
+    if values.dtype.kind != "f":
+        return True
+    return all(bool(np.all(values[i] == np.rint(values[i]))) for i in parts_of(values))
