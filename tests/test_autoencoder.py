@@ -8,7 +8,7 @@ from torch import nn
 
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.latent.autoencoder_io import open_autoencoder
+from sklearn_msf.latent.autoencoder_opening import open_autoencoder
 
 IMAGES = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -12,12 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
-from sklearn_msf.latent.autoencoder_io import (
-    as_autoencoder,
-    autoencoder_from_plain,
-    autoencoder_to_plain,
-    open_autoencoder,
-)
+from sklearn_msf.latent.autoencoder_io import autoencoder_from_plain, autoencoder_to_plain
+from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_autoencoder
 from sklearn_msf.latent.hub import is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError
 
@@ -37,7 +33,7 @@ def no_hub(monkeypatch):
     def asked(name, revision=None):
         raise AssertionError(f"the hub was asked for {name}")
 
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.fetch_from_hub", asked)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_opening.fetch_from_hub", asked)
 
 
 def edit_config(folder, **changes):
@@ -188,7 +184,7 @@ def test_an_invalid_configuration_is_refused_by_one_error(folder, changes):
     ids=str,
 )
 def test_sizes_beyond_the_limits_are_refused_before_anything_is_built(folder, changes, monkeypatch):
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.build_autoencoder", None)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_opening.build_autoencoder", None)
     edit_config(folder, **changes)
     with pytest.raises(AutoencoderError, match="invalid layout|can be opened"):
         open_autoencoder(folder)

@@ -10,7 +10,7 @@ from test_checkpoints import FINGERPRINT, names, open_checkpoints, save
 from test_run_fingerprint import X, Y, cut_off, make, weights
 
 from sklearn_msf.exceptions import CheckpointMismatchError
-from sklearn_msf.latent import autoencoder_io
+from sklearn_msf.latent import autoencoder_opening
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
 from sklearn_msf.persistence.archives import read_archive, write_archive
@@ -272,7 +272,7 @@ def test_a_changed_autoencoder_beside_the_checkpoints_is_passed_over(tmp_path, c
 
 
 def test_an_autoencoder_beside_the_checkpoints_is_never_asked_from_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(autoencoder_io, "open_autoencoder", None)
+    monkeypatch.setattr(autoencoder_opening, "open_autoencoder", None)
     named = {"kind": "hub", "id": "some/body", "revision": "0" * 40}
     write_archive(tmp_path, "autoencoder", {}, {"key": "key", "autoencoder": named})
     with pytest.warns(UserWarning, match="is damaged and ignored"):

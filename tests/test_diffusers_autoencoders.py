@@ -15,7 +15,7 @@ from torch import nn
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
-from sklearn_msf.latent.autoencoder_io import open_autoencoder
+from sklearn_msf.latent.autoencoder_opening import open_autoencoder
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from sklearn_msf._estimator.latent_preparation import _open_autoencoder
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent import autoencoder_training
-from sklearn_msf.latent.autoencoder_io import open_autoencoder, open_hub_autoencoder
+from sklearn_msf.latent.autoencoder_opening import open_autoencoder, open_hub_autoencoder
 
 COMMIT = "c0ffee" * 6 + "beef"
 

@@ -78,7 +78,7 @@ def test_auto_takes_the_papers_where_it_can_be_opened(monkeypatch):
         weights = folder / "diffusion_pytorch_model.safetensors"
         return HubFiles(folder / "config.json", weights, "0" * 40)
 
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_io.fetch_from_hub", from_hub)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_opening.fetch_from_hub", from_hub)
     classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert asked == ["stabilityai/sd-vae-ft-mse"]
     assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)

@@ -23,7 +23,7 @@ from mutations import rewrite
 from scipy.stats import beta
 
 from sklearn_msf.exceptions import AutoencoderError
-from sklearn_msf.latent import autoencoder_io
+from sklearn_msf.latent import autoencoder_io, autoencoder_opening
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoencoder
 from sklearn_msf.persistence import limits
@@ -379,7 +379,7 @@ def test_an_autoencoder_is_built_only_if_there_are_weights_for_it(
     def build(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(autoencoder_io, "build_autoencoder", build)
+    monkeypatch.setattr(autoencoder_opening, "build_autoencoder", build)
     metadata = {"kind": "embedded", "class": kind, "config": config}
     with pytest.raises(ArchiveError, match=message):
         check_autoencoder(metadata, {"x": torch.zeros(9)})
@@ -391,7 +391,7 @@ def test_the_blocks_of_an_autoencoder_are_counted(kind):
     names = ("ResnetBlock2D", "AutoencoderTinyBlock")
     n_blocks = sum(type(part).__name__ in names for part in module.modules())
     config = json.loads(json.dumps(dict(module.config)))
-    counted = sum(n for n, _ in autoencoder_io._blocks(kind, config))
+    counted = sum(n for n, _ in autoencoder_opening._blocks(kind, config))
     # The two blocks in the middle of each half of an AutoencoderKL, and the last one on each side
     # of an AutoencoderTiny, are there in any case.
     assert 0 <= n_blocks - counted <= 4

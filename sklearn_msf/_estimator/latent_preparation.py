@@ -20,12 +20,8 @@ from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.label_codes import LabelCodes, make_label_codes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
-from sklearn_msf.latent.autoencoder_io import (
-    as_autoencoder,
-    open_hub_autoencoder,
-    read_autoencoder,
-    write_autoencoder,
-)
+from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
+from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_hub_autoencoder
 from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations

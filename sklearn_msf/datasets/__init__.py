@@ -1,6 +1,6 @@
 """Medical images in the manner of `sklearn.datasets`.
 
-Imports no other room, and none imports it.
+May import `runtime`; no other room imports it.
 """
 
 from sklearn_msf.datasets._medmnist import fetch_medmnist

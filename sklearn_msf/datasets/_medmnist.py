@@ -2,26 +2,21 @@
 
 import contextlib
 import io
-import math
 import os
 import re
-import secrets
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pooch
 from requests.exceptions import ConnectTimeout
 from sklearn.utils import Bunch
 
-from sklearn_msf.runtime.user_warnings import warn_user
+from sklearn_msf.datasets._image_files import SPLITS, read_images
 
 __all__ = ["fetch_medmnist"]
 
-_SPLITS = ("train", "val", "test")
 _CITATION = (
     "Yang et al., MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D biomedical "
     "image classification. Scientific Data 10, 41 (2023)."
@@ -30,9 +25,6 @@ _CITATION = (
 # download.
 _TIMEOUT = (5, 30)
 _N_RETRIES = 2
-# Size in bytes of a file from which on its images are mapped into memory instead of read.
-_MAPPED_FROM = 10**9
-_BYTES_AT_ONCE = 2**22
 
 
 def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
@@ -131,8 +123,8 @@ def fetch_medmnist(
     if f"url{suffix}" not in info[name]:
         sizes = [28, *(s for s in (64, 128, 224) if f"url_{s}" in info[name])]
         raise ValueError(f"size must be one of {sizes} for {name}, got {size!r}.")
-    if split not in (None, *_SPLITS):
-        raise ValueError(f"split must be one of {_SPLITS} or None, got {split!r}.")
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split must be one of {SPLITS} or None, got {split!r}.")
 
     entry = info[name]
     path = _obtain(
@@ -141,7 +133,7 @@ def fetch_medmnist(
         md5=entry[f"MD5{suffix}"],
         download=download_if_missing,
     )
-    data, target = _read(path, _SPLITS if split is None else (split,))
+    data, target = _read(path, SPLITS if split is None else (split,))
     if return_X_y:
         return data, target
     return Bunch(
@@ -204,31 +196,11 @@ class _Downloader:
                 return
 
 
-class _Member(NamedTuple):
-    """Images of one split inside the .npz file, as its directory describes them."""
-
-    name: str
-    header: bytes
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    checksum: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the images."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
 def _read(path: Path, splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Read the images and labels of the splits, one after the other."""
     with np.load(path, allow_pickle=False) as arrays:
         target = np.concatenate([arrays[f"{split}_labels"] for split in splits])
-    with zipfile.ZipFile(path) as archive:
-        data = None
-        if path.stat().st_size >= _MAPPED_FROM:
-            data = _mapped(path, archive, splits)
-        if data is None:
-            data = _in_memory(archive, [_member(archive, split) for split in splits])
+    data = read_images(path, splits)
     return data, target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
 
 
@@ -236,123 +208,6 @@ def _has_sides(target_names: Iterable[str]) -> bool:
     """Return whether names of classes say left or right."""
     words = {word for name in target_names for word in re.findall("[a-z]+", name.lower())}
     return not words.isdisjoint({"left", "right"})
-
-
-def _member(archive: zipfile.ZipFile, split: str) -> _Member:
-    """Describe the images of a split."""
-    info = archive.getinfo(f"{split}_images.npy")
-    with archive.open(info) as file:
-        shape, dtype = _read_header(file)
-        size = info.file_size - math.prod(shape) * dtype.itemsize
-        file.seek(0)
-        header = file.read(size)
-    return _Member(info.filename, header, shape, dtype, info.CRC)
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and the dtype of an .npy file."""
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}
-    shape, is_fortran, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
-    if is_fortran or dtype.hasobject:
-        raise OSError("MedMNIST images must be plain numbers in C order; this file has others.")
-    return shape, dtype
-
-
-def _in_memory(archive: zipfile.ZipFile, members: Sequence[_Member]) -> np.ndarray:
-    """Read images into one array, with no second copy on the way."""
-    data = np.empty(_joint_shape(members), members[0].dtype)
-    place, start = data.reshape(-1).view(np.uint8), 0
-    for block in _blocks(archive, members):
-        place[start : start + len(block)] = np.frombuffer(block, np.uint8)
-        start += len(block)
-    return data
-
-
-def _joint_shape(members: Sequence[_Member]) -> tuple[int, ...]:
-    return (sum(member.shape[0] for member in members), *members[0].shape[1:])
-
-
-def _blocks(archive: zipfile.ZipFile, members: Sequence[_Member]) -> Iterator[bytes]:
-    """Yield the bytes of the images; zipfile compares their checksums."""
-    for member in members:
-        with archive.open(member.name) as file:
-            file.read(len(member.header))
-            while block := file.read(_BYTES_AT_ONCE):
-                yield block
-
-
-def _mapped(path: Path, archive: zipfile.ZipFile, splits: tuple[str, ...]) -> np.ndarray | None:
-    """Map the images of the splits into memory; None, with a warning, if they cannot be written."""
-    every = {split: _member(archive, split) for split in _SPLITS}
-    beside = path.with_suffix(".npy")
-    try:
-        if not beside.exists():
-            _unpack(beside, archive, list(every.values()))
-    except OSError as error:
-        warn_user(
-            f"{beside} could not be written ({error}): the images are read into memory. Make "
-            f"room for {sum(member.n_bytes for member in every.values()) / 1e9:.1f} GB there, or "
-            "set data_home to a folder that can be written to."
-        )
-        return None
-    _check_mapped(beside, path, every, splits)
-    images = np.load(beside, mmap_mode="r", allow_pickle=False)
-    # The splits asked for follow each other: one of them, or all.
-    before = list(_SPLITS[: _SPLITS.index(splits[0])])
-    first = sum(every[split].shape[0] for split in before)
-    return images[first : first + sum(every[split].shape[0] for split in splits)]
-
-
-def _unpack(beside: Path, archive: zipfile.ZipFile, members: Sequence[_Member]) -> None:
-    """Write the images to an .npy file, completely or not at all."""
-    unfinished = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            np.lib.format.write_array_header_1_0(file, _header_of(members))
-            for block in _blocks(archive, members):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, beside)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-def _header_of(members: Sequence[_Member]) -> dict[str, Any]:
-    descr = np.lib.format.dtype_to_descr(members[0].dtype)
-    return {"descr": descr, "fortran_order": False, "shape": _joint_shape(members)}
-
-
-def _check_mapped(
-    beside: Path, path: Path, every: Mapping[str, _Member], splits: tuple[str, ...]
-) -> None:
-    """Refuse an .npy file that does not hold the images of the .npz file, byte by byte."""
-    written = io.BytesIO()
-    np.lib.format.write_array_header_1_0(written, _header_of(list(every.values())))
-    header = written.getvalue()
-    n_bytes = len(header) + sum(member.n_bytes for member in every.values())
-    with open(beside, "rb") as file:
-        same = os.fstat(file.fileno()).st_size == n_bytes and file.read(len(header)) == header
-        for split, member in every.items():
-            if same and split in splits:
-                same = _checksum(file, member) == member.checksum
-            else:
-                file.seek(member.n_bytes, os.SEEK_CUR)
-    if not same:
-        raise OSError(
-            f"{beside} does not hold the images of {path.name}: it is damaged or another file. "
-            "Delete or move it to have it written again."
-        )
-
-
-def _checksum(file: IO[bytes], member: _Member) -> int:
-    """Compute the checksum that the member has in its archive, header included."""
-    checksum, n_left = zlib.crc32(member.header), member.n_bytes
-    while n_left > 0 and (block := file.read(min(n_left, _BYTES_AT_ONCE))):
-        checksum, n_left = zlib.crc32(block, checksum), n_left - len(block)
-    return checksum
 
 
 def _describe(name: str, size: int, entry: Mapping[str, Any]) -> str:
