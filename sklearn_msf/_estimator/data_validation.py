@@ -1,19 +1,22 @@
 """Checks of X, y and weights that are passed to an estimator."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_msf._estimator.groups import group_numbers, split_groups
-from sklearn_msf._estimator.weights import relative_weights
+from sklearn_msf._estimator.weights import (
+    checked_weights,
+    class_weights,
+    relative_weights,
+)
 from sklearn_msf._evaluation.labels import (
     as_labels,
     check_one_kind,
@@ -155,7 +158,7 @@ def check_training_samples(
     learns_classes = classes is None
     classes = _checked_classes(np.unique(y), classes)
     numbers = None if groups is None else group_numbers("groups", groups, len(y))
-    weights = _checked_weights(sample_weight, rows)
+    weights = checked_weights(sample_weight, rows)
     every_row, kept = RowsOnDemand(rows, X), np.flatnonzero(weights > 0)
     if len(kept) < len(rows):
         rows, y, weights = rows[kept], y[kept], weights[kept]
@@ -169,7 +172,7 @@ def check_training_samples(
     # If some samples have no weight, this is a copy, which is not to meet the sorted one.
     del rows
     labels = label_indices(y, classes)
-    per_sample = _class_weights(class_weight, classes, labels, scaled_weights(weights))
+    per_sample = class_weights(class_weight, classes, labels, scaled_weights(weights))
     used = per_sample > 0
     if not used.any():
         raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
@@ -367,65 +370,6 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
             f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}."
         )
     return classes
-
-
-def _checked_weights(sample_weight: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the sample weights in float64; 1 for each sample if there are none."""
-    if sample_weight is not None and not np.asarray(sample_weight).any():
-        raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
-    weights: np.ndarray = _check_sample_weight(
-        sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-    )
-    # Under `assume_finite` scikit-learn does not look.
-    finite = np.isfinite(weights)
-    if not finite.all():
-        raise ValueError(
-            f"sample_weight contains NaN or infinity in {int((~finite).sum())} of {len(weights)} "
-            "rows: give finite weights, and 0 to rows that must not count."
-        )
-    return weights
-
-
-def _class_weights(
-    class_weight: Any, classes: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Return the weight of the class of each sample, whose labels are class indices."""
-    if isinstance(class_weight, Mapping):
-        return _weights_of_classes(class_weight, classes)[labels]
-    present, indices = np.unique(labels, return_inverse=True)
-    with np.errstate(over="ignore"):
-        per_class = compute_class_weight(
-            class_weight, classes=present, y=labels, sample_weight=weights
-        )
-    if not np.isfinite(per_class).all():
-        raise ValueError(
-            f"sample_weight differs too much between classes for class_weight={class_weight!r}: "
-            "leave rows of negligible weight out."
-        )
-    return per_class[indices]
-
-
-def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
-    """Return weights in the order of the classes; 1 for classes that are not named.
-
-    Weights of absent classes are ignored, because a cross-validation fold may lack a class.
-    """
-    check_one_kind("class_weight", list(class_weight))
-    check_same_kind("class_weight", list(class_weight), "y", classes)
-    labels = classes.tolist()
-    try:
-        weights = {label: float(weight) for label, weight in class_weight.items()}
-    except (TypeError, ValueError):
-        weights = {None: np.nan}
-    values = np.array([weights.get(label, 1.0) for label in labels])
-    known = any(label in labels for label in class_weight) or not class_weight
-    usable = all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
-    if not known or not usable or not values.any():
-        raise ValueError(
-            f"class_weight must map classes out of {labels} to finite weights >= 0, not all zero, "
-            f"got {class_weight!r}."
-        )
-    return values
 
 
 def _learn_images(

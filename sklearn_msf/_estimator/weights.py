@@ -1,13 +1,18 @@
-"""Sample weights relative to each other, and the number of images in an epoch that follows."""
+"""Weights of samples and classes, and the number of images in an epoch that follows from them."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.validation import _check_sample_weight
 
+from sklearn_msf._evaluation.labels import check_one_kind, check_same_kind
 from sklearn_msf._evaluation.validation import scaled_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["relative_weights"]
+__all__ = ["checked_weights", "class_weights", "relative_weights"]
 
 # Largest number of images in an epoch for each sample: more repetitions teach little in the time of
 # an epoch, at whose ends the learning rate, checkpoints and callbacks are.
@@ -51,3 +56,62 @@ def relative_weights(weights: np.ndarray) -> tuple[np.ndarray, int]:
     # A power of two, so that the sum is finite, and is rounded as without it.
     shares = scaled_weights(weights)
     return shares / shares.mean(), n_samples
+
+
+def checked_weights(sample_weight: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the sample weights in float64; 1 for each sample if there are none."""
+    if sample_weight is not None and not np.asarray(sample_weight).any():
+        raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
+    weights: np.ndarray = _check_sample_weight(
+        sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+    )
+    # Under `assume_finite` scikit-learn does not look.
+    finite = np.isfinite(weights)
+    if not finite.all():
+        raise ValueError(
+            f"sample_weight contains NaN or infinity in {int((~finite).sum())} of {len(weights)} "
+            "rows: give finite weights, and 0 to rows that must not count."
+        )
+    return weights
+
+
+def class_weights(
+    class_weight: Any, classes: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weight of the class of each sample, whose labels are class indices."""
+    if isinstance(class_weight, Mapping):
+        return _weights_of_classes(class_weight, classes)[labels]
+    present, indices = np.unique(labels, return_inverse=True)
+    with np.errstate(over="ignore"):
+        per_class = compute_class_weight(
+            class_weight, classes=present, y=labels, sample_weight=weights
+        )
+    if not np.isfinite(per_class).all():
+        raise ValueError(
+            f"sample_weight differs too much between classes for class_weight={class_weight!r}: "
+            "leave rows of negligible weight out."
+        )
+    return per_class[indices]
+
+
+def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
+    """Return weights in the order of the classes; 1 for classes that are not named.
+
+    Weights of absent classes are ignored, because a cross-validation fold may lack a class.
+    """
+    check_one_kind("class_weight", list(class_weight))
+    check_same_kind("class_weight", list(class_weight), "y", classes)
+    labels = classes.tolist()
+    try:
+        weights = {label: float(weight) for label, weight in class_weight.items()}
+    except (TypeError, ValueError):
+        weights = {None: np.nan}
+    values = np.array([weights.get(label, 1.0) for label in labels])
+    known = any(label in labels for label in class_weight) or not class_weight
+    usable = all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
+    if not known or not usable or not values.any():
+        raise ValueError(
+            f"class_weight must map classes out of {labels} to finite weights >= 0, not all zero, "
+            f"got {class_weight!r}."
+        )
+    return values
