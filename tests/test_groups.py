@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import CLASSIFIERS
+from conftest import CLASSIFIERS, tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from sklearn_msf._estimator import data_validation, fit
-from sklearn_msf._estimator.groups import draw_one_of_each, split_groups
+from sklearn_msf._estimator.groups import draw_one_of_each, group_numbers, split_groups
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.model.temperature import fit_temperature
 from sklearn_msf.selective import certified_threshold
@@ -114,9 +114,9 @@ def test_groups_change_nothing_where_nothing_is_held_out(make_classifier):
     [
         (PATIENTS[:-1], r"groups must be of shape \(60,\), the group of each image; got \(59,\)"),
         ([*PATIENTS[:-1].tolist(), "a"], "groups mixes numbers, such as 0, and text, such as 'a'"),
-        (np.where(PATIENTS == 4, np.nan, PATIENTS), "groups contains NaN in 3 of 60"),
+        (np.where(PATIENTS == 4, np.nan, PATIENTS), "groups contains NaN or None in 3 of 60"),
         (np.zeros(60), "early_stopping cannot hold out a fraction of 0.1 of 60 samples by class"),
-        (Y, "one class has samples of 1 of 2 groups only"),
+        (Y, "the class with index 1 in classes_ has samples of 1 of 2 groups only"),
     ],
 )
 def test_groups_that_cannot_be_used_are_named(make_classifier, groups, message):
@@ -218,6 +218,7 @@ def test_checkpoints_are_of_the_groups_and_the_validation_set(tmp_path, changed,
 # Metadata routing
 
 
+@pytest.mark.filterwarnings("ignore:.*holds out no image:UserWarning")
 def test_groups_reach_the_fits_of_a_search(make_classifier, held_out):
     with config_context(enable_metadata_routing=True):
         estimator = make_classifier(early_stopping=True, max_epochs=1).set_fit_request(groups=True)
@@ -313,3 +314,32 @@ def test_too_few_groups_are_named(fitted, digits):
         fitted.fit_reject(images, labels, groups=np.arange(240) // 3)
     with pytest.raises(ValueError, match=r"groups must be of shape \(240,\)"):
         fitted.fit_reject(images, labels, groups=np.arange(80))
+
+
+@pytest.mark.parametrize("groups", [[None] * 30, np.array([1.0, np.nan] * 15, dtype=object)])
+def test_missing_groups_are_refused(groups):
+    with pytest.raises(ValueError, match="groups .*(NaN or None|mixes)"):
+        group_numbers("groups", groups, 30)
+
+
+def test_a_single_group_cannot_be_divided():
+    with pytest.raises(ValueError, match="groups has only one group"):
+        split_groups(np.zeros(30, int), np.arange(30) % 2, 0.1, np.random.RandomState(0))
+
+
+def test_classes_of_too_few_groups_to_be_held_out_are_named():
+    groups = np.repeat(np.arange(30), 4)
+    y = np.where(groups < 2, "rare", "usual")
+    X = np.random.default_rng(0).random((120, 8, 8))
+    classifier = tiny_classifier(max_epochs=1, early_stopping=True, validation_fraction=0.1)
+    with pytest.warns(
+        UserWarning, match=r"early_stopping holds out no image of the classes \['rare'\]"
+    ):
+        classifier.fit(X, y, groups=groups)
+
+
+def test_weights_of_a_validation_set_make_no_epoch(recwarn):
+    weights = np.where(np.arange(len(X_VAL)) == 0, 10**6, 1)
+    classifier = tiny_classifier(max_epochs=1, calibration="temperature")
+    classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL, sample_weight_val=weights)
+    assert not [w for w in recwarn if "sample_weight" in str(w.message)]

@@ -127,3 +127,18 @@ def test_images_of_floats_on_two_scales_are_warned_of():
 def test_dates_are_no_images(make_classifier):
     with pytest.raises(ValueError, match=r"X must hold numbers, got datetime64\[ns\]"):
         make_classifier().fit(RGB.astype("datetime64[ns]"), Y)
+
+
+@pytest.mark.parametrize("kind", ["frame", "column"])
+def test_a_table_of_one_column_of_images_is_a_list_of_them(kind):
+    images = np.random.default_rng(0).random((6, 8, 8))
+    column = np.empty((6, 1), dtype=object)
+    for i, image in enumerate(images):
+        column[i, 0] = image
+    X = pytest.importorskip("pandas").DataFrame(column) if kind == "frame" else column
+    np.testing.assert_array_equal(stack_images(X), images)
+
+
+def test_signed_integers_of_several_widths_mean_the_same():
+    images = [np.full((4, 4), value, dtype) for value, dtype in ((5, np.int16), (-7, np.int32))]
+    np.testing.assert_array_equal(stack_images(images)[:, 0, 0], [5, -7])

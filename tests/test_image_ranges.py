@@ -88,8 +88,6 @@ def test_one_outlier_does_not_hide_another():
         put(CT, -2000, np.s_[:, :, :2]),  # The usual fill value of CT hardly changes the contrast.
         np.where(RANDOM > 0.5, 255.0, 0.0),
         np.where(RANDOM > 0.5, 255, (RANDOM * 4).astype(int)),
-        np.where(RANDOM > 0.9, 1000 * RANDOM, 0),  # Bright structure on black.
-        np.where(RANDOM > 0.5, 1000 + 100 * RANDOM, 0),
         np.random.default_rng(0).exponential(1, (40, 28, 28)),
         np.random.default_rng(0).lognormal(0, 1, (40, 28, 28)),
         np.full((40, 8, 8), 7.0),
@@ -311,3 +309,54 @@ def test_a_fit_on_images_that_use_hardly_anything_of_their_range_warns():
     rows = np.random.default_rng(0).random((20, 16)) / 255
     with pytest.warns(UserWarning, match=r"nearly flat on it. Scale X"):
         assert learn_range(rows) == (0.0, 1.0, 8.0)
+
+
+def several_hot_pixels():
+    X = (DIGITS / DIGITS.max() * 16).astype(np.int16)
+    for image, value in enumerate(range(2000, 32001, 6000)):
+        X[image, 0, 0] = value
+    return X
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        several_hot_pixels(),
+        np.where(RANDOM > 0.25, 273 + 37 * RANDOM, 0),  # Kelvin on a background of 0.
+        np.where(RANDOM > 0.9, 1000 * RANDOM, 0),  # Bright structure on black.
+        np.where(RANDOM > 0.25, 31768 + 2500 * RANDOM, 0).astype(np.uint16),
+    ],
+    ids=["hot-pixels", "kelvin", "bright", "offset"],
+)
+def test_images_that_use_a_sliver_of_their_range_are_warned_of(X):
+    with pytest.warns(UserWarning, match=r"nearly all of them are in .*little contrast"):
+        assert learn_range(X.reshape(len(X), -1)) == (X.min(), X.max(), 8)
+
+
+@pytest.mark.parametrize("n_large", [10, 90])
+def test_images_on_two_scales_are_warned_of_whichever_are_more(n_large):
+    X = np.random.default_rng(0).random((100, 64))
+    X[:n_large] *= 255
+    with pytest.warns(UserWarning, match=rf"{100 - n_large} of 100 images of X are in \[0, 1\]"):
+        learn_format(X, (8, 8), flat=True)
+
+
+def test_blank_images_of_the_fill_value_are_those_of_training():
+    X = np.random.default_rng(0).integers(-1000, 1500, (50, 32, 32)).astype(np.int16)
+    X[:, :8] = -32768
+    with pytest.warns(UserWarning, match="-32768, while the others"):
+        fmt = learn_format(X.reshape(50, -1), (32, 32), flat=False)
+    blank = np.full((3, 1024), -32768, np.int16)
+    fmt.check(blank)
+    half = blank.copy()
+    half[:, ::3] = -1000
+    fmt.check(half)
+
+
+def test_fractions_after_integers_are_noticed_in_a_single_image():
+    fmt = learn_format(np.arange(4096, dtype=np.uint16)[None].repeat(9, 0), (64, 64), flat=True)
+    with pytest.raises(ValueError, match="nearly flat"):
+        fmt.check(np.random.default_rng(0).random((1, 4096)))
+    with pytest.warns(UserWarning, match="nearly flat"):
+        fmt.check(np.random.default_rng(0).random((1, 4096)) * 255)
+    fmt.check(np.zeros((20, 4096), dtype=np.uint16))

@@ -77,7 +77,7 @@ def test_labels_that_are_equal_in_python_are_equal(y_true, y_pred):
         ([0, "1"], "y_pred mixes numbers, such as 0, and text, such as '1'"),
         (np.array([0, "1"], dtype=object), "y_pred mixes numbers, such as 0, and text"),
         (np.array(["0", None], dtype=object), "y_pred mixes text, such as '0', and NoneType"),
-        ([0.0, np.nan], "y_pred contains NaN in 1 of 2 labels"),
+        ([0.0, np.nan], "y_pred contains NaN or None in 1 of 2 labels"),
         (np.ma.MaskedArray([0, 1], mask=[True, False]), "y_pred is a masked array with 1 masked"),
     ],
 )
@@ -237,3 +237,15 @@ def test_a_judge_speaks_of_the_labels_asked_for():
 def test_generated_and_real_images_have_labels_of_one_kind():
     with pytest.raises(ValueError, match="labels has labels that are text.*real_labels has number"):
         classifier_accuracy_score(IMAGES, ["0", "1"] * 20, IMAGES, [0, 1] * 20)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, float("nan")])
+def test_missing_labels_among_objects_are_refused(missing):
+    with pytest.raises(ValueError, match="y_true contains NaN or None in 1 of 2"):
+        errors_of(np.array([1, missing], dtype=object), [1, 2])
+
+
+def test_dates_of_python_and_of_numpy_are_compared_as_dates():
+    days = [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 2)]
+    wrong = errors_of(days, np.array(["2020-01-01", "2020-01-03"], dtype="M8[ns]"))
+    assert wrong.tolist() == [False, True]

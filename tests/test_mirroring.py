@@ -273,3 +273,16 @@ def test_at_most_as_many_images_are_compared_as_asked_for_and_rare_classes_are_w
     # 30 of class 2, and (200 - 30) / 2 of each other class.
     assert np.bincount(labels[rows]).tolist() == [85, 0, 30, 85]
     assert len(np.unique(rows)) == 200
+
+
+def test_images_of_one_patient_do_not_give_each_other_away():
+    rng = np.random.default_rng(0)
+    sides = rng.integers(0, 2, 80)
+    images = rng.normal(0, 1, (80, 16, 16))
+    for image, side in zip(images, sides, strict=True):
+        image[6:10, 10 * side + 1 : 10 * side + 5] += 2
+    patients = np.repeat(np.arange(80), 5)
+    X = images[patients] + rng.normal(0, 0.01, (400, 16, 16))
+    classifier = tiny_classifier(max_epochs=20, augment="hflip", channels=16)
+    with pytest.warns(UserWarning, match="mixed up"):
+        classifier.fit(X, sides[patients], groups=patients)

@@ -33,6 +33,7 @@ from sklearn_msf.data.images import (
     row_shape,
 )
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
     "OF_FEATURES",
@@ -113,6 +114,7 @@ def check_training_samples(
     classes: np.ndarray | None,
     image_format: ImageFormat | None,
     groups: Any = None,
+    of_training: bool = True,
 ) -> TrainingSamples:
     """Check the arguments of fit; learn classes, shape and range, or compare them with known ones.
 
@@ -130,6 +132,9 @@ def check_training_samples(
         Known layout and range of the images; None learns them from X.
     groups : array-like, optional
         As in fit.
+
+    of_training : bool, default=True
+        Whether the samples are trained on; a validation set is only predicted.
 
     Returns
     -------
@@ -177,7 +182,7 @@ def check_training_samples(
     if not used.any():
         raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
     # Class weights change the fractions of the classes in an epoch, not its length.
-    relative, n_images = relative_weights(weights[used])
+    relative, n_images = relative_weights(weights[used], of_training=of_training)
     combined = relative * scaled_weights(per_sample[used])
     samples = TrainingSamples(
         every_row.take(kept[used]),
@@ -241,6 +246,7 @@ def check_validation_samples(
             class_weight=class_weight,
             classes=training.classes,
             image_format=training.image_format,
+            of_training=False,
         )
     except ValueError as error:
         # The checks name X, y and sample_weight.
@@ -319,6 +325,7 @@ def split_samples(
     try:
         if samples.groups is not None:
             train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
+            _warn_of_absent_classes(purpose, samples, valid)
         else:
             train, valid = train_test_split(
                 np.arange(len(samples.rows)),
@@ -332,6 +339,16 @@ def split_samples(
             f"samples by class: {error}"
         ) from error
     return np.sort(train), np.sort(valid)
+
+
+def _warn_of_absent_classes(purpose: str, samples: TrainingSamples, valid: np.ndarray) -> None:
+    """Warn of classes with too few groups to have one in the part that is held out."""
+    absent = np.setdiff1d(samples.labels, samples.labels[valid])
+    if len(absent):
+        warn_user(
+            f"{purpose} holds out no image of the classes {samples.classes[absent].tolist()}, "
+            "which have images of too few groups: pass X_val and y_val, or more groups."
+        )
 
 
 def _column(y: Any) -> Any:

@@ -203,7 +203,7 @@ def fit(
         plan = plan_calibration(state.samples, seed, checkpoints)
     data, trainer, model = _prepare_training(state, random_state)
     n_images = data.epoch_size * trainer.settings.max_epochs
-    warn_of_mirroring(p, state.samples, state.augment, trainer, n_images)
+    warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
 
     def probabilities_of(samples: TrainingSamples) -> Probabilities:
         return _probabilities(p, model, samples)
@@ -272,7 +272,8 @@ def fit_partially(
     state = _begin(estimator, p, given, known, previous, preparation, started)
     data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
     if previous is None:
-        warn_of_mirroring(p, state.samples, state.augment, trainer, data.epoch_size)
+        n_images = data.epoch_size
+        warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
     trainer.history = [] if previous is None else list(previous.history)
     trainer.fit_epoch(data)
     model = model.with_field(trainer.average, model.temperature)

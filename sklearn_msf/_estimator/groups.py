@@ -60,6 +60,11 @@ def split_groups(
         If there are too few groups, or every split holds out all samples of a class.
     """
     present, group = np.unique(groups, return_inverse=True)
+    if len(present) < 2:
+        raise ValueError(
+            "groups has only one group, which cannot be divided: pass the group of each image, "
+            "such as its patient."
+        )
     classes, label = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(present), len(classes)))
     np.add.at(counts, (group, label), 1)
@@ -73,8 +78,9 @@ def split_groups(
     if len(lost):
         n_groups = int((counts[:, lost[0]] > 0).sum())
         raise ValueError(
-            f"one class has samples of {n_groups} of {len(present)} groups only, none of which "
-            "would be left to train on: pass samples of more groups of this class."
+            f"the class with index {classes[lost[0]]} in classes_ has samples of {n_groups} of "
+            f"{len(present)} groups only, none of which would be left to train on: pass samples of "
+            "more groups of this class."
         )
     return np.flatnonzero(~chosen[group]), np.flatnonzero(chosen[group])
 

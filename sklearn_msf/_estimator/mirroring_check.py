@@ -1,5 +1,7 @@
 """Warning of a fit that mirrors images although mirror images show another class."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -13,6 +15,7 @@ from sklearn_msf.data.mirroring import (
     shrink_images,
 )
 from sklearn_msf.data.parts import parts_of
+from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.trainer import Trainer
 
@@ -36,7 +39,12 @@ _MOST_NAMED = 6
 
 
 def warn_of_mirroring(
-    p: Parameters, samples: TrainingSamples, augment: str | None, trainer: Trainer, n_images: int
+    p: Parameters,
+    samples: TrainingSamples,
+    augment: str | None,
+    trainer: Trainer,
+    n_images: int,
+    shape: tuple[int, int, int],
 ) -> None:
     """Warn if the augmentation flips images although classes are then mixed up.
 
@@ -55,10 +63,13 @@ def warn_of_mirroring(
         Trainer of the fit.
     n_images : int
         Number of images that training will see, repeated ones included.
+    shape : tuple of int
+        Shape (C, H, W) of what the field gets of an image.
     """
     if augment is None or "flip" not in augment:
         return
-    rows = _affordable_rows(samples, augment, _affordable_operations(p, trainer, n_images))
+    operations = _affordable_operations(p, trainer, n_images, shape)
+    rows = _affordable_rows(samples, augment, operations)
     if rows is None:
         return
     effect = compare_mirroring(_small_images(samples, rows), samples.labels[rows], augment)
@@ -66,16 +77,41 @@ def warn_of_mirroring(
         warn_user(_message(p.augment, samples.classes, effect))
 
 
-def _affordable_operations(p: Parameters, trainer: Trainer, n_images: int) -> float:
+def _affordable_operations(
+    p: Parameters, trainer: Trainer, n_images: int, shape: tuple[int, int, int]
+) -> float:
     """Compute the floating-point operations that are a twentieth of the fit, or fewer."""
-    n_weights = sum(weight.numel() for weight in trainer.field.parameters())
-    # Each weight is used at least once for an image, and twice as often in the backward pass.
-    operations = 6.0 * n_weights * n_images
+    # Forwards and backwards. At t = 1 the image branch, about half of the network, is not run.
+    of_an_image = 3 * _forward_operations(trainer.average, shape)
+    operations = of_an_image * n_images * (1 - p.classification_fraction / 2)
     if trainer.field.device.type != "cpu":
         operations /= _SPEED_OF_GPU
     if p.time_budget is not None:
         operations = min(operations, _RATE * float(p.time_budget))
     return _SHARE * operations
+
+
+def _forward_operations(field: VelocityField, shape: tuple[int, int, int]) -> int:
+    """Count the operations of all convolutions and linear layers for one image."""
+    counted = 0
+
+    def count(layer: Any, _: Any, output: torch.Tensor) -> None:
+        nonlocal counted
+        # Each weight is used once at each position.
+        counted += 2 * layer.weight.numel() * (output.numel() // layer.weight.shape[0])
+
+    layers = [m for m in field.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad():
+            x = torch.zeros(1, *shape, device=field.device)
+            label = torch.zeros(1, dtype=torch.int64, device=field.device)
+            masks = field.codes.masks(label, (shape[1], shape[2]))
+            field.image_velocity(x, masks, torch.full((1,), 0.5, device=field.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counted
 
 
 def _affordable_rows(
@@ -84,8 +120,13 @@ def _affordable_rows(
     """Choose images, as many as are affordable; None if they are too few."""
     height, width = samples.image_format.size
     shape = (samples.image_format.n_channels, height, width)
+    candidates = np.arange(len(samples.labels))
+    if samples.groups is not None:
+        # Images of one group resemble each other: one of them would give the other away.
+        by_class = samples.groups * (samples.labels.max() + 1) + samples.labels
+        _, candidates = np.unique(by_class, return_index=True)
     for size in _SIZES:
-        rows = _balanced_rows(samples.labels, size)
+        rows = candidates[_balanced_rows(samples.labels[candidates], size)]
         cost = comparison_cost(len(rows), shape, augment)
         cost += _FIXED_COST + _COST_OF_VALUE * len(rows) * np.prod(shape)
         if cost <= operations:

@@ -19,7 +19,7 @@ __all__ = ["checked_weights", "class_weights", "relative_weights"]
 _MAX_REPETITIONS = 10
 
 
-def relative_weights(weights: np.ndarray) -> tuple[np.ndarray, int]:
+def relative_weights(weights: np.ndarray, *, of_training: bool = True) -> tuple[np.ndarray, int]:
     """Divide sample weights by what they have in common, and count the images of an epoch.
 
     Whole weights are divided by their greatest common divisor and count as repetitions, so that a
@@ -31,6 +31,8 @@ def relative_weights(weights: np.ndarray) -> tuple[np.ndarray, int]:
     ----------
     weights : ndarray of shape (n,), float64
         Positive, finite weights.
+    of_training : bool, default=True
+        Whether epochs are made of the samples, so that a long one is warned of.
 
     Returns
     -------
@@ -47,15 +49,21 @@ def relative_weights(weights: np.ndarray) -> tuple[np.ndarray, int]:
             n_images = weights.sum()
         if n_images <= _MAX_REPETITIONS * n_samples:
             return weights, round(n_images)
-        warn_user(
-            f"sample_weight: as repetitions, weights from {weights.min():g} to {weights.max():g} "
-            f"would make an epoch of {n_images:.3g} images of {n_samples} samples, more than "
-            f"{_MAX_REPETITIONS} for each. They are taken as shares of an epoch of {n_samples} "
-            "images; if repetitions are meant, pass smaller whole numbers.",
-        )
+        if of_training:
+            _warn_of_shares(weights, float(n_images))
     # A power of two, so that the sum is finite, and is rounded as without it.
     shares = scaled_weights(weights)
     return shares / shares.mean(), n_samples
+
+
+def _warn_of_shares(weights: np.ndarray, n_images: float) -> None:
+    n_samples = len(weights)
+    warn_user(
+        f"sample_weight: as repetitions, weights from {weights.min():g} to {weights.max():g} "
+        f"would make an epoch of {n_images:.3g} images of {n_samples} samples, more than "
+        f"{_MAX_REPETITIONS} for each. They are taken as shares of an epoch of {n_samples} "
+        "images; if repetitions are meant, pass smaller whole numbers.",
+    )
 
 
 def checked_weights(sample_weight: Any, rows: np.ndarray) -> np.ndarray:

@@ -30,14 +30,24 @@ def as_labels(name: str, values: Any) -> np.ndarray:
             f"{name} is a masked array with {np.ma.count_masked(values)} masked labels, as of "
             "rejected images: leave their rows out, as by labels.compressed() and y[~labels.mask]."
         )
-    check_one_kind(name, values)
     labels = np.asarray(values)
-    if labels.dtype.kind in "fcmM" and (labels != labels).any():
+    n_missing = 0
+    if labels.dtype.kind in "fcmM":
         n_missing = int((labels != labels).sum())
+    elif labels.dtype.kind == "O":
+        n_missing = sum(map(_is_missing, labels.ravel().tolist()))
+    if n_missing:
         raise ValueError(
-            f"{name} contains NaN in {n_missing} of {labels.size} labels: leave these rows out."
+            f"{name} contains NaN or None in {n_missing} of {labels.size} labels: leave these rows "
+            "out."
         )
+    check_one_kind(name, values)
     return labels
+
+
+def _is_missing(label: Any) -> bool:
+    # pandas' NA is neither equal to itself nor different from itself.
+    return label is None or type(label).__name__ == "NAType" or label != label
 
 
 def check_one_kind(name: str, values: Any) -> None:
@@ -114,6 +124,9 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
             "row."
         )
     check_same_kind(name, labels, other_name, compared)
+    if "M" in (labels.dtype.kind, compared.dtype.kind):
+        # numpy compares a date of Python with its own as if that was a number.
+        labels, compared = labels.astype("M8[us]"), compared.astype("M8[us]")
     return np.asarray(labels != compared)
 
 

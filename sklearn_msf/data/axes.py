@@ -54,13 +54,17 @@ def check_channels_last(X: Any, shape: tuple[int, ...], image_shape: Sequence[in
             f"pass {_moved(X, (0, 2, 3, 1))}. If its images really have {shape[3]} channels, set "
             f"image_shape={shape[1:]}."
         )
-    moved = (*shape[2:], shape[1])
+    ways = f"If the images have {shape[3]} channels, set image_shape={shape[1:]}"
+    if shape[1] != shape[3]:
+        moved = (*shape[2:], shape[1])
+        ways += (
+            f"; if they have {shape[1]} channels, pass {_moved(X, (0, 2, 3, 1))} and set "
+            f"image_shape={moved}"
+        )
     raise ValueError(
         f"{has} volumes (n, depth, height, width), which are not supported; images are "
         f"(n, height, width) or (n, height, width, channels). To classify slices, pass "
-        f"{as_array(X)}.reshape(-1, {shape[2]}, {shape[3]}) with a label for each. If the images "
-        f"have {shape[3]} channels, set image_shape={shape[1:]}; if they have {shape[1]} channels, "
-        f"pass {_moved(X, (0, 2, 3, 1))} and set image_shape={moved}."
+        f"{as_array(X)}.reshape(-1, {shape[2]}, {shape[3]}) with a label for each. {ways}."
     )
 
 

@@ -42,7 +42,10 @@ _FLAT, _DARK, _MANY = 0.01, 0.1, 10
 # although the training images had outliers.
 _FEW_CLIPPED, _MANY_CLIPPED, _MOST_CLIPPED = 0.01, 0.1, 0.5
 # Images in [0, 1] beside images that mostly exceed this were scaled differently.
-_BEYOND_UNIT = 64.0
+_BEYOND_UNIT, _FEWEST = 64.0, 2
+# The images have little contrast if so many of their values, a fill value aside, are in so many of
+# the bins.
+_NEARLY_ALL, _SLIVER_BINS = 0.99, 9
 
 
 class ValueRange(NamedTuple):
@@ -54,6 +57,39 @@ class ValueRange(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype} in [{self.low:g}, {self.high:g}]"
+
+
+class _Values(NamedTuple):
+    """Number, minimum and maximum of some of the values; NaN if there are none."""
+
+    n: int
+    low: float
+    high: float
+
+    @property
+    def are_one(self) -> bool:
+        """Whether there are no two different values."""
+        return not self.low < self.high
+
+
+def _split_at(rows: np.ndarray, low: float, high: float) -> tuple[_Values, _Values, _Values]:
+    """Divide values into those below, inside and above a range, part by part."""
+    found: list[list[_Values]] = [[], [], []]
+    for part in parts_of(rows):
+        values = rows[part]
+        under, over = values < low, values > high
+        for group, where in zip(found, (under, ~(under | over), over), strict=True):
+            if where.any():
+                group.append(_Values(int(np.count_nonzero(where)), *_extremes(values, where)))
+    below, inside, above = (
+        _Values(
+            sum(values.n for values in group),
+            min((values.low for values in group), default=np.nan),
+            max((values.high for values in group), default=np.nan),
+        )
+        for group in found
+    )
+    return below, inside, above
 
 
 def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
@@ -77,9 +113,9 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
     clip = CLIP
     if (low, high) != (lowest, highest):
         clip = 1.0
-        outside = (rows < low) | (rows > high)
-        n_outside = int(np.count_nonzero(outside))
-        first, last = extremes(rows, outside)
+        below, _, above = _split_at(rows, low, high)
+        n_outside = below.n + above.n
+        first, last = np.nanmin([below.low, above.low]), np.nanmax([below.high, above.high])
         which = f"{first:g}" if first == last else f"from {first:g} to {last:g}"
         warn_user(
             f"X has {n_outside} of {rows.size} values far outside the range of all others: "
@@ -87,6 +123,8 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
             f"fill values and are clipped to this range, here and in predictions. If they "
             "are right, bring X to another scale, for example by a logarithm."
         )
+    if clip == CLIP:
+        _warn_of_sliver(rows, low, high)
     if low >= 0.0 and high <= 1.0:
         if low < high < _FLAT:
             warn_user(
@@ -153,11 +191,10 @@ def _main_cluster(
     edges = [low, *(low + middles * ((high - low) / _BINS)), high]
     clusters = []
     for left, right in pairwise(edges):
-        inside = (rows >= left) & (rows <= right)
-        n_inside = int(np.count_nonzero(inside))
-        if not n_inside:
+        _, inside, _ = _split_at(rows, left, right)
+        if not inside.n:
             return None  # Integers so large that float64 rounds them.
-        clusters.append((n_inside, *extremes(rows, inside)))
+        clusters.append(inside)
     wide = [i for i, (_, first, last) in enumerate(clusters) if first < last]
     if not wide:
         return None
@@ -172,6 +209,39 @@ def _main_cluster(
         if not (rare or fill_value) or gap <= factor * (last - first):
             return None
     return (first, last), sum(n for n, _, _ in others)
+
+
+def _warn_of_sliver(rows: np.ndarray, low: float, high: float) -> None:
+    """Warn if nearly all values, a fill value aside, are in a small part of the range."""
+    counts = None if rows.size < _FEWEST_VALUES else _histogram(rows, low, high)
+    if counts is None:
+        return
+    occupied = np.flatnonzero(counts)
+    for end, neighbour in ((0, 1), (-1, -2)):
+        # A frequent value at one end, far from all others.
+        if len(occupied) > 1 and abs(occupied[end] - occupied[neighbour]) > _GAP_BINS:
+            counts[occupied[end]] = 0
+    total = counts.cumsum()
+    # From each bin on, the number of bins in which nearly all values are, if there are so many.
+    needed = total - counts + _NEARLY_ALL * total[-1]
+    widths = np.searchsorted(total, needed) - np.arange(_BINS) + 1
+    widths[needed > total[-1]] = _BINS
+    start, width = int(widths.argmin()), int(widths.min())
+    if width > _SLIVER_BINS:
+        return
+    step = (high - low) / _BINS
+    first, last = low + start * step, low + (start + width) * step
+    _, inside, _ = _split_at(rows, first, last)
+    spread = _histogram(rows, inside.low, inside.high) if inside.n else None
+    # Values of a mask or of a few classes are far apart without anything wrong.
+    if spread is None or np.count_nonzero(spread) < _SPREAD_BINS:
+        return
+    warn_user(
+        f"X has values in [{low:g}, {high:g}], but nearly all of them are in [{inside.low:g}, "
+        f"{inside.high:g}]: on the whole range the images have little contrast. If the others are "
+        "background, padding or errors, clip X to the range that matters; if they are right, bring "
+        "X to another scale, for example by a logarithm."
+    )
 
 
 def _is_rare(n: int, rows: np.ndarray) -> bool:
@@ -191,7 +261,7 @@ def _histogram(rows: np.ndarray, low: float, high: float) -> np.ndarray | None:
     return counts
 
 
-def extremes(rows: np.ndarray, where: np.ndarray) -> tuple[float, float]:
+def _extremes(rows: np.ndarray, where: np.ndarray) -> tuple[float, float]:
     """Minimum and maximum of some of the values, of which there must be one."""
     limits = np.finfo(rows.dtype) if rows.dtype.kind == "f" else np.iinfo(rows.dtype)
     return (
@@ -221,7 +291,7 @@ def warn_of_low_contrast(rows: np.ndarray, highest: int) -> None:
 
 
 def warn_of_several_scales(rows: np.ndarray, highest: np.ndarray) -> None:
-    """Warn if a few images of floats are in [0, 1], but most exceed this by far.
+    """Warn if some images of floats are in [0, 1], and others exceed this by far.
 
     Parameters
     ----------
@@ -233,12 +303,14 @@ def warn_of_several_scales(rows: np.ndarray, highest: np.ndarray) -> None:
     if rows.dtype.kind != "f":
         return
     candidates = np.flatnonzero((highest > 0.5) & (highest <= 1))
-    if not len(candidates) or np.median(highest) < _BEYOND_UNIT:
+    n_beyond = int(np.count_nonzero(highest >= _BEYOND_UNIT))
+    # Between both are images whose scale is not clear, or a few hot pixels.
+    if not len(candidates) or len(candidates) + n_beyond < len(rows) / 2 or n_beyond < _FEWEST:
         return
     unit = [i for i in candidates if rows[i].min() >= 0 and not is_whole(rows[i])]
     if unit:
         warn_user(
-            f"{len(unit)} of {len(rows)} images of X are in [0, 1], first image {unit[0]}, but the "
+            f"{len(unit)} of {len(rows)} images of X are in [0, 1], first image {unit[0]}, but "
             f"others reach {highest.max():g}: bring all images to one range."
         )
 
@@ -284,20 +356,23 @@ def _within_clip(
     if low <= found.low and found.high <= high:
         return found
 
-    def like_training(inner: tuple[float, float]) -> bool:
-        return learned.low - half <= inner[0] < inner[1] <= learned.high + half
+    def like_training(values: _Values) -> bool:
+        return learned.low - half <= values.low < values.high <= learned.high + half
 
-    below, above = rows < low, rows > high
-    clipped = float(below.mean() + above.mean())
-    inner = inlying_range(rows)
+    below, inside, above = _split_at(rows, low, high)
+    clipped = (below.n + above.n) / rows.size
+    if has_outliers and below.are_one and above.are_one:
+        # A fill value, as the training images had one.
+        return ValueRange(found.dtype, inside.low, inside.high) if inside.n else found
+    inner = _Values(inside.n, *inlying_range(rows))
     if not like_training(inner):
         # A few images do not show what an outlier is, but the learned range does.
-        inner = _without_outliers(rows, below, above)
+        inner = _without_outliers(rows.size, below, inside, above)
     both = f"X is {found}, but the model was fitted on {'values in [0, 1]' if unit else learned}"
     if like_training(inner):
         if clipped > _FEW_CLIPPED and not has_outliers:
             warn_user(f"{both}: {clipped:.1%} of its values are clipped, as if they were outliers.")
-        return ValueRange(found.dtype, *inner)
+        return ValueRange(found.dtype, inner.low, inner.high)
     remedy = "Scale X as the training images were"
     if unit and found.low >= 0 and found.high <= 255:
         remedy += ", for example X / 255"
@@ -308,32 +383,35 @@ def _within_clip(
     return found
 
 
-def _without_outliers(
-    rows: np.ndarray, below: np.ndarray, above: np.ndarray
-) -> tuple[float, float]:
-    """Return the range without values far below and above, if they are few or a fill value."""
-    inside = np.ones(rows.shape, dtype=bool)
+def _without_outliers(n_values: int, below: _Values, inside: _Values, above: _Values) -> _Values:
+    """Add to the values inside those far below or above that are neither few nor a fill value."""
+    kept = [inside]
     for side in (below, above):
-        share = side.mean()
-        if 0 < share <= _FEW_CLIPPED or (share and np.ptp(extremes(rows, side)) == 0):
-            inside &= ~side
-    return extremes(rows, inside) if inside.any() else (float(rows.min()), float(rows.max()))
+        if side.n > _FEW_CLIPPED * n_values and not side.are_one:
+            kept.append(side)
+    return _Values(
+        sum(values.n for values in kept),
+        float(np.nanmin([values.low for values in kept])),
+        float(np.nanmax([values.high for values in kept])),
+    )
 
 
 def _check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
     """Refuse or warn of images whose values are all near zero on the learned range."""
     peak, width = max(abs(found.low), abs(found.high)), learned.high - learned.low
-    flat = peak < _FLAT * width and found.low < found.high
-    if not flat and not (len(rows) >= _MANY and peak < _DARK * width):
+    if not found.low < found.high or not peak < _DARK * width:
+        return
+    only_here = (found.dtype == bool) != (learned.dtype == bool) or (
+        learned.dtype.kind in "iub" and not is_whole(rows)
+    )
+    flat, rescaled = peak < _FLAT * width, peak <= CLIP
+    if not (flat or len(rows) >= _MANY or only_here):
         return
     text = (
         f"X is {found}, but the model was fitted on {learned}: on that range all images of X are "
         "nearly flat. Pass X on the scale of the training images"
     )
-    only_here = (found.dtype == bool) != (learned.dtype == bool) or (
-        learned.dtype.kind in "iub" and not is_whole(rows)
-    )
-    if flat and only_here:
+    if flat and rescaled and only_here:
         raise ValueError(f"{text}, as {learned.dtype}.")
     warn_user(f"{text}. If it is, its images show hardly anything.")
 

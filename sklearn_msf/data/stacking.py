@@ -30,6 +30,7 @@ def stack_images(X: Any) -> Any:
     """
     if hasattr(X, "__array_interface__") and not hasattr(X, "shape"):
         return _array(X, "X")
+    X = _only_column(X)
     if (
         not (isinstance(X, (list, tuple)) or _is_object_row(X))
         or not len(X)
@@ -66,6 +67,15 @@ def _array(image: Any, name: str) -> np.ndarray:
         ) from error
 
 
+def _only_column(X: Any) -> Any:
+    """Return the column of a table of one column of Python objects; anything else as it is."""
+    if len(getattr(X, "shape", ())) != 2 or X.shape[1] != 1:
+        return X
+    column = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
+    is_of_images = _is_object_row(column) and len(column) and np.ndim(next(iter(column))) > 0
+    return column if is_of_images else X
+
+
 def _is_object_row(X: Any) -> bool:
     """Tell a one-dimensional array, or a column of pandas, of Python objects."""
     kind = getattr(getattr(X, "dtype", None), "kind", None)
@@ -78,15 +88,18 @@ def _has_dtype(image: Any) -> bool:
 
 
 def _check_dtypes(images: Sequence[np.ndarray]) -> None:
-    """Refuse integers of several widths, or integers beside floats: their ranges differ."""
+    """Refuse unsigned integers of several widths, and integers beside floats."""
     kinds: dict[Any, np.dtype] = {}
     for image in images:
         dtype = image.dtype
-        # Floats mean the same in every width.
-        kinds.setdefault("f" if dtype.kind == "f" else (dtype.kind, dtype.itemsize), dtype)
+        # Floats, and integers with a sign, mean the same in every width.
+        kinds.setdefault(dtype.kind if dtype.kind in "fi" else (dtype.kind, dtype.itemsize), dtype)
     if len(kinds) > 1:
+        example = ""
+        if all(dtype.kind == "u" for dtype in kinds.values()):
+            example = ", for example [image / np.iinfo(image.dtype).max for image in X]"
         raise ValueError(
             "X must hold images of one dtype and range, got "
-            f"{' and '.join(map(str, kinds.values()))}: bring all images to one range first, for "
-            "example [image / np.iinfo(image.dtype).max for image in X] of unsigned integers."
+            f"{' and '.join(map(str, kinds.values()))}: bring all images to one range and dtype "
+            f"first{example}."
         )

@@ -132,7 +132,7 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
     except AutoencoderError as error:
         raise AutoencoderError(
             f"autoencoder={name!r} is taken for an id on the Hugging Face hub, which does not give "
-            f"{CONFIG_NAME} and {WEIGHTS_NAME} (pickles are not opened): {error} {_WAYS_OUT}"
+            f"{CONFIG_NAME} and {WEIGHTS_NAME} (pickles are not opened): {error}. {_WAYS_OUT}"
         ) from error
     opened = _from_files(name, config, weights)
     opened.source = {"kind": "hub", "id": name, "revision": commit}

@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 _FORMAT = "sklearn_msf"
+# How often, and for how long each time, a reader waits for weights that are not there.
+_N_PATIENT, _SECONDS_OF_PATIENCE = 5, 0.01
 _FORMAT_VERSION = 2
 # The name of a weights file is the name of its archive followed by this.
 _WEIGHTS_SUFFIX = r"-[0-9a-f]{16}\.safetensors"
@@ -193,6 +196,7 @@ def read_archive(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
     """
     path = folder / f"{name}.json"
     data, weights = None, None
+    n_left = _N_PATIENT
     while data is None:
         content = _checked_content(path)
         try:
@@ -200,7 +204,11 @@ def read_archive(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         except FileNotFoundError as error:
             # Another process may have replaced the archive after the JSON file was read.
             if content["weights"] == weights:
-                raise ArchiveError(f"{error.filename} is missing.") from error
+                if not n_left:
+                    raise ArchiveError(f"{error.filename} is missing.") from error
+                n_left -= 1
+                # Or it is looking whether these weights are still needed, and puts them back.
+                time.sleep(_SECONDS_OF_PATIENCE)
             weights = content["weights"]
     try:
         return safetensors.torch.load(data), content["metadata"]
