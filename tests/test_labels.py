@@ -76,7 +76,7 @@ def test_labels_that_are_equal_in_python_are_equal(y_true, y_pred):
     [
         ([0, "1"], "y_pred mixes numbers, such as 0, and text, such as '1'"),
         (np.array([0, "1"], dtype=object), "y_pred mixes numbers, such as 0, and text"),
-        (np.array(["0", None], dtype=object), "y_pred mixes text, such as '0', and NoneType"),
+        (np.array(["0", None], dtype=object), "y_pred contains NaN or None in 1 of 2 labels"),
         ([0.0, np.nan], "y_pred contains NaN or None in 1 of 2 labels"),
         (np.ma.MaskedArray([0, 1], mask=[True, False]), "y_pred is a masked array with 1 masked"),
     ],
