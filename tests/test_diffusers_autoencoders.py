@@ -131,3 +131,24 @@ def test_a_folder_with_one_says_how_to_open_it(tmp_path, make):
     make().save_pretrained(tmp_path)
     with pytest.raises(AutoencoderError, match="with diffusers and pass the object"):
         open_autoencoder(tmp_path)
+
+
+class AutoencoderRAE:
+    """Takes and returns images in [0, 1], as the class of diffusers with this name."""
+
+    __module__ = "diffusers.models.autoencoders.autoencoder_rae"
+
+    def encode(self, images):
+        assert 0 <= images.min() <= images.max() <= 1
+        return torch.nn.functional.avg_pool2d(images, 4)
+
+    def decode(self, latents):
+        return latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def test_images_of_representation_autoencoders_are_between_0_and_1():
+    autoencoder = ImageAutoencoder(AutoencoderRAE())
+    images = torch.full((2, 3, 8, 8), -0.5)
+    encoded = autoencoder.encode(images).mean
+    torch.testing.assert_close(encoded, torch.full((2, 3, 2, 2), 0.25))
+    torch.testing.assert_close(autoencoder.decode(encoded), images)

@@ -39,6 +39,8 @@ __all__ = ["OBJECT", "LatentOrigin", "LatentPreparation"]
 # Placeholder in files for an autoencoder that is an object.
 OBJECT = "<object>"
 _PAPER_AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+# The commit with its weights as safetensors, so that "auto" is the same autoencoder at any time.
+_PAPER_REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
 # Fraction of a time budget for training an autoencoder.
 _FIT_FRACTION = 1 / 3
 # Fraction of the remaining time budget for encoding "auto" variations.
@@ -315,7 +317,7 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
     if wanted == "fit":
         return None
     try:
-        return open_hub_autoencoder(_PAPER_AUTOENCODER)
+        return open_hub_autoencoder(_PAPER_AUTOENCODER, _PAPER_REVISION)
     except (AutoencoderError, ImportError) as error:
         warn_user(
             f"autoencoder='auto': {_PAPER_AUTOENCODER} cannot be opened "

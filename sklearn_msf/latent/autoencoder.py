@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+# Classes of diffusers whose images are in [0, 1] instead of [-1, 1].
+_OF_UNIT_RANGE = ("AutoencoderRAE",)
 # Limits of one pass. Every pass is padded to the same number of images, because kernels round
 # differently for other batch sizes; a small number keeps the padding of a single image cheap.
 _PIXELS_A_PASS = 2 * 256 * 256
@@ -94,6 +96,7 @@ class ImageAutoencoder:
                 )
         self.module = autoencoder
         self.source = source or {"kind": _kind_of(autoencoder)}
+        self._has_unit_range = _is_of_diffusers(autoencoder, _OF_UNIT_RANGE)
         self._device = torch.device("cpu")
         self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(autoencoder, nn.Module):
@@ -185,6 +188,8 @@ class ImageAutoencoder:
 
     def _encode(self, images: Tensor, precision: str) -> Encoded:
         device = self.device
+        if self._has_unit_range:
+            images = (images + 1) / 2
         with torch.no_grad(), autocast(device, precision):
             return _read_encoded(self.module.encode(images.to(device)), images.device)
 
@@ -197,7 +202,7 @@ class ImageAutoencoder:
                 f"autoencoder.decode must return images of shape (n, C, H, W), got "
                 f"{type(images).__name__}{list(getattr(images, 'shape', []))}."
             )
-        return images.float()
+        return 2 * images.float() - 1 if self._has_unit_range else images.float()
 
     def _probe(self) -> Encoded:
         """Encode a fixed image and check the shape of its latents."""
@@ -245,9 +250,12 @@ def _read_encoded(encoded: Any, device: torch.device) -> Encoded:
 
 def _kind_of(autoencoder: Any) -> str:
     """Return "embedded" if files can hold the autoencoder, else "object"."""
+    return "embedded" if _is_of_diffusers(autoencoder, AUTOENCODER_CLASSES) else "object"
+
+
+def _is_of_diffusers(autoencoder: Any, names: tuple[str, ...]) -> bool:
     kind = type(autoencoder)
-    known = kind.__name__ in AUTOENCODER_CLASSES and kind.__module__.startswith("diffusers.")
-    return "embedded" if known else "object"
+    return kind.__name__ in names and kind.__module__.startswith("diffusers.")
 
 
 def _entry(autoencoder: Any, name: str, default: Any) -> Any:
