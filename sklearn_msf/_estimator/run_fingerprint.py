@@ -75,7 +75,7 @@ def open_checkpoints(
     """
     values = {**vars(p), **prepared}
     if isinstance(p.class_weight, Mapping):
-        # Only of classes that y has: the others do not count, and nobody has checked them.
+        # Weights of classes that y lacks change nothing in the run.
         known = [label for label in samples.classes.tolist() if label in p.class_weight]
         values["class_weight"] = {str(label): float(p.class_weight[label]) for label in known}
     fingerprint: dict[str, Any] = {

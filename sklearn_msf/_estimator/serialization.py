@@ -33,6 +33,7 @@ from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.model.temperature import MAX_LOG_TEMPERATURE
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.archives import (
+    UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
     check_tensors,
     part_of,
@@ -43,6 +44,7 @@ from sklearn_msf.persistence.archives import (
 )
 from sklearn_msf.persistence.json_data import (
     from_plain,
+    is_finite_number,
     labels_from_plain,
     labels_to_plain,
     to_plain,
@@ -65,16 +67,6 @@ _FLAGS = ("mirrored", "generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 # Numbers of calibration images, none larger than the one before.
 _COUNTS = ("n_images", "n_accepted", "n_wrong")
-# Errors that invalid values in a file can raise. torch raises a RuntimeError for sizes beyond its
-# limits.
-_NOT_A_MODEL = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
 
 
 # Restores the space of an estimator class, and the `origin` of a continuation, from a file's data;
@@ -200,7 +192,7 @@ def _check_opens(
         # What JSON makes of the data may differ from them.
         as_read = json.loads(json.dumps(metadata))
         checked = _checked(as_read, tensors, saved_class, known=model.space)
-    except _NOT_A_MODEL as error:
+    except UNEXPECTED_VALUE_ERRORS as error:
         raise ValueError(
             f"The model was not saved, because it could not be opened again: {error}"
         ) from error
@@ -263,8 +255,7 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
         checked = _checked(metadata, tensors, saved_class)
     except (ArchiveError, AutoencoderError):
         raise
-    # A changed file can hold any value in any place.
-    except _NOT_A_MODEL as error:
+    except UNEXPECTED_VALUE_ERRORS as error:
         reason = str(error).rstrip(".")
         raise ArchiveError(f"{path / _NAME}.json is not a usable model: {reason}.") from error
     field = build_field(checked.layout, 0, checked.space.mask_codes)
@@ -411,7 +402,7 @@ def _history(plain: Any) -> list[dict[str, Any]]:
         raise ArchiveError("The history of the model is not a list of epoch logs.")
     for log in plain:
         values = [log.get(name) for name in _NUMBERS_OF_AN_EPOCH]
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        if not all(map(is_finite_number, values)):
             raise ArchiveError(f"The history of the model has an invalid epoch log: {log!r}.")
     return plain
 

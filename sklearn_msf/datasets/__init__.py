@@ -1,6 +1,6 @@
 """Medical images in the manner of `sklearn.datasets`.
 
-May import `runtime`; no other room imports it.
+May import `persistence` and `runtime`; no other room imports it.
 """
 
 from sklearn_msf.datasets._medmnist import fetch_medmnist

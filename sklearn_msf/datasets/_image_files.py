@@ -1,10 +1,8 @@
 """Images of MedMNIST files: read into memory, or mapped from an uncompressed file beside them."""
 
-import contextlib
 import io
 import math
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from sklearn_msf.persistence.whole_files import whole_file
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["SPLITS", "read_images"]
@@ -136,18 +135,10 @@ def _mapped(path: Path, archive: zipfile.ZipFile, splits: tuple[str, ...]) -> np
 
 def _unpack(beside: Path, archive: zipfile.ZipFile, members: Sequence[_Member]) -> None:
     """Write the images to an .npy file, completely or not at all."""
-    unfinished = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            np.lib.format.write_array_header_1_0(file, _header_of(members))
-            for block in _blocks(archive, members):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, beside)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    with whole_file(beside) as file:
+        np.lib.format.write_array_header_1_0(file, _header_of(members))
+        for block in _blocks(archive, members):
+            file.write(block)
 
 
 def _header_of(members: Sequence[_Member]) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from sklearn_msf.latent.autoencoder_opening import (
     open_hub_autoencoder,
 )
 from sklearn_msf.latent.hub import is_commit, is_hub_id
-from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
+from sklearn_msf.persistence.archives import (
+    UNEXPECTED_VALUE_ERRORS,
+    ArchiveError,
+    read_archive,
+    write_archive,
+)
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
@@ -130,7 +135,7 @@ def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> N
         raise
     # A changed file can hold any value in any place. torch and diffusers raise a RuntimeError, or
     # what Python raises, for sizes and types that they cannot use.
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+    except UNEXPECTED_VALUE_ERRORS as e:
         raise ArchiveError(f"The model has an invalid autoencoder: {e}") from e
 
 
@@ -166,6 +171,6 @@ def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:
     except FileNotFoundError:
         return None
     # A changed file can hold any value in any place.
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+    except UNEXPECTED_VALUE_ERRORS as error:
         warn_user(f"The autoencoder in {folder} is damaged and ignored: {error}")
         return None

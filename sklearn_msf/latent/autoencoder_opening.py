@@ -24,7 +24,11 @@ from sklearn_msf.latent.autoencoder import (
     diffusers_class,
 )
 from sklearn_msf.latent.hub import CONFIG_NAME, WEIGHTS_NAME, fetch_from_hub, is_hub_id
-from sklearn_msf.persistence.archives import ArchiveError, check_tensors
+from sklearn_msf.persistence.archives import (
+    UNEXPECTED_VALUE_ERRORS,
+    ArchiveError,
+    check_tensors,
+)
 from sklearn_msf.persistence.limits import check_blocks
 from sklearn_msf.runtime.device import seeded_weights
 
@@ -51,16 +55,6 @@ _WAYS_OUT = (
 )
 # Names that attention had in files of diffusers before version 0.15, as that of the paper.
 _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Errors that a class of diffusers can raise for values of a configuration that it does not check.
-_NOT_A_LAYOUT = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    NotImplementedError,
-)
 
 
 def as_autoencoder(given: Any) -> ImageAutoencoder:
@@ -160,7 +154,7 @@ def _from_files(name: str, config_path: Path, weights_path: Path) -> ImageAutoen
         return build_checked(kind, completed, weights)
     except AutoencoderError as error:
         raise AutoencoderError(f"autoencoder={name!r} cannot be used: {error}") from error
-    except _NOT_A_LAYOUT as error:
+    except UNEXPECTED_VALUE_ERRORS as error:
         raise AutoencoderError(
             f"autoencoder={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
@@ -201,7 +195,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load_file(path)
     # A dtype that safetensors knows and torch lacks raises a KeyError.
-    except (safetensors.SafetensorError, OSError, *_NOT_A_LAYOUT) as error:
+    except (safetensors.SafetensorError, OSError, *UNEXPECTED_VALUE_ERRORS) as error:
         raise AutoencoderError(
             f"autoencoder={name!r} has weights that are not safetensors, or were cut off: {error}. "
             f"Remove {path} and get it anew."

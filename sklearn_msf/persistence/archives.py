@@ -40,6 +40,7 @@ from sklearn_msf.persistence.whole_files import (
 )
 
 __all__ = [
+    "UNEXPECTED_VALUE_ERRORS",
     "ArchiveError",
     "ArchiveVersionError",
     "check_tensors",
@@ -61,6 +62,18 @@ _WEIGHTS_SUFFIX = r"-[0-9a-f]{16}\.safetensors"
 # Flags of os.open that some systems lack.
 _BINARY = getattr(os, "O_BINARY", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
+
+
+# What code raises for values of a file that it does not expect: a changed file can hold any value in
+# any place, and torch raises a RuntimeError for sizes beyond its limits.
+UNEXPECTED_VALUE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
 
 
 class ArchiveError(ValueError):

@@ -1,5 +1,6 @@
 """Conversion of parameters and labels to plain data for JSON, and back."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,14 @@ import torch
 
 from sklearn_msf.persistence.limits import check_labels
 
-__all__ = ["from_plain", "labels_from_plain", "labels_to_plain", "number_dtype", "to_plain"]
+__all__ = [
+    "from_plain",
+    "is_finite_number",
+    "labels_from_plain",
+    "labels_to_plain",
+    "number_dtype",
+    "to_plain",
+]
 
 # Kinds of numpy arrays whose values JSON holds exactly.
 _NUMBER_KINDS = "biuf"
@@ -107,3 +115,8 @@ def number_dtype(name: Any) -> np.dtype:
     if dtype is None or dtype.kind not in _NUMBER_KINDS or dtype.shape or dtype.fields:
         raise ValueError(f"{name!r} is not a dtype of numbers")
     return dtype
+
+
+def is_finite_number(value: Any) -> bool:
+    """Tell whether a value of a file is a number, no truth value, and finite."""
+    return type(value) in (int, float) and math.isfinite(value)

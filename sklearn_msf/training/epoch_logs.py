@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.json_data import is_finite_number
 
 __all__ = ["check_history", "history_as_tensor", "history_from_tensor"]
 
@@ -71,5 +72,5 @@ def _is_log(log: dict[str, Any], epoch: int) -> bool:
         all(type(count) is int for count in counts)
         and log["epoch"] == epoch
         and log["n_images"] > 0
-        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(map(is_finite_number, numbers))
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.json_data import is_finite_number
 from sklearn_msf.training.epoch_logs import check_history
 
 __all__ = ["check_generator_state", "check_numbers"]
@@ -95,6 +96,6 @@ def _is_count(value: Any, largest: int) -> bool:
 def _check_best(best: Any, n_epochs: int) -> None:
     _require(isinstance(best, dict) and best.keys() == {"score", "n_worse"}, "best", best)
     score, n_worse = best["score"], best["n_worse"]
-    is_score = score is None or (type(score) in (int, float) and math.isfinite(score))
+    is_score = score is None or is_finite_number(score)
     _require(is_score, "best score", score)
     _require(_is_count(n_worse, n_epochs), "n_worse", n_worse)
