@@ -9,6 +9,7 @@ import torch
 from sklearn_msf.nn.unet import ResidualBlock
 from sklearn_msf.runtime.device import autocast, seeded_weights, to_channels_last, worker_threads
 from sklearn_msf.runtime.locks import fork_safe_lock
+from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = ["PRECISIONS", "resolve_precision"]
 
@@ -67,15 +68,13 @@ def _bfloat16_speed_up() -> float:
         return executor.submit(_time_both).result()
 
 
+@standard_torch()
 def _time_both() -> float:
     cpu = torch.device("cpu")
-    # Ignore the default device and dtype that the caller has set. Modes of the caller, such as
-    # inference mode, are local to its thread.
-    with cpu, seeded_weights(0):
-        block = to_channels_last(ResidualBlock(_CHANNELS, _CHANNELS, _CHANNELS, 0.0).float())
-    x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE, dtype=torch.float32, device=cpu)
-    x = x.to(memory_format=torch.channels_last)
-    time_embedding = torch.zeros(_BATCH_SIZE, _CHANNELS, dtype=torch.float32, device=cpu)
+    with seeded_weights(0):
+        block = to_channels_last(ResidualBlock(_CHANNELS, _CHANNELS, _CHANNELS, 0.0))
+    x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE).to(memory_format=torch.channels_last)
+    time_embedding = torch.zeros(_BATCH_SIZE, _CHANNELS)
 
     def seconds(precision: str) -> float:
         start = time.thread_time()
