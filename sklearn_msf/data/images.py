@@ -229,8 +229,7 @@ class ImageFormat:
 
     def _check_whole_pixels(self, rows: np.ndarray, dtype: np.dtype) -> None:
         found = ValueRange(dtype, float(rows.min()), float(rows.max()))
-        whole = np.issubdtype(rows.dtype, np.integer) or is_whole(rows)
-        if found.low < 0 or found.high > 255 or not whole or found.high == 1.0:
+        if found.low < 0 or found.high > 255 or not is_whole(rows) or found.high == 1.0:
             raise ValueError(
                 f"X is {found}, but the model was fitted on uint8 "
                 "in [0, 255]: pass uint8, for example np.rint(255 * X).astype(np.uint8) for X "

@@ -109,7 +109,7 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
         Limit for scaled values: 1, the range itself, if there were outliers, else 8.
     """
     lowest, highest = float(rows.min()), float(rows.max())
-    low, high = inlying_range(rows)
+    low, high = inlying_range(rows, lowest, highest)
     clip = CLIP
     if (low, high) != (lowest, highest):
         clip = 1.0
@@ -135,7 +135,7 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
     return low, high, clip
 
 
-def inlying_range(rows: np.ndarray) -> tuple[float, float]:
+def inlying_range(rows: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """Find minimum and maximum of the values without outliers.
 
     Outliers are beyond a gap that is more than twice as wide as the range of all others. At most
@@ -146,13 +146,14 @@ def inlying_range(rows: np.ndarray) -> tuple[float, float]:
     ----------
     rows : ndarray of shape (n, n_features)
         Images.
+    low, high : float
+        Minimum and maximum of all values.
 
     Returns
     -------
     low, high : float
-        Minimum and maximum of all values if there are no outliers.
+        Those of all values if there are no outliers.
     """
-    low, high = float(rows.min()), float(rows.max())
     if rows.size < _FEWEST_VALUES or (low >= 0.0 and high <= 1.0):
         return low, high
     inner, n_outside = (low, high), 0
@@ -356,15 +357,15 @@ def _within_clip(
     if low <= found.low and found.high <= high:
         return found
 
-    def like_training(values: _Values) -> bool:
-        return learned.low - half <= values.low < values.high <= learned.high + half
+    def like_training(inner: tuple[float, float]) -> bool:
+        return learned.low - half <= inner[0] < inner[1] <= learned.high + half
 
     below, inside, above = _split_at(rows, low, high)
     clipped = (below.n + above.n) / rows.size
     if has_outliers and below.are_one and above.are_one:
         # A fill value, as the training images had one.
         return ValueRange(found.dtype, inside.low, inside.high) if inside.n else found
-    inner = _Values(inside.n, *inlying_range(rows))
+    inner = inlying_range(rows, found.low, found.high)
     if not like_training(inner):
         # A few images do not show what an outlier is, but the learned range does.
         inner = _without_outliers(rows.size, below, inside, above)
@@ -372,7 +373,7 @@ def _within_clip(
     if like_training(inner):
         if clipped > _FEW_CLIPPED and not has_outliers:
             warn_user(f"{both}: {clipped:.1%} of its values are clipped, as if they were outliers.")
-        return ValueRange(found.dtype, inner.low, inner.high)
+        return ValueRange(found.dtype, *inner)
     remedy = "Scale X as the training images were"
     if unit and found.low >= 0 and found.high <= 255:
         remedy += ", for example X / 255"
@@ -383,17 +384,15 @@ def _within_clip(
     return found
 
 
-def _without_outliers(n_values: int, below: _Values, inside: _Values, above: _Values) -> _Values:
-    """Add to the values inside those far below or above that are neither few nor a fill value."""
-    kept = [inside]
-    for side in (below, above):
-        if side.n > _FEW_CLIPPED * n_values and not side.are_one:
-            kept.append(side)
-    return _Values(
-        sum(values.n for values in kept),
-        float(np.nanmin([values.low for values in kept])),
-        float(np.nanmax([values.high for values in kept])),
-    )
+def _without_outliers(
+    n_values: int, below: _Values, inside: _Values, above: _Values
+) -> tuple[float, float]:
+    """Return the range of the values inside and of those outside that are no outliers."""
+    # Outliers are few, or a fill value.
+    no_outliers = [s for s in (below, above) if s.n > _FEW_CLIPPED * n_values and not s.are_one]
+    kept = [inside, *no_outliers]
+    low = np.nanmin([values.low for values in kept])
+    return float(low), float(np.nanmax([values.high for values in kept]))
 
 
 def _check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
