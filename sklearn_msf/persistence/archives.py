@@ -64,8 +64,8 @@ _BINARY = getattr(os, "O_BINARY", 0)
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 
-# What code raises for values of a file that it does not expect: a changed file can hold any value in
-# any place, and torch raises a RuntimeError for sizes beyond its limits.
+# What code raises for values of a file that it does not expect: a changed file can hold any value
+# in any place, and torch raises a RuntimeError for sizes beyond its limits.
 UNEXPECTED_VALUE_ERRORS = (
     ValueError,
     TypeError,
