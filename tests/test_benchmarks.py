@@ -471,7 +471,7 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     (data,) = made
     assert isinstance(data, module.EncodingData)
     # Fitting sorts the samples.
-    x, labels = data.batch(torch.arange(12), 0, torch.Generator().manual_seed(0))
+    x, labels = data.batch((torch.arange(12),), 0, torch.Generator().manual_seed(0))
     images = data._images
     assert (images.float().mean(dim=(1, 2, 3)) > 127).tolist() == labels.bool().tolist()
     mean = classifier.model_.space.encode(images.float() / 127.5 - 1, "float32")

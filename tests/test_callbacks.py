@@ -102,14 +102,14 @@ def test_the_progress_bar_runs_smoke(make_classifier):
 
 
 def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classifier):
-    from sklearn_msf.training.trainer import Trainer
+    from sklearn_msf.training.step import TrainingStep
 
-    losses, count = Trainer._losses, iter(range(1000))
+    losses, count = TrainingStep._weighted_losses, iter(range(1000))
 
     def one_bad(self, *arguments):
         return losses(self, *arguments) * (float("nan") if next(count) == 1 else 1.0)
 
-    monkeypatch.setattr(Trainer, "_losses", one_bad)
+    monkeypatch.setattr(TrainingStep, "_weighted_losses", one_bad)
     recorder = Recorder()
     with pytest.warns(UserWarning, match="epoch is repeated"):
         make_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
@@ -118,16 +118,16 @@ def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classif
 
 
 def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
-    from sklearn_msf.training.trainer import Trainer
+    from sklearn_msf.training.step import TrainingStep
 
-    losses, count = Trainer._losses, iter(range(1000))
+    losses, count = TrainingStep._weighted_losses, iter(range(1000))
 
     def interrupted(self, *arguments):
         if next(count) == 1:
             raise KeyboardInterrupt
         return losses(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_losses", interrupted)
+    monkeypatch.setattr(TrainingStep, "_weighted_losses", interrupted)
     recorder = Recorder()
     with pytest.warns(UserWarning, match="interrupted after 1 whole epochs"):
         make_classifier(max_epochs=5).set_callbacks(recorder).fit(X, Y)

@@ -1,59 +1,18 @@
 """The logic around CUDA graphs, with a stand-in for CUDA that records and replays."""
 
-import contextlib
 import gc
-import types
 
 import pytest
 import torch
+from recorded_graphs import RecordedCuda
 
 from sklearn_msf.runtime import cuda_graphs
-from sklearn_msf.runtime.cuda_graphs import replay
-
-
-class FakeCuda:
-    """Captures a function as CUDA would: replaying reads and writes the same memory."""
-
-    def __init__(self):
-        self.n_captured = self.n_replayed = 0
-        self.fails = False
-        self.devices = []
-        self.error_modes = []
-
-    def Stream(self):
-        return types.SimpleNamespace(wait_stream=lambda other: None)
-
-    current_stream = Stream
-
-    def stream(self, stream):
-        return contextlib.nullcontext()
-
-    def CUDAGraph(self):
-        return types.SimpleNamespace(replay=self.count_replay)
-
-    def count_replay(self):
-        self.n_replayed += 1
-
-    @contextlib.contextmanager
-    def device(self, device):
-        self.devices.append(device)
-        yield
-
-    @contextlib.contextmanager
-    def graph(self, graph, capture_error_mode):
-        self.error_modes.append(capture_error_mode)
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        yield
-        self.n_captured += 1
+from sklearn_msf.runtime.cuda_graphs import CapturedSteps, replay
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    fake = FakeCuda()
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "device"):
-        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    return fake
+    return RecordedCuda().install(monkeypatch)
 
 
 @pytest.fixture
@@ -65,40 +24,40 @@ def test_a_pass_is_captured_once_for_each_key_and_shape(cuda, module):
     for n in (4, 4, 5, 4):
         replay(module, "float32", module, torch.ones(n, 3))
     replay(module, "bfloat16", module, torch.ones(4, 3))
-    assert cuda.n_captured == 3
+    assert len(cuda.captured) == 3
     assert cuda.n_replayed == 5
 
 
 def test_inputs_are_copied_to_where_the_graph_reads_them(cuda, module):
     replay(module, 0, module, torch.ones(2, 3))
-    (graph,) = cuda_graphs._GRAPHS[module].values()
+    (graph,) = cuda_graphs._PASSES[module].values()
     replay(module, 0, module, torch.full((2, 3), 7.0))
-    assert (graph._inputs[0] == 7).all()
+    assert (graph._graph._inputs[0] == 7).all()
 
 
 def test_results_are_copies_that_the_next_replay_does_not_change(cuda, module):
     first = replay(module, 0, module, torch.ones(2, 3))
-    (graph,) = cuda_graphs._GRAPHS[module].values()
-    graph._output.fill_(9.0)
+    (graph,) = cuda_graphs._PASSES[module].values()
+    graph._graph.output.fill_(9.0)
     torch.testing.assert_close(first, module(torch.ones(2, 3)))
 
 
 def test_graphs_go_with_their_module(cuda):
     module = torch.nn.Linear(3, 2).requires_grad_(False)
     replay(module, 0, module.forward, torch.ones(2, 3))
-    before = len(cuda_graphs._GRAPHS)
+    before = len(cuda_graphs._PASSES)
     del module
     gc.collect()
-    assert len(cuda_graphs._GRAPHS) == before - 1
+    assert len(cuda_graphs._PASSES) == before - 1
 
 
 def test_where_the_capture_fails_the_function_runs_with_one_warning(cuda, module):
-    cuda.fails = True
+    cuda.n_failures = 9
     x = torch.randn(2, 3)
     with pytest.warns(UserWarning, match="could not be captured"):
         torch.testing.assert_close(replay(module, 0, module, x), module(x))
     torch.testing.assert_close(replay(module, 0, module, x), module(x))
-    assert cuda.n_captured == 0
+    assert not cuda.captured
 
 
 def test_memory_that_runs_out_in_a_capture_is_for_the_caller(cuda, module):
@@ -121,5 +80,118 @@ def test_graphs_are_captured_and_replayed_on_the_device_of_the_tensors(cuda, mod
 def test_only_the_newest_graphs_are_kept(cuda, module):
     for key in range(cuda_graphs._MAX_GRAPHS + 3):
         replay(module, key, module, torch.ones(2, 3))
-    kept = [key for key, _ in cuda_graphs._GRAPHS[module]]
+    kept = [key for key, _ in cuda_graphs._PASSES[module]]
     assert kept == list(range(3, cuda_graphs._MAX_GRAPHS + 3))
+
+
+def test_a_loop_warms_up_with_one_of_its_rounds(cuda, module):
+    calls = []
+
+    def one(x):
+        calls.append("round")
+        return x * 2
+
+    def loop(x):
+        return one(one(one(x)))
+
+    assert (replay(module, 0, loop, torch.ones(2), warm_up=one) == 8).all()
+    assert len(calls) == cuda_graphs._N_WARM_UP + 3
+
+
+def test_on_other_devices_than_cuda_the_function_runs_as_it_is(module):
+    assert torch.equal(replay(module, 0, torch.sin, torch.ones(2)), torch.ones(2).sin())
+    assert module not in cuda_graphs._PASSES
+
+
+class Counter:
+    """A function that changes memory in place."""
+
+    def __init__(self):
+        self.total = torch.zeros(2)
+        self.generator = torch.Generator().manual_seed(0)
+        self.n_calls = 0
+
+    def add(self, x):
+        self.n_calls += 1
+        self.total += x * torch.rand(2, generator=self.generator)
+
+
+def totals(n_steps):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for i in range(n_steps):
+        steps.run("add", counter.add, (torch.full((2,), float(i)),))
+    return counter
+
+
+def test_steps_run_three_times_and_are_then_replayed_with_the_same_results(cuda, monkeypatch):
+    captured = totals(10)
+    assert captured.n_calls == 4
+    assert cuda.n_replayed == 7
+    assert cuda.generators == [captured.generator]
+    monkeypatch.undo()
+    assert torch.equal(captured.total, totals(10).total)
+
+
+def test_the_graphs_of_a_run_share_one_pool_that_other_threads_may_work_beside(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for _ in range(5):
+        for key in ("a", "b"):
+            steps.run(key, counter.add, (torch.ones(2),))
+    assert cuda.pools == [None, "pool"]
+    assert cuda.error_modes == ["thread_local"] * 2
+    assert cuda.devices == [torch.device("cpu")] * 10
+
+
+def test_where_the_capture_of_a_step_fails_it_runs_with_one_warning(cuda, monkeypatch):
+    cuda.n_failures = 1
+    with pytest.warns(UserWarning, match="could not be captured") as caught:
+        captured = totals(10)
+    assert len(caught) == 1
+    assert cuda.n_replayed == 0
+    monkeypatch.undo()
+    assert torch.equal(captured.total, totals(10).total)
+
+
+def test_steps_that_were_forgotten_are_captured_anew(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for _ in range(2):
+        for _ in range(4):
+            steps.run("add", counter.add, (torch.ones(2),))
+        counter.total = torch.zeros(2)
+        steps.clear()
+    assert len(cuda.captured) == 2
+
+
+def test_steps_of_ever_other_keys_keep_the_newest_graphs(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for key in range(cuda_graphs._MAX_GRAPHS + 2):
+        for _ in range(4):
+            steps.run(key, counter.add, (torch.ones(2),))
+    assert len(steps._graphs) == cuda_graphs._MAX_GRAPHS
+
+
+def test_the_stand_in_does_not_see_memory_that_was_replaced(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for _ in range(5):
+        steps.run("add", counter.add, (torch.ones(2),))
+    counter.total = torch.zeros(2)
+    steps.run("add", counter.add, (torch.ones(2),))
+    assert not counter.total.any()
+
+
+def test_the_stand_in_refuses_what_waits_for_the_device(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+
+    def waits(x):
+        counter.total.add_(float(x.sum()))
+
+    for _ in range(3):
+        steps.run("waits", waits, (torch.ones(2),))
+    with pytest.warns(UserWarning, match="_local_scalar_dense"):
+        steps.run("waits", waits, (torch.ones(2),))

@@ -82,9 +82,7 @@ def largest_tensor(call):
 @pytest.fixture
 def no_training(monkeypatch):
     """Prepare fits and skip their steps, which work on batches."""
-    monkeypatch.setattr(
-        "sklearn_msf.training.trainer.Trainer._step", lambda *arguments: torch.zeros(2)
-    )
+    monkeypatch.setattr("sklearn_msf.training.step.TrainingStep.__call__", lambda *arguments: None)
 
 
 def images(dtype="float32", order="C"):

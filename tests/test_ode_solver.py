@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torchdiffeq import odeint
 
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS, OdeSettings, integrate
 
@@ -97,3 +98,21 @@ def test_an_adaptive_method_has_a_last_step_of_exactly_the_least(start, end, las
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_a_way_shorter_than_the_least_is_one_step(start, end, method, n_steps):
     assert OdeSettings(start, end, n_steps, method).last_step(0.05) == (None, start)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.95)])
+@pytest.mark.parametrize("n_steps", [1, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fixed_steps_are_those_of_torchdiffeq_to_the_last_bit(method, start, end, n_steps, dtype):
+    generator = torch.Generator().manual_seed(0)
+    state = tuple(torch.randn(shape, generator=generator, dtype=dtype) for shape in [(3, 5), (4,)])
+
+    def velocity(t, z):
+        return (z[0].sin() * t + z[1].sum(), (z[1] - t).cos() * z[0].mean())
+
+    found = integrate(velocity, state, OdeSettings(start, end, n_steps, method)).state
+    times = torch.linspace(start, end, n_steps + 1)
+    wanted = odeint(velocity, state, times, method=method)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other[-1])

@@ -95,7 +95,7 @@ def test_checkpoints_do_not_change_what_is_learned(tmp_path):
 
 def test_a_finished_run_is_returned_as_it_ended(tmp_path, monkeypatch):
     first = make(tmp_path).fit(X, Y)
-    monkeypatch.setattr("sklearn_msf.training.trainer.Trainer._step", None)
+    monkeypatch.setattr("sklearn_msf.training.step.TrainingStep.__call__", None)
     again = make(tmp_path).fit(X, Y)
     assert torch.equal(weights(first), weights(again))
     assert again.n_iter_ == 6

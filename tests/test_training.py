@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import TrainingState
+from sklearn_msf.training.step import count_of_step
 from sklearn_msf.training.trainer import Trainer
 
 SETTINGS = {
@@ -32,8 +32,8 @@ SETTINGS = {
 }
 
 
-def make_trainer(field, **overrides):
-    generator = torch.Generator().manual_seed(0)
+def make_trainer(field, generator=None, **overrides):
+    generator = generator or torch.Generator().manual_seed(0)
     return Trainer(field, TrainingSettings(**{**SETTINGS, **overrides}), generator)
 
 
@@ -106,11 +106,9 @@ def test_progress_is_reported_after_each_epoch(make_tiny_field, bright_and_dark)
 
 @given(st.integers(1, 9), st.floats(0, 1))
 def test_a_fraction_of_the_samples_holds_over_the_steps_of_any_batch_size(n, fraction):
-    trainer = object.__new__(Trainer)
-    trainer._optimizer = SimpleNamespace()
     total = 0
-    for trainer._optimizer.n_steps in range(50):
-        n_rows = trainer._n_rows(fraction, n)
+    for n_steps in range(50):
+        n_rows = count_of_step(fraction, n, n_steps)
         assert 0 <= n_rows <= n
         total += n_rows
     assert abs(total - 50 * n * fraction) <= 1
@@ -122,13 +120,13 @@ def test_a_fraction_of_the_samples_before_time_one_is_unconditional(
     trainer = make_trainer(
         make_tiny_field(n_classes=2), max_epochs=5, classification_fraction=0.5, class_dropout=0.5
     )
-    seen, losses = [], trainer._field_losses
+    seen, losses = [], trainer._step._field_losses
 
     def spied(sample, labels, n_at_one, n_dropped):
         seen.append((sample.t, sample.mask_t))
         return losses(sample, labels, n_at_one, n_dropped)
 
-    monkeypatch.setattr(trainer, "_field_losses", spied)
+    monkeypatch.setattr(trainer._step, "_field_losses", spied)
     trainer.fit(bright_and_dark)
     t, mask_t = (torch.cat(part) for part in zip(*seen, strict=True))
     unconditional = (mask_t == 1) & (t < 1)
@@ -203,8 +201,8 @@ class OneBadStep:
     """Makes the loss of chosen steps NaN."""
 
     def __init__(self, trainer, bad):
-        self.losses, self.bad, self.n = trainer._losses, bad, 0
-        trainer._losses = self
+        self.losses, self.bad, self.n = trainer._step._weighted_losses, bad, 0
+        trainer._step._weighted_losses = self
 
     def __call__(self, *arguments):
         self.n += 1
@@ -280,12 +278,12 @@ class OneBadUpdate:
     """Spoils the weights at chosen steps, behind a loss that is finite."""
 
     def __init__(self, trainer, bad):
-        self.step, self.field, self.bad, self.n = trainer._optimizer.step, trainer.field, bad, 0
-        trainer._optimizer.step = self
+        self.end, self.field, self.bad, self.n = trainer._optimizer.end_step, trainer.field, bad, 0
+        trainer._optimizer.end_step = self
 
-    def __call__(self, rate):
+    def __call__(self):
         self.n += 1
-        self.step(rate)
+        self.end()
         if self.n in self.bad:
             next(self.field.parameters()).data.fill_(math.nan)
 
@@ -425,13 +423,13 @@ def test_dropout_is_for_the_samples_at_time_one_where_there_are_any(
         classification_fraction=classification_fraction,
         batch_size=2,
     )
-    seen, losses = [], trainer._field_losses
+    seen, losses = [], trainer._step._field_losses
 
     def watched(sample, labels, n_at_one, n_dropped):
         seen.append((n_at_one, n_dropped, len(labels)))
         return losses(sample, labels, n_at_one, n_dropped)
 
-    trainer._field_losses = watched
+    trainer._step._field_losses = watched
     trainer.fit(bright_and_dark)
     assert 0 in {n_at_one for n_at_one, _, _ in seen}
     for n_at_one, n_dropped, n in seen:

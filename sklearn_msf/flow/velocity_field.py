@@ -9,6 +9,7 @@ Every field maps (x_t, y_t, t) to the velocities of image and mask:
   middle block give p; only v_x needs the upsampling half.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -258,11 +259,13 @@ class VelocityField(nn.Module):
     def _carry_images(
         self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings, *, to_image: bool
     ) -> Tensor:
+        def image_velocity(*arguments: Tensor) -> tuple[Tensor, ...]:
+            return (self.image_velocity(*arguments),)
+
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             (x_t,) = state
-            times = t.expand(len(x_t))
-            v_x = self.image_velocity(x_t, torch.lerp(masks, e_y, t), times)
-            v_x = self._guided(v_x, x_t, e_y.expand_as(masks), times, ode.guidance)
+            y_t = torch.lerp(masks, e_y, t)
+            (v_x,) = _guided(image_velocity, x_t, y_t, e_y, t, ode.guidance)
             return (v_x.to(x_t.dtype),)
 
         if to_image:
@@ -277,14 +280,6 @@ class VelocityField(nn.Module):
         Here the network gets the masks with their noise, so `mask_t` is not used.
         """
         return self(x_t, y_t, t)[0]
-
-    def _guided(self, v_x: Tensor, x_t: Tensor, e_y: Tensor, t: Tensor, guidance: float) -> Tensor:
-        """Move the velocity of a class further away from the unconditional velocity."""
-        if not guidance:
-            return v_x
-        # At t = 1 a mask is pure noise and has no information about the class.
-        unconditional = self.image_velocity(x_t, e_y, t, torch.ones_like(t))
-        return v_x + guidance * (v_x - unconditional)
 
     def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x_t, y_t = state
@@ -328,10 +323,13 @@ class VelocityRegressionField(VelocityField):
     ) -> tuple[Tensor, Tensor]:
         """Integrate image and mask together: the mask follows the predicted velocity."""
 
+        def both(x_t: Tensor, y_t: Tensor, t: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+            return self(x_t, y_t, t)
+
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            v_x, v_y = self._velocity(t, state)
-            x_t, times = state[0], t.expand(len(state[0]))
-            return self._guided(v_x, x_t, e_y.expand_as(masks), times, ode.guidance), v_y
+            x_t, y_t = state
+            v_x, v_y = _guided(both, x_t, y_t, e_y, t, ode.guidance)
+            return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
         x, y = self.image_parameterization.integrate_to_image(velocity, state, ode)
         return x, y
@@ -423,6 +421,50 @@ class ClassPosteriorField(VelocityField):
         """
         output = self.unet.decode(self.encode(x_t, y_t, t, mask_t))
         return self.image_parameterization.velocity(output, x_t, t)
+
+
+def _guided(
+    velocity: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    x_t: Tensor,
+    y_t: Tensor,
+    e_y: Tensor,
+    t: Tensor,
+    guidance: float,
+) -> tuple[Tensor, ...]:
+    """Compute velocities, and move those of images further away from the unconditional ones.
+
+    The conditional and the unconditional velocity come from one pass of twice as many samples,
+    which costs less than two passes.
+
+    Parameters
+    ----------
+    velocity : callable
+        Maps images, masks, times of the images and times of the masks to the velocities of the
+        images and, if there are any, of the masks.
+    x_t : Tensor of shape (n, C_x, H, W)
+        Images at the time t.
+    y_t : Tensor of shape (n, C_y, H, W)
+        Masks at the time t.
+    e_y : Tensor of shape (n, C_y, H, W) or (1, C_y, H, W)
+        Mask noise.
+    t : Tensor of shape ()
+        Time.
+    guidance : float
+        As in :class:`~sklearn_msf.flow.ode_solver.OdeSettings`.
+    """
+    n, times = len(x_t), t.expand(len(x_t))
+    if not guidance:
+        return velocity(x_t, y_t, times, times)
+    # At t = 1 a mask is pure noise and has no information about the class.
+    v_x, *others = velocity(
+        torch.cat([x_t, x_t]),
+        torch.cat([y_t, e_y.expand_as(y_t)]),
+        t.expand(2 * n),
+        torch.cat([times, torch.ones_like(times)]),
+    )
+    conditional, unconditional = v_x.chunk(2)
+    guided = conditional + guidance * (conditional - unconditional)
+    return (guided, *(part[:n] for part in others))
 
 
 LABEL_PREDICTIONS = ("velocity", "posterior")

@@ -22,7 +22,7 @@ from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.scaling import resize_images
 from sklearn_msf.nn.group_norm import modulated_group_norm
-from sklearn_msf.runtime.device import autocast, float32_rounding, seeded_weights, to_channels_last
+from sklearn_msf.runtime.device import arithmetic, autocast, seeded_weights, to_channels_last
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import learning_rate_factor
@@ -117,7 +117,7 @@ def fit_autoencoder(
         )
         parts = _training_parts(module, has_branches=stage.has_branches)
         n_steps.append(0)
-        with parts, float32_rounding(device, precision):
+        with parts, arithmetic(device, precision):
             for progress in _progress(stage.n_steps, start, allowed):
                 x = _crops(images, size, stage.batch_size, generator)
                 x = x.expand(-1, n_channels, -1, -1)

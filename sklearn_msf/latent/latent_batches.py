@@ -34,6 +34,8 @@ class LatentTrainingData(TrainingData):
         As in :class:`TrainingData`.
     """
 
+    smaller_samples = "take an autoencoder with smaller latents"
+
     def __init__(
         self,
         latents: Tensor,
@@ -49,20 +51,35 @@ class LatentTrainingData(TrainingData):
         self._n_drawable = n_drawable
         self._n_channels = n_channels
 
-    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+    def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Collect what :meth:`batch` needs; streamed latents need their variations now."""
+        if self._is_resident:
+            return (rows,)
+        # A blocking copy, because the lookup needs the values at once.
+        stored = self._variations(self._on_device(rows), n_varied, generator).to(rows.device)
+        return self._streamed(stored), self._on_device(rows)
+
+    def batch(
+        self, selected: tuple[Tensor, ...], n_varied: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Choose a variation of each image, and draw from its posterior."""
-        device = self.labels.device
-        n_choices = torch.full((len(rows),), self._n_drawable, device=device)
-        n_choices[:n_varied] = self._n_variations
-        chosen = torch.rand(len(rows), generator=generator, device=device)
-        # A blocking copy, because the lookup below needs the values at once.
-        variations = (chosen * n_choices).long().to(rows.device)
-        stored = self._on_device(rows * self._n_variations + variations).float()
+        rows = selected[-1]
+        if self._is_resident:
+            stored = self.images[self._variations(rows, n_varied, generator)].float()
+        else:
+            stored = selected[0].float()
         x = stored[:, : self._n_channels]
         if stored.shape[1] > self._n_channels:
-            noise = torch.randn(x.shape, generator=generator, device=device)
+            noise = torch.randn(x.shape, generator=generator, device=stored.device)
             x = x + stored[:, self._n_channels :] * noise
-        return x
+        return x, self.labels[rows]
+
+    def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+        """Choose the index of a variation of each image."""
+        n_choices = torch.full((len(rows),), self._n_drawable, device=rows.device)
+        n_choices[:n_varied] = self._n_variations
+        chosen = torch.rand(len(rows), generator=generator, device=rows.device)
+        return rows * self._n_variations + (chosen * n_choices).long()
 
 
 def encode_variations(

@@ -1,9 +1,10 @@
 """Classification in batches of one constant size.
 
-Kernels round differently for other batch sizes and numbers of threads. Every batch is therefore
-padded to the same size. On a CPU each batch runs on one thread, and several batches run in
-parallel. So the prediction for an image is the same, to the last bit, whatever other images are
-classified with it. Batches are smaller only if memory runs out, which is logged.
+Kernels round differently for other batch sizes and numbers of threads. Batches are therefore
+padded to one size, or to a smaller one that was seen to give the same bits. On a CPU each batch
+runs on one thread, and several batches run in parallel. So the prediction for an image is the
+same, to the last bit, whatever other images are classified with it. Full batches are smaller only
+if memory runs out, which is logged.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.model.temperature import apply_temperature
+from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
@@ -161,7 +163,8 @@ def classify(
         return tuple(part[:n_real] for part in decoded)
 
     batch_size = images_a_pass(model, settings.n_draws, settings.ode)
-    parts = in_batches(run, n_images, batch_size, noise.device)
+    small = SmallBatches(field, (settings, keep_draws, type(inputs)), run)
+    parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
@@ -198,7 +201,7 @@ def images_a_pass(
 def _class_evidence(
     field: VelocityField, x: Tensor, e_y: Tensor, settings: ClassificationSettings
 ) -> Tensor:
-    if x.device.type == "cuda" and field.is_one_pass(settings.ode):
+    if field.is_one_pass(settings.ode):
         one_pass = partial(field.class_evidence, ode=settings.ode)
         return replay(field, settings.precision, one_pass, x, e_y)
     return field.class_evidence(x, e_y, settings.ode)

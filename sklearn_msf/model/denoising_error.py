@@ -13,6 +13,7 @@ from torch import Tensor
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
@@ -76,7 +77,8 @@ def denoising_errors(
                 errors[:, i, j] = error.flatten(1).mean(dim=1)
         return errors[:n_real].cpu().double()
 
-    return torch.cat(in_batches(run, n_images, batch_size, noise.device)).numpy()
+    small = SmallBatches(field, (precision, n_tried, len(times), type(inputs)), run)
+    return torch.cat(in_batches(run, n_images, batch_size, noise.device, small=small)).numpy()
 
 
 @standard_torch()

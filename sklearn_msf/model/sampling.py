@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
@@ -24,6 +28,8 @@ _MAX_SAMPLED = 16
 _MAX_SAMPLED_ON_GPU = 64
 # Sampling repeats a pass many times, and rounding errors add up.
 _PRECISION = "float32"
+# A longer integration runs without a graph, which would have a hundred thousand kernels.
+_MAX_EVALUATIONS_CAPTURED = 100
 
 
 @standard_torch()
@@ -58,8 +64,7 @@ def sample(
     ndarray of shape (n, ...)
         Images in the dtype, layout and range of the training X.
     """
-    device, field = model.device, model.field
-    n_channels, *size_of_masks = model.space.shape
+    field, n_channels = model.field, model.space.shape[0]
     classes = _as_classes(labels)
 
     images = model.image_format.empty(len(classes))
@@ -68,12 +73,16 @@ def sample(
         n_real = len(classes[start : start + size])
         part = F.pad(classes[start : start + size], (0, size - n_real))
         noise = _image_noise(model, seed, first + start, size)
-        masks = field.codes.masks(part.to(device), (size_of_masks[0], size_of_masks[1]))
-        with autocast(device, _PRECISION):
-            x = field.generate(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
-        images[start : start + n_real] = _as_in_x(model, x[:n_real])
+        images[start : start + n_real] = _as_in_x(
+            model, _generate(model, part, noise, ode)[:n_real]
+        )
 
-    in_batches(run, len(classes), _batch_size(model, ode), device, report)
+    def trial(start: int, size: int) -> None:
+        noise = model.noise(1, n_channels + field.codes.n_channels).expand(size, -1, -1, -1)
+        _generate(model, torch.zeros(size, dtype=torch.int64), noise, _shortened(ode))
+
+    small = SmallBatches(field, ("generate", ode), trial)
+    in_batches(run, len(classes), _batch_size(model, ode), model.device, report, small)
     return images
 
 
@@ -147,18 +156,56 @@ def change_class(
 
     images = model.image_format.empty(n_images)
 
-    def run(start: int, size: int) -> None:
+    def change(
+        start: int, size: int, shorten: Callable[[OdeSettings], OdeSettings] = _unchanged
+    ) -> Tensor:
         n_real = min(size, n_images - start)
         x = inputs.batch(start, size, mirrored=False)
         for classes, way in ways:
             part = F.pad(classes[start : start + n_real], (0, size - n_real))
             masks = field.codes.masks(part.to(x.device), (e_y.shape[2], e_y.shape[3]))
             with autocast(x.device, _PRECISION):
-                x = field.carry_images(x, masks, e_y, way)
-        images[start : start + n_real] = _as_in_x(model, x[:n_real])
+                x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
+        return x[:n_real]
 
-    in_batches(run, n_images, _batch_size(model, ode), model.device)
+    def run(start: int, size: int) -> None:
+        x = change(start, size)
+        images[start : start + len(x)] = _as_in_x(model, x)
+
+    small = SmallBatches(field, ("change", ode, type(inputs)), partial(change, shorten=_shortened))
+    in_batches(run, n_images, _batch_size(model, ode), model.device, small=small)
     return images
+
+
+def _shortened(ode: OdeSettings) -> OdeSettings:
+    """Make two steps of it, which have all kernels: those of the first steps and of the last."""
+    return replace(ode, n_steps=min(ode.n_steps, 2))
+
+
+def _unchanged(ode: OdeSettings) -> OdeSettings:
+    return ode
+
+
+def _captured(
+    field: VelocityField, integrate: Callable[..., Tensor], ode: OdeSettings
+) -> Callable[..., Tensor]:
+    """Make a function of image, masks and noise that integrates, on CUDA as one graph."""
+    if ode.n_evaluations is None or ode.n_evaluations > _MAX_EVALUATIONS_CAPTURED:
+        return partial(integrate, ode=ode)
+    warm_up = partial(integrate, ode=_shortened(ode))
+    key = integrate.__name__, ode
+    return partial(replay, field, key, partial(integrate, ode=ode), warm_up=warm_up)
+
+
+def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettings) -> Tensor:
+    """Generate an image of each class index from noise for image and mask."""
+    n_channels, height, width = model.space.shape
+    field = model.field
+    masks = field.codes.masks(classes.to(noise.device), (height, width))
+    with autocast(noise.device, _PRECISION):
+        return _captured(field, field.generate, ode)(
+            noise[:, :n_channels], masks, noise[:, n_channels:]
+        )
 
 
 def _as_in_x(model: FittedModel, x: Tensor) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import torch
 
+from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.device import worker_threads
 
-__all__ = ["in_batches"]
+__all__ = ["in_batches", "is_out_of_memory"]
 
 _LOG = logging.getLogger("sklearn_msf")
 _OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
@@ -22,6 +23,7 @@ def in_batches(
     batch_size: int,
     device: torch.device,
     report: Callable[[int], object] | None = None,
+    small: SmallBatches | None = None,
 ) -> list[Result]:
     """Call run(start, batch_size) for each batch, and halve the batches when memory runs out.
 
@@ -31,7 +33,7 @@ def in_batches(
     Parameters
     ----------
     run : callable
-        Handles `batch_size` samples from the index `start` on, or fewer at the end.
+        Handles the samples from the index `start` on, padded to the size of a batch.
     n_rows : int
         Number of samples.
     batch_size : int
@@ -40,6 +42,8 @@ def in_batches(
         Where the batches are computed.
     report : callable, optional
         Called after each batch with the number of its samples.
+    small : SmallBatches, optional
+        Finds a smaller size for a batch that is not full; it has the full size by default.
 
     Returns
     -------
@@ -50,13 +54,14 @@ def in_batches(
     start = 0
     while start < n_rows:
         try:
-            for result in _side_by_side(run, range(start, n_rows, batch_size), batch_size, device):
+            starts = range(start, n_rows, batch_size)
+            for result in _side_by_side(run, starts, device, small):
                 results.append(result)
                 if report is not None:
                     report(min(batch_size, n_rows - start))
                 start += batch_size
         except (MemoryError, RuntimeError) as error:
-            if batch_size == 1 or not _is_out_of_memory(error):
+            if batch_size == 1 or not is_out_of_memory(error):
                 raise
             batch_size //= 2
             _LOG.warning("Out of memory: going on with batches of %d.", batch_size)
@@ -68,21 +73,28 @@ def in_batches(
     return results
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on any device."""
     # Some allocators raise a plain RuntimeError, which only its text identifies.
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _side_by_side(
-    run: Callable[[int, int], Result], starts: range, batch_size: int, device: torch.device
+    run: Callable[[int, int], Result],
+    starts: range,
+    device: torch.device,
+    small: SmallBatches | None,
 ) -> Iterator[Result]:
     """Run the batches, on a CPU in as many threads as torch uses."""
+    batch_size = starts.step
 
     # Inference mode is local to a thread: each worker thread must enter it.
     @torch.inference_mode()
     def one(start: int) -> Result:
-        return run(start, batch_size)
+        n_rows = min(batch_size, starts.stop - start)
+        size = batch_size if small is None else small.size(start, n_rows, batch_size)
+        return run(start, size)
 
     if device.type != "cpu":
         yield from map(one, starts)

@@ -1,13 +1,16 @@
-"""Forward passes that are captured once as CUDA graphs and then replayed.
+"""Functions that are captured once as CUDA graphs and then replayed.
 
-A small network has hundreds of short kernels, and launching them takes longer than running
-them. A graph launches them all at once. It needs inputs of a constant shape at a constant
-address: the batches of inference are padded to one shape, and each graph copies its inputs into
-its own memory.
+A small network has hundreds of short kernels, and starting them takes longer than running them.
+A graph starts them all at once. It reads its inputs from constant addresses, so there is one
+graph for each combination of shapes, and each graph copies its inputs into its own memory.
+
+- :func:`replay` is for passes of inference: functions of their inputs.
+- :class:`CapturedSteps` is for training: functions that change weights in place.
 """
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,55 +20,114 @@ from torch import Tensor, nn
 from sklearn_msf.runtime.locks import fork_safe_lock
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["replay"]
+__all__ = ["CapturedSteps", "replay"]
 
-# Warm-up runs before the capture, in which libraries choose their kernels.
+# Runs before a capture, in which libraries choose their kernels and optimizers make their state.
 _N_WARM_UP = 3
-
-
 # Each graph keeps the memory of its pass. Batches have few shapes; more than these come from calls
 # with ever other settings, and the oldest graph goes.
 _MAX_GRAPHS = 16
 
 
-class _Graph:
-    """One captured pass, with its own memory for inputs and output."""
+def _can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
+
+@contextmanager
+def _side_stream(stream: Any) -> Iterator[None]:
+    """Run on a stream after the work of the current one, which then waits for it."""
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+class _Graph:
+    """One captured function, with its own memory for inputs and output.
+
+    CUDA captures and replays on the current device: callers make it that of the tensors.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        stream: Any,
+        *,
+        pool: Any = None,
+        generator: torch.Generator | None = None,
+    ):
+        self._inputs = [value.clone() for value in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        if generator is not None:
+            self._graph.register_generator_state(generator)
+        # Other threads may allocate memory meanwhile.
+        with torch.cuda.graph(
+            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            self.output = function(*self._inputs)
+
+    @property
+    def pool(self) -> Any:
+        """Memory pool of the graph."""
+        return self._graph.pool()
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> None:
+        for mine, value in zip(self._inputs, inputs, strict=True):
+            mine.copy_(value)
+        self._graph.replay()
+
+
+def _key(key: Hashable, inputs: tuple[Tensor, ...]) -> Hashable:
+    return key, tuple((value.shape, value.dtype, value.device) for value in inputs)
+
+
+def _warn_of_failure(error: RuntimeError) -> None:
+    warn_user(f"The network could not be captured as a CUDA graph and runs without: {error}")
+
+
+# Inference
+
+
+class _Pass:
+    """A captured pass that threads share."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        warm_up: Callable[..., object],
+        inputs: tuple[Tensor, ...],
+    ):
         self._lock = threading.Lock()
         self._device = inputs[0].device
-        # CUDA captures on the current device, which need not be that of the tensors.
         with torch.cuda.device(self._device):
-            self._inputs = [value.clone() for value in inputs]
             stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            with _side_stream(stream):
                 for _ in range(_N_WARM_UP):
-                    function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads may allocate memory meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = function(*self._inputs)
+                    warm_up(*inputs)
+            self._graph = _Graph(function, inputs, stream)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         # All threads share the memory of the graph.
         with self._lock, torch.cuda.device(self._device):
-            for mine, value in zip(self._inputs, inputs, strict=True):
-                mine.copy_(value)
-            self._graph.replay()
-            return self._output.clone()
+            self._graph.replay(inputs)
+            output: Tensor = self._graph.output.clone()
+            return output
 
 
 # The graphs of a module are deleted with it, because a graph holds no reference to the module.
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[Hashable, _Graph | None]] = WeakKeyDictionary()
+_PASSES: WeakKeyDictionary[nn.Module, dict[Hashable, _Pass | None]] = WeakKeyDictionary()
 _CAPTURING = fork_safe_lock()
 
 
 def replay(
-    module: nn.Module, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor
+    module: nn.Module,
+    key: Hashable,
+    function: Callable[..., Tensor],
+    *inputs: Tensor,
+    warm_up: Callable[..., object] | None = None,
 ) -> Tensor:
-    """Compute function(*inputs) with a CUDA graph, which the first call captures.
+    """Compute function(*inputs), on CUDA with a graph, which the first call captures.
 
     Parameters
     ----------
@@ -76,9 +138,12 @@ def replay(
         each combination of shapes, dtypes and devices of the inputs, of which the 16 newest are
         kept.
     function : callable
-        Function of CUDA tensors that does not synchronise with the device.
+        Function of tensors that does not synchronise with the device.
     *inputs : Tensor
         Arguments of the function.
+    warm_up : callable, optional
+        Function of the same inputs that runs all kernels of `function`, to run before the
+        capture; `function` itself by default. A loop needs only one of its rounds here.
 
     Returns
     -------
@@ -86,24 +151,116 @@ def replay(
         Result of the function. If the capture fails, there is one warning, and the function is
         called without a graph.
     """
-    full_key = (key, tuple((value.shape, value.dtype, value.device) for value in inputs))
+    # A mode that watches operations would see none in a graph.
+    if not _can_capture(inputs[0].device) or torch._C._len_torch_dispatch_stack():
+        return function(*inputs)
+    full_key = _key(key, inputs)
     with _CAPTURING:
-        graphs = _GRAPHS.setdefault(module, {})
-        if full_key not in graphs:
-            while len(graphs) >= _MAX_GRAPHS:
-                del graphs[next(iter(graphs))]
-            graphs[full_key] = _capture(function, inputs)
-        graph = graphs[full_key]
-    return function(*inputs) if graph is None else graph(*inputs)
+        passes = _PASSES.setdefault(module, {})
+        if full_key not in passes:
+            while len(passes) >= _MAX_GRAPHS:
+                del passes[next(iter(passes))]
+            passes[full_key] = _captured_pass(function, warm_up or function, inputs)
+        captured = passes[full_key]
+    return function(*inputs) if captured is None else captured(*inputs)
 
 
-def _capture(function: Callable[..., Tensor], inputs: tuple[Any, ...]) -> _Graph | None:
+def _captured_pass(
+    function: Callable[..., Tensor],
+    warm_up: Callable[..., object],
+    inputs: tuple[Tensor, ...],
+) -> _Pass | None:
     try:
-        return _Graph(function, inputs)
+        return _Pass(function, warm_up, inputs)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        warn_user(
-            f"The network could not be captured as a CUDA graph and runs without: {error}",
-        )
+        _warn_of_failure(error)
         return None
+
+
+# Training
+
+
+class CapturedSteps:
+    """Runs functions that change memory in place, on CUDA as graphs.
+
+    The first three calls of a function with a key are its warm-up: they run without a graph, as
+    every other call would, because such a function cannot run for trial. All graphs share one
+    pool of memory, so what a function leaves behind must be in memory from before its capture.
+
+    Parameters
+    ----------
+    device : torch.device
+        Device of the tensors; on other devices than CUDA the functions run as they are.
+    generator : torch.Generator
+        Generator on the device that the functions draw from. Its numbers go on in replays as
+        they would without graphs.
+    """
+
+    def __init__(self, device: torch.device, generator: torch.Generator):
+        self._device = device
+        self._generator = generator
+        self._captures = _can_capture(device)
+        self._n_calls: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._stream: Any = None
+        self._pool: Any = None
+
+    def run(self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
+        """Call function(*inputs), or replay its graph.
+
+        Parameters
+        ----------
+        key : hashable
+            Everything that the function depends on beside its inputs and memory that it finds at
+            the same addresses in every call.
+        function : callable
+            Changes memory in place and returns nothing; it neither synchronises with the device
+            nor replaces tensors that later calls read.
+        inputs : tuple of Tensor
+            Arguments of the function.
+        """
+        if not self._captures:
+            function(*inputs)
+            return
+        with torch.cuda.device(self._device):
+            self._run_on_cuda(_key(key, inputs), function, inputs)
+
+    def _run_on_cuda(
+        self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]
+    ) -> None:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        n_calls = self._n_calls[key] = self._n_calls.get(key, 0) + 1
+        if n_calls > _N_WARM_UP and key not in self._graphs:
+            self._capture(key, function, inputs)
+        if key in self._graphs:
+            self._graphs[key].replay(inputs)
+        else:
+            with _side_stream(self._stream):
+                function(*inputs)
+
+    def _capture(
+        self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]
+    ) -> None:
+        while len(self._graphs) >= _MAX_GRAPHS:
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest], self._n_calls[oldest]
+        try:
+            graph = _Graph(
+                function, inputs, self._stream, pool=self._pool, generator=self._generator
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _warn_of_failure(error)
+            self._captures = False
+            return
+        self._graphs[key], self._pool = graph, graph.pool
+
+    def clear(self) -> None:
+        """Forget all graphs, because memory that they use was replaced."""
+        self._n_calls.clear()
+        self._graphs.clear()
+        self._pool = None

@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 
 from sklearn_msf.runtime.locks import fork_safe_lock
-from sklearn_msf.runtime.torch_state import tensor_float32
+from sklearn_msf.runtime.torch_state import deterministic_convolutions, tensor_float32
 
 __all__ = [
+    "arithmetic",
     "autocast",
-    "float32_rounding",
     "has_float64",
     "resolve_device",
     "seeded_weights",
@@ -71,22 +71,23 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Run convolutions and matrix products in `precision`; float32 on CUDA is not TF32."""
     low = precision == "bfloat16"
     with (
-        float32_rounding(device, precision),
+        arithmetic(device, precision),
         torch.autocast(device.type, torch.bfloat16, enabled=low),
     ):
         yield
 
 
-def float32_rounding(
-    device: torch.device, precision: str
-) -> contextlib.AbstractContextManager[None]:
-    """Allow TF32 on CUDA in bfloat16 runs and forbid it in float32 runs.
+@contextlib.contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Let CUDA repeat its results to the last bit, with TF32 only in bfloat16 runs.
 
     Use it around backward passes, which do not run inside :func:`autocast`.
     """
     if device.type != "cuda":
-        return contextlib.nullcontext()
-    return tensor_float32(precision == "bfloat16")
+        yield
+        return
+    with tensor_float32(precision == "bfloat16"), deterministic_convolutions():
+        yield
 
 
 # New weights are drawn from torch's global generator, so make only one network at a time.

@@ -1,8 +1,8 @@
 """Torch's settings while this package computes, and as the caller had them before and after.
 
 Some settings belong to a thread (gradients, autocast, default device), others to the process
-(default dtype, TF32). Those of the process are shared by all threads that compute at the same
-time: the first one saves them, and the last one restores them.
+(default dtype, TF32, algorithms of cuDNN). Those of the process are shared by all threads that
+compute at the same time: the first one saves them, and the last one restores them.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["standard_torch", "tensor_float32"]
+__all__ = ["deterministic_convolutions", "standard_torch", "tensor_float32"]
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -50,6 +50,11 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
     """
     with _TENSOR_FLOAT32.held(allowed):
         yield
+
+
+def deterministic_convolutions() -> contextlib.AbstractContextManager[None]:
+    """Let cuDNN use only algorithms that repeat to the last bit; restore the settings on exit."""
+    return _CONVOLUTIONS.held(True)
 
 
 class _ProcessSetting(Generic[Value, Saved]):
@@ -152,5 +157,19 @@ def _restore_tf32(saved: _TF32) -> None:
     convolutions.fp32_precision = saved.convolutions
 
 
+def _save_convolutions() -> tuple[bool, bool]:
+    return torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+
+
+def _change_convolutions(wanted: list[bool]) -> None:
+    # A benchmark may choose another algorithm in every run.
+    _restore_convolutions((True, False))
+
+
+def _restore_convolutions(saved: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = saved
+
+
 _DEFAULT_DTYPE = _ProcessSetting(torch.get_default_dtype, _change_dtype, _restore_dtype)
 _TENSOR_FLOAT32 = _ProcessSetting(_save_tf32, _change_tf32, _restore_tf32)
+_CONVOLUTIONS = _ProcessSetting(_save_convolutions, _change_convolutions, _restore_convolutions)

@@ -38,7 +38,16 @@ class TrainingData:
         Device to train on; that of the images by default.
     augment : str or None, default=None
         Random variation of the images, see :func:`~sklearn_msf.data.augmentation.augment_images`.
+
+    Attributes
+    ----------
+    smaller_samples : str
+        How a user gets samples that need less memory.
     """
+
+    smaller_samples = (
+        "make the images smaller, or take LatentMedSymmFlowClassifier, which trains on latents"
+    )
 
     def __init__(
         self,
@@ -85,15 +94,38 @@ class TrainingData:
         rows = rows[order.cpu()].to(self.images.device)
         yield from rows.tensor_split(max(1, round(n / batch_size)))
 
-    def batch(
-        self, rows: Tensor, n_varied: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Make the inputs of the field for some indices, and their labels, on the device.
+    def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Collect what :meth:`batch` needs for some indices, on the device.
+
+        Images on the device are selected later, by :meth:`batch`; streamed ones are copied here.
 
         Parameters
         ----------
         rows : Tensor of shape (n,), int64
             Indices as :meth:`epoch` yields them.
+        n_varied : int
+            As in :meth:`batch`.
+        generator : torch.Generator
+            Source of all random choices, on the device.
+
+        Returns
+        -------
+        tuple of Tensor
+            Of shapes and dtypes that depend only on the number of indices.
+        """
+        if self._is_resident:
+            return (rows,)
+        return self._streamed(rows), self._on_device(rows)
+
+    def batch(
+        self, selected: tuple[Tensor, ...], n_varied: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Make the inputs of the field, and their labels; nothing here waits for the device.
+
+        Parameters
+        ----------
+        selected : tuple of Tensor
+            What :meth:`select` returned.
         n_varied : int
             Number of indices, the first ones, whose images may also vary in ways that generated
             images should not show.
@@ -106,20 +138,23 @@ class TrainingData:
             Images in [-1, 1], or latents.
         labels : Tensor of shape (n,), int64
         """
-        x = self._inputs(rows, n_varied, generator)
-        return x, self.labels[rows.to(self.labels.device, non_blocking=True)]
+        rows = selected[-1]
+        images = self.images[rows] if self._is_resident else selected[0]
+        x = augment_images(ImageFormat.normalise(images), self.augment, n_varied, generator)
+        return x, self.labels[rows]
 
-    def _inputs(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
-        """Load the images of some indices and vary them."""
-        x = ImageFormat.normalise(self._on_device(rows))
-        return augment_images(x, self.augment, n_varied, generator)
+    @property
+    def _is_resident(self) -> bool:
+        """Whether the images are on the device."""
+        return self.images.device == self.labels.device
 
-    def _on_device(self, rows: Tensor) -> Tensor:
-        """Select images by index, and copy them to the device if they are streamed."""
-        if self.images.device == self.labels.device:
-            return self.images[rows]
+    def _streamed(self, rows: Tensor) -> Tensor:
+        """Select images that are not on the device, and copy them to it."""
         # Do not wait for the copy: torch reuses a pinned block only after its copy has finished.
         return self.images[rows].pin_memory().to(self.labels.device, non_blocking=True)
+
+    def _on_device(self, rows: Tensor) -> Tensor:
+        return rows.to(self.labels.device, non_blocking=True)
 
 
 def _cumulative(weights: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sklearn_msf.runtime.device import float32_rounding
+from sklearn_msf.runtime.device import arithmetic
 
 __all__ = ["Muon", "orthogonalize"]
 
@@ -45,13 +45,15 @@ class Muon(torch.optim.Optimizer):
     ----------
     matrices : iterable of Tensor of shape (m, n)
         Weights to optimize, float32.
-    lr : float, default=1e-3
-        Learning rate.
+    lr : float or Tensor of shape (), default=1e-3
+        Learning rate. As a tensor it may change between the replays of a captured step.
     weight_decay : float, default=0.01
         Decoupled weight decay.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], *, lr: float = 1e-3, weight_decay: float = 0.01):
+    def __init__(
+        self, matrices: Iterable[Tensor], *, lr: float | Tensor = 1e-3, weight_decay: float = 0.01
+    ):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -65,10 +67,9 @@ class Muon(torch.optim.Optimizer):
             momenta = [self._momentum(matrix) for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
             directions = orthogonalize(torch._foreach_lerp(gradients, momenta, _MOMENTUM))
-            scales = [
-                -group["lr"] * _STEP_SIZE * math.sqrt(max(matrix.shape)) for matrix in matrices
-            ]
-            torch._foreach_mul_(directions, scales)
+            lengths = [-_STEP_SIZE * math.sqrt(max(matrix.shape)) for matrix in matrices]
+            torch._foreach_mul_(directions, lengths)
+            torch._foreach_mul_(directions, group["lr"])
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(matrices, directions)
 
@@ -104,7 +105,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
         by_side[shape[0]].append(shape)
     results: list[Tensor] = list(matrices)
     # TF32 would round the squares.
-    with float32_rounding(matrices[0].device, "float32"):
+    with arithmetic(matrices[0].device, "float32"):
         for shapes in by_side.values():
             stacks = [torch.stack([lying[i] for i in by_shape[shape]]) for shape in shapes]
             stacks = [

@@ -1,4 +1,8 @@
-"""Muon and AdamW with a moving average of the weights."""
+"""Muon and AdamW with a moving average of the weights.
+
+Everything that changes from step to step is a tensor: a step that was captured as a CUDA graph
+reads the same memory again, and a Python number would stay what it was at the capture.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -72,28 +76,60 @@ class AveragedOptimizer:
             if optimizer == "muon" and _is_matrix(parameter)
         }
         others = [p for p in self._parameters if p not in self._matrices]
-        self._adamw = torch.optim.AdamW(others, weight_decay=weight_decay, fused=True)
+        device = self._parameters[0].device
+        # The learning rate of the step, and the weight of the new weights in the average.
+        self._rate, self._gain = (
+            torch.zeros((), dtype=torch.float32, device=device) for _ in range(2)
+        )
+        on_cuda = device.type == "cuda"
+        self._adamw = torch.optim.AdamW(
+            others, lr=self._rate, weight_decay=weight_decay, fused=True, capturable=on_cuda
+        )
+        # The first steps run before the capture, of which torch would warn.
+        self._adamw._warned_capturable_if_run_uncaptured = True
         self._optimizers: list[torch.optim.Optimizer] = [self._adamw]
         if self._matrices:
-            self._muon = Muon(self._matrices.values(), weight_decay=weight_decay)
+            self._muon = Muon(self._matrices.values(), lr=self._rate, weight_decay=weight_decay)
             self._optimizers.append(self._muon)
 
     def step(self, rate: float) -> None:
-        """Make one step at a learning rate, and clear the gradients."""
+        """Make one step at a learning rate, with the gradients of the weights."""
+        self.begin_step(rate)
+        self.update()
+        self.end_step()
+
+    def begin_step(self, rate: float) -> None:
+        """Set what differs from step to step: learning rate and weight of the new weights."""
+        self._rate.fill_(rate)
+        # Keep less in the first steps, so that the initial weights soon leave the average.
+        decay = min(self._ema_decay, (self.n_steps + 1) / (self.n_steps + 10))
+        self._gain.fill_(1.0 - decay)
+
+    def update(self) -> None:
+        """Change weights, moments and averages by the gradients, and clear these.
+
+        This can be captured: nothing waits for the device or depends on the values of tensors.
+        """
         if self._max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         for parameter, matrix in self._matrices.items():
             matrix.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
         for optimizer in self._optimizers:
-            optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
+        self.clear_gradients()
+        with torch.no_grad():
+            moved = torch._foreach_sub(self._parameters, self._averages)
+            torch._foreach_mul_(moved, self._gain)
+            torch._foreach_add_(self._averages, moved)
+
+    def end_step(self) -> None:
+        """Count the step."""
+        self.n_steps += 1
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients, also those that a capture which failed has left behind."""
         for weight in (*self._parameters, *self._matrices.values()):
             weight.grad = None
-        self.n_steps += 1
-        # Keep less in the first steps, so that the initial weights soon leave the average.
-        decay = min(self._ema_decay, self.n_steps / (self.n_steps + 9))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._parameters, 1.0 - decay)
 
     def is_finite(self) -> bool:
         """Return whether weights and averages are finite, which waits for the device."""
@@ -102,14 +138,16 @@ class AveragedOptimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Copy weights, averages and moments, so that another run can continue from them."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for prefix, field in (("field", self._field), ("average", self._average)):
-            for name, value in field.state_dict().items():
-                tensors[f"{prefix}.{name}"] = value.clone()
+            tensors |= {f"{prefix}.{name}": value for name, value in field.state_dict().items()}
         for i, parameter in enumerate(self._parameters):
-            for name, value in self._moments(parameter).items():
-                tensors[f"optimizer.{i}.{name}"] = value.clone()
-        return tensors
+            moments = self._moments(parameter)
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+        # Copy all at once: a GPU takes longer to start hundreds of small copies than to copy.
+        copies = [torch.empty_like(value) for value in tensors.values()]
+        torch._foreach_copy_(copies, list(tensors.values()))
+        return dict(zip(tensors, copies, strict=True))
 
     def wanted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors of the names, shapes and dtypes that tensors of the same run must have.
@@ -144,7 +182,8 @@ class AveragedOptimizer:
     def load(self, tensors: dict[str, Tensor], n_steps: int) -> None:
         """Load the weights, averages and moments of another run.
 
-        If the other run updated a weight with the other optimizer, its moments are not used.
+        The moments get other memory: a step that was captured before must be captured anew. If
+        the other run updated a weight with the other optimizer, its moments are not used.
         """
         self._field.load_state_dict(part_of(tensors, "field"))
         self._average.load_state_dict(part_of(tensors, "average"))

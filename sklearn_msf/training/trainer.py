@@ -1,36 +1,28 @@
 """The training engine: steps, schedule, moving average, validation and resumed runs."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sklearn_msf.exceptions import DivergenceError
-from sklearn_msf.flow.path import PathSample, sample_path, sample_times
 from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
-from sklearn_msf.runtime.compilation import compile_or_not
-from sklearn_msf.runtime.device import autocast, float32_rounding
+from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
-from sklearn_msf.training.losses import field_losses
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import CheckpointStore, EpochCallback, TrainingState
 from sklearn_msf.training.state_checks import check_generator_state, check_numbers
+from sklearn_msf.training.step import TrainingStep
 
 __all__ = ["Trainer"]
 
-# Losses are checked only this often, because a check waits for the device.
-_STEPS_BETWEEN_CHECKS = 100
 # After a loss that is not finite: how often to restart, and the factor on the learning rate for
 # each restart.
 _MAX_RESTARTS = 2
@@ -91,8 +83,7 @@ class Trainer:
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,
         )
-        losses = partial(field_losses, field)
-        self._field_losses = compile_or_not(losses) if settings.compile_network else losses
+        self._step = TrainingStep(field, self._optimizer, settings, generator)
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
@@ -118,6 +109,7 @@ class Trainer:
     def load_weights(self, state: TrainingState) -> None:
         """Start from the weights, averages and moments of another run."""
         self._optimizer.load(state.tensors, state.metadata["n_steps"])
+        self._step.forget()
 
     def resume(self, state: TrainingState) -> None:
         """Restore the exact state of another run, except for the time it took."""
@@ -190,7 +182,7 @@ class Trainer:
         """
         self._report = report
         finished = checkpoints is not None and self._resume_latest(checkpoints)
-        with self._own_state():
+        with self._step.running():
             try:
                 if not finished:
                     self._run_epochs(data, validate, callback, checkpoints)
@@ -277,7 +269,7 @@ class Trainer:
     def fit_epoch(self, data: TrainingData) -> None:
         """Train for one epoch at the full learning rate."""
         self.budget.start_steps()
-        with self._own_state():
+        with self._step.running():
             epoch_log = None
             while epoch_log is None:
                 epoch_log = self._restarting_epoch(data, epoch=None)
@@ -313,13 +305,12 @@ class Trainer:
         rate is constant.
         """
         start = self.budget.elapsed
-        if self.settings.compile_network:
-            self._seed_global_generators()
+        self._step.seed_global_generators()
         batches = list(data.epoch(self.settings.batch_size, self._generator))
-        losses = torch.zeros(len(batches), 2, device=self._device)
-        n_steps = n_images = n_checked = 0
+        losses: list[Tensor] = []
+        rates: list[float] = []
+        n_images = 0
         peak_rate = rate = self.settings.learning_rate * _RESTART_RATE**self._n_restarts
-        rates = []
         for step, rows in enumerate(batches):
             # The first epoch makes at least one step, even if the time is up.
             if (step or epoch) and self._time_is_up():
@@ -330,19 +321,17 @@ class Trainer:
                 share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
                 rate = peak_rate * learning_rate_factor(self._progress(share))
             rates.append(rate)
-            losses[step] = self._step(data, rows, rate)
-            n_steps += 1
+            self._make_step(data, rows, rate)
             n_images += len(rows)
             if self.settings.compile_network and self._optimizer.n_steps == 1:
                 # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
-            if n_steps - n_checked >= _STEPS_BETWEEN_CHECKS:
-                self._check(losses[:n_steps], rates)
-                n_checked = n_steps
+            if len(rates) % self._step.capacity == 0:
+                losses.append(self._checked_losses(rates))
             if self._report is not None and epoch is not None:
                 self._report(self._progress(share), None)
-        self._check(losses[:n_steps], rates)
-        image_loss, label_loss = (losses.sum(dim=0) / max(n_steps, 1)).tolist()
+        losses.append(self._checked_losses(rates))
+        image_loss, label_loss = (torch.cat(losses).sum(dim=0) / max(len(rates), 1)).tolist()
         return {
             "epoch": len(self.history) + 1,
             "loss": image_loss + label_loss,
@@ -353,84 +342,35 @@ class Trainer:
             "seconds": self.budget.elapsed - start,
         }
 
-    def _check(self, losses: Tensor, rates: list[float]) -> None:
-        """Raise an error that names the first step after which loss or weights are not finite.
+    def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> None:
+        try:
+            self._step(data, rows, rate)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"Training ran out of memory on {self._device} with {len(rows)} samples a step "
+                f"(batch_size={self.settings.batch_size}) of the shape "
+                f"{tuple(data.images.shape[1:])}: lower batch_size, or {data.smaller_samples}."
+            ) from error
 
-        If only the weights are not finite, it names the last step.
+    def _checked_losses(self, rates: list[float]) -> Tensor:
+        """Take the losses of the last steps of an epoch, (n, 2), and check them and the weights.
+
+        Raise an error that names the first step after which loss or weights are not finite. If
+        only the weights are not finite, it names the last step.
         """
+        losses = self._step.take_losses()
         finite = losses.sum(dim=1).isfinite()
         if bool(finite.all()) and self._optimizer.is_finite():
-            return
+            return losses
         bad = finite.logical_not().nonzero()
-        step = int(bad[0]) if len(bad) else len(rates) - 1
+        step = len(rates) - len(losses) + int(bad[0]) if len(bad) else len(rates) - 1
         what = "loss is" if len(bad) else "weights are"
         raise _NotFiniteError(
             f"The {what} not finite in epoch {len(self.history) + 1}, step {step + 1}, at "
             f"learning rate {rates[step]:.2g}"
         )
-
-    def _step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
-        """Make one optimizer step; return the weighted image and label losses, detached."""
-        n_at_one = self._n_rows(self.settings.classification_fraction, len(rows))
-        # Affine changes and dropout are for classification, so only samples at t = 1 have them.
-        # If training has no samples at t = 1, all samples have them.
-        n_varied = n_at_one if self.settings.classification_fraction > 0 else len(rows)
-        x, labels = data.batch(rows, n_varied, self._generator)
-        losses = self._losses(self._sample(x, labels, n_at_one), labels, n_at_one, n_varied)
-        losses.sum().backward()
-        self._optimizer.step(rate)
-        return losses.detach()
-
-    def _sample(self, x: Tensor, labels: Tensor, n_at_one: int) -> PathSample:
-        """Draw a point of the path for each image."""
-        generator = self._generator
-        y = self.field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
-        e_x = torch.randn(x.shape, generator=generator, device=self._device)
-        e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        n_unconditional = self._n_rows(self.settings.unconditional_fraction, len(x))
-        return sample_path(
-            x, y, e_x, e_y, *sample_times(len(x), n_at_one, n_unconditional, generator)
-        )
-
-    def _losses(self, sample: PathSample, labels: Tensor, n_at_one: int, n_varied: int) -> Tensor:
-        """Compute the weighted image and label losses of one batch."""
-        with autocast(self._device, self.settings.precision):
-            image_loss, label_loss = self._field_losses(sample, labels, n_at_one, n_varied)
-        w = self.settings.image_weight
-        return torch.stack([w * image_loss, (1 - w) * label_loss])
-
-    def _n_rows(self, share: float, n: int) -> int:
-        """Round share * n for this step so that the sum over all steps has the exact fraction."""
-        rows, n_steps = share * n, self._optimizer.n_steps
-        return math.floor((n_steps + 1) * rows) - math.floor(n_steps * rows)
-
-    @contextmanager
-    def _own_state(self) -> Iterator[None]:
-        """Restore torch's global state on exit: random generators and the rounding of products.
-
-        Dropout draws from the trainer's generator. A compiled network cannot do so and draws from
-        the global generators, which are seeded for every epoch and restored at the end.
-        """
-        layers = [module for module in self.field.modules() if isinstance(module, Dropout)]
-        cuda = [self._device] if self._device.type == "cuda" else []
-        tf32 = float32_rounding(self._device, self.settings.precision)
-        with torch.random.fork_rng(devices=cuda, enabled=self.settings.compile_network), tf32:
-            try:
-                for layer in layers:
-                    layer.generator = None if self.settings.compile_network else self._generator
-                yield
-            finally:
-                for layer in layers:
-                    layer.generator = None
-
-    def _seed_global_generators(self) -> None:
-        # Do not draw the seed from the trainer's generator: noise and order must stay the same as
-        # in a run without compilation.
-        seed = (self._generator.initial_seed() + self._optimizer.n_steps) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
-                torch.cuda.manual_seed(seed)
 
     def _time_is_up(self) -> bool:
         if self.settings.time_budget is not None and self._device.type == "cuda":

@@ -1,0 +1,114 @@
+"""The smallest batch that gives a sample the same bits as the full batch.
+
+Kernels may sum in another order for another batch size, and a prediction must not depend on the
+samples beside it. Batches that are not full are therefore padded: to the full size, or to a
+smaller one at which every operation was seen to give the same bits on this device. The check
+runs a real batch both ways and compares the result of each operation, row by row. A kernel
+chooses its order by shapes and not by values, so what holds for one batch holds for others.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["SmallBatches"]
+
+# By module: how many rows of the batches of a kind and size were seen to have the right bits.
+_CHECKED: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+Trial = Callable[[int, int], object]
+
+
+class SmallBatches:
+    """Finds the sizes to which batches that are not full may be padded.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module whose passes are meant; what was seen is kept as long as the module.
+    kind : hashable
+        Everything else that the operations of a batch depend on, but for its size.
+    trial : callable
+        Runs all operations of a batch, given the index of its first sample and the size to pad
+        it to.
+    """
+
+    def __init__(self, module: nn.Module, kind: Hashable, trial: Trial):
+        self._checked = _CHECKED.setdefault(module, {})
+        self._kind = kind
+        self._trial = trial
+
+    def size(self, start: int, n_rows: int, full_size: int) -> int:
+        """Return the size to which to pad the `n_rows` samples from the index `start` on."""
+        full, size = None, 1
+        while size < full_size:
+            if size >= n_rows:
+                key = self._kind, full_size, size
+                n_checked = self._checked.get(key)
+                if n_checked is None or 0 < n_checked < n_rows:
+                    full = full or _Digests(self._trial, start, full_size)
+                    same = _Digests(self._trial, start, size).are_those_of(full, n_rows)
+                    n_checked = self._checked[key] = n_rows if same else 0
+                if n_checked:
+                    return size
+            size *= 2
+        return full_size
+
+
+class _Digests(TorchDispatchMode):
+    """Runs a batch and digests the result of each operation."""
+
+    def __init__(self, trial: Trial, start: int, size: int):
+        super().__init__()
+        self._size = size
+        self._digests: list[Tensor] = []
+        with self:
+            trial(start, size)
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
+                self._digests.append(_digest(value))
+        return result
+
+    def are_those_of(self, full: "_Digests", n_rows: int) -> bool:
+        """Tell whether the first `n_rows` samples have the same bits in the full batch."""
+        pairs = zip(self._digests, full._digests, strict=True)
+        return len(self._digests) == len(full._digests) and all(
+            _same_rows(mine, self._size, other, full._size, n_rows) for mine, other in pairs
+        )
+
+
+def _digest(value: Tensor) -> Tensor:
+    """Compute one number of the bits of each row, (n,)."""
+    bits = value.contiguous().flatten(1).view(_BITS[value.element_size()]).long()
+    # Odd factors: each bit of each element changes the sum, which wraps around.
+    return (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(dim=1)
+
+
+def _same_rows(mine: Tensor, size: int, other: Tensor, full_size: int, n_rows: int) -> bool:
+    """Compare the digests of the samples; True for results that have no rows of samples.
+
+    Errors in these show in the results that are computed from them.
+    """
+    if len(mine) == len(other):
+        # The rows are something else, whose elements are the samples.
+        return True
+    n_repeats = len(mine) // size
+    if len(mine) != n_repeats * size or len(other) != n_repeats * full_size:
+        return True
+    # Draws of all samples come one after the other; positions of one sample are neighbours.
+    by_draw = mine.view(-1, size)[:, :n_rows], other.view(-1, full_size)[:, :n_rows]
+    by_sample = mine.view(size, -1)[:n_rows], other.view(full_size, -1)[:n_rows]
+    return torch.equal(*by_draw) or torch.equal(*by_sample)

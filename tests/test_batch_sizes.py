@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from sklearn_msf.runtime.batch_sizes import SmallBatches
+from sklearn_msf.runtime.batching import in_batches
+
+CPU = torch.device("cpu")
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+
+
+def padded(start, size):
+    rows = X[start : start + size]
+    return torch.cat([rows, rows[:1].expand(size - len(rows), -1)])
+
+
+class Runs:
+    """Runs batches of X, and gives rows of small batches other bits where it is told to."""
+
+    def __init__(self, differs_below=0, n_draws=1, only_inside=False):
+        self.differs_below, self.n_draws, self.only_inside = differs_below, n_draws, only_inside
+        self.sizes = []
+
+    def __call__(self, start, size):
+        self.sizes.append(size)
+        x = padded(start, size).repeat(self.n_draws, 1)
+        hidden = x * (1 + 1e-6 * (size < self.differs_below))
+        out = hidden.sign() if self.only_inside else hidden.sin()
+        return out.view(self.n_draws, size, -1).mean(dim=0)
+
+
+def size_for(runs, n_rows, module=None, full_size=16):
+    return SmallBatches(module or nn.Linear(1, 1), "kind", runs).size(0, n_rows, full_size)
+
+
+@pytest.mark.parametrize(("n_rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (16, 16)])
+def test_a_batch_gets_the_next_power_of_two(n_rows, size):
+    assert size_for(Runs(), n_rows) == size
+
+
+@pytest.mark.parametrize("n_draws", [1, 3])
+@pytest.mark.parametrize("only_inside", [False, True])
+def test_sizes_at_which_any_operation_gives_other_bits_are_passed_over(n_draws, only_inside):
+    runs = Runs(differs_below=4, n_draws=n_draws, only_inside=only_inside)
+    assert size_for(runs, 1) == 4
+    assert size_for(Runs(differs_below=16, n_draws=n_draws), 1) == 16
+
+
+def test_a_size_is_tried_again_only_for_more_rows():
+    module, runs = nn.Linear(1, 1), Runs(differs_below=4)
+    tried = [(3, [16, 4]), (3, []), (2, [16, 2]), (4, [16, 4]), (2, []), (1, [16, 1]), (1, [])]
+    for n_rows, sizes in tried:
+        runs.sizes.clear()
+        assert size_for(runs, n_rows, module) == 4
+        assert runs.sizes == sizes
+
+
+def test_what_was_seen_of_one_module_says_nothing_of_another():
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    assert size_for(Runs(), 1, first) == 1
+    assert size_for(Runs(differs_below=8), 1, second) == 8
+
+
+def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
+    runs = Runs()
+    small = SmallBatches(nn.Linear(1, 1), "kind", runs)
+    parts = in_batches(runs, 37, 16, CPU, small=small)
+    assert [len(part) for part in parts] == [16, 16, 8]
+    assert torch.equal(torch.cat(parts)[:37], X[:37].sin())
+
+
+def test_convolutions_and_products_of_this_machine_are_watched_inside():
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+    seen = []
+
+    def run(start, size):
+        seen.append(size)
+        return module(padded(start, size))
+
+    size = SmallBatches(module, "kind", run).size(0, 3, 32)
+    assert torch.equal(run(0, size)[:3], run(0, 32)[:3])

@@ -1,0 +1,185 @@
+"""The training step as a CUDA graph, on a stand-in that records and replays."""
+
+import contextlib
+
+import pytest
+import torch
+from device_without_float64 import DEVICE, device_without_float64
+from recorded_graphs import RecordedCuda
+from test_training import all_weights, make_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sklearn_msf.latent.latent_batches import LatentTrainingData
+from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.step import TrainingStep
+
+N = 26
+
+
+def pixels(device=None):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (N, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    weights = torch.ones(N, dtype=torch.float64)
+    return TrainingData(images, torch.arange(N) % 2, weights, N, device, "flip+affine")
+
+
+def latents():
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randn(N, 3, 2, 8, 8, generator=generator)
+    weights = torch.ones(N, dtype=torch.float64)
+    return LatentTrainingData(stored, 2, 1, torch.arange(N) % 2, weights, N, torch.device("cpu"))
+
+
+DATA = {"pixels": pixels, "latents": latents}
+
+
+def trained(make_tiny_field, data=pixels, *, layout=None, **overrides):
+    field = make_tiny_field(n_classes=2, dropout=0.2, channels=16, **(layout or {})).train()
+    settings = {"max_epochs": 5, "class_dropout": 0.3, "classification_fraction": 0.4}
+    trainer = make_trainer(field, **{**settings, **overrides})
+    trainer.fit(data())
+    return trainer
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return RecordedCuda().install(monkeypatch)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("label_prediction", ["posterior", "velocity"])
+def test_replayed_training_is_training_to_the_last_bit(
+    make_tiny_field, monkeypatch, optimizer, data, label_prediction
+):
+    layout = {"label_prediction": label_prediction}
+    cuda = RecordedCuda().install(monkeypatch)
+    settings = {"optimizer": optimizer, "layout": layout}
+    replayed = trained(make_tiny_field, DATA[data], **settings)
+    assert cuda.n_replayed > len(cuda.captured) > 1
+    monkeypatch.undo()
+    eager = trained(make_tiny_field, DATA[data], **settings)
+    for name in ("image_loss", "label_loss", "learning_rate"):
+        assert [log[name] for log in replayed.history] == [log[name] for log in eager.history]
+    assert torch.equal(all_weights(replayed.field), all_weights(eager.field))
+    assert torch.equal(all_weights(replayed.average), all_weights(eager.average))
+
+
+@pytest.mark.parametrize("classification_fraction", [0.0, 1.0])
+def test_branches_that_no_sample_trains_are_left_alone_in_replays_too(
+    make_tiny_field, monkeypatch, classification_fraction
+):
+    settings = {"classification_fraction": classification_fraction, "class_dropout": 0.0}
+    cuda = RecordedCuda().install(monkeypatch)
+    replayed = trained(make_tiny_field, **settings)
+    assert cuda.n_replayed
+    monkeypatch.undo()
+    eager = trained(make_tiny_field, **settings)
+    assert torch.equal(all_weights(replayed.average), all_weights(eager.average))
+
+
+@pytest.mark.parametrize("name", ["_rate", "_gain"])
+def test_the_stand_in_notices_a_number_that_is_replaced_instead_of_refilled(
+    make_tiny_field, monkeypatch, name
+):
+    from sklearn_msf.training.optimizer import AveragedOptimizer
+
+    begin_step = AveragedOptimizer.begin_step
+
+    def replacing(self, rate):
+        begin_step(self, rate)
+        value = getattr(self, name).clone()
+        setattr(self, name, value)
+        for optimizer in self._optimizers if name == "_rate" else ():
+            optimizer.param_groups[0]["lr"] = value
+
+    eager = trained(make_tiny_field)
+    monkeypatch.setattr(AveragedOptimizer, "begin_step", replacing)
+    assert torch.equal(all_weights(trained(make_tiny_field).average), all_weights(eager.average))
+    RecordedCuda().install(monkeypatch)
+    replayed = trained(make_tiny_field)
+    assert not torch.equal(all_weights(replayed.average), all_weights(eager.average))
+
+
+def test_after_a_divergence_steps_are_captured_anew(make_tiny_field, monkeypatch):
+    forgotten = []
+    forget, running = TrainingStep.forget, TrainingStep.take_losses
+
+    def counted(self):
+        forgotten.append(True)
+        forget(self)
+
+    def one_bad(self):
+        losses = running(self)
+        self.n_taken = getattr(self, "n_taken", 0) + 1
+        return losses * float("nan") if self.n_taken == 4 else losses
+
+    monkeypatch.setattr(TrainingStep, "take_losses", one_bad)
+    with pytest.warns(UserWarning, match="not finite in epoch 4"):
+        eager = trained(make_tiny_field)
+    monkeypatch.setattr(TrainingStep, "forget", counted)
+    cuda = RecordedCuda().install(monkeypatch)
+    with pytest.warns(UserWarning, match="not finite in epoch 4"):
+        replayed = trained(make_tiny_field)
+    assert len(forgotten) == 1
+    assert cuda.n_replayed
+    assert torch.equal(all_weights(replayed.average), all_weights(eager.average))
+
+
+def test_no_number_of_a_captured_step_changes_from_step_to_step(make_tiny_field, cuda):
+    settings = {"classification_fraction": 0.5, "class_dropout": 0.0, "batch_size": 13}
+    field = make_tiny_field(n_classes=2, dropout=0.2, channels=16).train()
+    trainer, data = make_trainer(field, **settings), pixels()
+    with trainer._step.running():
+        for rate in (1e-3, 2e-3):
+            for _ in range(5):
+                trainer._step(data, torch.arange(8), rate)
+            trainer._step._graphs.clear()
+    first, second = (recording.described() for recording in cuda.captured)
+    assert first == second
+
+
+class OnlyOnDevice(TorchDispatchMode):
+    """Refuses operations that wait for the device or move tensors to another one."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name, device = operation.name(), (kwargs or {}).get("device")
+        if "_local_scalar_dense" in name or "nonzero" in name:
+            raise AssertionError(f"{name} waits for the device")
+        if "_to_copy" in name and device is not None and torch.device(device) != DEVICE:
+            raise AssertionError("a tensor is copied to the CPU")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_no_tensor_of_a_captured_step_leaves_the_device(make_tiny_field, monkeypatch, optimizer):
+    step = TrainingStep._step
+
+    def watched(self, *arguments):
+        with OnlyOnDevice():
+            step(self, *arguments)
+
+    monkeypatch.setattr(TrainingStep, "_step", watched)
+    with device_without_float64(monkeypatch) as device:
+        field = make_tiny_field(n_classes=2, dropout=0.2, channels=16).move_to(device).train()
+        generator = torch.Generator(device).manual_seed(0)
+        trainer = make_trainer(field, generator=generator, optimizer=optimizer, max_epochs=1)
+        trainer.fit(pixels(device))
+    assert trainer.history[0]["n_images"] == N
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_training_that_runs_out_of_memory_says_what_to_make_smaller(
+    make_tiny_field, monkeypatch, fails
+):
+    def too_large(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if fails:
+        monkeypatch.setattr(TrainingStep, "_sample", too_large)
+    expected = pytest.raises(
+        MemoryError,
+        match=r"batch_size=8\) of the shape \(1, 8, 8\): lower batch_size, .*LatentMedSymmFlow",
+    )
+    with expected if fails else contextlib.nullcontext():
+        trained(make_tiny_field, max_epochs=1)
