@@ -22,7 +22,7 @@ def test_a_compiled_function_is_the_same_function(compiles):
 def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypatch):
     calls = []
 
-    def no_compiler(function):
+    def no_compiler(function, **options):
         def fail(*arguments):
             calls.append(arguments)
             raise RuntimeError("no working C++ compiler found")
@@ -43,6 +43,62 @@ def test_errors_of_the_function_itself_are_raised(compiles):
 
     with pytest.warns(UserWarning, match="compiled"), pytest.raises(ZeroDivisionError):
         compile_or_not(fail)(torch.ones(1))
+
+
+def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
+    n_compiled = []
+
+    def backend(graph, inputs):
+        n_compiled.append(inputs)
+        return graph
+
+    torch.compile.keywords["backend"] = backend
+    function = compile_or_not(lambda x: x.sin() + 1)
+    for n in range(1, 25):
+        torch.testing.assert_close(function(torch.ones(n)), torch.ones(n).sin() + 1)
+    # One for each shape: no shape is left to a graph of any size.
+    assert len(n_compiled) == 24
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"label_prediction": "velocity", "image_prediction": "velocity"}, {"patch_size": 1}],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_losses_are_one_graph(make_tiny_field, layout, precision):
+    from sklearn_msf.flow.path import sample_path, sample_times
+    from sklearn_msf.runtime.device import autocast
+    from sklearn_msf.training.losses import field_losses
+
+    field = make_tiny_field(attention_levels=(0,), dropout=0.0, **layout).train()
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8) % 3
+    x, e_x = torch.randn(2, 8, 1, 8, 8, generator=generator)
+    y = field.codes.masks(labels, (8, 8), generator)
+    e_y = torch.randn(y.shape, generator=generator)
+    sample = sample_path(x, y, e_x, e_y, *sample_times(8, 3, 2, generator))
+    found = []
+    # Any break of the graph is an error.
+    whole = torch.compile(field_losses, fullgraph=True, dynamic=False, backend="eager")
+    for losses in (field_losses, whole):
+        with autocast(torch.device("cpu"), precision):
+            total = sum(losses(field, sample, labels, 3, 3))
+        gradients = torch.autograd.grad(total, list(field.parameters()))
+        found.append([total, *gradients])
+    rtol = 1e-4 if precision == "float32" else 0.1
+    torch.testing.assert_close(*found, rtol=rtol, atol=1e-4 if precision == "float32" else 1e-2)
+
+
+def test_dropout_compiles_with_the_same_fraction(make_tiny_field):
+    from sklearn_msf.nn.dropout import Dropout
+
+    layer = Dropout(0.3).train()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend="eager")
+    h = torch.ones(4, 16, 16, 16)
+    for dropped in (layer(h, 3), compiled(h, 3)):
+        assert dropped[:3].unique().tolist() == pytest.approx([0.0, 256 / 179])
+        assert (dropped[:3] == 0).float().mean() == pytest.approx(0.3, abs=0.03)
+        assert (dropped[3] == 1).all()
 
 
 def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):

@@ -202,3 +202,17 @@ def test_attention_is_the_textbooks(n_heads):
     torch.testing.assert_close(attention(h), expected)
     with torch.no_grad():
         torch.testing.assert_close(attention(h), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_by_products_is_attention(dtype):
+    from sklearn_msf.nn.unet import _attend_by_products
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 49, 16, generator=generator).to(dtype)
+    found = _attend_by_products(query, key, value)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found, wanted, atol=2e-2 if dtype == torch.bfloat16 else 1e-6, rtol=0
+    )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["Dropout"]
 
@@ -40,6 +41,9 @@ class Dropout(nn.Module):
         if n_rows is not None and n_rows < len(h):
             return torch.cat([self(h[:n_rows]), h[n_rows:]])
         n_zero = min(255, max(1, round(256 * self.p)))
+        if torch.compiler.is_compiling():
+            # A compiler knows the global generator only, and joins torch's dropout to its kernels.
+            return F.dropout(h, n_zero / 256)
         n, channels, height, width = h.shape
         words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)
         words.random_(-(2**63), None, generator=self.generator)

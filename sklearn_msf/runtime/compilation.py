@@ -9,9 +9,16 @@ from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["compile_or_not"]
 
+# Numbers of shapes for which a function is compiled before torch gives up. Training has one for
+# each division of a batch, more than torch allows by default.
+_LIMITS = {"recompile_limit": 64, "accumulated_recompile_limit": 1024}
+
 
 def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function at its first call; if that fails, warn once and run it uncompiled.
+
+    The function is compiled as a whole, for each combination of shapes and numbers anew. Torch
+    keeps what it compiled on the disk, so that other processes need not compile it again.
 
     Parameters
     ----------
@@ -23,13 +30,14 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     callable
         The same function, compiled if that works.
     """
-    compiled: Callable[..., Any] | None = torch.compile(function)
+    compiled: Callable[..., Any] | None = torch.compile(function, fullgraph=True, dynamic=False)
 
     def call(*arguments: Any) -> Any:
         nonlocal compiled
         if compiled is not None:
             try:
-                return compiled(*arguments)
+                with torch._dynamo.config.patch(_LIMITS):
+                    return compiled(*arguments)
             except torch.OutOfMemoryError:
                 raise
             # Backends raise various exceptions when they find no compiler or cannot compile, so
