@@ -184,9 +184,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Only after :meth:`fit_reject`. `threshold`: the uncertainty above which
         :meth:`predict_with_reject` rejects an image; None, if no threshold could be certified,
         rejects all. `kind`: the kind of uncertainty. `settings`: the parameters of prediction with
-        which the threshold was learned. `target_risk`, `confidence`, `n_images`, `n_accepted`,
-        `n_wrong`: what was asked for, and how many calibration images there were, were accepted
-        and were of these answered wrongly; from them the certificate can be checked.
+        which the threshold was learned. `target_risk`, `cost_matrix`, `confidence`: what was asked
+        for. `confusion_matrix`: how the calibration images that count were answered, with a column
+        for rejected ones; from it the certificate can be checked. `n_images`, `n_accepted`,
+        `n_wrong`: their number, and how many of them were accepted, and answered wrongly.
 
     See Also
     --------

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.utils.metadata_routing import UNUSED
 
+from sklearn_msf._evaluation.confusion import confusion_matrix_with_reject, costs_of
+from sklearn_msf._evaluation.groups import aggregate_by_group, labels_by_group
 from sklearn_msf._evaluation.labels import differing_labels
 from sklearn_msf._evaluation.risk_control import certified_threshold
 from sklearn_msf._evaluation.validation import (
@@ -31,12 +33,16 @@ __all__ = [
     "RiskCoverageCurve",
     "accept_most_certain",
     "accuracy_rejection_curve",
+    "aggregate_by_group",
     "augrc",
     "aurc",
     "certified_threshold",
+    "confusion_matrix_with_reject",
+    "costs_of",
     "coverage_at_risk",
     "errors_of",
     "excess_aurc",
+    "labels_by_group",
     "neg_augrc_scorer",
     "neg_aurc_scorer",
     "neg_excess_aurc_scorer",

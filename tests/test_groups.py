@@ -13,10 +13,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from sklearn_msf._estimator import data_validation, fit
-from sklearn_msf._estimator.groups import draw_one_of_each, group_numbers, split_groups
+from sklearn_msf._estimator.groups import draw_one_of_each, split_groups
+from sklearn_msf._estimator.rejection import RiskTarget, images_that_count
+from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.model.temperature import fit_temperature
-from sklearn_msf.selective import certified_threshold
+from sklearn_msf.selective import aggregate_by_group, certified_threshold, labels_by_group
 
 RNG = np.random.default_rng(0)
 # 20 patients with 3 images each; a patient has one label.
@@ -343,3 +345,127 @@ def test_weights_of_a_validation_set_make_no_epoch(recwarn):
     classifier = tiny_classifier(max_epochs=1, calibration="temperature")
     classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL, sample_weight_val=weights)
     assert not [w for w in recwarn if "sample_weight" in str(w.message)]
+
+
+def test_for_risks_of_classes_one_image_of_each_class_in_each_group_counts():
+    groups, labels = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1])
+    drawn = {
+        tuple(images_that_count(labels, groups, RiskTarget({"a": 0.1}, 0.9), seed))
+        for seed in range(100)
+    }
+    assert drawn == {(i, 2, j) for i in (0, 1) for j in (3, 4)}
+    of_groups = images_that_count(labels, groups, RiskTarget(0.1, 0.9), 0)
+    assert groups[of_groups].tolist() == [0, 1]
+    assert images_that_count(labels, None, RiskTarget(0.1, 0.9), 0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_promise_for_a_class_holds_for_an_image_of_a_new_group():
+    # As above, and half of the images of each patient are of each class.
+    rng = np.random.default_rng(0)
+    groups, labels = np.repeat(np.arange(60), 40), np.tile([0, 1], 1200)
+    target = RiskTarget({1: 0.25}, 0.9)
+    broken = {"rows": 0, "groups": 0}
+    for seed in range(300):
+        errors = (rng.random(60) < 0.3)[groups]
+        drawn = images_that_count(labels, groups, target, seed)
+        for name, rows in (("rows", slice(None)), ("groups", drawn)):
+            threshold = certified_threshold(
+                errors[rows],
+                np.zeros(len(groups))[rows],
+                target_risk=target.risk,
+                y_true=labels[rows],
+                confidence=0.9,
+            )
+            broken[name] += threshold is not None
+    assert broken["groups"] <= 30 < broken["rows"]
+
+
+def test_too_few_groups_of_a_class_are_named(fitted, digits):
+    images, labels = digits
+    with pytest.raises(ValueError, match=r"X_cal has \d+ groups with images of the class 'one'"):
+        fitted.fit_reject(images, labels, groups=np.arange(240) // 6, target_risk={"one": 0.05})
+
+
+# One answer for each group
+
+
+def test_groups_come_in_the_order_of_their_first_images():
+    p = np.array([[0.8, 0.2], [0.5, 0.5], [0.4, 0.6], [0.1, 0.9]])
+    groups = ["z", "a", "z", "m"]
+    means, names = aggregate_by_group(p, groups)
+    assert names.tolist() == ["z", "a", "m"]
+    np.testing.assert_allclose(means, [[0.6, 0.4], [0.5, 0.5], [0.1, 0.9]])
+    assert labels_by_group([1, 0, 1, 2], groups).tolist() == [1, 0, 2]
+
+
+def test_the_geometric_mean_weighs_doubts_more():
+    # sqrt(0.9 * 0.1) = 0.3 and sqrt(0.1 * 0.4) = 0.2 and 0 for the class that one image excludes.
+    p = [[0.9, 0.1, 0.0], [0.1, 0.4, 0.5]]
+    geometric, _ = aggregate_by_group(p, [7, 7], rule="geometric")
+    np.testing.assert_allclose(geometric, [[0.6, 0.4, 0]], atol=1e-12)
+    # Images that exclude every class leave probabilities, too.
+    undecided, _ = aggregate_by_group([[1, 0], [0, 1]], [7, 7], rule="geometric")
+    np.testing.assert_allclose(undecided, [[0.5, 0.5]])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), min_size=1, max_size=30))
+def test_a_group_of_equal_images_has_their_probabilities(rows):
+    groups = [group for group, _ in rows]
+    of_group = dict(rows)
+    p = np.array([of_group[group] for group in groups])
+    for rule in ("mean", "geometric"):
+        together, names = aggregate_by_group(np.stack([p, 1 - p], axis=1), groups, rule=rule)
+        np.testing.assert_allclose(together.sum(axis=1), 1)
+        np.testing.assert_allclose(
+            together[:, 0], [of_group[name] for name in names.tolist()], atol=1e-9
+        )
+
+
+def test_the_promise_holds_for_new_patients_who_are_answered_as_a_whole():
+    rng = np.random.default_rng(0)
+
+    def patients(n):
+        """Errors and uncertainties of n patients with 1 to 5 images that resemble each other."""
+        groups = np.repeat(np.arange(n), rng.integers(1, 6, n))
+        y = rng.integers(0, 2, n)
+        logits = (1.2 * (2 * y - 1) + rng.normal(0, 1, n))[groups] + rng.normal(0, 1, len(groups))
+        p = 1 / (1 + np.exp(-2 * logits))
+        together, names = aggregate_by_group(np.stack([1 - p, p], axis=1), groups)
+        labels = labels_by_group(y[groups], groups)
+        assert names.tolist() == list(range(n))
+        return together.argmax(axis=1) != labels, 1 - together.max(axis=1)
+
+    errors, uncertainty = patients(100_000)
+    assert errors.mean() > 0.12
+    broken = certified = 0
+    for _ in range(300):
+        threshold = certified_threshold(*patients(400), target_risk=0.1, confidence=0.8)
+        if threshold is not None:
+            certified += 1
+            broken += errors[uncertainty <= threshold].mean() > 0.1
+    assert certified > 250
+    assert broken / 300 <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[0.5, 0.5]], [1, 2]), r"groups must be of shape \(1,\)"),
+        (([[0.5, 0.6]], [1]), "probabilities must sum to 1 in each row"),
+        (([0.5, 0.5], [1, 2]), r"probabilities must be of shape \(n, K\)"),
+        (([[0.5, 0.5]], [None]), "groups contains NaN or None"),
+    ],
+)
+def test_what_cannot_be_combined_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        aggregate_by_group(*arguments)
+
+
+def test_other_rules_are_refused():
+    with pytest.raises(ValueError, match="rule must be 'mean' or 'geometric', got 'max'"):
+        aggregate_by_group([[0.5, 0.5]], [1], rule="max")
+
+
+def test_a_group_with_two_labels_is_named():
+    with pytest.raises(ValueError, match="group 'b' has the labels 'ill' and 'well'"):
+        labels_by_group(["ill", "ill", "well"], ["a", "b", "b"])

@@ -20,6 +20,7 @@ from sklearn_msf._estimator.rejection import RejectionRule, rejects
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.selective import certified_threshold, confusion_matrix_with_reject, costs_of
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
 
@@ -365,6 +366,100 @@ def test_threshold_and_temperature_are_saved(fitted, calibration, tmp_path, cert
             "entropy",
             model.rejection_.threshold,
         )
+
+
+# Risks of classes, and costs
+
+
+def outputs(classifier, images):
+    return classifier.predict(images), classifier.predict_uncertainty(images)
+
+
+def test_risks_of_classes_have_the_threshold_of_the_function(rejecting, calibration):
+    X, y = calibration
+    target = {"one": 0.2, "zero": 0.15}
+    rejecting.fit_reject(X, y, target_risk=target, confidence=0.9)
+    answers, uncertainty = outputs(rejecting, X)
+    threshold = certified_threshold(
+        answers != y, uncertainty, target_risk=target, y_true=y, confidence=0.9
+    )
+    rule = rejecting.rejection_
+    assert rule.threshold == threshold is not None
+    assert (rule.target_risk, rule.confidence) == (target, 0.9)
+    masked = rejecting.predict_with_reject(X)
+    assert 0 < masked.count() < len(X)
+    for label, risk in target.items():
+        assert np.mean((masked.data != y)[y == label] & ~masked.mask[y == label]) <= risk
+
+
+def test_the_rule_counts_answers_by_class(rejecting, calibration):
+    X, y = calibration
+    rejecting.fit_reject(X, y, target_risk=0.3)
+    rule, answers = rejecting.rejection_, rejecting.predict_with_reject(X)
+    expected = confusion_matrix_with_reject(y, answers, labels=rejecting.classes_)
+    np.testing.assert_array_equal(rule.confusion_matrix, expected)
+    assert (rule.n_images, rule.n_accepted) == (len(X), answers.count())
+    assert rule.n_wrong == np.sum(answers.compressed() != y[~answers.mask])
+
+
+COSTS = [[0.0, 1.0, 8.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
+
+
+def test_costs_have_the_threshold_of_the_function(rejecting, calibration):
+    X, y = calibration
+    rejecting.fit_reject(X, y, target_risk=1.5, cost_matrix=COSTS)
+    answers, uncertainty = outputs(rejecting, X)
+    costs = costs_of(y, answers, COSTS, labels=rejecting.classes_)
+    threshold = certified_threshold(costs, uncertainty, target_risk=1.5, max_loss=8)
+    assert rejecting.rejection_.threshold == threshold is not None
+    assert rejecting.rejection_.cost_matrix == tuple(map(tuple, COSTS))
+
+
+def test_one_cost_for_every_error_is_bounded_exactly(rejecting, calibration):
+    X, y = calibration
+    plain = rejecting.rejection_.threshold
+    rejecting.fit_reject(X, y, target_risk=0.15 * 4, cost_matrix=4 * (1 - np.eye(3)))
+    assert rejecting.rejection_.threshold == plain
+
+
+def test_classes_that_cannot_be_certified_are_never_answered(rejecting, digits):
+    X = digits[0]
+    # Every answer is wrong, and about 80 images of a class may have no error among those answered.
+    wrong = np.roll(rejecting.classes_, 1)[rejecting.predict_proba(X).argmax(axis=1)]
+    target = dict.fromkeys(["one", "two", "zero"], 0.05)
+    with pytest.warns(UserWarning, match="None can be certified.*target_risk={'one': 0.05, 'two'"):
+        rejecting.fit_reject(X, wrong, target_risk=target)
+    assert rejecting.rejection_.threshold is None
+    assert rejecting.predict_with_reject(X).count() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_risk": {"seven": 0.1}}, r"target_risk names \['seven'\], not among the classes"),
+        ({"target_risk": {1: 0.1}}, "target_risk has labels that are numbers"),
+        ({"target_risk": {}}, "target_risk={} names no class"),
+        ({"target_risk": {"one": 0}}, r"target_risk\['one'\] must be a number in \(0, 1\), got 0"),
+        (
+            {"target_risk": {"one": 0.1}, "cost_matrix": COSTS},
+            "cost_matrix cannot be used with target_risk={'one': 0.1}",
+        ),
+        (
+            {"target_risk": 8, "cost_matrix": COSTS},
+            r"must be a number in \(0, max_loss=8.0\), got 8",
+        ),
+        ({"target_risk": 0.1, "cost_matrix": [[0, 1], [1, 0]]}, r"must be of shape \(3, 3\)"),
+        (
+            {"target_risk": {"one": 0.01}},
+            r"images of the class 'one'; target_risk\['one'\]=0.01 .* needs at least 299",
+        ),
+        ({"target_risk": 0.05, "cost_matrix": COSTS}, r"X_cal has 240 images.* at least 9\d\d"),
+    ],
+)
+def test_targets_that_cannot_be_kept_to_are_named(fitted, calibration, settings, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.fit_reject(*calibration, **settings)
+    assert not hasattr(fitted, "rejection_")
 
 
 # Inside scikit-learn

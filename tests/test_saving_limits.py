@@ -29,6 +29,7 @@ from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoen
 from sklearn_msf.persistence import limits
 from sklearn_msf.persistence.archives import ArchiveError, read_archive
 from sklearn_msf.persistence.limits import check_blocks, check_encoded_size, check_image_shape
+from sklearn_msf.selective import confusion_matrix_with_reject
 
 X = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
 Y = np.array(["a", "bb", "ccc"] * 4)
@@ -452,19 +453,47 @@ def test_a_saved_rule_keeps_what_its_certificate_can_be_checked_by(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "target",
+    [
+        {"target_risk": {"a": 0.9, "ccc": 0.8}},
+        {"target_risk": 3.5, "cost_matrix": [[0, 1, 5], [1, 0, 1], [2, 2, 0]]},
+    ],
+)
+def test_rules_of_classes_and_of_costs_are_saved(tmp_path, target):
+    rng = np.random.default_rng(1)
+    classifier = tiny_classifier(max_epochs=1).fit(X, Y)
+    images, labels = rng.integers(0, 256, (300, 8, 8), dtype=np.uint8), rng.choice(Y, 300)
+    classifier.fit_reject(images, labels, **target)
+    rule = open_again(classifier, tmp_path).rejection_
+    assert rule == classifier.rejection_ == pickle.loads(pickle.dumps(classifier)).rejection_
+    assert rule.target_risk == target["target_risk"]
+    answers = classifier.predict_with_reject(images)
+    matrix = confusion_matrix_with_reject(labels, answers, labels=classifier.classes_)
+    assert rule.confusion_matrix == tuple(map(tuple, matrix.tolist()))
+    assert rule.n_accepted == answers.count()
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"target_risk": 1.5},
         {"confidence": "high"},
-        {"n_images": -1},
-        {"n_accepted": 1000},
-        {"n_wrong": 0.5},
+        {"confidence": None},
+        {"target_risk": {"pairs": [["no class", 0.1]]}},
+        {"target_risk": {"pairs": [["a", 1.5]]}},
+        {"cost_matrix": [[0, 1], [1, 0]]},
+        {"cost_matrix": [[0, 1, 1], [1, 0, 1], [1, 10**400, 0]]},
+        {"confusion_matrix": [[1, 2, 3]] * 3},
+        {"confusion_matrix": [[1, 2, 3, -4]] * 3},
+        {"confusion_matrix": [[1, 2, 3, 0.5]] * 3},
+        {"confusion_matrix": "many"},
     ],
 )
 def test_a_certificate_that_cannot_be_is_refused(tmp_path, wrong):
     classifier = tiny_classifier(max_epochs=1).fit(X, Y)
-    rule = {"threshold": 0.5, "kind": "margin", "settings": {}, "n_images": 100}
-    edited(classifier, tmp_path, lambda d: d.update(rejection={**rule, "n_accepted": 10, **wrong}))
+    rule = {"threshold": 0.5, "kind": "margin", "settings": {}}
+    certificate = {"target_risk": 0.1, "confidence": 0.9, "confusion_matrix": [[1, 2, 3, 4]] * 3}
+    edited(classifier, tmp_path, lambda d: d.update(rejection={**rule, **certificate, **wrong}))
     with pytest.raises(ArchiveError, match="invalid rejection rule"):
         type(classifier).from_pretrained(tmp_path)
 

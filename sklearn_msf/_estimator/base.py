@@ -18,7 +18,6 @@ from sklearn_msf._estimator.fit import (
     fit,
     fit_partially,
 )
-from sklearn_msf._estimator.groups import draw_one_of_each, group_numbers
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     Parameters,
@@ -32,9 +31,12 @@ from sklearn_msf._estimator.pickling import all_or_nothing, fitted_state, restor
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.rejection import (
     RejectionRule,
-    check_calibration,
+    calibration_labels,
+    check_numbers,
     check_reject_label,
     check_rule,
+    checked_target,
+    images_that_count,
     learn_rule,
     mark_rejected,
     prediction_parameters,
@@ -47,6 +49,7 @@ from sklearn_msf._estimator.serialization import (
     open_model,
     save_model,
 )
+from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf._evaluation.validation import check_share
 from sklearn_msf.model.classification import (
@@ -447,26 +450,32 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         y_cal: Any,
         *,
         groups: Any = None,
-        target_risk: float = 0.05,
+        target_risk: float | Mapping[Any, float] = 0.05,
+        cost_matrix: Any = None,
         confidence: float = 0.95,
         kind: str = "margin",
     ) -> Estimator:
-        """Learn a threshold of uncertainty above which to reject, with a certified error rate.
+        """Learn a threshold of uncertainty above which to reject, with a certified risk.
 
-        The threshold is the one that accepts most images among those whose error rate can be
-        certified, see :func:`~sklearn_msf.selective.certified_threshold`. On new images from the
-        same distribution as the calibration images, the error rate of the accepted predictions is
-        at most `target_risk`, except in a fraction 1 - `confidence` of calibrations. The
-        calibration images must be independent, and images of one patient are not: pass `groups` if
-        there are several. Use new calibration images for each further `kind` or target that you
+        The threshold is the one that accepts most images among those whose risk can be certified,
+        see :func:`~sklearn_msf.selective.certified_threshold`. On new images from the same
+        distribution as the calibration images, the risk is at most `target_risk`, except in a
+        fraction 1 - `confidence` of calibrations. The risk is the error rate of the accepted
+        predictions; with `cost_matrix` their mean cost; with risks of classes, for each of these
+        classes, the fraction of its images whose prediction is accepted and wrong.
+
+        The calibration images must be independent, and images of one patient are not: pass `groups`
+        if there are several. Use new calibration images for each further `kind` or target that you
         try. `fit` and `partial_fit` delete the threshold.
 
         With `groups` one image of each group is drawn at random, and only these count, so that the
         bound is again that of independent images: "subsampling once" of Dunn, Wasserman and Ramdas
         ("Distribution-free prediction sets for two-layer hierarchical models", 2023). It then holds
         for an image drawn at random from those of a new patient, where each patient counts once,
-        however many images there are. The draw depends on the seed of the model and the order of
-        the images alone, so the same call gives the same threshold.
+        however many images there are. For risks of classes one image of each class in each group is
+        drawn, and the bound holds for an image drawn from those of this class of a new patient. The
+        draw depends on the seed of the model and the order of the images alone, so the same call
+        gives the same threshold.
 
         Parameters
         ----------
@@ -476,8 +485,15 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             Their labels, with two or more of `classes_`.
         groups : array-like of shape (n,), optional
             Group of each image, such as the id of the patient.
-        target_risk : float, default=0.05
-            Fraction of the accepted predictions that may be wrong, in (0, 1).
+        target_risk : float or mapping of labels to floats, default=0.05
+            Fraction of the accepted predictions that may be wrong, in (0, 1). With `cost_matrix`
+            the mean cost that they may have, less than the largest cost. Or a mapping, such as
+            ``{"melanoma": 0.02, "nevus": 0.1}``: for each of its labels the fraction of all images
+            of this class that may be accepted and predicted wrongly, in (0, 1). All of these hold
+            at once; classes that are not named are not bounded.
+        cost_matrix : array-like of shape (K, K), default=None
+            Entry (i, j) is the cost of the prediction ``classes_[j]`` for an image of
+            ``classes_[i]``, at least 0. None counts errors.
         confidence : float, default=0.95
             Probability that the bound holds, over the choice of calibration images; in (0, 1).
         kind : {"margin", "entropy", "distance", "draws", "image"}, default="margin"
@@ -492,24 +508,26 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Raises
         ------
         ValueError
-            For a `target_risk` or `confidence` outside (0, 1), for a `kind` as in
-            :meth:`predict_uncertainty`, for labels of a single class or of a class that fit did not
-            see, for so few images or groups that nothing could be certified even if every
-            prediction was right, and if every prediction is right, as on images that training saw.
+            For a `target_risk` or `confidence` outside its range, labels in `target_risk` that are
+            no class, a `cost_matrix` of another shape, with negative entries or beside risks of
+            classes, for a `kind` as in :meth:`predict_uncertainty`, for labels of a single class
+            or of a class that fit did not see, for so few images or groups that nothing could be
+            certified even if every prediction was right, and if every prediction is right, as on
+            images that training saw.
         """
-        check_share("target_risk", target_risk)
-        check_share("confidence", confidence)
         self._checked_kind(kind)
-        targets = {"target_risk": target_risk, "confidence": confidence}
+        check_is_fitted(self)
+        target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
         model, inputs, settings = self._checked(X_cal)
-        n_images = len(inputs)
-        numbers = None if groups is None else group_numbers("groups", groups, n_images)
-        labels = check_calibration(y_cal, numbers, model.classes, n_images, **targets)
+        numbers = None if groups is None else group_numbers("groups", groups, len(inputs))
+        labels = calibration_labels(y_cal, model.classes, len(inputs))
+        counted = images_that_count(labels, numbers, target, model.noise_seed)
+        check_numbers(labels[counted], model.classes, in_groups=groups is not None, target=target)
         prediction = predict(model, inputs, settings, kind)
-        wrong = prediction.class_indices != labels
         of_prediction = prediction_parameters(self._parameters())
-        counted = slice(None) if numbers is None else draw_one_of_each(numbers, model.noise_seed)
-        self.rejection_ = learn_rule(prediction, wrong, counted, kind, of_prediction, **targets)
+        self.rejection_ = learn_rule(
+            prediction, labels, counted, kind, of_prediction, classes=model.classes, target=target
+        )
         return self
 
     def predict_with_reject(

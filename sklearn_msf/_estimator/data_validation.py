@@ -11,12 +11,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from sklearn_msf._estimator.groups import group_numbers, split_groups
+from sklearn_msf._estimator.groups import split_groups
 from sklearn_msf._estimator.weights import (
     checked_weights,
     class_weights,
     relative_weights,
 )
+from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import (
     as_labels,
     check_one_kind,

@@ -1,33 +1,12 @@
 """Groups of samples that belong together, such as the images of one patient."""
 
-from typing import Any
-
 import numpy as np
 from sklearn.model_selection import ShuffleSplit
 
-from sklearn_msf._evaluation.labels import as_labels
-
-__all__ = ["draw_one_of_each", "group_numbers", "split_groups"]
+__all__ = ["draw_one_of_each", "split_groups"]
 
 # Number of random splits of the groups, of which the one with the most even classes is taken.
 _N_SPLITS = 100
-
-
-def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
-    """Give the groups of n samples numbers, in the order of their names.
-
-    Raises
-    ------
-    ValueError
-        For groups of another shape than (n,) or (n, 1), of several kinds, and for NaN.
-    """
-    checked = as_labels(name, groups)
-    if checked.shape not in ((n_samples,), (n_samples, 1)):
-        raise ValueError(
-            f"{name} must be of shape ({n_samples},), the group of each image; got {checked.shape}."
-        )
-    _, numbers = np.unique(checked.ravel(), return_inverse=True)
-    return numbers
 
 
 def split_groups(

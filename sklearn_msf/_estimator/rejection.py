@@ -1,25 +1,39 @@
 """Rejection of uncertain predictions by a rule that is learned on calibration images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+from sklearn_msf._estimator.groups import draw_one_of_each
 from sklearn_msf._estimator.parameters import Parameters, affecting
+from sklearn_msf._evaluation.confusion import checked_cost_matrix
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
-from sklearn_msf._evaluation.risk_control import certified_threshold, count_rows_to_certify
+from sklearn_msf._evaluation.risk_control import (
+    certified_threshold,
+    check_class_risks,
+    check_risk,
+    count_class_rows_to_certify,
+    count_rows_to_certify,
+)
+from sklearn_msf._evaluation.validation import check_share
 from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.runtime.user_warnings import warn_user
-from sklearn_msf.selective import accept_most_certain
+from sklearn_msf.selective import accept_most_certain, confusion_matrix_with_reject
 
 __all__ = [
     "RejectionRule",
-    "check_calibration",
+    "RiskTarget",
+    "calibration_labels",
+    "check_numbers",
     "check_reject_label",
     "check_rule",
+    "checked_target",
+    "images_that_count",
     "learn_rule",
     "mark_rejected",
     "prediction_parameters",
@@ -48,24 +62,103 @@ class RejectionRule:
         Kind of the uncertainty.
     settings : dict
         Parameters of prediction with which the threshold was learned, as plain data.
-    target_risk : float or None
-        Fraction of wrong answers that is allowed among those given. This and what follows make
-        the certificate one that can be checked later; None in rules of older files.
+    target_risk : float, dict or None
+        Fraction of wrong answers, or mean cost, that is allowed among the answers given. Or, for
+        each label of the dict, the fraction of its images that may be answered wrongly. This and
+        what follows make the certificate one that can be checked later; None in rules of older
+        files.
     confidence : float or None
-        Probability that the fraction is kept to, over the choice of calibration images.
-    n_images, n_accepted, n_wrong : int or None
-        Number of calibration images, of those that the rule accepts, and of these the number that
-        are answered wrongly.
+        Probability that the risk is kept to, over the choice of calibration images.
+    cost_matrix : tuple of tuples of float, or None
+        Cost of each answer (columns) for the images of each class (rows), if a mean cost is
+        bounded.
+    confusion_matrix : tuple of tuples of int, or None
+        Calibration images that count, by class (rows) and by answer under this rule (columns, the
+        last one for rejected images), as of
+        :func:`~sklearn_msf.selective.confusion_matrix_with_reject`.
     """
 
     threshold: float | None
     kind: str
     settings: dict[str, Any]
-    target_risk: float | None = None
+    target_risk: float | dict[Any, float] | None = None
     confidence: float | None = None
-    n_images: int | None = None
-    n_accepted: int | None = None
-    n_wrong: int | None = None
+    cost_matrix: tuple[tuple[float, ...], ...] | None = None
+    confusion_matrix: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def n_images(self) -> int | None:
+        """Number of calibration images that count."""
+        return None if self.confusion_matrix is None else sum(map(sum, self.confusion_matrix))
+
+    @property
+    def n_accepted(self) -> int | None:
+        """Number of these images that the rule accepts."""
+        if self.confusion_matrix is None:
+            return None
+        return sum(sum(row[:-1]) for row in self.confusion_matrix)
+
+    @property
+    def n_wrong(self) -> int | None:
+        """Number of accepted images that are answered wrongly."""
+        if self.confusion_matrix is None:
+            return None
+        return sum(sum(row[:-1]) - row[i] for i, row in enumerate(self.confusion_matrix))
+
+
+@dataclass(frozen=True)
+class RiskTarget:
+    """Risk that a rule has to keep to.
+
+    Attributes
+    ----------
+    risk : float or dict
+        As `target_risk` of :func:`~sklearn_msf.selective.certified_threshold`; the keys of a dict
+        are class labels.
+    confidence : float
+        Probability that the bound holds.
+    cost_matrix : ndarray of shape (K, K) or None
+        Costs of which the mean is bounded; None bounds an error rate.
+    """
+
+    risk: float | dict[Any, float]
+    confidence: float
+    cost_matrix: np.ndarray | None = None
+
+
+def checked_target(
+    target_risk: Any, confidence: Any, cost_matrix: Any, classes: np.ndarray
+) -> RiskTarget:
+    """Check what :meth:`fit_reject` is asked to bound.
+
+    Raises
+    ------
+    ValueError
+        For a risk or confidence outside its range, labels that are not among the classes, a cost
+        matrix that cannot be used, and one beside risks of classes.
+    """
+    check_share("confidence", confidence)
+    if not isinstance(target_risk, Mapping):
+        costs = None if cost_matrix is None else checked_cost_matrix(cost_matrix, len(classes))
+        check_risk("target_risk", target_risk, None if costs is None else float(costs.max()))
+        return RiskTarget(float(target_risk), float(confidence), costs)
+    if cost_matrix is not None:
+        raise ValueError(
+            f"cost_matrix cannot be used with target_risk={target_risk!r}, which counts wrong "
+            "answers: leave one of them out."
+        )
+    check_class_risks(target_risk)
+    named = as_labels("target_risk", list(target_risk))
+    check_same_kind("target_risk", named, "the estimator", classes)
+    indices = label_indices(named, classes)
+    if (indices < 0).any():
+        raise ValueError(
+            f"target_risk names {named[indices < 0].tolist()}, not among the classes "
+            f"{classes.tolist()}."
+        )
+    labels = classes.tolist()
+    risks = {labels[i]: float(r) for i, r in zip(indices, target_risk.values(), strict=True)}
+    return RiskTarget(risks, float(confidence))
 
 
 def prediction_parameters(p: Parameters) -> dict[str, Any]:
@@ -74,16 +167,8 @@ def prediction_parameters(p: Parameters) -> dict[str, Any]:
     return {name: to_plain(values[name]) for name in affecting("prediction") if name in values}
 
 
-def check_calibration(
-    y: Any,
-    groups: np.ndarray | None,
-    classes: np.ndarray,
-    n_images: int,
-    *,
-    target_risk: float,
-    confidence: float,
-) -> np.ndarray:
-    """Check the labels of calibration images, and that there are enough images or groups.
+def calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray:
+    """Check the labels of calibration images.
 
     Returns
     -------
@@ -93,35 +178,126 @@ def check_calibration(
     Raises
     ------
     ValueError
-        For labels of another shape or kind, unknown labels or a single class, and if there are so
-        few images, or groups, that no threshold can be certified even without an error.
+        For labels of another shape or kind, unknown labels or a single class.
     """
-    labels = _calibration_labels(y, classes, n_images)
-    n_needed = count_rows_to_certify(target_risk=target_risk, confidence=confidence)
-    independent = f"{n_images} images"
-    n_independent = n_images
-    if groups is not None:
-        n_independent = len(np.unique(groups))
-        independent = f"images of {n_independent} groups, of which one image each counts"
-    if n_independent < n_needed:
+    y = as_labels("y_cal", y)
+    if y.shape not in ((n_images,), (n_images, 1)):
+        raise ValueError(f"y_cal must be of shape ({n_images},), as X_cal; got {y.shape}.")
+    y = y.ravel()
+    check_same_kind("y_cal", y, "the estimator", classes)
+    indices = label_indices(y, classes)
+    unknown = sorted(set(y[indices < 0].tolist()), key=str)
+    if unknown:
         raise ValueError(
-            f"X_cal has {independent}; target_risk={target_risk} at "
-            f"confidence={confidence} needs at least {n_needed}, even if every answer is right. "
-            f"Use more {'images' if groups is None else 'groups'}, a larger target_risk or a lower "
-            "confidence."
+            f"y_cal has labels {unknown} that are not among the classes "
+            f"{classes.tolist()}: leave their images out, or fit with them."
         )
-    return labels
+    if len(np.unique(indices)) < 2:
+        raise ValueError(
+            f"y_cal has the one class {y.tolist()[0]!r}: the risk for other classes stays unknown. "
+            "Calibrate on images with the same distribution as future ones."
+        )
+    return indices
+
+
+def images_that_count(
+    labels: np.ndarray, groups: np.ndarray | None, target: RiskTarget, seed: int
+) -> np.ndarray:
+    """Choose calibration images that are independent of each other.
+
+    Without groups these are all images. With groups it is one of each group, drawn at random; for
+    risks of classes one of each class in each group, because each class is tested by itself.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        Class indices.
+    groups : ndarray of shape (n,), int, or None
+        Number of each image's group.
+    target : RiskTarget
+        What the rule has to keep to.
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    ndarray of int
+        Indices of the images.
+    """
+    if groups is None:
+        return np.arange(len(labels))
+    if isinstance(target.risk, dict):
+        groups = groups * (labels.max() + 1) + labels
+    return draw_one_of_each(groups, seed)
+
+
+def check_numbers(
+    labels: np.ndarray, classes: np.ndarray, *, in_groups: bool, target: RiskTarget
+) -> None:
+    """Refuse so few calibration images or groups that nothing can be certified.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n,)
+        Class indices of the images that count.
+    classes : ndarray of shape (K,)
+        Class labels.
+    in_groups : bool
+        Whether each of these images stands for a group.
+    target : RiskTarget
+        What the rule has to keep to.
+
+    Raises
+    ------
+    ValueError
+        If no threshold could be certified even without an error.
+    """
+    if isinstance(target.risk, dict):
+        _check_numbers_of_classes(labels, classes, in_groups, target.risk, target.confidence)
+        return
+    share = target.risk if target.cost_matrix is None else target.risk / target.cost_matrix.max()
+    n_needed = count_rows_to_certify(target_risk=float(share), confidence=target.confidence)
+    found = f"{len(labels)} images"
+    if in_groups:
+        found = f"images of {len(labels)} groups, of which one image each counts"
+    if len(labels) < n_needed:
+        raise ValueError(
+            f"X_cal has {found}; target_risk={target.risk} at "
+            f"confidence={target.confidence} needs at least {n_needed}, even if every answer is "
+            f"right. Use more {'groups' if in_groups else 'images'}, a larger target_risk or a "
+            "lower confidence."
+        )
+
+
+def _check_numbers_of_classes(
+    labels: np.ndarray,
+    classes: np.ndarray,
+    in_groups: bool,
+    risks: dict[Any, float],
+    confidence: float,
+) -> None:
+    counts = dict(zip(classes.tolist(), np.bincount(labels, minlength=len(classes)), strict=True))
+    things = "groups" if in_groups else "images"
+    for label, risk in risks.items():
+        n_needed = count_class_rows_to_certify(target_risk=risk, confidence=confidence)
+        if counts[label] < n_needed:
+            raise ValueError(
+                f"X_cal has {counts[label]} {things} with images of the class {label!r}; "
+                f"target_risk[{label!r}]={risk} at confidence={confidence} needs at least "
+                f"{n_needed}, even if every answer is right. Use more {things} of this class, a "
+                "larger target_risk or a lower confidence."
+            )
 
 
 def learn_rule(
     prediction: Prediction,
-    wrong: np.ndarray,
-    independent: np.ndarray | slice,
+    labels: np.ndarray,
+    independent: np.ndarray,
     kind: str,
     settings: dict[str, Any],
     *,
-    target_risk: float,
-    confidence: float,
+    classes: np.ndarray,
+    target: RiskTarget,
 ) -> RejectionRule:
     """Learn the rule that accepts most among those that are certified.
 
@@ -129,16 +305,18 @@ def learn_rule(
     ----------
     prediction : Prediction
         Prediction for the calibration images.
-    wrong : ndarray of shape (n,), bool
-        Which predicted labels are wrong.
-    independent : ndarray of int or slice
-        The images that the certificate counts: all, or one of each group.
+    labels : ndarray of shape (n,)
+        Class indices.
+    independent : ndarray of int
+        The images that the certificate counts.
     kind : str
         Kind of the uncertainty.
     settings : dict
         Parameters of prediction, to be kept in the rule.
-    target_risk, confidence : float
-        As in :func:`~sklearn_msf.selective.certified_threshold`.
+    classes : ndarray of shape (K,)
+        Class labels.
+    target : RiskTarget
+        What the rule has to keep to.
 
     Returns
     -------
@@ -150,33 +328,67 @@ def learn_rule(
     ValueError
         If every predicted label is right.
     """
-    if not wrong.any():
+    if (prediction.class_indices == labels).all():
         raise ValueError(
-            f"y_cal has {len(wrong)} labels and no answer on X_cal is wrong, as on images "
+            f"y_cal has {len(labels)} labels and no answer on X_cal is wrong, as on images "
             "that training saw: calibrate on others, or on more. A classifier that makes no "
             "errors needs no threshold: coverage=1.0 accepts all."
         )
     uncertainty = UNCERTAINTIES[kind](prediction)[independent]
-    counted = wrong[independent]
-    threshold = certified_threshold(
-        counted, uncertainty, target_risk=target_risk, confidence=confidence
-    )
+    labels, predicted = labels[independent], prediction.class_indices[independent]
+    threshold = _certify(labels, predicted, uncertainty, classes, target)
+    costs = target.cost_matrix
     if threshold is None:
         warn_user(
             f"None can be certified: no threshold of kind={kind!r} keeps to "
-            f"target_risk={target_risk} at confidence={confidence} on these {len(counted)} "
+            f"target_risk={target.risk} at confidence={target.confidence}"
+            f"{'' if costs is None else ' with this cost_matrix'} on these {len(labels)} "
             "images. predict_with_reject will reject every image.",
         )
-    accepted = uncertainty <= (-np.inf if threshold is None else threshold)
+    rejected = ~(uncertainty <= (-np.inf if threshold is None else threshold))
+    matrix = confusion_matrix_with_reject(
+        labels, np.ma.MaskedArray(predicted, mask=rejected), labels=np.arange(len(classes))
+    )
     return RejectionRule(
         threshold,
         kind,
         settings,
-        target_risk=float(target_risk),
-        confidence=float(confidence),
-        n_images=len(counted),
-        n_accepted=int(accepted.sum()),
-        n_wrong=int(counted[accepted].sum()),
+        target_risk=target.risk,
+        confidence=target.confidence,
+        cost_matrix=None if costs is None else tuple(map(tuple, costs.tolist())),
+        confusion_matrix=tuple(map(tuple, matrix.tolist())),
+    )
+
+
+def _certify(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    uncertainty: np.ndarray,
+    classes: np.ndarray,
+    target: RiskTarget,
+) -> float | None:
+    """Find the threshold for one of the three kinds of target."""
+    wrong, confidence = predicted != labels, target.confidence
+    if isinstance(target.risk, dict):
+        return certified_threshold(
+            wrong,
+            uncertainty,
+            target_risk=target.risk,
+            confidence=confidence,
+            y_true=classes[labels],
+        )
+    if target.cost_matrix is None:
+        return certified_threshold(
+            wrong, uncertainty, target_risk=target.risk, confidence=confidence
+        )
+    costs, largest = target.cost_matrix[labels, predicted], float(target.cost_matrix.max())
+    if np.isin(target.cost_matrix, (0, largest)).all():
+        # A cost that is paid or not is an error, whose exact bound is tighter.
+        return certified_threshold(
+            costs > 0, uncertainty, target_risk=target.risk / largest, confidence=confidence
+        )
+    return certified_threshold(
+        costs, uncertainty, target_risk=target.risk, confidence=confidence, max_loss=largest
     )
 
 
@@ -246,24 +458,3 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
         )
     if label in known:
         raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")
-
-
-def _calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray:
-    y = as_labels("y_cal", y)
-    if y.shape not in ((n_images,), (n_images, 1)):
-        raise ValueError(f"y_cal must be of shape ({n_images},), as X_cal; got {y.shape}.")
-    y = y.ravel()
-    check_same_kind("y_cal", y, "the estimator", classes)
-    indices = label_indices(y, classes)
-    unknown = sorted(set(y[indices < 0].tolist()), key=str)
-    if unknown:
-        raise ValueError(
-            f"y_cal has labels {unknown} that are not among the classes "
-            f"{classes.tolist()}: leave their images out, or fit with them."
-        )
-    if len(np.unique(indices)) < 2:
-        raise ValueError(
-            f"y_cal has the one class {y.tolist()[0]!r}: the risk for other classes stays unknown. "
-            "Calibrate on images with the same distribution as future ones."
-        )
-    return indices

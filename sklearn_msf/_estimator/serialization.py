@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from sklearn_msf._estimator.parameters import (
     with_defaults,
 )
 from sklearn_msf._estimator.pickling import layout_from_plain, move_model
-from sklearn_msf._estimator.rejection import RejectionRule
+from sklearn_msf._estimator.rejection import RejectionRule, checked_target
 from sklearn_msf._version import __version__
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.exceptions import AutoencoderError
@@ -65,8 +64,6 @@ _CARD = "README.md"
 _MAX_SEED = 2**32
 _FLAGS = ("mirrored", "generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
-# Numbers of calibration images, none larger than the one before.
-_COUNTS = ("n_images", "n_accepted", "n_wrong")
 
 
 # Restores the space of an estimator class, and the `origin` of a continuation, from a file's data;
@@ -161,7 +158,7 @@ def save_model(
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
-        "rejection": None if rejection is None else dict(vars(rejection)),
+        "rejection": None if rejection is None else _rejection_to_plain(rejection),
         "history": fit.history,
     }
     tensors = dict(model.field.state_dict())
@@ -353,7 +350,7 @@ def _checked(
         _history(metadata["history"]),
         Continuation(None, n_continued, None, origin),
         features,
-        _rejection(metadata["rejection"]),
+        _rejection(metadata["rejection"], classes),
     )
 
 
@@ -419,7 +416,12 @@ def _temperature(value: Any) -> float:
     return float(value)
 
 
-def _rejection(plain: Any) -> RejectionRule | None:
+def _rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
+    """Turn a rule into plain data; the settings are plain already."""
+    return {n: v if n == "settings" else to_plain(v) for n, v in vars(rule).items()}
+
+
+def _rejection(plain: Any, classes: np.ndarray) -> RejectionRule | None:
     """Restore the rejection rule, if the model has one."""
     if plain is None:
         return None
@@ -427,20 +429,39 @@ def _rejection(plain: Any) -> RejectionRule | None:
     certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
     if not certified or kind not in UNCERTAINTIES or not isinstance(settings, dict):
         raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    return RejectionRule(threshold, kind, settings, **_certificate(plain))
+    return RejectionRule(threshold, kind, settings, **_certificate(plain, classes))
 
 
-def _certificate(plain: dict[str, Any]) -> dict[str, Any]:
+def _certificate(plain: dict[str, Any], classes: np.ndarray) -> dict[str, Any]:
     """Read what a certificate can be checked by; None in files of older versions."""
-    shares = {name: plain.get(name) for name in ("target_risk", "confidence")}
-    counts = [plain.get(name) for name in _COUNTS]
-    if not all(x is None or (type(x) is float and 0 < x < 1) for x in shares.values()):
+    target, confidence, costs, counts = (
+        from_plain(plain.get(name))
+        for name in ("target_risk", "confidence", "cost_matrix", "confusion_matrix")
+    )
+    if target is None and confidence is None and costs is None and counts is None:
+        return {}
+    try:
+        checked = checked_target(target, confidence, costs, classes)
+        valid = counts is None or _are_counts(counts, len(classes))
+    except UNEXPECTED_VALUE_ERRORS:
+        valid = False
+    if not valid:
         raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    known = [n for n in counts if n is not None]
-    is_falling = all(a >= b for a, b in pairwise(known))
-    if not all(type(n) is int and n >= 0 for n in known) or not is_falling:
-        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    return {**shares, **dict(zip(_COUNTS, counts, strict=True))}
+    return {
+        "target_risk": checked.risk,
+        "confidence": checked.confidence,
+        "cost_matrix": costs,
+        "confusion_matrix": counts,
+    }
+
+
+def _are_counts(matrix: Any, n_classes: int) -> bool:
+    """Tell whether a value is a confusion matrix with a column of rejected images."""
+    rows = matrix if isinstance(matrix, tuple) else ()
+    shaped = len(rows) == n_classes and all(
+        isinstance(row, tuple) and len(row) == n_classes + 1 for row in rows
+    )
+    return shaped and all(type(n) is int and n >= 0 for row in rows for n in row)
 
 
 def _feature_names(plain: Any, n_features: int) -> np.ndarray:

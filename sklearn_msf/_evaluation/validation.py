@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["by_score", "check_share", "checked_rows", "is_number", "scaled_weights"]
+__all__ = [
+    "by_score",
+    "check_share",
+    "checked_probabilities",
+    "checked_rows",
+    "is_number",
+    "scaled_weights",
+]
+
+# How far the sum of the probabilities of a row may be from 1: those of float16 are rounded so much.
+_TOLERANCE = 1e-2
 
 
 def by_score(
@@ -63,6 +73,32 @@ def checked_rows(
     if not counts.any():
         raise ValueError("sample_weight must not be zero for all rows.")
     return losses[counts], scores[counts], weights[counts]
+
+
+def checked_probabilities(name: str, probabilities: ArrayLike) -> np.ndarray:
+    """Check class probabilities, and return them in float64 with rows that sum to 1.
+
+    Raises
+    ------
+    ValueError
+        For another shape than (n, K) with n >= 1 and K >= 2, for values that are not in [0, 1], and
+        for rows that do not sum to 1.
+    """
+    p = np.asarray(probabilities, dtype=float)
+    if p.ndim != 2 or not len(p) or p.shape[1] < 2:
+        raise ValueError(
+            f"{name} must be of shape (n, K), a column for each of two or more classes; got "
+            f"{p.shape}."
+        )
+    inside = ((p >= 0) & (p <= 1)).all(axis=1)
+    if not inside.all():
+        row = int(np.argmin(inside))
+        raise ValueError(f"{name} must be in [0, 1], got {p[row].tolist()} in row {row}.")
+    sums = p.sum(axis=1)
+    row = int(np.argmax(np.abs(sums - 1)))
+    if abs(sums[row] - 1) > _TOLERANCE:
+        raise ValueError(f"{name} must sum to 1 in each row, got {sums[row]} in row {row}.")
+    return np.asarray(p / sums[:, None])
 
 
 def scaled_weights(weights: np.ndarray) -> np.ndarray:

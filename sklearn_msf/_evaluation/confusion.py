@@ -1,0 +1,190 @@
+"""What each answer costs, and confusion matrices with a column of rejected samples."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import confusion_matrix
+
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
+
+__all__ = [
+    "checked_cost_matrix",
+    "confusion_matrix_with_reject",
+    "costs_of",
+    "occurring_classes",
+]
+
+
+def confusion_matrix_with_reject(
+    y_true: ArrayLike,
+    y_pred: Any,
+    *,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    normalize: str | None = None,
+) -> np.ndarray:
+    """Compute a confusion matrix whose last column counts the rejected samples.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n,) or (n, 1)
+        Labels.
+    y_pred : array-like or numpy.ma.MaskedArray of shape (n,) or (n, 1)
+        Predictions, masked where they are rejected, as `predict_with_reject` returns them. For
+        predictions and uncertainties of another classifier this is
+        ``np.ma.MaskedArray(y_pred, mask=uncertainty > threshold)``.
+    labels : array-like of shape (K,), default=None
+        Classes of the rows and columns, in this order; samples of other classes are left out. None
+        means all labels that occur, sorted.
+    sample_weight : array-like of shape (n,), default=None
+        Weights.
+    normalize : {"true", "pred", "all"}, default=None
+        Divide by the sums of the rows ("true"), of the columns ("pred") or of all entries. With
+        "true" a row says which fraction of the samples of a class is answered how, and which
+        fraction is rejected.
+
+    Returns
+    -------
+    ndarray of shape (K, K + 1)
+        Entry (i, j) counts samples of class i that are answered with class j; entry (i, K) those
+        of class i that are rejected.
+
+    Raises
+    ------
+    ValueError
+        If the numbers or the kinds of labels and predictions differ, for NaN, for no samples, for
+        `labels` that occur twice, and for another `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_msf.selective import confusion_matrix_with_reject
+    >>> answers = np.ma.MaskedArray(["a", "b", "b", "a"], mask=[False, False, True, False])
+    >>> confusion_matrix_with_reject(["a", "a", "b", "b"], answers)
+    array([[1, 1, 0],
+           [1, 0, 1]])
+    """
+    truth, answers, rejected = _truth_and_answers(y_true, y_pred)
+    classes = occurring_classes(y_true, y_pred) if labels is None else _distinct(labels, truth)
+    n_classes = len(classes)
+    columns = np.full(len(truth), n_classes)
+    columns[~rejected] = label_indices(answers, classes)
+    # Rejecting is one more class of prediction here, which no sample truly has.
+    matrix = confusion_matrix(
+        label_indices(truth, classes),
+        columns,
+        labels=np.arange(n_classes + 1),
+        sample_weight=sample_weight,
+        normalize=normalize,
+    )
+    return np.asarray(matrix[:n_classes])
+
+
+def occurring_classes(y_true: ArrayLike, y_pred: Any) -> np.ndarray:
+    """Return all labels that occur in labels and predictions that are not masked, sorted."""
+    truth, answers, _ = _truth_and_answers(y_true, y_pred)
+    return np.unique(np.concatenate([truth, answers]) if len(answers) else truth)
+
+
+def costs_of(
+    y_true: ArrayLike, y_pred: ArrayLike, cost_matrix: ArrayLike, *, labels: ArrayLike
+) -> np.ndarray:
+    """Look up what each prediction costs.
+
+    The costs are losses for the other functions, such as :func:`aurc`, and for
+    :func:`certified_threshold` with the largest entry of the matrix as its `max_loss`.
+
+    Parameters
+    ----------
+    y_true, y_pred : array-like of shape (n,) or (n, 1)
+        Labels and predictions.
+    cost_matrix : array-like of shape (K, K)
+        Entry (i, j) is the cost of answering class j for a sample of class i, at least 0; the
+        diagonal is usually 0. Axes as in a confusion matrix.
+    labels : array-like of shape (K,)
+        Classes of the rows and columns, in this order, such as `classes_`.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+
+    Raises
+    ------
+    ValueError
+        For a matrix of another shape, with entries that are negative or not finite, or without a
+        positive entry; for labels or predictions that are not among `labels`, and as in
+        :func:`errors_of`.
+
+    Examples
+    --------
+    A missed melanoma costs ten times as much as a needless excision:
+
+    >>> from sklearn_msf.selective import costs_of
+    >>> labels = ["melanoma", "nevus"]
+    >>> costs_of(["melanoma", "nevus"], ["nevus", "melanoma"], [[0, 10], [1, 0]], labels=labels)
+    array([10.,  1.])
+    """
+    truth, answers = as_labels("y_true", y_true).ravel(), as_labels("y_pred", y_pred).ravel()
+    if truth.shape != answers.shape:
+        raise ValueError(
+            f"y_true has {len(truth)} labels and y_pred {len(answers)}: give one for each row."
+        )
+    classes = _distinct(labels, truth)
+    check_same_kind("y_true", truth, "y_pred", answers)
+    costs = checked_cost_matrix(cost_matrix, len(classes))
+    indices = []
+    for name, values in (("y_true", truth), ("y_pred", answers)):
+        found = label_indices(values, classes)
+        if (found < 0).any():
+            raise ValueError(
+                f"{name} has the label {values[found < 0].tolist()[0]!r}, which is not among "
+                f"labels={classes.tolist()}, so cost_matrix has no cost for it."
+            )
+        indices.append(found)
+    return np.asarray(costs[indices[0], indices[1]])
+
+
+def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
+    """Convert a cost matrix to float64, and refuse one that cannot be used.
+
+    Raises
+    ------
+    ValueError
+        For another shape than (n_classes, n_classes), entries that are negative or not finite, and
+        a matrix without a positive entry.
+    """
+    costs = np.asarray(cost_matrix, dtype=float)
+    if costs.shape != (n_classes, n_classes):
+        raise ValueError(
+            f"cost_matrix must be of shape ({n_classes}, {n_classes}), a row for each true class "
+            f"and a column for each answer; got {costs.shape}."
+        )
+    if not np.isfinite(costs).all() or (costs < 0).any() or not (costs > 0).any():
+        raise ValueError(
+            f"cost_matrix must hold finite costs >= 0, not all zero; got {costs.tolist()}."
+        )
+    return costs
+
+
+def _truth_and_answers(y_true: ArrayLike, y_pred: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return n labels, the predictions that are not masked, and which of the n are masked."""
+    truth = as_labels("y_true", y_true).ravel()
+    rejected = np.ma.getmaskarray(y_pred).ravel()
+    given = np.ma.getdata(y_pred).ravel()[~rejected] if rejected.any() else y_pred
+    answers = as_labels("y_pred", given).ravel()
+    if not len(truth) or truth.shape != rejected.shape:
+        raise ValueError(
+            f"y_true has {len(truth)} labels and y_pred {len(rejected)}: give one for each row."
+        )
+    check_same_kind("y_true", truth, "y_pred", answers)
+    return truth, answers, rejected
+
+
+def _distinct(labels: Any, truth: np.ndarray) -> np.ndarray:
+    """Check that labels are different from each other, and of one kind with those that occur."""
+    classes = as_labels("labels", labels).ravel()
+    check_same_kind("labels", classes, "y_true", truth)
+    if len(set(classes.tolist())) != len(classes):
+        raise ValueError(f"labels must be different from each other, got {classes.tolist()}.")
+    return classes
