@@ -7,11 +7,12 @@ from sklearn.linear_model import LogisticRegression
 
 from sklearn_msf.plotting import (
     AccuracyRejectionDisplay,
+    RejectionConfusionMatrixDisplay,
     RiskCoverageDisplay,
     SampleGridDisplay,
     TrajectoryDisplay,
 )
-from sklearn_msf.selective import aurc, uncertainty_of
+from sklearn_msf.selective import aurc, confusion_matrix_with_reject, uncertainty_of
 
 matplotlib.use("agg")
 DISPLAYS = [AccuracyRejectionDisplay, RiskCoverageDisplay]
@@ -90,6 +91,55 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"sklearn-msf\[plot\]"):
         RiskCoverageDisplay.from_predictions([0, 1], [0, 1], [0.1, 0.2])
+
+
+def test_a_confusion_matrix_has_a_column_of_rejected_samples(fitted, digits):
+    X, y = digits
+    display = RejectionConfusionMatrixDisplay.from_estimator(fitted, X, y, coverage=0.5)
+    answers = fitted.predict_with_reject(X, 0.5)
+    expected = confusion_matrix_with_reject(y, answers, labels=fitted.classes_)
+    np.testing.assert_array_equal(display.confusion_matrix, expected)
+    np.testing.assert_array_equal(display.im_.get_array(), expected)
+    shown = [[text.get_text() for text in row] for row in display.text_]
+    assert shown == [[str(n) for n in row] for row in expected.tolist()]
+    ticks = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert ticks == [*fitted.classes_.tolist(), "rejected"]
+    assert [label.get_text() for label in display.ax_.get_yticklabels()] == ticks[:-1]
+
+
+def test_a_confusion_matrix_of_predictions_is_drawn_as_asked():
+    answers = np.ma.MaskedArray([0, 1, 1, 0], mask=[False, False, True, False])
+    display = RejectionConfusionMatrixDisplay.from_predictions(
+        [0, 0, 1, 1],
+        answers,
+        normalize="true",
+        display_labels=["well", "ill"],
+        values_format=".0%",
+        cmap="Blues",
+        colorbar=False,
+    )
+    assert [[t.get_text() for t in row] for row in display.text_] == [
+        ["50%", "50%", "0%"],
+        ["50%", "0%", "50%"],
+    ]
+    assert [t.get_text() for t in display.ax_.get_yticklabels()] == ["well", "ill"]
+    assert display.im_.get_cmap().name == "Blues"
+    assert display.figure_.axes == [display.ax_]
+    again = display.plot(ax=display.ax_)
+    assert again.figure_ is display.figure_
+
+
+def test_a_bare_matrix_numbers_its_classes():
+    display = RejectionConfusionMatrixDisplay(np.array([[1, 2, 3], [4, 5, 6]])).plot()
+    assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["0", "1", "rejected"]
+    with pytest.raises(ValueError, match="display_labels has 3 names for 2 classes"):
+        RejectionConfusionMatrixDisplay(np.eye(2, 3), display_labels=list("abc")).plot()
+
+
+def test_a_classifier_that_cannot_reject_is_sent_to_its_predictions(other_classifier):
+    classifier, X, y = other_classifier
+    with pytest.raises(ValueError, match="LogisticRegression has no predict_with_reject.*from_pre"):
+        RejectionConfusionMatrixDisplay.from_estimator(classifier, X, y)
 
 
 def test_a_grid_has_a_row_for_each_class(fitted):

@@ -1,0 +1,223 @@
+"""Display of a confusion matrix with a column of rejected samples."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sklearn_msf._evaluation.confusion import occurring_classes
+from sklearn_msf.plotting.curves import pyplot_for
+from sklearn_msf.selective import confusion_matrix_with_reject
+
+__all__ = ["RejectionConfusionMatrixDisplay"]
+
+Display = TypeVar("Display", bound="RejectionConfusionMatrixDisplay")
+
+
+class RejectionConfusionMatrixDisplay:
+    """Confusion matrix whose last column shows the rejected samples.
+
+    Make a display by :meth:`from_estimator` or :meth:`from_predictions`. It is scikit-learn's
+    `ConfusionMatrixDisplay` with one more column.
+
+    Parameters
+    ----------
+    confusion_matrix : ndarray of shape (K, K + 1)
+        As of :func:`~sklearn_msf.selective.confusion_matrix_with_reject`.
+    display_labels : array-like of shape (K,), default=None
+        Names of the classes; None numbers them.
+
+    Attributes
+    ----------
+    im_ : matplotlib AxesImage
+        Image of the matrix; set by :meth:`plot`, as all of these.
+    text_ : ndarray of shape (K, K + 1) of matplotlib Text
+        Values in the cells.
+    ax_, figure_ : matplotlib objects
+        Axes and figure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_msf.plotting import RejectionConfusionMatrixDisplay
+    >>> answers = np.ma.MaskedArray(["a", "b", "b", "a"], mask=[False, False, True, False])
+    >>> display = RejectionConfusionMatrixDisplay.from_predictions(["a", "a", "b", "b"], answers)
+    >>> [label.get_text() for label in display.ax_.get_xticklabels()]
+    ['a', 'b', 'rejected']
+    """
+
+    def __init__(
+        self, confusion_matrix: np.ndarray, *, display_labels: ArrayLike | None = None
+    ) -> None:
+        self.confusion_matrix = confusion_matrix
+        self.display_labels = display_labels
+
+    def plot(
+        self: Display,
+        *,
+        ax: Any = None,
+        cmap: Any = "viridis",
+        values_format: str | None = None,
+        colorbar: bool = True,
+    ) -> Display:
+        """Plot the matrix.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to plot on; None makes a new figure.
+        cmap : str or matplotlib Colormap, default="viridis"
+            Colours of the cells.
+        values_format : str, default=None
+            Format of the values. None is "d" for whole numbers and ".2g" for others.
+        colorbar : bool, default=True
+            Whether to add a colour bar.
+
+        Returns
+        -------
+        self : object
+            The display, with `im_`, `text_`, `ax_` and `figure_`.
+
+        Raises
+        ------
+        ValueError
+            If `display_labels` are not one for each class.
+        ImportError
+            If matplotlib is not installed.
+        """
+        matrix = np.asarray(self.confusion_matrix)
+        n_classes = len(matrix)
+        names = np.arange(n_classes) if self.display_labels is None else self.display_labels
+        names = [str(name) for name in np.asarray(names).tolist()]
+        if len(names) != n_classes:
+            raise ValueError(f"display_labels has {len(names)} names for {n_classes} classes.")
+        if ax is None:
+            _, ax = pyplot_for(self).subplots()
+        self.im_ = ax.imshow(matrix, interpolation="nearest", cmap=cmap)
+        if values_format is None:
+            values_format = ".2g" if matrix.dtype.kind == "f" else "d"
+        middle = (matrix.max() + matrix.min()) / 2
+        self.text_ = np.empty(matrix.shape, dtype=object)
+        for (i, j), value in np.ndenumerate(matrix):
+            # In the colour of the other end of the scale, so that it can be read.
+            color = self.im_.cmap(1.0 if value < middle else 0.0)
+            self.text_[i, j] = ax.text(
+                j, i, format(value, values_format), ha="center", va="center", color=color
+            )
+        ax.set(
+            xticks=np.arange(n_classes + 1),
+            yticks=np.arange(n_classes),
+            xticklabels=[*names, "rejected"],
+            yticklabels=names,
+            xlabel="Predicted label",
+            ylabel="True label",
+        )
+        # Rejecting is not a class: a line sets its column apart.
+        ax.axvline(n_classes - 0.5, color="black", linewidth=2)
+        if colorbar:
+            ax.figure.colorbar(self.im_, ax=ax)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    @classmethod
+    def from_estimator(
+        cls: type[Display],
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        coverage: float | None = None,
+        sample_weight: ArrayLike | None = None,
+        normalize: str | None = None,
+        display_labels: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Display:
+        """Plot the matrix of a fitted classifier that can reject.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted classifier with `predict_with_reject`.
+        X : array-like
+            Samples that the classifier accepts.
+        y : array-like of shape (n,)
+            Labels.
+        coverage : float, default=None
+            Fraction of X to accept, in (0, 1]. None is the default of `predict_with_reject`: the
+            threshold of `fit_reject`, if there is one.
+        sample_weight : array-like of shape (n,), default=None
+            Weights.
+        normalize : {"true", "pred", "all"}, default=None
+            As in :func:`~sklearn_msf.selective.confusion_matrix_with_reject`.
+        display_labels : array-like of shape (K,), default=None
+            Names of the classes; None takes the class labels.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        display : object
+
+        Raises
+        ------
+        ValueError
+            If the classifier has no `predict_with_reject`.
+        """
+        if not hasattr(estimator, "predict_with_reject"):
+            raise ValueError(
+                f"{type(estimator).__name__} has no predict_with_reject: mask its predictions "
+                "yourself, as in np.ma.MaskedArray(y_pred, mask=uncertainty > threshold), and pass "
+                "them to from_predictions."
+            )
+        return cls.from_predictions(
+            y,
+            estimator.predict_with_reject(X, coverage),
+            labels=estimator.classes_,
+            sample_weight=sample_weight,
+            normalize=normalize,
+            display_labels=display_labels,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls: type[Display],
+        y_true: ArrayLike,
+        y_pred: Any,
+        *,
+        labels: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        normalize: str | None = None,
+        display_labels: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Display:
+        """Plot the matrix of predictions, masked where they are rejected.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n,)
+            Labels.
+        y_pred : array-like or numpy.ma.MaskedArray of shape (n,)
+            Predictions, masked where they are rejected.
+        labels : array-like of shape (K,), default=None
+            Classes in order; None means all labels that occur, sorted.
+        sample_weight : array-like of shape (n,), default=None
+            Weights.
+        normalize : {"true", "pred", "all"}, default=None
+            As in :func:`~sklearn_msf.selective.confusion_matrix_with_reject`.
+        display_labels : array-like of shape (K,), default=None
+            Names of the classes; None takes the labels.
+        **kwargs : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        display : object
+        """
+        if labels is None:
+            labels = occurring_classes(y_true, y_pred)
+        matrix = confusion_matrix_with_reject(
+            y_true, y_pred, labels=labels, sample_weight=sample_weight, normalize=normalize
+        )
+        names = labels if display_labels is None else display_labels
+        return cls(matrix, display_labels=names).plot(**kwargs)
