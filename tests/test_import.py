@@ -16,7 +16,9 @@ PUBLIC_MODULES = [
     "sklearn_msf.exceptions",
     "sklearn_msf.generation_metrics",
     "sklearn_msf.latent_classifier",
+    "sklearn_msf.operating_points",
     "sklearn_msf.plotting",
+    "sklearn_msf.prevalence",
     "sklearn_msf.sample_augmentation",
     "sklearn_msf.selective",
 ]
