@@ -1,0 +1,455 @@
+"""Images of the user's own files as one array, with labels, groups and a report."""
+
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch
+from tqdm import tqdm
+
+from sklearn_msf._evaluation.labels import as_labels
+from sklearn_msf.datasets._collecting import collect
+from sklearn_msf.datasets._dicom_files import Window
+from sklearn_msf.datasets._folder_contents import FolderContents, examples, folder_contents
+from sklearn_msf.datasets._folder_report import ImageFolderReport
+from sklearn_msf.datasets._image_headers import MAX_VALUES, ImageHeader
+from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample_header
+from sklearn_msf.datasets._image_table import table_contents
+from sklearn_msf.datasets._resizing import FITS, fit_to_size, to_gray, to_rgb
+from sklearn_msf.runtime.user_warnings import warn_user
+
+__all__ = ["load_image_folder"]
+
+_COLORS = ("auto", "gray", "rgb")
+_PATIENT = "PatientID"
+# Characters of a reason; some decoders name every program that is missing.
+_LONGEST_TEXT = 400
+# Sizes, kinds of pixels and reasons that a message lists.
+_N_LISTED = 10
+_EXAMPLE_SIZE = 224
+
+_Described = tuple[Sample, ImageHeader]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to make of each image."""
+
+    size: tuple[int, ...] | None
+    color: str
+    fit: str
+    window: Window
+    volumes: bool
+
+
+def load_image_folder(
+    path: str | os.PathLike[str],
+    *,
+    labels: Any = None,
+    size: int | tuple[int, ...] | None = None,
+    color: str = "auto",
+    fit: str = "crop",
+    groups: str | Callable[[str], Any] | None = None,
+    window: tuple[float, float] | str | None = None,
+    volumes: bool = False,
+    mmap_file: str | os.PathLike[str] | None = None,
+    verbose: int = 0,
+) -> Bunch:
+    """Load images of own files: a folder for each class, or a table of files.
+
+    PNG, JPEG and TIFF are read by Pillow, DICOM by pydicom; the content of a file decides, not its
+    name. What cannot be read is left out, with a warning, and is in the report with the reason.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder with a folder for each class, whose name is the label. A folder without folders holds
+        images without labels, to predict. Hidden files are ignored, and symbolic links are not
+        followed.
+    labels : path-like or data frame, default=None
+        Table instead of class folders: a CSV file, in UTF-8 with commas, or a data frame. The
+        column "file" names files relative to `path`, inside of it. The columns "label" and
+        "group" may be absent. Labels of a CSV file are text. Without a column "label" there are no
+        labels, as for images to predict.
+    size : int or tuple of int, default=None
+        Height and width of all images: (height, width), or one number for both. With `volumes` also
+        (depth, height, width), and one number is all three; with (height, width) the depth stays.
+        Resizing is bicubic and antialiased. None keeps the sizes, which then must be equal.
+    color : {"auto", "gray", "rgb"}, default="auto"
+        Whether images become gray or RGB. "auto" is gray if all images are gray, and else RGB.
+    fit : {"crop", "pad"}, default="crop"
+        How an image of other proportions gets the wanted ones: the middle is cut out, or the
+        whole image is put between black bars.
+    groups : "PatientID" or callable, default=None
+        Group of each image, such as its patient. "PatientID" takes this element of DICOM files; a
+        callable is given each file's name as in `filenames`. None takes the column "group" of the
+        table, if there is one.
+    window : tuple of (center, width) or "file", default=None
+        Shows gray DICOM images as a viewer does, as uint8: values from center - width / 2 to
+        center + width / 2 become 0 to 255, or "file" takes the first window, or the lookup table,
+        of each file. None keeps the values in their units, such as Hounsfield units.
+    volumes : bool, default=False
+        Whether a sample is a volume: a file of several frames, a folder of slices inside the folder
+        of its class, or the rows of a table with the same entry in the column "volume". Slices of
+        DICOM files are ordered by their position or else their number, others by their name, in
+        which 2 comes before 10. If False, files of several frames are left out.
+    mmap_file : path-like, default=None
+        New .npy file, outside of `path`, to which the images are written one by one; `data` is
+        mapped from it. It is yours: `np.load(mmap_file, mmap_mode="r")` opens it again. None keeps
+        the images in memory. If they need more than a quarter of it, they go to a temporary file,
+        which is deleted when `data` is no longer used.
+    verbose : int, default=0
+        Whether to show progress bars.
+
+    Returns
+    -------
+    Bunch
+        data : ndarray of shape (n, H, W) or (n, H, W, 3), with volumes (n, D, H, W) or \
+(n, D, H, W, 3)
+            uint8 or uint16 in the range of the files, or float32 for gray DICOM images in their
+            units, signed TIFF and TIFF of floats. One bit becomes 0 and 255. Read-only if it is a
+            memory map.
+        target : ndarray of shape (n,) or None
+            The labels themselves, names of folders or entries of the table, so that two folders
+            agree even if one lacks a class. None without labels.
+        target_names : list
+            The classes, sorted as in `classes_` of a classifier; empty without labels.
+        groups : ndarray of shape (n,) or None
+            Groups.
+        filenames : ndarray of shape (n,), str
+            Files relative to `path`, with "/", or the names of volumes. Folders are sorted by name,
+            numbers in names as numbers; a table keeps its order.
+        report : ImageFolderReport
+            `unreadable` files with reasons, `ignored` files, `remarks` of the libraries, and counts
+            of `sizes`, `bit_depths`, `modes` and `modalities`; `print` shows all of it.
+
+    Raises
+    ------
+    ValueError
+        If no file can be read, with reasons; if the folder or the table is not as described; if
+        images have several sizes and `size` is None, or several dtypes.
+    OSError
+        If the folder or the table is missing, if `mmap_file` exists, or if the disk is full.
+    ImportError
+        If Pillow or, for DICOM files, pydicom is not installed.
+
+    See Also
+    --------
+    fetch_medmnist : Images of MedMNIST.
+
+    Notes
+    -----
+    A file of more than 2^28 values is not read, nor one that Pillow takes for a decompression bomb.
+    Memory is needed for `data` and one file.
+    """
+    root = Path(path)
+    request = _checked_request(size, color, fit, window, volumes)
+    file = _checked_file(mmap_file, root)
+    contents = _contents(root, labels, volumes)
+    _check_groups(groups, contents)
+    report = ImageFolderReport(unreadable=contents.refused, ignored=contents.ignored)
+    described = _with_groups(_described(root, contents, request, report, verbose), groups)
+    shape, dtype = _common_layout(described, request)
+    kept: list[Sample] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for sample, header in tqdm(described, "Reading images", disable=not verbose):
+            image = None
+            with _noting(report, sample.name):
+                frames = read_sample(root, sample, header, request.window)
+                image = _made(frames, shape, request)
+            if image is not None:
+                kept.append(sample)
+                report.add(header, _size(header, request))
+                yield image
+        _check_any_read(root, report)
+
+    data = collect(images(), (len(described), *shape), dtype, file)
+    bunch = _bunch(data, kept, contents, groups, report)
+    _warn(bunch, contents)
+    return bunch
+
+
+def _checked_request(size: Any, color: str, fit: str, window: Any, volumes: bool) -> _Request:
+    """Check what to make of each image."""
+    for name, value, allowed in (("color", color, _COLORS), ("fit", fit, FITS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+    return _Request(_checked_size(size, volumes), color, fit, _checked_window(window), volumes)
+
+
+def _checked_size(size: Any, volumes: bool) -> tuple[int, ...] | None:
+    if size is None:
+        return None
+    if isinstance(size, int | np.integer):
+        size = (size,) * (3 if volumes else 2)
+    is_whole = isinstance(size, tuple | list) and all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in size
+    )
+    if not is_whole or len(size) not in ((2, 3) if volumes else (2,)):
+        forms = "(height, width)" + (" or (depth, height, width)" if volumes else "")
+        raise ValueError(f"size must be None, a number of pixels or {forms}, got {size!r}.")
+    return tuple(int(n) for n in size)
+
+
+def _checked_window(window: Any) -> Window:
+    if window is None or window == "file":
+        return window
+    if isinstance(window, tuple | list) and len(window) == 2:
+        center, width = (float(n) if isinstance(n, Real) else math.nan for n in window)
+        if math.isfinite(center) and 0 < width < math.inf:
+            return center, width
+    raise ValueError(
+        f"window must be None, 'file' or (center, width) with a width above 0, got {window!r}."
+    )
+
+
+def _checked_file(mmap_file: str | os.PathLike[str] | None, root: Path) -> Path | None:
+    """Refuse a file that exists, or that would be taken for an image."""
+    if mmap_file is None:
+        return None
+    file = Path(mmap_file)
+    if os.path.lexists(file):
+        raise FileExistsError(
+            f"mmap_file={str(file)!r} exists: delete it, name another file, or open it with "
+            "np.load(mmap_file, mmap_mode='r')."
+        )
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"The folder of mmap_file={str(file)!r} does not exist.")
+    if file.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"mmap_file={str(file)!r} must not be inside the folder that is read.")
+    return file
+
+
+def _contents(root: Path, labels: Any, volumes: bool) -> FolderContents:
+    """List the samples of a folder or of a table."""
+    if not root.is_dir():
+        error = NotADirectoryError if root.exists() else FileNotFoundError
+        raise error(f"path={str(root)!r} is no folder.")
+    if labels is None:
+        return folder_contents(root, volumes=volumes)
+    return table_contents(root, labels, volumes=volumes)
+
+
+def _check_groups(groups: Any, contents: FolderContents) -> None:
+    if groups is None:
+        return
+    if not callable(groups) and groups != _PATIENT:
+        raise ValueError(
+            f"groups must be None, {_PATIENT!r} or a function of a file's name, got {groups!r}."
+        )
+    if contents.is_grouped:
+        raise ValueError("Pass either groups or a table with a column 'group', not both.")
+
+
+@contextmanager
+def _noting(report: ImageFolderReport, name: str) -> Iterator[None]:
+    """Note what libraries warn of, and an error as the reason why a file is not read."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    except ImportError:
+        raise
+    # Libraries raise whatever a damaged file makes of them.
+    except Exception as error:
+        report.unreadable[name] = _reason(error)
+    for warning in caught:
+        remarks = report.remarks.setdefault(name, [])
+        text = _one_line(str(warning.message))
+        if text not in remarks:
+            remarks.append(text)
+
+
+def _reason(error: Exception) -> str:
+    """Describe an error; the short ones of libraries say little without their type."""
+    text = _one_line(str(error))
+    return text if type(error) is ValueError and text else f"{type(error).__name__}: {text}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[:_LONGEST_TEXT]}..."
+
+
+def _described(
+    root: Path, contents: FolderContents, request: _Request, report: ImageFolderReport, verbose: int
+) -> list[_Described]:
+    """Read the headers of all samples."""
+    described = []
+    for sample in tqdm(contents.samples, "Reading headers", disable=not verbose):
+        with _noting(report, sample.name):
+            described.append(
+                read_sample_header(root, sample, request.window, volumes=request.volumes)
+            )
+    if not described:
+        _check_any_read(root, report)
+    return described
+
+
+def _check_any_read(root: Path, report: ImageFolderReport) -> None:
+    if report.n_read:
+        return
+    if not report.unreadable:
+        raise ValueError(f"path={str(root)!r} holds no image.")
+    raise ValueError(
+        f"None of {len(report.unreadable)} files in path={str(root)!r} can be read: "
+        f"{_reasons(report)}."
+    )
+
+
+def _reasons(report: ImageFolderReport) -> str:
+    """Write the first file of each reason, and how many files have it."""
+    first: dict[str, str] = {}
+    for name, reason in report.unreadable.items():
+        first.setdefault(reason, name)
+    counts = Counter(report.unreadable.values())
+    texts = [f"{name!r} {reason} ({counts[reason]})" for reason, name in first.items()]
+    shown = "; ".join(texts[:_N_LISTED])
+    return shown + (f" and {len(texts) - _N_LISTED} other reasons" * (len(texts) > _N_LISTED))
+
+
+def _with_groups(described: list[_Described], groups: Any) -> list[_Described]:
+    """Add the groups that are not in a table."""
+    if groups is None:
+        return described
+    if groups == _PATIENT:
+        values: list[Any] = [header.patient for _, header in described]
+        absent = [sample.name for sample, header in described if header.patient is None]
+        if absent:
+            raise ValueError(
+                f"groups={_PATIENT!r}, but {len(absent)} files have no {_PATIENT}: "
+                f"{examples(absent)}. Pass a function of the file's name, or a table."
+            )
+    else:
+        values = [groups(sample.name) for sample, _ in described]
+    checked = as_labels("groups", values)
+    if checked.ndim != 1:
+        raise ValueError(f"groups must give one value for each file, got {values[0]!r}.")
+    return [
+        (replace(sample, group=group), header)
+        for (sample, header), group in zip(described, checked.tolist(), strict=True)
+    ]
+
+
+def _size(header: ImageHeader, request: _Request) -> tuple[int, ...]:
+    """Size of a sample: (height, width), or (depth, height, width) of a volume."""
+    return (header.n_frames, *header.size) if request.volumes else header.size
+
+
+def _common_layout(
+    described: list[_Described], request: _Request
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and the dtype that all images get.
+
+    Raises
+    ------
+    ValueError
+        If the images have several dtypes, or several sizes that `size` does not change.
+    """
+    dtypes = _by(described, lambda header: header.dtype)
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"The images have several bit depths or units: {_listed(dtypes)}. Load each kind by "
+            "itself, or convert the files to one; DICOM files become uint8 with "
+            "window=(center, width)."
+        )
+    size = _common_size(described, request)
+    is_rgb = request.color == "rgb" or (
+        request.color == "auto" and any(header.n_channels == 3 for _, header in described)
+    )
+    shape = (*size, 3) if is_rgb else size
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(
+            f"Images of shape {shape} have {math.prod(shape):,} values, and at most "
+            f"{MAX_VALUES:,} are possible: pass a smaller size."
+        )
+    (dtype,) = dtypes
+    return shape, dtype
+
+
+def _common_size(described: list[_Described], request: _Request) -> tuple[int, ...]:
+    if request.size is None:
+        sizes = _by(described, lambda header: _size(header, request))
+        if len(sizes) > 1:
+            raise ValueError(
+                f"size=None, but the images have {len(sizes)} sizes: {_listed(sizes)}. Pass size, "
+                f"for example size={_EXAMPLE_SIZE}, to resize them."
+            )
+        (size,) = sizes
+        return size
+    if request.volumes and len(request.size) == 2:
+        depths = _by(described, lambda header: header.n_frames)
+        if len(depths) > 1:
+            raise ValueError(
+                f"size={request.size} keeps the depth, but the volumes have {len(depths)} depths: "
+                f"{_listed(depths)}. Pass size=(depth, height, width)."
+            )
+        (depth,) = depths
+        return (depth, *request.size)
+    return request.size
+
+
+def _by(described: list[_Described], key: Callable[[ImageHeader], Any]) -> dict[Any, list[str]]:
+    """Names of the samples that have the same in their headers, the most frequent first."""
+    names: dict[Any, list[str]] = {}
+    for sample, header in described:
+        names.setdefault(key(header), []).append(sample.name)
+    return dict(sorted(names.items(), key=lambda item: -len(item[1])))
+
+
+def _listed(names: dict[Any, list[str]]) -> str:
+    texts = [f"{key} ({len(files)}, such as {files[0]!r})" for key, files in names.items()]
+    shown = ", ".join(texts[:_N_LISTED])
+    return shown + (f" and {len(texts) - _N_LISTED} more" * (len(texts) > _N_LISTED))
+
+
+def _made(frames: np.ndarray, shape: tuple[int, ...], request: _Request) -> np.ndarray:
+    """Make the image of the frames of a sample, of the common shape."""
+    n_spatial = 3 if request.volumes else 2
+    frames = to_rgb(frames) if len(shape) > n_spatial else to_gray(frames)
+    return fit_to_size(frames, shape[:n_spatial], request.fit).reshape(shape)
+
+
+def _bunch(
+    data: np.ndarray,
+    kept: list[Sample],
+    contents: FolderContents,
+    groups: Any,
+    report: ImageFolderReport,
+) -> Bunch:
+    target = np.array([sample.label for sample in kept]) if contents.is_labelled else None
+    is_grouped = groups is not None or contents.is_grouped
+    return Bunch(
+        data=data,
+        target=target,
+        target_names=[] if target is None else np.unique(target).tolist(),
+        groups=np.array([sample.group for sample in kept]) if is_grouped else None,
+        filenames=np.array([sample.name for sample in kept]),
+        report=report,
+    )
+
+
+def _warn(bunch: Bunch, contents: FolderContents) -> None:
+    """Warn of what was left out, and of data that are hardly what was meant."""
+    report, names = bunch.report, bunch.target_names
+    if report.unreadable:
+        warn_user(
+            f"{len(report.unreadable)} files are left out: {_reasons(report)}. report.unreadable "
+            "has all of them."
+        )
+    if bunch.target is None:
+        return
+    lost = {sample.label for sample in contents.samples}.difference(names)
+    if lost:
+        warn_user(f"No image of the classes {examples(sorted(lost))} could be read.")
+    elif len(names) == 1:
+        warn_user(f"All images are of one class, {names[0]!r}; fit needs two or more.")

@@ -1,0 +1,233 @@
+"""Samples that a table names: a CSV file or a data frame with the columns file, label, group."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from sklearn_msf._evaluation.labels import as_labels
+from sklearn_msf.datasets._folder_contents import (
+    LINK,
+    FolderContents,
+    add_volume,
+    check_case,
+    examples,
+    scan,
+)
+from sklearn_msf.datasets._image_reading import Sample
+
+__all__ = ["table_contents"]
+
+_COLUMNS = ("file", "label", "group", "volume")
+# What stands for a missing value in a CSV file, in lower case.
+_MISSING = {"", "nan"}
+
+
+def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
+    """List the samples that a table names, in the order of its rows.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that the files are in.
+    table : path-like or data frame
+        Has a column "file", and may have "label", "group" and, with `volumes`, "volume".
+    volumes : bool
+        Whether rows with the same volume are slices of one volume, and a folder in the column
+        "file" holds the slices of one.
+
+    Raises
+    ------
+    ValueError
+        For missing columns and values, files that are not there, are outside of the folder or are
+        named twice, and labels whose names differ only in case. The message names rows.
+    """
+    columns = _columns(table)
+    _check_columns(columns, volumes)
+    files = _checked_files(root, columns["file"], volumes)
+    labels = _checked_labels("label", columns)
+    groups = _checked_labels("group", columns)
+    contents = FolderContents(
+        is_labelled="label" in columns, is_grouped="group" in columns, refused=_links(root, files)
+    )
+    samples = [
+        Sample(file, (file,), label, group)
+        for file, label, group in zip(files, labels, groups, strict=True)
+    ]
+    if "volume" in columns:
+        samples = _joined(samples, _checked_labels("volume", columns))
+    for sample in samples:
+        _add(contents, root, sample)
+    return contents
+
+
+def _add(contents: FolderContents, root: Path, sample: Sample) -> None:
+    """Add a sample, unless one of its files must not be read."""
+    links = [file for file in sample.files if file in contents.refused]
+    if links and links != [sample.name]:
+        contents.refused[sample.name] = f"slice {links[0]!r} {LINK}"
+    elif not links and (root / sample.files[0]).is_dir():
+        slices = scan(root, sample.files[0])
+        found = Sample(sample.name, tuple(slices.files), sample.label, sample.group)
+        if slices.folders:
+            contents.refused[sample.name] = f"holds folders: {examples(slices.folders)}"
+        else:
+            add_volume(contents, found, slices)
+    elif not links:
+        contents.samples.append(sample)
+
+
+def _columns(table: Any) -> dict[str, list[Any]]:
+    """Read the columns that have a meaning here."""
+    if isinstance(table, (str, os.PathLike)):
+        return _csv_columns(Path(table))
+    if isinstance(table, Mapping) or not hasattr(table, "columns"):
+        raise ValueError(
+            "labels must be None, the path of a CSV file or a data frame with the columns file, "
+            f"label and group, got {type(table).__name__}."
+        )
+    names = [str(name) for name in table.columns]
+    _check_file_column(names)
+    return {name: np.asarray(table[name]).tolist() for name in _COLUMNS if name in names}
+
+
+def _csv_columns(path: Path) -> dict[str, list[Any]]:
+    """Read the columns of a CSV file; all values are text, and missing ones None."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            names = next(reader, [])
+            rows = [row for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"labels={str(path)!r} is no CSV file in UTF-8 with commas: {error}."
+        ) from error
+    _check_file_column(names)
+    wrong = [i for i, row in enumerate(rows) if len(row) != len(names)]
+    if wrong:
+        raise ValueError(
+            f"labels={str(path)!r} has {len(names)} columns, but {len(rows[wrong[0]])} values in "
+            f"row {wrong[0]}: put values that contain commas into quotes."
+        )
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    return {
+        name: [None if value.lower() in _MISSING else value for value in columns.get(name, ())]
+        for name in _COLUMNS
+        if name in names
+    }
+
+
+def _check_file_column(names: list[str]) -> None:
+    doubled = sorted({name for name in names if name in _COLUMNS and names.count(name) > 1})
+    if "file" not in names or doubled:
+        raise ValueError(
+            "labels must be a table with one column 'file', and 'label' and 'group' if there are "
+            f"any, separated by commas; got the columns {names}."
+        )
+
+
+def _check_columns(columns: Mapping[str, list[Any]], volumes: bool) -> None:
+    if not columns["file"]:
+        raise ValueError("labels is a table without rows.")
+    if "volume" in columns and not volumes:
+        raise ValueError(
+            "labels has a column 'volume': pass volumes=True, or leave the column out to read "
+            "the slices as images."
+        )
+
+
+def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
+    """Check the labels, groups or volumes, of one kind and none of them missing."""
+    if column not in columns:
+        return [None] * len(columns["file"])
+    values = columns[column]
+    what = f"the column {column!r} of labels"
+    missing = [i for i, value in enumerate(values) if value is None or value != value]
+    if missing:
+        raise ValueError(
+            f"{what} is empty (NaN or None) in {len(missing)} of {len(values)} rows, first row "
+            f"{missing[0]}: fill it in, leave these rows out, or leave the column out."
+        )
+    checked: list[Any] = as_labels(what, values).tolist()
+    if column == "label":
+        check_case("labels", dict.fromkeys(label for label in checked if isinstance(label, str)))
+    return checked
+
+
+def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
+    """Return the files relative to the folder; refuse those that are not there, or not inside."""
+    files, outside, absent = [], [], []
+    base = os.path.abspath(root)
+    for row, name in enumerate(names):
+        if not isinstance(name, (str, PurePath)):
+            raise ValueError(f"the column 'file' of labels has {name!r} in row {row}.")
+        path = Path(os.path.normpath(os.path.join(base, name)))
+        if not path.is_relative_to(base) or path == Path(base):
+            outside.append(str(name))
+        elif not _is_there(path, volumes):
+            absent.append(str(name))
+        else:
+            files.append(path.relative_to(base).as_posix())
+    if outside:
+        raise ValueError(
+            f"labels names {len(outside)} files that are not inside {str(root)!r}: "
+            f"{examples(outside)}. Name files relative to that folder."
+        )
+    if absent:
+        raise ValueError(
+            f"labels names {len(absent)} files that are not in {str(root)!r}: {examples(absent)}."
+        )
+    _check_unique(files)
+    return files
+
+
+def _is_there(path: Path, volumes: bool) -> bool:
+    """Whether a path is a file, or a folder of slices; a link counts and is refused later."""
+    try:
+        return path.is_symlink() or path.is_file() or (volumes and path.is_dir())
+    except ValueError:  # A name with a null byte.
+        return False
+
+
+def _check_unique(files: list[str]) -> None:
+    rows: dict[str, int] = {}
+    for row, file in enumerate(files):
+        if file in rows:
+            raise ValueError(
+                f"labels names {file!r} in row {rows[file]} and in row {row}: name each file once."
+            )
+        rows[file] = row
+
+
+def _links(root: Path, files: list[str]) -> dict[str, str]:
+    """Files that are links, or that are reached through linked folders inside the folder."""
+    linked: dict[Path, bool] = {root: False}
+
+    def is_linked(path: Path) -> bool:
+        if path not in linked:
+            linked[path] = path.is_symlink() or is_linked(path.parent)
+        return linked[path]
+
+    return {file: LINK for file in files if is_linked(root / file)}
+
+
+def _joined(slices: list[Sample], volumes: list[Any]) -> list[Sample]:
+    """Join the slices of each volume, in the order in which volumes first occur."""
+    members: dict[Any, list[Sample]] = {}
+    for volume, sample in zip(volumes, slices, strict=True):
+        members.setdefault(volume, []).append(sample)
+    joined = []
+    for volume, parts in members.items():
+        for what in ("label", "group"):
+            values = list(dict.fromkeys(getattr(part, what) for part in parts))
+            if len(values) > 1:
+                raise ValueError(
+                    f"labels gives the slices of volume {volume!r} several {what}s: "
+                    f"{examples(values)}."
+                )
+        files = tuple(part.name for part in parts)
+        joined.append(Sample(str(volume), files, parts[0].label, parts[0].group))
+    return joined

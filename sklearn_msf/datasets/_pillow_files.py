@@ -1,0 +1,179 @@
+"""Images of PNG, JPEG and TIFF files, read by Pillow."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sklearn_msf.datasets._image_headers import ImageHeader, check_file_size
+
+__all__ = ["SIGNATURES", "pillow", "read_header", "read_pixels"]
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+# First bytes of these formats; TIFF in both orders of bytes and in its 64-bit form.
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Modes that are converted to RGB as they are; palettes and transparency come on top.
+_COLORS = {"RGB", "RGBX", "CMYK", "YCbCr", "P"}
+_TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 262
+_MIN_IS_WHITE = 0
+# Up to here float32 holds every integer.
+_LARGEST_EXACT = 2**24
+
+
+def pillow() -> Any:
+    """Import Pillow, or say how to install it."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise ImportError(
+            'load_image_folder needs Pillow: pip install "sklearn-msf[images]".'
+        ) from error
+    return PIL
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the header of a file, without its pixels.
+
+    Raises
+    ------
+    ValueError
+        With the reason why the file cannot be read.
+    """
+    with _opened(path) as image:
+        height, width = _oriented_size(image)
+        return ImageHeader(
+            size=(height, width),
+            n_frames=_n_frames(image),
+            n_channels=1 if _is_gray(image) else 3,
+            dtype=_dtype(image),
+            bit_depth=_bit_depth(image),
+            mode=image.mode,
+        )
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """Read the pixels of a file.
+
+    Palettes and all colours become RGB, transparent pixels are laid over black, one bit becomes
+    0 and 255, and the image is turned as its EXIF orientation says.
+
+    Returns
+    -------
+    ndarray of shape (n_frames, H, W, n_channels)
+        uint8, uint16 or float32, as :func:`read_header` says.
+    """
+    with _opened(path) as image:
+        frames = []
+        for frame in range(_n_frames(image)):
+            image.seek(frame)
+            frames.append(_values(image))
+    sizes = sorted({frame.shape for frame in frames})
+    if len(sizes) > 1:
+        raise ValueError(f"has pages of different shapes: {sizes}")
+    return np.stack(frames)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    check_file_size(path)
+    try:
+        image = pillow().Image.open(path, formats=_FORMATS)
+    except pillow().UnidentifiedImageError as error:
+        raise ValueError(
+            "is damaged, or has bits, channels or a compression that Pillow cannot read: convert "
+            "it, for example to PNG"
+        ) from error
+    with image:
+        yield image
+
+
+def _n_frames(image: Any) -> int:
+    """Count the pages. A JPEG has one image; others in it are previews."""
+    return 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+
+
+def _oriented_size(image: Any) -> tuple[int, int]:
+    """Height and width of the image once it is turned."""
+    width, height = image.size
+    # Pillow gives TIFF the size after turning. For PNG it would read all pixels to find EXIF data
+    # that may stand behind them.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return height, width
+    return (
+        (width, height)
+        if image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+        else (
+            height,
+            width,
+        )
+    )
+
+
+def _raw_mode(image: Any) -> str:
+    """Pillow's name of the layout in the file, such as 'RGB;16B' for 16 bits a channel."""
+    arguments = image.tile[0][3] if image.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _bit_depth(image: Any) -> int:
+    found = re.search(r";(\d+)", _raw_mode(image))
+    if found:
+        return int(found[1])
+    if image.mode.startswith("I;16"):
+        return 16
+    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
+
+
+def _dtype(image: Any) -> np.dtype:
+    if image.mode.startswith("I;16"):
+        return np.dtype(np.uint16)
+    if image.mode in ("I", "F"):
+        return np.dtype(np.float32)
+    if image.mode not in {"1", "L"} | _COLORS | _TRANSPARENT:
+        raise ValueError(f"has Pillow's mode {image.mode!r}: convert it to gray or RGB")
+    return np.dtype(np.uint8)
+
+
+def _is_gray(image: Any) -> bool:
+    if image.mode in ("P", "PA"):
+        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+        return bool((palette == palette[:, :1]).all())
+    # Pillow opens gray images of 16 bits with transparency as RGBA.
+    return image.mode[0] in "1LIF" or _raw_mode(image).startswith("LA")
+
+
+def _values(image: Any) -> np.ndarray:
+    """Values of the frame that is open, (H, W, n_channels)."""
+    dtype, is_gray = _dtype(image), _is_gray(image)
+    is_inverted = _is_inverted(image)
+    turned = pillow().ImageOps.exif_transpose(image)
+    if dtype == np.uint8:
+        return _bytes(turned, is_gray)
+    values = np.asarray(turned)
+    if dtype == np.float32 and values.dtype.kind == "i" and np.abs(values).max() > _LARGEST_EXACT:
+        raise ValueError("has integers beyond 2^24, which float32 cannot hold exactly")
+    values = values.astype(dtype)
+    return (np.iinfo(dtype).max - values if is_inverted else values)[..., None]
+
+
+def _is_inverted(image: Any) -> bool:
+    """Whether 0 is white in a TIFF of 16 bits; Pillow inverts only those of fewer bits."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC_TAG) == _MIN_IS_WHITE
+
+
+def _bytes(image: Any, is_gray: bool) -> np.ndarray:
+    """Values of an image of up to 8 bits a channel."""
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        black = pillow().Image.new("RGBA", opaque.size, (0, 0, 0, 255))
+        image = pillow().Image.alpha_composite(black, opaque).convert("RGB")
+    elif image.mode == "L" or image.mode == "1":
+        return np.array(image.convert("L"))[..., None]
+    values = np.array(image.convert("RGB"))
+    return values[..., :1] if is_gray else values
