@@ -22,7 +22,7 @@ PUBLIC_MODULES = [
     "sklearn_msf.sample_augmentation",
     "sklearn_msf.selective",
 ]
-OPTIONAL = {"diffusers", "medmnist", "matplotlib"}
+OPTIONAL = {"diffusers", "medmnist", "matplotlib", "PIL", "pydicom"}
 
 
 def modules_loaded_by(statement):

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_labels", "check_one_kind", "check_same_kind", "differing_labels", "label_indices"]
+__all__ = [
+    "as_labels",
+    "check_one_kind",
+    "check_same_kind",
+    "differing_labels",
+    "is_missing",
+    "label_indices",
+]
 
 # Name of the labels of an array, by the kind of its dtype.
 _KINDS = {"U": "text", "S": "bytes", "M": "dates", "m": "durations"}
@@ -35,7 +42,7 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     if labels.dtype.kind in "fcmM":
         n_missing = int((labels != labels).sum())
     elif labels.dtype.kind == "O":
-        n_missing = sum(map(_is_missing, labels.ravel().tolist()))
+        n_missing = sum(map(is_missing, labels.ravel().tolist()))
     if n_missing:
         raise ValueError(
             f"{name} contains NaN or None in {n_missing} of {labels.size} labels: leave these rows "
@@ -45,7 +52,8 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     return labels
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
+    """Tell whether a label is None, NaN, NaT or pandas' NA."""
     # pandas' NA is neither equal to itself nor different from itself.
     return label is None or type(label).__name__ == "NAType" or label != label
 

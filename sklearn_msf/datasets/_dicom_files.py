@@ -1,5 +1,6 @@
 """Images of DICOM files, read by pydicom."""
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,11 @@ def read_pixels(path: Path, window: Window) -> np.ndarray:
     dataset = _opened(path)
     header = _header(dataset, window)
     stored = _pydicom().pixels.pixel_array(dataset)
-    frames = stored.reshape(header.n_frames, *header.size, -1)
+    n_samples = 1 if header.mode in (*_GRAY, _PALETTE) else 3
+    shape = (header.n_frames, *header.size, n_samples)
+    if stored.size != math.prod(shape):
+        raise ValueError(f"has pixels of shape {stored.shape}, but its header says {shape}")
+    frames = stored.reshape(shape)
     if header.mode == _PALETTE:
         return _with_palette(frames[..., 0], dataset)
     if header.n_channels == 3:
@@ -104,7 +109,7 @@ def _check_deflated_size(path: Path, meta_length: int) -> None:
     with open(path, "rb") as file:
         # The group length, an element of 12 bytes, counts the bytes behind itself.
         file.seek(PREFIX_AT + len(PREFIX) + 12 + meta_length)
-        while block := inflate.unconsumed_tail or file.read(_BYTES_AT_ONCE):
+        while not inflate.eof and (block := inflate.unconsumed_tail or file.read(_BYTES_AT_ONCE)):
             n_bytes += len(inflate.decompress(block, _BYTES_AT_ONCE))
             if n_bytes > MAX_FILE_BYTES:
                 raise ValueError(f"has more than {MAX_FILE_BYTES:,} bytes once it is inflated")
@@ -118,11 +123,11 @@ def _header(dataset: Any, window: Window) -> ImageHeader:
     if photometric not in (*_GRAY, *_COLORS):
         raise ValueError(f"has the photometric interpretation {photometric!r}")
     return ImageHeader(
-        size=(int(dataset.Rows), int(dataset.Columns)),
-        n_frames=int(dataset.get("NumberOfFrames") or 1),
+        size=(_number(dataset, "Rows"), _number(dataset, "Columns")),
+        n_frames=_number(dataset, "NumberOfFrames", 1),
         n_channels=1 if photometric in _GRAY else 3,
         dtype=_dtype(dataset, photometric, window),
-        bit_depth=int(dataset.get("BitsStored") or dataset.BitsAllocated),
+        bit_depth=_number(dataset, "BitsStored", dataset.get("BitsAllocated")),
         mode=photometric,
         modality=_text(dataset, "Modality"),
         patient=_text(dataset, "PatientID"),
@@ -134,12 +139,22 @@ def _header(dataset: Any, window: Window) -> ImageHeader:
 def _dtype(dataset: Any, photometric: str, window: Window) -> np.dtype:
     if photometric in _GRAY:
         return np.dtype(np.float32 if window is None else np.uint8)
-    bits = int(dataset.BitsAllocated)
+    bits = _number(dataset, "BitsAllocated")
     if photometric == _PALETTE or bits <= 8:
         return np.dtype(np.uint8)
     if bits > 16:
         raise ValueError(f"has colours of {bits} bits a channel; at most 16 are read")
     return np.dtype(np.uint16)
+
+
+def _number(dataset: Any, keyword: str, default: Any = None) -> int:
+    """Read a whole number, or take the default if it is absent or empty."""
+    try:
+        # pydicom converts the text of NumberOfFrames here.
+        value = dataset.get(keyword)
+        return int(default if value is None else value)
+    except (TypeError, ValueError):
+        raise ValueError(f"has no whole number as {keyword}") from None
 
 
 def _text(dataset: Any, keyword: str) -> str | None:

@@ -23,6 +23,7 @@ from sklearn_msf.datasets._folder_report import ImageFolderReport
 from sklearn_msf.datasets._image_headers import MAX_VALUES, ImageHeader
 from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample_header
 from sklearn_msf.datasets._image_table import table_contents
+from sklearn_msf.datasets._pillow_files import REDUCED
 from sklearn_msf.datasets._resizing import FITS, fit_to_size, to_gray, to_rgb
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -312,7 +313,10 @@ def _reasons(report: ImageFolderReport) -> str:
     for name, reason in report.unreadable.items():
         first.setdefault(reason, name)
     counts = Counter(report.unreadable.values())
-    texts = [f"{name!r} {reason} ({counts[reason]})" for reason, name in first.items()]
+    texts = [
+        f"{name!r}: {reason}" + (f" (and {counts[reason] - 1} more)" * (counts[reason] > 1))
+        for reason, name in first.items()
+    ]
     shown = "; ".join(texts[:_N_LISTED])
     return shown + (f" and {len(texts) - _N_LISTED} other reasons" * (len(texts) > _N_LISTED))
 
@@ -441,10 +445,19 @@ def _bunch(
 def _warn(bunch: Bunch, contents: FolderContents) -> None:
     """Warn of what was left out, and of data that are hardly what was meant."""
     report, names = bunch.report, bunch.target_names
-    if report.unreadable:
+    n_out = len(report.unreadable)
+    if n_out:
         warn_user(
-            f"{len(report.unreadable)} files are left out: {_reasons(report)}. report.unreadable "
-            "has all of them."
+            f"{n_out} of {n_out + report.n_read} files are left out: {_reasons(report)}. "
+            "report.unreadable has all of them."
+        )
+    reduced = [name for name, remarks in report.remarks.items() if REDUCED in remarks]
+    if reduced:
+        warn_user(f"Of {len(reduced)} files each {REDUCED}: {examples(reduced)}.")
+    if len(report.modalities) > 1:
+        warn_user(
+            f"The images are of several modalities, {dict(report.modalities)}: if their values do "
+            "not mean the same, load each modality by itself."
         )
     if bunch.target is None:
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._evaluation.labels import as_labels
+from sklearn_msf._evaluation.labels import as_labels, is_missing
 from sklearn_msf.datasets._folder_contents import (
     LINK,
     FolderContents,
@@ -145,7 +145,7 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         return [None] * len(columns["file"])
     values = columns[column]
     what = f"the column {column!r} of labels"
-    missing = [i for i, value in enumerate(values) if value is None or value != value]
+    missing = [i for i, value in enumerate(values) if is_missing(value)]
     if missing:
         raise ValueError(
             f"{what} is empty (NaN or None) in {len(missing)} of {len(values)} rows, first row "
@@ -163,7 +163,9 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
     base = os.path.abspath(root)
     for row, name in enumerate(names):
         if not isinstance(name, (str, PurePath)):
-            raise ValueError(f"the column 'file' of labels has {name!r} in row {row}.")
+            raise ValueError(
+                f"the column 'file' of labels has {name!r} in row {row}: name each file by text."
+            )
         path = Path(os.path.normpath(os.path.join(base, name)))
         if not path.is_relative_to(base) or path == Path(base):
             outside.append(str(name))

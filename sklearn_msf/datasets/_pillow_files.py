@@ -1,6 +1,7 @@
 """Images of PNG, JPEG and TIFF files, read by Pillow."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 
 from sklearn_msf.datasets._image_headers import ImageHeader, check_file_size
 
-__all__ = ["SIGNATURES", "pillow", "read_header", "read_pixels"]
+__all__ = ["REDUCED", "SIGNATURES", "pillow", "read_header", "read_pixels"]
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 # First bytes of these formats; TIFF in both orders of bytes and in its 64-bit form.
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Remark on colour images of 16 bits.
+REDUCED = "has 16 bits a channel, of which Pillow reads 8"
 # Modes that are converted to RGB as they are; palettes and transparency come on top.
 _COLORS = {"RGB", "RGBX", "CMYK", "YCbCr", "P"}
 _TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -81,15 +84,17 @@ def read_pixels(path: Path) -> np.ndarray:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     check_file_size(path)
-    try:
-        image = pillow().Image.open(path, formats=_FORMATS)
-    except pillow().UnidentifiedImageError as error:
-        raise ValueError(
-            "is damaged, or has bits, channels or a compression that Pillow cannot read: convert "
-            "it, for example to PNG"
-        ) from error
-    with image:
-        yield image
+    # A TIFF that Pillow opens by its path may be mapped into memory, and is then not turned.
+    with open(path, "rb") as file:
+        try:
+            image = pillow().Image.open(file, formats=_FORMATS)
+        except pillow().UnidentifiedImageError as error:
+            raise ValueError(
+                "is damaged, or has bits, channels or a compression that Pillow cannot read: "
+                "convert it, for example to PNG"
+            ) from error
+        with image:
+            yield image
 
 
 def _n_frames(image: Any) -> int:
@@ -141,8 +146,13 @@ def _dtype(image: Any) -> np.dtype:
 
 def _is_gray(image: Any) -> bool:
     if image.mode in ("P", "PA"):
-        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
-        return bool((palette == palette[:, :1]).all())
+        # Image.getpalette would read the pixels first.
+        layout, colors = image.palette.getdata()
+        # PNG has the colours one by one, TIFF all reds first.
+        shape = (3, -1) if layout == "RGB;L" else (-1, len(layout))
+        palette = np.frombuffer(bytes(colors), np.uint8).reshape(shape)
+        palette = palette if shape[0] == 3 else palette.T[:3]
+        return bool((palette == palette[0]).all())
     # Pillow opens gray images of 16 bits with transparency as RGBA.
     return image.mode[0] in "1LIF" or _raw_mode(image).startswith("LA")
 
@@ -151,6 +161,8 @@ def _values(image: Any) -> np.ndarray:
     """Values of the frame that is open, (H, W, n_channels)."""
     dtype, is_gray = _dtype(image), _is_gray(image)
     is_inverted = _is_inverted(image)
+    if dtype == np.uint8 and _bit_depth(image) > 8:
+        warnings.warn(REDUCED, stacklevel=1)
     turned = pillow().ImageOps.exif_transpose(image)
     if dtype == np.uint8:
         return _bytes(turned, is_gray)
