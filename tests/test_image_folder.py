@@ -443,6 +443,48 @@ def test_a_class_whose_images_are_all_unreadable_is_named(two_classes):
     assert bunch.target_names == ["ill"]
 
 
+def exif_behind_the_pixels(path):
+    """A PNG whose orientation stands behind its pixels, as the format allows."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = write(path, exif=exif).read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        (
+            "nan.tif",
+            lambda path: write(path, np.where(FLOATS > 3, np.nan, FLOATS)),
+            "has values that are NaN or infinite",
+        ),
+        (
+            "large.tif",
+            lambda path: write(path, np.full((6, 8), 2**24 + 1, np.int32)),
+            "has integers beyond 2^24, which float32 cannot hold exactly",
+        ),
+        ("lab.tif", lambda path: write(path, Image.new("LAB", (8, 6))), "Pillow's mode 'LAB'"),
+        ("empty.png", lambda path: path.write_bytes(b""), "is neither PNG, JPEG, TIFF nor DICOM"),
+        ("png.tif", lambda path: path.write_bytes(b"II*\0nonsense"), "is damaged, or has bits"),
+        (
+            "turned.png",
+            exif_behind_the_pixels,
+            "has pixels of shape (1, 8, 6, 1) and uint8, but its header says (1, 6, 8, 1)",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_file_that_cannot_be_read_as_it_is_has_its_reason(tmp_path, name, make, reason):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match="None of 1 files") as caught:
+        load_image_folder(tmp_path)
+    assert reason in str(caught.value)
+
+
 def test_an_error_is_raised_only_if_no_file_can_be_read(two_classes):
     for path in two_classes.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:45])
@@ -480,7 +522,10 @@ def test_bad_parameters_are_named(two_classes, options, message):
 
 
 def test_images_go_to_a_file_that_is_mapped_into_memory(two_classes, tmp_path):
-    write(two_classes / "well" / "a.png").write_bytes(b"nothing")
+    for name, end in (("a.png", 10), ("z.png", 45)):
+        # One is damaged in its header, the other in its pixels.
+        path = write(two_classes / "well" / name, np.zeros((8, 8), np.uint8))
+        path.write_bytes(path.read_bytes()[:end])
     file = tmp_path / "images.npy"
     with pytest.warns(UserWarning, match="left out"):
         bunch = load_image_folder(two_classes, mmap_file=file)
@@ -526,7 +571,7 @@ def test_images_too_large_for_the_memory_go_to_a_file_that_disappears_with_them(
     assert bunch.data[:, 0, 0].tolist() == [1, 0, 2, 3]
     if os.name == "posix":
         assert folder.stat().st_mode & 0o077 == 0
-    part = bunch.data[1:]
+    part = np.asarray(bunch.data)[1:]
     del bunch
     assert folder.exists()
     del part
