@@ -1,13 +1,11 @@
 """Images of the user's own files as one array, with labels, groups and a report."""
 
-import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from numbers import Real
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +15,23 @@ from tqdm import tqdm
 
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf.datasets._collecting import collect
-from sklearn_msf.datasets._dicom_files import Window
+from sklearn_msf.datasets._common_layout import Described, common_layout, sample_size
 from sklearn_msf.datasets._folder_contents import FolderContents, examples, folder_contents
 from sklearn_msf.datasets._folder_report import ImageFolderReport
-from sklearn_msf.datasets._image_headers import MAX_VALUES, ImageHeader
+from sklearn_msf.datasets._folder_request import FolderRequest, checked_file, checked_request
 from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample_header
 from sklearn_msf.datasets._image_table import table_contents
 from sklearn_msf.datasets._pillow_files import REDUCED
-from sklearn_msf.datasets._resizing import FITS, fit_to_size, to_gray, to_rgb
+from sklearn_msf.datasets._resizing import fit_to_size, to_gray, to_rgb
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["load_image_folder"]
 
-_COLORS = ("auto", "gray", "rgb")
 _PATIENT = "PatientID"
 # Characters of a reason; some decoders name every program that is missing.
 _LONGEST_TEXT = 400
-# Sizes, kinds of pixels and reasons that a message lists.
+# Reasons that a message lists.
 _N_LISTED = 10
-_EXAMPLE_SIZE = 224
-
-_Described = tuple[Sample, ImageHeader]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What to make of each image."""
-
-    size: tuple[int, ...] | None
-    color: str
-    fit: str
-    window: Window
-    volumes: bool
 
 
 def load_image_folder(
@@ -152,13 +135,13 @@ def load_image_folder(
     Memory is needed for `data` and one file.
     """
     root = Path(path)
-    request = _checked_request(size, color, fit, window, volumes)
-    file = _checked_file(mmap_file, root)
+    request = checked_request(size, color, fit, window, volumes)
+    file = checked_file(mmap_file, root)
     contents = _contents(root, labels, volumes)
     _check_groups(groups, contents)
     report = ImageFolderReport(unreadable=contents.refused, ignored=contents.ignored)
     described = _with_groups(_described(root, contents, request, report, verbose), groups)
-    shape, dtype = _common_layout(described, request)
+    shape, dtype = common_layout(described, request)
     kept: list[Sample] = []
 
     def images() -> Iterator[np.ndarray]:
@@ -169,7 +152,7 @@ def load_image_folder(
                 image = _made(frames, shape, request)
             if image is not None:
                 kept.append(sample)
-                report.add(header, _size(header, request))
+                report.add(header, sample_size(header, request))
                 yield image
         _check_any_read(root, report)
 
@@ -177,57 +160,6 @@ def load_image_folder(
     bunch = _bunch(data, kept, contents, groups, report)
     _warn(bunch, contents)
     return bunch
-
-
-def _checked_request(size: Any, color: str, fit: str, window: Any, volumes: bool) -> _Request:
-    """Check what to make of each image."""
-    for name, value, allowed in (("color", color, _COLORS), ("fit", fit, FITS)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-    return _Request(_checked_size(size, volumes), color, fit, _checked_window(window), volumes)
-
-
-def _checked_size(size: Any, volumes: bool) -> tuple[int, ...] | None:
-    if size is None:
-        return None
-    if isinstance(size, int | np.integer):
-        size = (size,) * (3 if volumes else 2)
-    is_whole = isinstance(size, tuple | list) and all(
-        isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in size
-    )
-    if not is_whole or len(size) not in ((2, 3) if volumes else (2,)):
-        forms = "(height, width)" + (" or (depth, height, width)" if volumes else "")
-        raise ValueError(f"size must be None, a number of pixels or {forms}, got {size!r}.")
-    return tuple(int(n) for n in size)
-
-
-def _checked_window(window: Any) -> Window:
-    if window is None or window == "file":
-        return window
-    if isinstance(window, tuple | list) and len(window) == 2:
-        center, width = (float(n) if isinstance(n, Real) else math.nan for n in window)
-        if math.isfinite(center) and 0 < width < math.inf:
-            return center, width
-    raise ValueError(
-        f"window must be None, 'file' or (center, width) with a width above 0, got {window!r}."
-    )
-
-
-def _checked_file(mmap_file: str | os.PathLike[str] | None, root: Path) -> Path | None:
-    """Refuse a file that exists, or that would be taken for an image."""
-    if mmap_file is None:
-        return None
-    file = Path(mmap_file)
-    if os.path.lexists(file):
-        raise FileExistsError(
-            f"mmap_file={str(file)!r} exists: delete it, name another file, or open it with "
-            "np.load(mmap_file, mmap_mode='r')."
-        )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"The folder of mmap_file={str(file)!r} does not exist.")
-    if file.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"mmap_file={str(file)!r} must not be inside the folder that is read.")
-    return file
 
 
 def _contents(root: Path, labels: Any, volumes: bool) -> FolderContents:
@@ -282,8 +214,12 @@ def _one_line(text: str) -> str:
 
 
 def _described(
-    root: Path, contents: FolderContents, request: _Request, report: ImageFolderReport, verbose: int
-) -> list[_Described]:
+    root: Path,
+    contents: FolderContents,
+    request: FolderRequest,
+    report: ImageFolderReport,
+    verbose: int,
+) -> list[Described]:
     """Read the headers of all samples."""
     described = []
     for sample in tqdm(contents.samples, "Reading headers", disable=not verbose):
@@ -321,7 +257,7 @@ def _reasons(report: ImageFolderReport) -> str:
     return shown + (f" and {len(texts) - _N_LISTED} other reasons" * (len(texts) > _N_LISTED))
 
 
-def _with_groups(described: list[_Described], groups: Any) -> list[_Described]:
+def _with_groups(described: list[Described], groups: Any) -> list[Described]:
     """Add the groups that are not in a table."""
     if groups is None:
         return described
@@ -344,79 +280,7 @@ def _with_groups(described: list[_Described], groups: Any) -> list[_Described]:
     ]
 
 
-def _size(header: ImageHeader, request: _Request) -> tuple[int, ...]:
-    """Size of a sample: (height, width), or (depth, height, width) of a volume."""
-    return (header.n_frames, *header.size) if request.volumes else header.size
-
-
-def _common_layout(
-    described: list[_Described], request: _Request
-) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape and the dtype that all images get.
-
-    Raises
-    ------
-    ValueError
-        If the images have several dtypes, or several sizes that `size` does not change.
-    """
-    dtypes = _by(described, lambda header: header.dtype)
-    if len(dtypes) > 1:
-        raise ValueError(
-            f"The images have several bit depths or units: {_listed(dtypes)}. Load each kind by "
-            "itself, or convert the files to one; DICOM files become uint8 with "
-            "window=(center, width)."
-        )
-    size = _common_size(described, request)
-    is_rgb = request.color == "rgb" or (
-        request.color == "auto" and any(header.n_channels == 3 for _, header in described)
-    )
-    shape = (*size, 3) if is_rgb else size
-    if math.prod(shape) > MAX_VALUES:
-        raise ValueError(
-            f"Images of shape {shape} have {math.prod(shape):,} values, and at most "
-            f"{MAX_VALUES:,} are possible: pass a smaller size."
-        )
-    (dtype,) = dtypes
-    return shape, dtype
-
-
-def _common_size(described: list[_Described], request: _Request) -> tuple[int, ...]:
-    if request.size is None:
-        sizes = _by(described, lambda header: _size(header, request))
-        if len(sizes) > 1:
-            raise ValueError(
-                f"size=None, but the images have {len(sizes)} sizes: {_listed(sizes)}. Pass size, "
-                f"for example size={_EXAMPLE_SIZE}, to resize them."
-            )
-        (size,) = sizes
-        return size
-    if request.volumes and len(request.size) == 2:
-        depths = _by(described, lambda header: header.n_frames)
-        if len(depths) > 1:
-            raise ValueError(
-                f"size={request.size} keeps the depth, but the volumes have {len(depths)} depths: "
-                f"{_listed(depths)}. Pass size=(depth, height, width)."
-            )
-        (depth,) = depths
-        return (depth, *request.size)
-    return request.size
-
-
-def _by(described: list[_Described], key: Callable[[ImageHeader], Any]) -> dict[Any, list[str]]:
-    """Names of the samples that have the same in their headers, the most frequent first."""
-    names: dict[Any, list[str]] = {}
-    for sample, header in described:
-        names.setdefault(key(header), []).append(sample.name)
-    return dict(sorted(names.items(), key=lambda item: -len(item[1])))
-
-
-def _listed(names: dict[Any, list[str]]) -> str:
-    texts = [f"{key} ({len(files)}, such as {files[0]!r})" for key, files in names.items()]
-    shown = ", ".join(texts[:_N_LISTED])
-    return shown + (f" and {len(texts) - _N_LISTED} more" * (len(texts) > _N_LISTED))
-
-
-def _made(frames: np.ndarray, shape: tuple[int, ...], request: _Request) -> np.ndarray:
+def _made(frames: np.ndarray, shape: tuple[int, ...], request: FolderRequest) -> np.ndarray:
     """Make the image of the frames of a sample, of the common shape."""
     n_spatial = 3 if request.volumes else 2
     frames = to_rgb(frames) if len(shape) > n_spatial else to_gray(frames)
