@@ -1,6 +1,11 @@
-"""Errors that a caller may want to catch; all are ValueErrors."""
+"""Errors that a caller may want to catch; all but ProcessGroupError are ValueErrors."""
 
-__all__ = ["AutoencoderError", "CheckpointMismatchError", "DivergenceError"]
+__all__ = [
+    "AutoencoderError",
+    "CheckpointMismatchError",
+    "DivergenceError",
+    "ProcessGroupError",
+]
 
 
 class AutoencoderError(ValueError):
@@ -13,3 +18,7 @@ class CheckpointMismatchError(ValueError):
 
 class DivergenceError(ValueError):
     """Loss or weights were not finite, and lower learning rates did not help."""
+
+
+class ProcessGroupError(RuntimeError):
+    """Processes that train together do not agree, or one of them does not answer."""

@@ -8,6 +8,7 @@ import torch
 
 from sklearn_msf._estimator.data_validation import TrainingSamples, split_samples
 from sklearn_msf._estimator.parameters import draw_seed
+from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.flow.velocity_field import VelocityField, build_field
 from sklearn_msf.model.temperature import fit_temperature
 from sklearn_msf.runtime.progress import training_progress
@@ -125,6 +126,7 @@ def learn_temperature(
                 field.move_to(device),
                 replace(trainer.settings, time_budget=left),
                 torch.Generator(device).manual_seed(plan.seed),
+                group=trainer.group,
             )
             calibrating.survives_interrupts = False
             if left is not None:
@@ -137,6 +139,8 @@ def learn_temperature(
             reason = "the time budget left too little for its run"
     except KeyboardInterrupt:
         reason = "its run was interrupted"
+    except ProcessGroupError:
+        raise
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         reason = f"its run failed ({type(error).__name__}: {error})"
     warn_user(

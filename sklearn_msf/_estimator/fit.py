@@ -35,7 +35,11 @@ from sklearn_msf._estimator.data_validation import (
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
 from sklearn_msf._estimator.preparation import Preparation
-from sklearn_msf._estimator.run_fingerprint import open_checkpoints, with_precision_of_run
+from sklearn_msf._estimator.run_fingerprint import (
+    digest_samples,
+    open_checkpoints,
+    with_precision_of_run,
+)
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
@@ -43,6 +47,7 @@ from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.runtime.device import resolve_device
+from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group
 from sklearn_msf.runtime.progress import training_progress
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -142,6 +147,7 @@ class _FitState:
     samples: TrainingSamples
     validation: TrainingSamples | None
     device: torch.device
+    group: ProcessGroup
     preparation: Preparation
     previous: Fit | None
     started: float
@@ -224,12 +230,13 @@ def fit(
     if p.early_stopping and held_out is not None and of_held_out is not None:
         validate = _accuracy(held_out, of_held_out)
     name = type(estimator).__name__
-    failure = _train(name, int(p.verbose), trainer, data, callbacks, checkpoints, validate)
+    verbose = int(p.verbose) if state.group.is_first else 0
+    failure = _train(name, verbose, trainer, data, callbacks, checkpoints, validate)
     temperature: float | None = model.temperature
     if failure is None and plan is not None:
         temperature = learn_temperature(
             name,
-            int(p.verbose),
+            verbose,
             trainer,
             data,
             state.samples,
@@ -239,6 +246,7 @@ def fit(
         )
     elif failure is None and calibrates and held_out is not None and of_held_out is not None:
         temperature = temperature_of(held_out, of_held_out(trainer.average))
+    temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
     return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
 
@@ -270,7 +278,10 @@ def fit_partially(
     )
     given = TrainingArguments(X, y, sample_weight)
     state = _begin(estimator, p, given, known, previous, preparation, started)
-    data, trainer, model = _prepare_training(state, make_random_state(p.random_state))
+    random_state = make_random_state(p.random_state)
+    if state.group.size > 1:
+        random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
+    data, trainer, model = _prepare_training(state, random_state)
     if previous is None:
         n_images = data.epoch_size
         warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
@@ -316,11 +327,31 @@ def _begin(
     else:
         layout = field_layout(p, len(samples.classes), previous.model.space.shape[0])
         _check_layout(previous.model.field.layout, layout)
-    device = resolve_device(p.device)
+    group, device = join_process_group(resolve_device(p.device))
+    _check_same_in_all(group, p, samples, validation)
     space = None if previous is None else previous.model.space
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
-    return _FitState(p, samples, validation, device, prepared, previous, started)
+    return _FitState(p, samples, validation, device, group, prepared, previous, started)
+
+
+def _check_same_in_all(
+    group: ProcessGroup,
+    p: Parameters,
+    samples: TrainingSamples,
+    validation: TrainingSamples | None,
+) -> None:
+    """Refuse to train together with processes that have other data or parameters."""
+    if group.size == 1:
+        return
+    group.check_same("X, y, sample_weight or groups", digest_samples(samples))
+    group.check_same("X_val or y_val", None if validation is None else digest_samples(validation))
+    named = {name: repr(value) for name, value in vars(p).items() if name not in _MAY_DIFFER}
+    group.check_same("The parameters", named)
+
+
+# Parameters that may differ from process to process.
+_MAY_DIFFER = ("device", "random_state", "verbose", "checkpoint_dir", "autoencoder")
 
 
 def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
@@ -328,8 +359,10 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     p, previous = state.p, state.previous
     random_state = make_random_state(p.random_state)
     if p.checkpoint_dir is None:
-        return None, draw_seed(random_state)
+        return None, state.group.of_first(draw_seed(random_state))
     state.preparation.open()
+    if not state.group.is_first:
+        return None, state.group.of_first(0)
     checkpoints = open_checkpoints(
         p,
         state.samples,
@@ -340,7 +373,7 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
         state.validation,
     )
     # A resumed run keeps the seed it started with, whatever random_state is.
-    return checkpoints, checkpoints.seed
+    return checkpoints, state.group.of_first(checkpoints.seed)
 
 
 def _hold_out(
@@ -404,7 +437,8 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
         return state.previous.model.space
-    return state.preparation.learn_space(state.samples, random_state, state.started)
+    space = state.preparation.learn_space(state.samples, random_state, state.started)
+    return state.group.of_first(space)
 
 
 def _prepare_training(
@@ -430,6 +464,7 @@ def _prepare_training(
         n_continued = previous.continuation.n_continued + 1
         seed = int(np.random.SeedSequence([seed, n_continued]).generate_state(1)[0])
     settings = training_settings(p, data.epoch_size, device, trained_by)
+    settings = state.group.of_first(settings)
     before = None if previous is None else previous.model
     model = FittedModel(
         field=field,
@@ -444,7 +479,7 @@ def _prepare_training(
         or (before is not None and before.generates_unconditionally),
     )
     generator = torch.Generator(device).manual_seed(seed)
-    trainer = Trainer(field.move_to(device), settings, generator, state.started)
+    trainer = Trainer(field.move_to(device), settings, generator, state.started, state.group)
     if previous is not None and previous.continuation.training_state is not None:
         trainer.load_weights(previous.continuation.training_state)
     return data, trainer, model

@@ -18,7 +18,7 @@ from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.training.checkpoints import Checkpoints, stored_fingerprint
 
-__all__ = ["digest_arrays", "open_checkpoints", "with_precision_of_run"]
+__all__ = ["digest_arrays", "digest_samples", "open_checkpoints", "with_precision_of_run"]
 
 
 def with_precision_of_run(p: Parameters) -> Parameters:
@@ -104,6 +104,13 @@ def open_checkpoints(
     folder, every = Path(p.checkpoint_dir), int(p.checkpoint_every)
     any_seed = fingerprint["random_state"] is None
     return Checkpoints(folder, every, fingerprint, draw_seed(random_state), any_seed=any_seed)
+
+
+def digest_samples(samples: TrainingSamples) -> str:
+    """Compute a digest of images, labels, classes, weights and groups."""
+    groups = () if samples.groups is None else (samples.groups,)
+    classes = samples.classes.astype(str)
+    return digest_arrays(samples.rows, samples.labels, classes, samples.weights, *groups)
 
 
 def digest_arrays(*arrays: np.ndarray | RowsOnDemand | ImagesOnDemand) -> str:

@@ -9,7 +9,7 @@ With image x, label mask y, noises e_x, e_y ~ N(0, I) and s = sigma_min (paper, 
 The image runs from noise (t = 0) to data (t = 1) while the mask runs from data to noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class PathSample:
     u_x: Tensor
     u_y: Tensor
     mask_t: Tensor
+
+    def take(self, rows: Tensor) -> "PathSample":
+        """Select points by index, (k,) int64."""
+        return PathSample(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def sample_path(

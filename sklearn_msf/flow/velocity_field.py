@@ -104,6 +104,9 @@ class VelocityField(nn.Module):
         self.layout = layout
         self.image_parameterization = IMAGE_PREDICTIONS[layout.image_prediction]
 
+    # Whether samples at t = 1 go through the upsampling half in training.
+    decodes_at_one = True
+
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
@@ -339,6 +342,7 @@ class ClassPosteriorField(VelocityField):
     """Label branch as a class posterior, from which v_y follows in closed form."""
 
     codes: LabelCodes
+    decodes_at_one = False
 
     def __init__(self, unet: UNet, codes: LabelCodes, layout: FieldLayout):
         super().__init__(unet, codes, layout)

@@ -24,19 +24,24 @@ class Dropout(nn.Module):
     ----------
     generator : torch.Generator or None
         Source of the bytes; None stands for torch's global generator.
+    part : tuple of slice and int, or None
+        If the samples that have dropout are a part of those of a batch that several processes
+        share: which ones, and the number of all. The bytes are drawn for all, so that each sample
+        gets those that it would get in one process.
     """
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
         self.generator: torch.Generator | None = None
+        self.part: tuple[slice, int] | None = None
 
     def forward(self, h: Tensor, n_rows: int | None = None) -> Tensor:
         """Set a fraction of h, (n, C, H, W), to zero and scale up the rest.
 
         If `n_rows` is given, do so only in the first `n_rows` samples of the batch.
         """
-        if not self.training or not self.p or n_rows == 0:
+        if not self.training or not self.p or (n_rows == 0 and self.part is None):
             return h
         if n_rows is not None and n_rows < len(h):
             return torch.cat([self(h[:n_rows]), h[n_rows:]])
@@ -45,9 +50,11 @@ class Dropout(nn.Module):
             # A compiler knows the global generator only, and joins torch's dropout to its kernels.
             return F.dropout(h, n_zero / 256)
         n, channels, height, width = h.shape
-        words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)
+        part, n_drawn = (slice(None), n) if self.part is None else self.part
+        n_bytes = n_drawn * channels * height * width
+        words = torch.empty((n_bytes + 7) // 8, dtype=torch.int64, device=h.device)
         words.random_(-(2**63), None, generator=self.generator)
-        kept = words.view(torch.uint8)[: h.numel()] >= n_zero
+        kept = words.view(torch.uint8)[:n_bytes] >= n_zero
         # Use the memory order of channels_last, which h has.
-        kept = kept.view(n, height, width, channels).permute(0, 3, 1, 2)
+        kept = kept.view(n_drawn, height, width, channels).permute(0, 3, 1, 2)[part]
         return h * kept.to(h.dtype).mul_(256 / (256 - n_zero))

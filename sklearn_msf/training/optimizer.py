@@ -126,6 +126,20 @@ class AveragedOptimizer:
         """Count the step."""
         self.n_steps += 1
 
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the weights that have one."""
+        return [weight.grad for weight in self._parameters if weight.grad is not None]
+
+    def fill_gradients(self, *, all_weights: bool) -> None:
+        """Give weights without a gradient one of zeros, so that all processes have the same.
+
+        A process whose part of a batch does not use some weights has none for them. If no process
+        uses them, as `all_weights` says, they stay without.
+        """
+        for weight in self._parameters if all_weights else ():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+
     def clear_gradients(self) -> None:
         """Forget the gradients, also those that a capture which failed has left behind."""
         for weight in (*self._parameters, *self._matrices.values()):

@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklearn_msf.flow.path import PathSample, sample_path, sample_times
 from sklearn_msf.flow.velocity_field import VelocityField
@@ -26,8 +26,9 @@ from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.runtime.compilation import compile_or_not
 from sklearn_msf.runtime.cuda_graphs import CapturedSteps
 from sklearn_msf.runtime.device import arithmetic, autocast
+from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.training.batches import TrainingData
-from sklearn_msf.training.losses import field_losses
+from sklearn_msf.training.losses import WholeBatch, field_losses
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.settings import TrainingSettings
 
@@ -69,6 +70,9 @@ class TrainingStep:
         Settings of the training.
     generator : torch.Generator
         Source of times, noise, dropout and augmentation, on the device of the field.
+    group : ProcessGroup
+        The processes that train together. Each draws everything for the whole batch, and computes
+        the gradients of its part.
     """
 
     # Losses wait in a buffer on the device, because reading them waits for the device.
@@ -80,7 +84,9 @@ class TrainingStep:
         optimizer: AveragedOptimizer,
         settings: TrainingSettings,
         generator: torch.Generator,
+        group: ProcessGroup,
     ):
+        self._group = group
         self._field = field
         self._optimizer = optimizer
         self._settings = settings
@@ -91,6 +97,8 @@ class TrainingStep:
         self._losses = torch.zeros(self.capacity, 2, device=self._device)
         self._position = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._n_unread = 0
+        self._dropout = _layers_with_dropout(field)
+        self._dropout_up = _layers_with_dropout(field.unet.up)
         self._graphs = CapturedSteps(self._device, generator)
 
     def __call__(self, data: TrainingData, rows: Tensor, rate: float) -> None:
@@ -105,6 +113,12 @@ class TrainingStep:
         rate : float
             Learning rate.
         """
+        if len(rows) < self._group.size:
+            raise ValueError(
+                f"A step of {len(rows)} images (batch_size={self._settings.batch_size}) is too "
+                f"small for {self._group.size} processes: each needs one. Raise batch_size, or "
+                "start fewer."
+            )
         division = self._division(len(rows))
         inputs = data.select(rows, division.n_varied, self._generator)
         self._optimizer.begin_step(rate)
@@ -140,7 +154,7 @@ class TrainingStep:
         at the end.
         """
         compiled = self._settings.compile_network
-        layers = [module for module in self._field.modules() if isinstance(module, Dropout)]
+        layers = self._dropout
         cuda = [self._device] if self._device.type == "cuda" else []
         kernels = arithmetic(self._device, self._settings.precision)
         with torch.random.fork_rng(devices=cuda, enabled=compiled), kernels:
@@ -150,7 +164,7 @@ class TrainingStep:
                 yield
             finally:
                 for layer in layers:
-                    layer.generator = None
+                    layer.generator = layer.part = None
 
     def seed_global_generators(self) -> None:
         """Seed the generators that a compiled network draws from; do nothing for any other."""
@@ -182,11 +196,45 @@ class TrainingStep:
         """Compute the gradients, then change the weights."""
         self._optimizer.clear_gradients()
         x, labels = data.batch(inputs, division.n_varied, self._generator)
-        losses = self._weighted_losses(self._sample(x, labels, division), labels, division)
+        sample, whole = self._sample(x, labels, division), None
+        if self._group.size > 1:
+            n_generating = division.n_samples - division.n_at_one
+            whole = WholeBatch(division.n_samples, division.n_at_one, self._group.size)
+            sample, labels, division = self._own_part(sample, labels, division)
+        losses = self._weighted_losses(sample, labels, division, whole)
         losses.sum().backward()
+        losses = losses.detach()
+        if whole is not None:
+            self._optimizer.fill_gradients(all_weights=n_generating > 0)
+            self._group.average_([*self._optimizer.gradients(), losses])
         self._optimizer.update()
-        self._losses.index_copy_(0, self._position, losses.detach()[None])
+        self._losses.index_copy_(0, self._position, losses[None])
         self._position.add_(1)
+
+    def _own_part(
+        self, sample: PathSample, labels: Tensor, division: BatchDivision
+    ) -> tuple[PathSample, Tensor, BatchDivision]:
+        """Take this process's part of the samples at t = 1 and of the others."""
+        n_at_one, n_samples = division.n_at_one, division.n_samples
+        at_one = self._group.part(n_at_one)
+        others = self._group.part(n_samples - n_at_one, first=n_at_one)
+        indices = torch.arange(n_samples, device=labels.device)
+        own = indices[:n_at_one][at_one], indices[n_at_one:][others]
+        rows, own_at_one = torch.cat(own), len(own[0])
+        varies_at_one = self._settings.classification_fraction > 0
+        dropped = (at_one, n_at_one) if varies_at_one else (others, n_samples)
+        for layer in self._dropout:
+            layer.part = dropped
+        if varies_at_one and not self._field.decodes_at_one:
+            for layer in self._dropout_up:
+                layer.part = None
+        own_division = BatchDivision(
+            n_samples=len(rows),
+            n_at_one=own_at_one,
+            n_unconditional=division.n_unconditional,
+            n_varied=own_at_one if varies_at_one else len(rows),
+        )
+        return sample.take(rows), labels[rows], own_division
 
     def _sample(self, x: Tensor, labels: Tensor, division: BatchDivision) -> PathSample:
         """Draw a point of the path for each image."""
@@ -198,12 +246,16 @@ class TrainingStep:
         return sample_path(x, y, e_x, e_y, *times)
 
     def _weighted_losses(
-        self, sample: PathSample, labels: Tensor, division: BatchDivision
+        self,
+        sample: PathSample,
+        labels: Tensor,
+        division: BatchDivision,
+        whole: WholeBatch | None = None,
     ) -> Tensor:
         """Compute the weighted image and label losses of one batch."""
         with autocast(self._device, self._settings.precision):
             image_loss, label_loss = self._field_losses(
-                sample, labels, division.n_at_one, division.n_varied
+                sample, labels, division.n_at_one, division.n_varied, whole
             )
         w = self._settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
@@ -223,3 +275,7 @@ def count_of_step(fraction: float, n: int, n_steps: int) -> int:
     """
     exact = fraction * n
     return math.floor((n_steps + 1) * exact) - math.floor(n_steps * exact)
+
+
+def _layers_with_dropout(module: nn.Module) -> list[Dropout]:
+    return [layer for layer in module.modules() if isinstance(layer, Dropout)]

@@ -11,6 +11,7 @@ from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.runtime.batching import is_out_of_memory
+from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
@@ -46,6 +47,10 @@ class Trainer:
         Source of order, times, noise, dropout and augmentation, on the device of the field.
     started : float, optional
         Time on `time.perf_counter`'s clock from which the time budget counts.
+    group : ProcessGroup, optional
+        The processes that train together; this process by itself by default. All have the same
+        field, settings, generator and data; what else decides about the run is taken from the
+        first one.
 
     Attributes
     ----------
@@ -67,7 +72,9 @@ class Trainer:
         settings: TrainingSettings,
         generator: torch.Generator,
         started: float | None = None,
+        group: ProcessGroup | None = None,
     ):
+        self.group = group or ProcessGroup()
         self.field = field
         self.settings = settings
         self.average = copy.deepcopy(field).requires_grad_(False).eval()
@@ -83,7 +90,7 @@ class Trainer:
             max_grad_norm=settings.max_grad_norm,
             ema_decay=settings.ema_decay,
         )
-        self._step = TrainingStep(field, self._optimizer, settings, generator)
+        self._step = TrainingStep(field, self._optimizer, settings, generator, self.group)
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
@@ -181,7 +188,7 @@ class Trainer:
             average has the best weights.
         """
         self._report = report
-        finished = checkpoints is not None and self._resume_latest(checkpoints)
+        finished = self._resume_latest(checkpoints)
         with self._step.running():
             try:
                 if not finished:
@@ -194,18 +201,24 @@ class Trainer:
                 if self._best is not None:
                     self._best.restore(self.average)
 
-    def _resume_latest(self, checkpoints: CheckpointStore) -> bool:
+    def _resume_latest(self, checkpoints: CheckpointStore | None) -> bool:
         """Resume the newest usable state, if there is one; return whether its run was finished."""
-        while (state := checkpoints.take_latest()) is not None:
+        state = self.group.of_first(self._latest_usable(checkpoints))
+        if state is None:
+            return False
+        self.resume(state)
+        self.budget.resume(state.metadata["elapsed"])
+        return bool(state.metadata["finished"])
+
+    def _latest_usable(self, checkpoints: CheckpointStore | None) -> TrainingState | None:
+        while checkpoints is not None and (state := checkpoints.take_latest()) is not None:
             try:
                 self.check(state)
             except ArchiveError as error:
                 checkpoints.pass_over(error)
                 continue
-            self.resume(state)
-            self.budget.resume(state.metadata["elapsed"])
-            return bool(state.metadata["finished"])
-        return False
+            return state
+        return None
 
     def reserve_time_of(self, final: Callable[[VelocityField], Any]) -> None:
         """Reserve time for a final use of the averaged field, and measure that time by a trial."""
@@ -240,7 +253,7 @@ class Trainer:
             ends = [not epoch_log["n_images"]]
             if not ends[0]:
                 if validate is not None:
-                    epoch_log["validation_score"] = validate(self.average)
+                    epoch_log["validation_score"] = self.group.of_first(validate(self.average))
                 self.history.append(epoch_log)
                 if self._report is not None:
                     self._report(self._progress((epoch + 1) / settings.max_epochs), epoch_log)
@@ -251,7 +264,7 @@ class Trainer:
                     callback is not None and callback.end_epoch(),
                 ]
             self.budget.end_pause(self.budget.elapsed - start)
-            finished = any(ends) or self._time_is_up()
+            finished = self.group.of_first(any(ends)) or self._time_is_up()
             if checkpoints is not None:
                 checkpoints.save(self.state, n_epochs=len(self.history), finished=finished)
             # Reserve time for validation and checkpointing.
@@ -319,7 +332,7 @@ class Trainer:
                 # Use the rate at the middle of the step: the schedule is zero at both ends, which
                 # would waste the first or the last step.
                 share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
-                rate = peak_rate * learning_rate_factor(self._progress(share))
+                rate = peak_rate * learning_rate_factor(self._common_progress(share))
             rates.append(rate)
             self._make_step(data, rows, rate)
             n_images += len(rows)
@@ -376,7 +389,12 @@ class Trainer:
         if self.settings.time_budget is not None and self._device.type == "cuda":
             # The CPU only launches a step: wait for the GPU to finish it.
             torch.cuda.synchronize(self._device)
-        return self.budget.is_up()
+        is_up = self.budget.is_up()
+        return is_up if self.settings.time_budget is None else self.group.of_first(is_up)
+
+    def _common_progress(self, share_of_epochs: float) -> float:
+        progress = self._progress(share_of_epochs)
+        return progress if self.settings.time_budget is None else self.group.of_first(progress)
 
     def _progress(self, share_of_epochs: float) -> float:
         """Return the fraction of the training done: the larger one of epochs and time."""

@@ -1,0 +1,122 @@
+"""Training by two processes, as torchrun starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_msf.nn.dropout import Dropout
+from sklearn_msf.runtime.process_group import ProcessGroup
+
+SCRIPT = Path(__file__).with_name("train_together.py")
+KINDS = ["pixels", "velocity", "one kind of sample", "early stopping", "latents"]
+
+
+def environment(**variables):
+    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
+
+
+def run_alone(folder, *kinds):
+    command = [sys.executable, SCRIPT, folder, *kinds]
+    subprocess.run(command, env=environment(), check=True, timeout=100)
+    return [dict(np.load(folder / f"{kind}-alone.npz")) for kind in kinds]
+
+
+def run_together(folder, *kinds):
+    """Start two processes as torchrun does, and return their exit codes and errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in ("0", "1"):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
+        command = [sys.executable, SCRIPT, folder, *kinds]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def of_process(folder, kind, rank):
+    return dict(np.load(folder / f"{kind}-{rank}.npz"))
+
+
+def test_two_processes_train_the_model_of_one(tmp_path):
+    alone = run_alone(tmp_path, *KINDS)
+    codes, errors = run_together(tmp_path, *KINDS)
+    assert codes == [0, 0], errors
+    for kind, wanted in zip(KINDS, alone, strict=True):
+        first, second = (of_process(tmp_path, kind, rank) for rank in (0, 1))
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(first[name], second[name], err_msg=f"{kind} {name}")
+            np.testing.assert_allclose(
+                first[name], value, rtol=2e-3, atol=2e-3, err_msg=f"{kind} {name}"
+            )
+
+
+def test_torchrun_starts_them_and_a_run_goes_on_with_another_number(tmp_path):
+    (whole,) = run_alone(tmp_path, "whole")
+    with pytest.raises(subprocess.CalledProcessError):
+        run_alone(tmp_path, "cut off")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", SCRIPT, tmp_path, "goes on"]
+    subprocess.run(command, env=environment(), check=True, timeout=110)
+    together = of_process(tmp_path, "goes on", 0)
+    assert together.pop("n_steps") < whole.pop("n_steps")
+    for name, value in whole.items():
+        np.testing.assert_allclose(together[name], value, rtol=2e-3, atol=2e-3)
+
+
+def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
+    codes, errors = run_together(tmp_path, "time")
+    assert codes == [0, 0], errors
+    first, second = (of_process(tmp_path, "time", rank) for rank in (0, 1))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
+def test_processes_with_other_data_do_not_train_together(tmp_path):
+    codes, errors = run_together(tmp_path, "other data")
+    assert codes == [1, 1]
+    for error in errors:
+        assert "X, y, sample_weight or groups of process 1 differ" in error
+
+
+def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
+    codes, errors = run_together(tmp_path, "dies")
+    assert codes == [1, 3]
+    assert "ProcessGroupError: A process of the group ended or did not answer" in errors[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_parts_are_disjoint_and_every_process_has_a_sample_where_there_are_enough(size):
+    for n_at_one in range(6):
+        for n_others in range(6):
+            parts = []
+            for rank in range(size):
+                group = ProcessGroup(rank, size)
+                at_one = range(n_at_one)[group.part(n_at_one)]
+                others = range(n_others)[group.part(n_others, first=n_at_one)]
+                parts.append((*at_one, *(n_at_one + i for i in others)))
+            assert sorted(sum(parts, ())) == list(range(n_at_one + n_others))
+            if n_at_one + n_others >= size:
+                assert min(map(len, parts)) > 0
+
+
+def test_dropout_of_a_part_is_that_of_the_whole_batch():
+    h = torch.ones(6, 4, 3, 3).to(memory_format=torch.channels_last)
+    layer = Dropout(0.5).train()
+    layer.generator = torch.Generator().manual_seed(0)
+    whole, state = layer(h), layer.generator.get_state()
+    for rows in (slice(0, 6, 2), slice(1, 6, 2), slice(6, 6)):
+        layer.generator.manual_seed(0)
+        layer.part = (rows, 6)
+        assert torch.equal(layer(h[rows]), whole[rows])
+        # The generator goes on as if the whole batch had been here.
+        assert torch.equal(layer.generator.get_state(), state)

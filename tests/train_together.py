@@ -1,0 +1,84 @@
+"""What each process of a group runs in test_process_group.py: fits, and their results in a file."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+from conftest import three_digits, tiny_classifier, tiny_latent_classifier
+
+from sklearn_msf.training import trainer
+from sklearn_msf.training.step import TrainingStep
+
+X, Y = three_digits()
+X, Y = X[:40], Y[:40]
+
+
+COMMON = {
+    "max_epochs": 2,
+    "batch_size": 13,
+    "dropout": 0.2,
+    "class_dropout": 0.2,
+    "classification_fraction": 0.3,
+    "optimizer": "muon",
+    "random_state": 0,
+}
+KINDS = {
+    "pixels": {"calibration": "temperature", "augment": "affine"},
+    "velocity": {"label_prediction": "velocity"},
+    "one kind of sample": {"classification_fraction": 0.0},
+    "early stopping": {"early_stopping": True},
+    "latents": {},
+    "whole": {"max_epochs": 4},
+    "cut off": {"max_epochs": 4},
+    "goes on": {"max_epochs": 4},
+    "time": {"max_epochs": 10**6, "time_budget": 3.0, "random_state": None},
+    "other data": {},
+    "dies": {},
+}
+
+
+N_STEPS, DIES_AFTER = [0], []
+
+
+class CountedStep(TrainingStep):
+    def __call__(self, *arguments):
+        N_STEPS[0] += 1
+        if N_STEPS[0] in DIES_AFTER:
+            os._exit(3)
+        super().__call__(*arguments)
+
+
+def fitted(kind, folder):
+    images, rank = X, int(os.environ.get("RANK", "0"))
+    settings = {**COMMON, **KINDS[kind]}
+    if kind in ("cut off", "goes on"):
+        settings |= {"checkpoint_dir": folder / "checkpoints", "checkpoint_every": 1}
+    if kind == "cut off":
+        # In the third epoch of three steps each.
+        DIES_AFTER.append(7)
+    if kind == "other data":
+        images = X + rank
+    if kind == "dies" and rank == 1:
+        DIES_AFTER.append(2)
+    make = tiny_latent_classifier if kind == "latents" else tiny_classifier
+    return make(**settings).fit(images, Y, sample_weight=np.linspace(0.5, 2, len(X)))
+
+
+def main(folder, kinds):
+    warnings.simplefilter("ignore")
+    trainer.TrainingStep = CountedStep
+    for kind in kinds:
+        classifier = fitted(kind, folder)
+        found = {
+            "probabilities": classifier.predict_proba(X),
+            "images": classifier.sample("one", n_samples=2, n_steps=2, random_state=0),
+            "n_steps": N_STEPS[0],
+            "losses": [log["loss"] for log in classifier.history_],
+        }
+        np.savez(folder / f"{kind}-{os.environ.get('RANK', 'alone')}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
