@@ -45,6 +45,14 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           U-Net; 1 folds nothing.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
+        - "time_scale" (1000.0): factor on t in [0, 1] before its sinusoidal features, in (0, 1e6].
+          The larger it is, the finer the network can tell times apart. The paper's code has 1.
+        - "time_modulation" ("scale_shift"): how the time embedding acts in a residual block.
+          "scale_shift": it scales and shifts the features after the second norm. "shift": it is
+          added before that norm (the paper's code).
+        - "input_size" (None): side, or (height, width), to which images are resized for the
+          network, by Pillow's bilinear filter. Generated images are brought back to the size of
+          X. None leaves images as they are; the paper's code has 32.
     flow_params : dict, default=None
         Settings of the flow. Each entry is optional; its default is in parentheses:
 
@@ -76,15 +84,16 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         fewer epochs if necessary. How much is learned in this time depends on the machine, so
         results are not exactly reproducible.
     batch_size : int, default=128
-        Number of images in a training step. An epoch is split evenly into steps of about this size.
+        Number of images in a training step. An epoch is split evenly into steps of about this size,
+        unless ``optimizer_params={"even_batches": False}``.
     optimizer : {"auto", "adamw", "muon"}, default="auto"
         "adamw": AdamW (the paper). "muon": Muon for the weights that are matrices and AdamW for the
         others, at the same learning rate. "auto": Muon if `max_epochs` with it make 500 steps or
         more, even if a `time_budget` ends training earlier, else AdamW. With `warm_start` or
         `partial_fit` "auto" keeps the optimizer of the first call.
     learning_rate : float, default=3e-3
-        Peak of the learning rate. It rises linearly in the first tenth of training, and then falls
-        to zero by a cosine.
+        Peak of the learning rate. It rises in the first tenth of training, and then falls to zero
+        by a cosine.
     optimizer_params : dict, default=None
         Further settings of the optimizer. Each entry is optional; its default is in parentheses:
 
@@ -93,6 +102,11 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           it. None disables this.
         - "ema_decay" (0.99): fraction of the moving average of the weights that each step keeps, in
           [0, 1). Predictions and generated images come from the average.
+        - "warmup" ("linear"): how the learning rate rises in the first tenth of training. "cosine":
+          by half a cosine (the paper's code).
+        - "even_batches" (True): whether an epoch is split into batches of one size near to
+          `batch_size`. False cuts off batches of exactly `batch_size`, and the last one has the
+          images that remain, as :class:`torch.utils.data.DataLoader` does (the paper's code).
     augment : {"auto", "hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None, \
             default="auto"
         Random variation of the training images. "hflip": horizontal flips. "flip": flips of both
@@ -223,6 +237,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             "attention_levels": (1,),
             "patch_size": 2,
             "dropout": 0.2,
+            "time_scale": 1000.0,
+            "time_modulation": "scale_shift",
+            "input_size": None,
         },
         "flow_params": {
             "label_encoding": "rgb",
@@ -232,7 +249,13 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             "class_dropout": 0.1,
             "image_weight": 0.7,
         },
-        "optimizer_params": {"weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.99},
+        "optimizer_params": {
+            "weight_decay": 0.01,
+            "max_grad_norm": 1.0,
+            "ema_decay": 0.99,
+            "warmup": "linear",
+            "even_batches": True,
+        },
     }
 
     def __init__(
@@ -273,10 +296,25 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     def from_paper(
         cls, name: str, *, label_encoding: str = "rgb", **overrides: Any
     ) -> "MedSymmFlowClassifier":
-        """Make a classifier with the paper's settings (Tables 3 and 4).
+        """Make a classifier with the paper's settings.
 
-        Settings that the tables do not contain (image weight, weight decay, EMA decay, bfloat16)
-        are those of the published command for another data set.
+        Every setting has one of three sources:
+
+        - Tables 3 and 4: channels, levels, blocks, attention, dropout, batch size, epochs, learning
+          rate, warm-up epochs, beta. Section 3.1: colours of the classes and distances to them.
+        - The code that the authors published (github.com/caetas/MedSymmFlow), where the paper says
+          nothing: images resized to 32 pixels, raw times in [0, 1] (``time_scale=1``) that are
+          added in the residual blocks (``time_modulation="shift"``), flips, the path and its
+          targets, batches with a smaller last one, warm-up by a cosine, no limit of the gradient,
+          one noise draw and one Euler step for classification.
+        - The only commands that the authors published, for latents of BloodMNIST: image weight 0.7,
+          EMA decay 0.7, weight decay 0.0 and bfloat16. For images of 28 pixels there is no
+          published command, and the tables do not name these four. The defaults of the published
+          code are 0.9, 0.999, 1e-7 and no mixed precision.
+
+        What differs from the published code on purpose, such as its attention, which cannot learn
+        under mixed precision, and its choice of weights on the test split, is listed in "The
+        paper's settings" in the documentation.
 
         Parameters
         ----------

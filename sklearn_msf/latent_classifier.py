@@ -57,7 +57,8 @@ time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, cl
 early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
 warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, \
 verbose
-        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels. Other defaults are
+        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels; `network_params` have
+        no "input_size", because `encoded_size` is the parameter for it. Other defaults are
         chosen for classification, because training on latents of large images takes long:
         ``classification_fraction=0.8``; in `flow_params` ``image_prediction="velocity"``,
         ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1`` and
@@ -104,6 +105,8 @@ loss_curve_, rejection_
             "attention_levels": (1,),
             "patch_size": 1,
             "dropout": 0.1,
+            "time_scale": 1000.0,
+            "time_modulation": "scale_shift",
         },
         "flow_params": {
             "label_encoding": "rgb",
@@ -113,7 +116,13 @@ loss_curve_, rejection_
             "class_dropout": 0.0,
             "image_weight": 0.5,
         },
-        "optimizer_params": {"weight_decay": 0.01, "max_grad_norm": 1.0, "ema_decay": 0.99},
+        "optimizer_params": {
+            "weight_decay": 0.01,
+            "max_grad_norm": 1.0,
+            "ema_decay": 0.99,
+            "warmup": "linear",
+            "even_batches": True,
+        },
     }
 
     def __init__(
@@ -210,7 +219,14 @@ loss_curve_, rejection_
 
     @classmethod
     def from_paper(cls, name: str, **overrides: Any) -> "LatentMedSymmFlowClassifier":
-        """Make a classifier with the paper's settings (Table 5).
+        """Make a classifier with the paper's settings.
+
+        Channels, levels, blocks, attention, dropout, batch size, epochs, learning rate, warm-up
+        epochs and beta are those of Table 5, the autoencoder that of section 3.2. Image weight, EMA
+        decay, weight decay and bfloat16 are those of the published commands, which are for
+        BloodMNIST. The other settings come from the published code, as in
+        :meth:`MedSymmFlowClassifier.from_paper`; "The paper's settings" in the documentation lists
+        them, and what differs on purpose.
 
         Parameters
         ----------

@@ -4,12 +4,13 @@ import torch
 from conftest import Averages, tiny_autoencoder
 
 from sklearn_msf.data.images import learn_format
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, make_label_codes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import LatentSpace
-from sklearn_msf.latent.scaling import learn_scaling, resize_images
+from sklearn_msf.latent.scaling import learn_scaling
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.integers(0, 256, (6, 16 * 16), dtype=np.uint8)

@@ -28,7 +28,7 @@ from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoencoder
 from sklearn_msf.persistence import limits
 from sklearn_msf.persistence.archives import ArchiveError, read_archive
-from sklearn_msf.persistence.limits import check_blocks, check_encoded_size, check_image_shape
+from sklearn_msf.persistence.limits import check_blocks, check_image_shape, check_resized_size
 from sklearn_msf.selective import confusion_matrix_with_reject
 
 X = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
@@ -292,13 +292,13 @@ def test_an_autoencoder_from_the_hub_without_a_commit_is_saved_with_its_weights(
 
 
 def test_images_are_encoded_at_no_more_than_a_multiple_of_their_size():
-    check_encoded_size((1024, 1024), (8, 8))
-    check_encoded_size((16 * 128, 16 * 512), (128, 512))
+    check_resized_size("encoded_size", (1024, 1024), (8, 8))
+    check_resized_size("encoded_size", (16 * 128, 16 * 512), (128, 512))
     for size, image_size in [((1024, 1032), (8, 8)), ((16 * 128, 16 * 520), (128, 512))]:
         with pytest.raises(ValueError, match="choose a smaller encoded_size"):
-            check_encoded_size(size, image_size)
+            check_resized_size("encoded_size", size, image_size)
     with pytest.raises(ValueError, match="no more than 268,435,456"):
-        check_encoded_size((2**15, 2**14), (2**14, 2**14))
+        check_resized_size("encoded_size", (2**15, 2**14), (2**14, 2**14))
 
 
 def test_an_encoded_size_that_could_not_be_opened_is_refused_before_training():

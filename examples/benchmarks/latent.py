@@ -40,11 +40,11 @@ from torch.nn import functional as F
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.latent_batches import LatentTrainingData
 from sklearn_msf.latent.latent_space import LatentSpace
-from sklearn_msf.latent.scaling import resize_images
 from sklearn_msf.nn.precision import resolve_precision
 
 CPU = torch.device("cpu")
@@ -292,8 +292,8 @@ class EncodingData:
         self._masks = masks
         self.epoch_size = data.epoch_size
 
-    def epoch(self, batch_size, generator):
-        return self._data.epoch(batch_size, generator)
+    def epoch(self, batch_size, generator, *, even=True):
+        return self._data.epoch(batch_size, generator, even=even)
 
     def batch(self, rows, n_varied, generator):
         """Encode images, and as the published loop does a mask for each."""

@@ -13,6 +13,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.training.batches import count_batches
 from sklearn_msf.training.settings import TrainingSettings
 
 __all__ = [
@@ -40,7 +41,7 @@ _MIN_SECONDS_TO_COMPILE = 900.0
 
 
 def field_layout(p: Parameters, n_classes: int, image_channels: int) -> FieldLayout:
-    """Collect everything that the shapes of the weights depend on.
+    """Collect the layout of the field.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def training_settings(
         Optimizer that has trained the field so far; "auto" keeps it.
     """
     optimizer, max_epochs = _optimizer_and_epochs(p, n_images, trained_by)
-    n_steps = max_epochs * max(1, round(n_images / p.batch_size))
+    n_steps = max_epochs * count_batches(n_images, int(p.batch_size), even=p.even_batches)
     given = {field.name: getattr(p, field.name) for field in fields(TrainingSettings)}
     resolved = {
         "max_epochs": max_epochs,

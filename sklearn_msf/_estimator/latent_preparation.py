@@ -29,7 +29,7 @@ from sklearn_msf.latent.latent_space import LatentSpace, check_channels
 from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
-from sklearn_msf.persistence.limits import check_encoded_size
+from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import holds_checkpoints
@@ -301,7 +301,7 @@ class LatentPreparation:
                 )
             return factor * math.ceil(height / factor), factor * math.ceil(width / factor)
         sides = np.broadcast_to(self._p.encoded_size, 2).tolist()
-        check_encoded_size(sides, image_format.size)
+        check_resized_size("encoded_size", sides, image_format.size)
         if any(side % factor for side in sides):
             raise ValueError(
                 f"encoded_size={self._p.encoded_size!r} must be a multiple of the autoencoder's "

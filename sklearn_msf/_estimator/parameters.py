@@ -26,7 +26,9 @@ from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
 from sklearn_msf.nn.precision import PRECISIONS
+from sklearn_msf.nn.unet import TIME_MODULATIONS
 from sklearn_msf.training.optimizer import OPTIMIZERS
+from sklearn_msf.training.schedule import WARMUPS
 
 __all__ = [
     "PARAMETERS",
@@ -154,7 +156,7 @@ def _autoencoder(name: str, value: Any) -> None:
         _fail(name, value, "'auto', 'fit', a hub id, a folder or an object")
 
 
-def _encoded_size(name: str, value: Any) -> None:
+def _size(name: str, value: Any) -> None:
     sides = (value,) if _is_integer(value) else value
     _integers(1)(name, sides)
     if len(sides) > 2:
@@ -211,7 +213,7 @@ _POSITIVE = check_positive_integer
 PARAMETERS: dict[str, Parameter] = {
     # Parameters of LatentMedSymmFlowClassifier only
     "autoencoder": _row(_autoencoder, "training"),
-    "encoded_size": _row(_or(None, _encoded_size), "training"),
+    "encoded_size": _row(_or(None, _size), "training"),
     "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
     "n_variations": _row(_or("auto", _POSITIVE), "training"),
     "cache_bytes": _row(_bytes),
@@ -247,6 +249,10 @@ PARAMETERS: dict[str, Parameter] = {
     "attention_levels": _network(_integers(0, empty=True)),
     "patch_size": _network(_POSITIVE),
     "dropout": _network(_real("[0, 1)")),
+    "time_scale": _network(_real("(0, 1e6]")),
+    "time_modulation": _network(_one_of(*TIME_MODULATIONS)),
+    # Not of the network itself, which takes images of any size.
+    "input_size": _row(_or(None, _size), "training", group="network_params"),
     # Entries of flow_params
     "label_encoding": _flow(_one_of(*LABEL_ENCODINGS), "network"),
     "label_prediction": _flow(_one_of(*LABEL_PREDICTIONS), "network"),
@@ -258,6 +264,8 @@ PARAMETERS: dict[str, Parameter] = {
     "weight_decay": _optimizer(_real("[0, inf)")),
     "max_grad_norm": _optimizer(_or(None, _real("(0, inf)"))),
     "ema_decay": _optimizer(_real("[0, 1)")),
+    "warmup": _optimizer(_one_of(*WARMUPS)),
+    "even_batches": _optimizer(_boolean),
 }
 
 GROUPS = tuple(dict.fromkeys(row.group for row in PARAMETERS.values() if row.group is not None))

@@ -164,17 +164,20 @@ def _model_to_state(model: FittedModel) -> dict[str, Any]:
     # A pickle that could not be opened is refused while the model is still there.
     ImageFormat.from_plain(plain)
     space = model.space
-    state["space"] = (
-        _tensors_to_arrays(space.to_state()) if isinstance(space, LatentSpace) else None
-    )
+    if isinstance(space, LatentSpace):
+        state["space"] = _tensors_to_arrays(space.to_state())
+    else:
+        state["space"], _ = space.to_plain()
     return state
 
 
 def _model_from_state(state: Mapping[str, Any], device: Any) -> FittedModel:
     state = dict(state)
     image_format = ImageFormat.from_plain(state["image_format"])
-    space: ImageSpace = PixelSpace(image_format)
-    if state["space"] is not None:
+    space: ImageSpace
+    if state["space"] is None or "input_size" in state["space"]:
+        space = PixelSpace.from_plain(state["space"], image_format)
+    else:
         space = LatentSpace.from_state(_arrays_to_tensors(state["space"]), image_format)
     layout = layout_from_plain(state.pop("layout"))
     field = build_field(layout, 0, space.mask_codes)

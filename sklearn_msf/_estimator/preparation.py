@@ -10,6 +10,7 @@ from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.model.image_space import ImageSpace, PixelSpace
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.training.batches import TrainingData
 
 __all__ = ["PixelPreparation", "Preparation", "training_targets"]
@@ -82,6 +83,19 @@ class PixelPreparation:
         self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
     ) -> None:
         self._device = device
+        self._input_size = p.input_size
+        if space is not None and self._space(space.image_format).shape != space.shape:
+            raise ValueError(
+                f"Training cannot go on with another input_size, {p.input_size!r}, than the model "
+                "was fitted with; set it back, or fit anew with warm_start=False."
+            )
+
+    def _space(self, image_format: ImageFormat) -> PixelSpace:
+        if self._input_size is None:
+            return PixelSpace(image_format)
+        height, width = np.broadcast_to(self._input_size, 2).tolist()
+        check_resized_size("input_size", (height, width), image_format.size)
+        return PixelSpace(image_format, (height, width))
 
     @staticmethod
     def read_space(
@@ -93,12 +107,12 @@ class PixelPreparation:
         *,
         known: Any = None,
     ) -> tuple[PixelSpace, None]:
-        """Return the space of pixels; files hold no data of it."""
-        if plain is not None or tensors:
+        """Return the space of pixels; files have only the size to which images are resized."""
+        if tensors or (plain is not None and plain.keys() != {"input_size"}):
             raise ArchiveError(
                 "The model works on latents: open it with LatentMedSymmFlowClassifier."
             )
-        return PixelSpace(image_format), None
+        return PixelSpace.from_plain(plain, image_format), None
 
     def open(self) -> None:
         """Open nothing."""
@@ -111,13 +125,14 @@ class PixelPreparation:
         self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
     ) -> PixelSpace:
         """Return the space of pixels, in which nothing is learned."""
-        return PixelSpace(samples.image_format)
+        return self._space(samples.image_format)
 
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
     ) -> TrainingData:
-        """Move the images to the device."""
-        images = torch.from_numpy(samples.images.to_array())
+        """Resize the images if asked for, and move them to the device."""
+        assert isinstance(space, PixelSpace)
+        images = torch.from_numpy(space.resized(samples.rows).to_array())
         return TrainingData(images, *training_targets(samples), self._device, augment)
 
     @property

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -357,9 +357,11 @@ def _checked(
 def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
-    if plain.keys() != wanted:
+    # Models from before the entries with a default were added have none of them.
+    of_old_models = {field.name for field in fields(FieldLayout) if field.default is MISSING}
+    if plain.keys() not in (wanted, of_old_models):
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
-    for name in wanted & parameters.keys():
+    for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])
     check_positive_integer("image_channels", plain["image_channels"])
     check_positive_integer("n_classes", plain["n_classes"], least=2)

@@ -7,9 +7,11 @@ takes a batch of images, and never makes a second array as large as X.
 from typing import Any
 
 import numpy as np
+import torch
 
 from sklearn_msf.data.images import ImageFormat, memory_order
 from sklearn_msf.data.parts import parts_of
+from sklearn_msf.data.resizing import resize_bilinear
 
 __all__ = ["ImagesOnDemand", "RowsOnDemand"]
 
@@ -89,11 +91,19 @@ class ImagesOnDemand:
         Layout and range of X.
     rows : RowsOnDemand or ndarray of shape (n, n_features)
         The images.
+    size : tuple of int, optional
+        Height and width to which the images are resized; their own by default.
     """
 
-    def __init__(self, image_format: ImageFormat, rows: RowsOnDemand | np.ndarray):
+    def __init__(
+        self,
+        image_format: ImageFormat,
+        rows: RowsOnDemand | np.ndarray,
+        size: tuple[int, int] | None = None,
+    ):
         self._format = image_format
         self._rows = rows
+        self._size = image_format.size if size is None else size
 
     def __len__(self) -> int:
         """Count the images."""
@@ -107,11 +117,14 @@ class ImagesOnDemand:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape (n, C, H, W) of all images."""
-        return (len(self), self._format.n_channels, *self._format.size)
+        return (len(self), self._format.n_channels, *self._size)
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
         """Convert some of the images as :meth:`ImageFormat.to_numpy_images` does."""
-        return self._format.to_numpy_images(self._rows[chosen])
+        images = self._format.to_numpy_images(self._rows[chosen])
+        if self._size == self._format.size:
+            return images
+        return resize_bilinear(torch.from_numpy(images), self._size).numpy()
 
     def to_array(self) -> np.ndarray:
         """Convert all images, with no other large array on the way."""

@@ -46,7 +46,7 @@ _MIN_TIME = 0.05
 
 @dataclass(frozen=True)
 class FieldLayout:
-    """Everything that the shapes of a field's weights depend on.
+    """What a field is besides its weights: the weights fit into no other layout.
 
     Attributes
     ----------
@@ -68,6 +68,10 @@ class FieldLayout:
         As in :class:`~sklearn_msf.nn.unet.UNet`.
     dropout : float
         As in :class:`~sklearn_msf.nn.unet.UNet`.
+    time_scale : float, default=1000.0
+        As in :class:`~sklearn_msf.nn.unet.UNet`. Not seen in the shapes of the weights.
+    time_modulation : {"scale_shift", "shift"}, default="scale_shift"
+        As in :class:`~sklearn_msf.nn.unet.UNet`.
     """
 
     label_encoding: str
@@ -82,6 +86,9 @@ class FieldLayout:
     attention_levels: tuple[int, ...]
     patch_size: int
     dropout: float
+    # The values that files of models from before these entries stand for.
+    time_scale: float = 1000.0
+    time_modulation: str = "scale_shift"
 
 
 class VelocityField(nn.Module):
@@ -499,6 +506,8 @@ def make_field(layout: FieldLayout, codes: LabelCodes | EncodedLabelCodes) -> Ve
         attention_levels=layout.attention_levels,
         patch_size=layout.patch_size,
         dropout=layout.dropout,
+        time_scale=layout.time_scale,
+        time_modulation=layout.time_modulation,
     )
     if not predicts_posterior:
         return VelocityRegressionField(unet, codes, layout)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.latent.scaling import resize_images
 from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.runtime.device import arithmetic, autocast, seeded_weights, to_channels_last
 from sklearn_msf.runtime.user_warnings import warn_user

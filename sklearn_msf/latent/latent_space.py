@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import (
     CodeReader,
@@ -24,15 +25,10 @@ from sklearn_msf.latent.autoencoder_io import (
     autoencoder_to_plain,
     check_autoencoder,
 )
-from sklearn_msf.latent.scaling import (
-    ENCODED_AT_ONCE,
-    LatentScaling,
-    prepare_images,
-    resize_images,
-)
+from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
-from sklearn_msf.persistence.limits import check_encoded_size
+from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.batching import in_batches
 
 __all__ = ["LatentSpace", "check_channels"]
@@ -188,7 +184,7 @@ class LatentSpace:
         is_pair = isinstance(size, list) and len(size) == 2
         if not is_pair or not all(type(n) is int and n > 0 for n in size):
             raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
-        check_encoded_size(size, image_format.size)
+        check_resized_size("encoded_size", size, image_format.size)
         height, width = size
         description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
         if opened is None:

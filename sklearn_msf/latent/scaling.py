@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.runtime.batching import in_batches
@@ -18,7 +18,6 @@ __all__ = [
     "LatentScaling",
     "learn_scaling",
     "prepare_images",
-    "resize_images",
 ]
 
 # Number of training images from which the means and deviations of latents are measured.
@@ -127,11 +126,3 @@ def _measure(
 def prepare_images(images: Tensor, size: tuple[int, int], n_channels: int) -> Tensor:
     """Convert images to the size, range and channels of an autoencoder; gray is repeated."""
     return resize_images(images, size).clamp(-1, 1).expand(-1, n_channels, -1, -1)
-
-
-def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images, (n, C, H, W) in [-1, 1], without aliasing."""
-    if tuple(images.shape[2:]) == tuple(size):
-        return images
-    resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(-1, 1)

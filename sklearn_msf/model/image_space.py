@@ -13,7 +13,10 @@ from torch import Tensor
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, LabelCodes, MaskReader
+from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.limits import check_resized_size
 
 __all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace"]
 
@@ -91,20 +94,23 @@ class PixelInputs:
 
 @dataclass(frozen=True)
 class PixelSpace:
-    """The space of a field that works on the images themselves.
+    """The space of a field that works on the images themselves, resized or as they are.
 
     Attributes
     ----------
     image_format : ImageFormat
         Layout and range of X.
+    input_size : tuple of int or None
+        Height and width to which images are resized for the field; None leaves them as they are.
     """
 
     image_format: ImageFormat
+    input_size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the images."""
-        return (self.image_format.n_channels, *self.image_format.size)
+        """Shape (C, H, W) of the images that the field gets."""
+        return (self.image_format.n_channels, *(self.input_size or self.image_format.size))
 
     @property
     def mask_codes(self) -> Tensor | None:
@@ -113,7 +119,11 @@ class PixelSpace:
 
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are converted and moved to the device batch by batch."""
-        return PixelInputs(ImagesOnDemand(self.image_format, rows), device)
+        return PixelInputs(self.resized(rows), device)
+
+    def resized(self, rows: RowsOnDemand) -> ImagesOnDemand:
+        """Prepare images, (n, n_features), in the size that the field gets."""
+        return ImagesOnDemand(self.image_format, rows, self.input_size)
 
     def kept_inputs(
         self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
@@ -125,13 +135,31 @@ class PixelSpace:
         """Return a reader that compares masks with the codes."""
         return CodeReader(codes.to("cpu"))
 
-    def to_plain(self) -> tuple[None, dict[str, Tensor]]:
-        """Return no data: the image format, which is saved elsewhere, is enough."""
-        return None, {}
+    def to_plain(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """Return the size if images are resized; the image format is saved elsewhere."""
+        return None if self.input_size is None else {"input_size": list(self.input_size)}, {}
+
+    @classmethod
+    def from_plain(cls, plain: Any, image_format: ImageFormat) -> "PixelSpace":
+        """Restore the space from the plain data that :meth:`to_plain` returned.
+
+        Raises
+        ------
+        ArchiveError
+            For data that :meth:`to_plain` cannot have returned.
+        """
+        if plain is None:
+            return cls(image_format)
+        size = plain["input_size"]
+        is_pair = isinstance(size, list) and len(size) == 2
+        if not is_pair or not all(type(n) is int and n > 0 for n in size):
+            raise ArchiveError(f"The model has input_size={size!r}.")
+        check_resized_size("input_size", size, image_format.size)
+        return cls(image_format, (size[0], size[1]))
 
     def images(self, sampled: Tensor) -> Tensor:
-        """Return the generated images unchanged."""
-        return sampled
+        """Bring generated images to the size of X."""
+        return resize_images(sampled, self.image_format.size)
 
     def masks(self, carried: Tensor) -> Tensor:
         """Return the masks unchanged."""

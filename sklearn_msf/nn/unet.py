@@ -1,8 +1,9 @@
 """The velocity network: a time-conditioned U-Net over images of any size.
 
-The layout is that of ADM (Dhariwal and Nichol 2021), as the paper uses it: residual
-blocks with GroupNorm and SiLU, scale and shift by the time embedding, self-attention at
-chosen levels, zero-initialised outputs. Two things are added:
+The layout is that of ADM (Dhariwal and Nichol 2021): residual blocks with GroupNorm and SiLU,
+scale and shift by the time embedding, self-attention at chosen levels, zero-initialised outputs.
+The paper's code adds the time embedding instead, and takes t as it is:
+``time_modulation="shift"`` and ``time_scale=1``. Two things are new here:
 
 - pixel-unshuffle patching: ``patch_size=2`` folds 2x2 pixels into channels at the input and
   unfolds them at the output, so that every level works on a quarter of the positions;
@@ -22,7 +23,10 @@ from torch.nn import functional as F
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
 
-__all__ = ["Encoding", "UNet"]
+__all__ = ["TIME_MODULATIONS", "Encoding", "UNet"]
+
+# How the time embedding acts in a residual block, and the numbers of it for each channel.
+TIME_MODULATIONS = {"scale_shift": 2, "shift": 1}
 
 
 class GroupNorm(nn.Module):
@@ -67,16 +71,17 @@ class TimeEmbedding(nn.Module):
         Number of sinusoidal features.
     width : int
         Size of the embedding.
+    scale : float, default=1000.0
+        Factor on t in [0, 1]. 1000 gives the features the range that diffusion models with a
+        thousand steps use.
     """
 
     frequencies: Tensor
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, scale: float = 1000.0):
         super().__init__()
         half = channels // 2
-        # t lies in [0, 1]; a scale of 1000 gives the frequencies the range that diffusion
-        # models with a thousand steps use.
-        frequencies = 1000.0 * torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
+        frequencies = scale * torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.perceptron = nn.Sequential(
             nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width)
@@ -94,13 +99,25 @@ def _silu(h: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a scale and shift by the time embedding."""
+    """Two 3x3 convolutions, and between them the time embedding.
 
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float):
+    With "scale_shift" the embedding scales and shifts what the second norm returns; with "shift"
+    it is added to what that norm gets.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_width: int,
+        dropout: float,
+        time_modulation: str = "scale_shift",
+    ):
         super().__init__()
+        self.time_modulation = time_modulation
         self.norm_in = GroupNorm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.modulation = nn.Linear(time_width, 2 * out_channels)
+        self.modulation = nn.Linear(time_width, TIME_MODULATIONS[time_modulation] * out_channels)
         self.norm_out = GroupNorm(out_channels)
         self.dropout = Dropout(dropout)
         self.conv_out = _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -113,8 +130,11 @@ class ResidualBlock(nn.Module):
     def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
         """Map (n, in_channels, H, W) to (n, out_channels, H, W); see :class:`Encoding`."""
         r = self.conv_in(_silu(self.norm_in(h)))
-        scale, shift = self.modulation(F.silu(time_embedding)).chunk(2, dim=1)
-        r = self.norm_out(r, scale, shift)
+        modulation = self.modulation(F.silu(time_embedding))
+        if self.time_modulation == "shift":
+            r = self.norm_out(r + modulation[:, :, None, None])
+        else:
+            r = self.norm_out(r, *modulation.chunk(2, dim=1))
         r = self.conv_out(self.dropout(_silu(r), n_dropped))
         return self.shortcut(h) + r
 
@@ -177,11 +197,12 @@ class Stage(nn.Module):
         *,
         time_width: int,
         dropout: float,
+        time_modulation: str,
         attention: bool,
         head_channels: int,
     ):
         super().__init__()
-        self.block = ResidualBlock(in_channels, out_channels, time_width, dropout)
+        self.block = ResidualBlock(in_channels, out_channels, time_width, dropout, time_modulation)
         self.attention = SelfAttention(out_channels, head_channels) if attention else nn.Identity()
 
     def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
@@ -267,6 +288,10 @@ class UNet(nn.Module):
         not a multiple of it are padded by repeating the border, and the output is cropped.
     dropout : float, default=0.0
         Dropout inside the residual blocks.
+    time_scale : float, default=1000.0
+        Factor on t before the sinusoidal features.
+    time_modulation : {"scale_shift", "shift"}, default="scale_shift"
+        How the time embedding acts, see :class:`ResidualBlock`.
     """
 
     def __init__(
@@ -281,6 +306,8 @@ class UNet(nn.Module):
         head_channels: int = 64,
         patch_size: int = 1,
         dropout: float = 0.0,
+        time_scale: float = 1000.0,
+        time_modulation: str = "scale_shift",
     ):
         super().__init__()
         self.patch_size = patch_size
@@ -293,11 +320,12 @@ class UNet(nn.Module):
                 n_out,
                 time_width=time_width,
                 dropout=dropout,
+                time_modulation=time_modulation,
                 attention=level in attention_levels,
                 head_channels=head_channels,
             )
 
-        self.time_embedding = TimeEmbedding(channels, time_width)
+        self.time_embedding = TimeEmbedding(channels, time_width, time_scale)
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
@@ -316,10 +344,11 @@ class UNet(nn.Module):
             width,
             time_width=time_width,
             dropout=dropout,
+            time_modulation=time_modulation,
             attention=True,
             head_channels=head_channels,
         )
-        self.middle_out = ResidualBlock(width, width, time_width, dropout)
+        self.middle_out = ResidualBlock(width, width, time_width, dropout, time_modulation)
         self.feature_channels = width
 
         self.up = nn.ModuleList()

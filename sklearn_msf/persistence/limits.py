@@ -17,18 +17,18 @@ __all__ = [
     "MAX_PASSES",
     "MAX_VALUES",
     "check_blocks",
-    "check_encoded_size",
     "check_image_shape",
     "check_labels",
     "check_metadata_size",
     "check_passes",
+    "check_resized_size",
 ]
 
 # The training history of a very long run takes some MiB.
 MAX_METADATA_BYTES = 64 * 2**20
 # Values of one image, over all pixels and channels: 1 GiB as float32.
 MAX_VALUES = 2**28
-# Images are encoded at up to this many pixels, or at this many times their own.
+# Images are resized to up to this many pixels, or to this many times their own.
 _MAX_ENLARGED = 1024**2
 _MAX_ENLARGEMENT = 16**2
 # Passes of the network for one prediction: draws times steps.
@@ -61,14 +61,14 @@ def check_image_shape(shape: Sequence[int]) -> None:
         )
 
 
-def check_encoded_size(size: Sequence[int], image_size: Sequence[int]) -> None:
-    """Refuse to encode images at a size far beyond their own, which could take all memory."""
+def check_resized_size(name: str, size: Sequence[int], image_size: Sequence[int]) -> None:
+    """Refuse to resize images to a size far beyond their own, which could take all memory."""
     most = min(MAX_VALUES, max(_MAX_ENLARGED, _MAX_ENLARGEMENT * math.prod(image_size)))
     if math.prod(size) > most:
         raise ValueError(
-            f"encoded_size={tuple(size)} has {math.prod(size):,} pixels; images of "
-            f"{image_size[0]} x {image_size[1]} pixels can be encoded at no more than {most:,}: "
-            "choose a smaller encoded_size."
+            f"{name}={tuple(size)} has {math.prod(size):,} pixels; images of {image_size[0]} x "
+            f"{image_size[1]} pixels can be resized to no more than {most:,}: choose a smaller "
+            f"{name}."
         )
 
 

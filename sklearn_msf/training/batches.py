@@ -1,6 +1,7 @@
 """Training data on the device of the network, and their order within an epoch."""
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +11,7 @@ from sklearn_msf.data.augmentation import augment_images
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.runtime.device import has_float64
 
-__all__ = ["TrainingData"]
+__all__ = ["TrainingData", "count_batches"]
 
 # If the images need more than this fraction of a GPU's free memory, they are streamed.
 _RESIDENT_SHARE = 0.5
@@ -77,11 +78,13 @@ class TrainingData:
         part.epoch_size = max(1, round(self.epoch_size * len(rows) / len(self.labels)))
         return part
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    def epoch(
+        self, batch_size: int, generator: torch.Generator, *, even: bool = True
+    ) -> Iterator[Tensor]:
         """Yield the indices of each batch of one epoch, in random order.
 
         This is systematic resampling with evenly spaced points on the cumulative weights: with
-        unit weights every image is visited exactly once.
+        unit weights every image is visited exactly once. `even` is as in :func:`count_batches`.
         """
         n, device = self.epoch_size, self.labels.device
         dtype = torch.float64 if has_float64(device) else torch.float32
@@ -92,7 +95,10 @@ class TrainingData:
         # Streamed images are selected on their own device, so move the indices there, once per
         # epoch.
         rows = rows[order.cpu()].to(self.images.device)
-        yield from rows.tensor_split(max(1, round(n / batch_size)))
+        if even:
+            yield from rows.tensor_split(count_batches(n, batch_size, even=True))
+        else:
+            yield from rows.split(batch_size)
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Collect what :meth:`batch` needs for some indices, on the device.
@@ -155,6 +161,27 @@ class TrainingData:
 
     def _on_device(self, rows: Tensor) -> Tensor:
         return rows.to(self.labels.device, non_blocking=True)
+
+
+def count_batches(n_images: int, batch_size: int, *, even: bool) -> int:
+    """Count the batches of an epoch.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images in the epoch.
+    batch_size : int
+        Wanted number of images in a batch.
+    even : bool
+        Whether all batches have the same size, up to one image, as near to `batch_size` as
+        possible. Otherwise they have `batch_size` images, and the last one has what remains, as
+        torch's DataLoader makes them.
+
+    Returns
+    -------
+    int
+    """
+    return max(1, round(n_images / batch_size)) if even else math.ceil(n_images / batch_size)
 
 
 def _cumulative(weights: Tensor) -> Tensor:

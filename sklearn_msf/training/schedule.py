@@ -3,22 +3,33 @@
 import math
 import time
 
-__all__ = ["TimeBudget", "learning_rate_factor"]
+__all__ = ["WARMUPS", "TimeBudget", "learning_rate_factor"]
+
+WARMUPS = ("linear", "cosine")
 
 # Tables 3 to 5 of the paper: 100 warm-up epochs of 1000, 200 of 2000.
 _WARMUP_SHARE = 0.1
 
 
-def learning_rate_factor(progress: float) -> float:
-    """Compute the fraction of the peak rate: a linear warm-up over a tenth, then a cosine to zero.
+def learning_rate_factor(progress: float, warmup: str = "linear") -> float:
+    """Compute the fraction of the peak rate: it rises for a tenth, then falls by a cosine to zero.
 
     Parameters
     ----------
     progress : float
         Fraction of the training that is done, in [0, 1].
+    warmup : {"linear", "cosine"}, default="linear"
+        Whether it rises linearly, or by half a cosine as in the paper's code. Both have the same
+        mean.
+
+    Returns
+    -------
+    float
+        In [0, 1].
     """
     if progress < _WARMUP_SHARE:
-        return progress / _WARMUP_SHARE
+        share = progress / _WARMUP_SHARE
+        return share if warmup == "linear" else 0.5 * (1 - math.cos(math.pi * share))
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
 
 

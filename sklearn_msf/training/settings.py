@@ -16,11 +16,16 @@ class TrainingSettings:
     time_budget : float or None
         Seconds within which training and its learning rate schedule end; None sets no limit.
     batch_size : int
-        Images per step; an epoch is split evenly into steps of about this size.
+        Images per step.
+    even_batches : bool
+        Whether an epoch is split evenly into steps of about `batch_size`; otherwise the last step
+        of an epoch has the images that remain.
     optimizer : {"muon", "adamw"}
         Optimizer of the weight matrices.
     learning_rate, weight_decay : float
         Peak rate, and decoupled decay of the weights.
+    warmup : {"linear", "cosine"}
+        Form of the rise to the peak rate.
     max_grad_norm : float or None
         Longer gradients are scaled down to this norm; None does not limit them.
     ema_decay : float
@@ -46,9 +51,11 @@ class TrainingSettings:
     max_epochs: int
     time_budget: float | None
     batch_size: int
+    even_batches: bool
     optimizer: str
     learning_rate: float
     weight_decay: float
+    warmup: str
     max_grad_norm: float | None
     ema_decay: float
     image_weight: float

@@ -319,7 +319,9 @@ class Trainer:
         """
         start = self.budget.elapsed
         self._step.seed_global_generators()
-        batches = list(data.epoch(self.settings.batch_size, self._generator))
+        batches = list(
+            data.epoch(self.settings.batch_size, self._generator, even=self.settings.even_batches)
+        )
         losses: list[Tensor] = []
         rates: list[float] = []
         n_images = 0
@@ -332,7 +334,8 @@ class Trainer:
                 # Use the rate at the middle of the step: the schedule is zero at both ends, which
                 # would waste the first or the last step.
                 share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
-                rate = peak_rate * learning_rate_factor(self._common_progress(share))
+                progress = self._common_progress(share)
+                rate = peak_rate * learning_rate_factor(progress, self.settings.warmup)
             rates.append(rate)
             self._make_step(data, rows, rate)
             n_images += len(rows)
