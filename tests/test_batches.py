@@ -3,15 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.batches import TrainingData, count_batches
 
 
-def rows_seen(weights, epoch_size, batch_size=4, seed=0):
+def rows_seen(weights, epoch_size, batch_size=4, seed=0, even=True):
     weights = torch.tensor(weights, dtype=torch.float64)
     n = len(weights)
     images, labels = torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64)
     data = TrainingData(images, labels, weights, epoch_size)
-    batches = list(data.epoch(batch_size, torch.Generator().manual_seed(seed)))
+    batches = list(data.epoch(batch_size, torch.Generator().manual_seed(seed), even=even))
     return torch.cat(batches), [len(batch) for batch in batches]
 
 
@@ -34,6 +34,25 @@ def test_batches_of_an_epoch_are_of_even_size(n, batch_size):
     assert sum(sizes) == n
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= max(batch_size * 1.5, 1)
+
+
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_batches_that_are_not_even_are_those_of_a_data_loader(n, batch_size):
+    rows, sizes = rows_seen([1.0] * n, n, batch_size, even=False)
+    loader = torch.utils.data.DataLoader(range(n), batch_size=batch_size)
+    assert sizes == [len(batch) for batch in loader.batch_sampler]
+    assert sorted(rows.tolist()) == list(range(n))
+
+
+def test_the_papers_retina_images_make_five_batches():
+    assert rows_seen([1.0] * 1080, 1080, 256, even=False)[1] == [256, 256, 256, 256, 56]
+    assert rows_seen([1.0] * 1080, 1080, 256)[1] == [270] * 4
+
+
+@given(st.integers(1, 200), st.integers(1, 64), st.booleans())
+def test_batches_are_counted_without_making_them(n, batch_size, even):
+    _, sizes = rows_seen([1.0] * n, n, batch_size, even=even)
+    assert count_batches(n, batch_size, even=even) == len(sizes)
 
 
 def test_a_batch_is_a_selection_of_samples():

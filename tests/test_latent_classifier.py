@@ -353,11 +353,15 @@ def test_from_paper_has_the_settings_of_table_5(
         "attention_levels": (1,),
         "patch_size": 1,
         "dropout": 0.0,
+        "time_scale": 1.0,
+        "time_modulation": "shift",
     }
     assert classifier.optimizer_params == {
-        "weight_decay": 0.01,
+        "weight_decay": 0.0,
         "max_grad_norm": None,
         "ema_decay": 0.7,
+        "warmup": "cosine",
+        "even_batches": False,
     }
     assert classifier.flow_params == {
         "label_encoding": "rgb",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
+from sklearn_msf.training.schedule import WARMUPS, TimeBudget, learning_rate_factor
 
 
 @pytest.fixture
@@ -22,6 +22,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert learning_rate_factor(0.1) == pytest.approx(1.0)
     assert learning_rate_factor(0.55) == pytest.approx(0.5)
     assert learning_rate_factor(1.0) == pytest.approx(0.0)
+
+
+def test_a_warm_up_by_a_cosine_rises_by_half_of_its_period():
+    # (1 - cos(pi / 4)) / 2 at a quarter of the warm-up.
+    wanted = {0.0: 0.0, 0.025: 0.146447, 0.05: 0.5, 0.075: 0.853553, 0.1: 1.0, 0.55: 0.5, 1.0: 0.0}
+    found = {progress: learning_rate_factor(progress, "cosine") for progress in wanted}
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_both_warm_ups_have_the_same_mean_rate():
+    middles = (np.arange(1000) + 0.5) / 1000
+    means = [np.mean([learning_rate_factor(p, warmup) for p in middles]) for warmup in WARMUPS]
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
 
 
 def test_without_a_limit_time_is_never_up(clock):
@@ -61,6 +74,8 @@ def test_a_resumed_run_counts_the_seconds_before(clock):
     assert budget.share() == pytest.approx(0.5)
 
 
-def test_the_factor_is_continuous():
-    factors = [learning_rate_factor(p) for p in np.linspace(0, 1, 1001)]
-    assert np.abs(np.diff(factors)).max() < 0.011
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_the_factor_is_continuous(warmup):
+    factors = [learning_rate_factor(p, warmup) for p in np.linspace(0, 1, 1001)]
+    # The steepest slope is that of the cosine, pi / 2 times that of the line.
+    assert np.abs(np.diff(factors)).max() < 0.016

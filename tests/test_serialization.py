@@ -203,6 +203,14 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder):
         (lambda d: d["layout"].update(n_blocks=10**9), "more blocks than there are weights"),
         (lambda d: d["layout"].update(n_classes=10**9), "codes, got 1000000000 classes"),
         (lambda d: d.pop("layout"), "layout"),
+        (lambda d: d["layout"].pop("time_scale"), "must have the entries"),
+        (lambda d: d["layout"].pop("time_modulation"), "must have the entries"),
+        (lambda d: d["layout"].pop("dropout"), "must have the entries"),
+        (lambda d: d["layout"].update(time_scale=0), r"time_scale must be a number in \(0"),
+        (lambda d: d["layout"].update(time_scale=True), "time_scale must be a number"),
+        (lambda d: d["layout"].update(time_scale=1e30), "time_scale must be a number"),
+        (lambda d: d["layout"].update(time_modulation="add"), "time_modulation must be one of"),
+        (lambda d: d["layout"].update(time_modulation="shift"), "modulation.weight"),
         (lambda d: d["classes"].update(values=["c", "b", "a"]), "sorted and without duplicates"),
         (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "not a valid image format"),
         (lambda d: d["image_format"].update(shape="88"), "not a valid image format"),
@@ -233,6 +241,56 @@ def test_what_is_wrong_with_the_plain_data_is_said(saved, tmp_path, change, mess
     edit(tmp_path, change)
     with pytest.raises(ArchiveError, match=message):
         type(saved[0]).from_pretrained(tmp_path)
+
+
+# The entries of the layout that were added last, and what older files mean.
+NEW_ENTRIES = {"time_scale": 1000.0, "time_modulation": "scale_shift"}
+
+
+def as_before(metadata):
+    """Take out of the plain data what models of before lack."""
+    for name in NEW_ENTRIES:
+        del metadata["layout"][name]
+
+
+def test_a_model_from_before_the_times_were_settings_opens_and_predicts_the_same_bits(
+    saved, tmp_path
+):
+    classifier, _ = saved
+    classifier.save_pretrained(tmp_path)
+    edit(tmp_path, as_before)
+    opened = type(classifier).from_pretrained(tmp_path)
+    layout = opened.model_.field.layout
+    assert {name: getattr(layout, name) for name in NEW_ENTRIES} == NEW_ENTRIES
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    opened.partial_fit(X, LABELS["strings"])
+    # Saved again it says what it is.
+    opened.save_pretrained(tmp_path)
+    metadata = json.loads((tmp_path / "model.json").read_text())["metadata"]
+    assert NEW_ENTRIES.items() <= metadata["layout"].items()
+
+
+def test_a_pickle_from_before_the_times_were_settings_opens(fitted):
+    state = fitted.__getstate__()
+    as_before(state["model_"])
+    opened = type(fitted)()
+    opened.__setstate__(state)
+    layout = opened.model_.field.layout
+    assert {name: getattr(layout, name) for name in NEW_ENTRIES} == NEW_ENTRIES
+
+
+def test_other_times_come_back(tmp_path, make_classifier):
+    times = {"time_scale": 2.5, "time_modulation": "shift"}
+    classifier = make_classifier(**times, classification_fraction=0.0).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    layout = opened.model_.field.layout
+    assert {name: getattr(layout, name) for name in times} == times
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    with pytest.raises(ValueError, match="cannot go on with another time_scale than"):
+        opened.set_params(network_params={**opened.network_params, "time_scale": 1.0}).partial_fit(
+            X, LABELS["strings"]
+        )
 
 
 def test_files_of_the_first_format_version_are_refused_in_one_message(saved, tmp_path):

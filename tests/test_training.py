@@ -17,7 +17,9 @@ SETTINGS = {
     "max_epochs": 3,
     "time_budget": None,
     "batch_size": 8,
+    "even_batches": True,
     "learning_rate": 1e-2,
+    "warmup": "linear",
     "optimizer": "muon",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
@@ -54,6 +56,29 @@ def test_training_lowers_the_loss_and_writes_its_history(make_tiny_field, bright
     assert [epoch_log["epoch"] for epoch_log in trainer.history] == [1, 2, 3, 4, 5, 6]
     assert all(epoch_log["n_images"] == 24 for epoch_log in trainer.history)
     assert trainer.history[-1]["learning_rate"] < 1e-2
+
+
+@pytest.mark.parametrize(("even", "n_steps"), [(True, 2), (False, 3)])
+def test_uneven_batches_make_a_step_of_the_images_that_remain(
+    make_tiny_field, bright_and_dark, even, n_steps
+):
+    # 24 images: 2 batches of 12, or 11 + 11 + 2.
+    settings = {"max_epochs": 1, "batch_size": 11, "even_batches": even}
+    trainer = make_trainer(make_tiny_field(n_classes=2), **settings)
+    trainer.fit(bright_and_dark)
+    assert trainer.state().metadata["n_steps"] == n_steps
+    assert trainer.history[0]["n_images"] == 24
+
+
+@pytest.mark.parametrize("warmup", ["linear", "cosine"])
+def test_the_rate_warms_up_as_the_settings_say(make_tiny_field, bright_and_dark, warmup):
+    settings = {"max_epochs": 20, "batch_size": 24, "warmup": warmup}
+    trainer = make_trainer(make_tiny_field(n_classes=2), **settings)
+    trainer.fit(bright_and_dark)
+    # One step an epoch, at the middle of the first and of the second half of the warm-up.
+    factors = {"linear": [0.25, 0.75], "cosine": [0.146447, 0.853553]}[warmup]
+    rates = [epoch_log["learning_rate"] for epoch_log in trainer.history[:2]]
+    assert rates == pytest.approx([1e-2 * factor for factor in factors], rel=1e-5)
 
 
 def test_the_same_seed_trains_the_same_weights_dropout_included(make_tiny_field, bright_and_dark):

@@ -6,7 +6,7 @@ from torch import nn
 
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
-from sklearn_msf.nn.unet import Downsample, SelfAttention, UNet
+from sklearn_msf.nn.unet import Downsample, ResidualBlock, SelfAttention, TimeEmbedding, UNet
 
 
 def tiny_unet(**overrides):
@@ -46,6 +46,49 @@ def test_the_papers_network_has_the_size_of_the_papers_network():
     assert 8.5e6 < n_parameters < 10e6
 
 
+def test_a_shift_alone_needs_half_of_the_modulation():
+    # 22 blocks of 2,496 channels in all, each with 256 weights and a bias.
+    whole, shift = (
+        sum(p.numel() for p in UNet(6, 6, time_modulation=kind).parameters())
+        for kind in ("scale_shift", "shift")
+    )
+    assert whole - shift == 2_496 * 257
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_the_features_of_time_are_cosines_and_sines_of_scaled_times(scale):
+    embedding = TimeEmbedding(8, 16, scale)
+    embedding.perceptron = nn.Identity()
+    t = torch.tensor([0.0, 0.3, 1.0])
+    angles = [[scale * time * 10_000 ** (-i / 4) for i in range(4)] for time in t.tolist()]
+    angles = torch.tensor(angles)
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1)
+    torch.testing.assert_close(embedding(t), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("n_times", [1, 3])
+@pytest.mark.parametrize("kind", ["scale_shift", "shift"])
+def test_a_residual_block_is_adms_with_time_after_the_norm_or_before_it(kind, n_times):
+    torch.manual_seed(0)
+    block = ResidualBlock(32, 64, 16, 0.0, kind)
+    nn.init.normal_(block.conv_out.weight, std=0.1)
+    h, embedding = torch.randn(3, 32, 5, 4), torch.randn(n_times, 16)
+
+    def norm(r, layer):
+        return nn.functional.group_norm(r, 32, layer.weight, layer.bias)
+
+    r = block.conv_in(nn.functional.silu(norm(h, block.norm_in)))
+    time = block.modulation(nn.functional.silu(embedding))[:, :, None, None]
+    if kind == "shift":
+        r = norm(r + time, block.norm_out)
+    else:
+        r = norm(r, block.norm_out) * (1 + time[:, :64]) + time[:, 64:]
+    expected = block.shortcut(h) + block.conv_out(nn.functional.silu(r))
+    torch.testing.assert_close(block(h, embedding.expand(3, -1)), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(block(h, embedding), expected)
+
+
 def test_an_untrained_network_returns_zero():
     net = UNet(3, 2, channels=8, channel_mult=(1,), n_blocks=1)
     assert not net(torch.randn(1, 3, 8, 8), torch.rand(1)).any()
@@ -65,8 +108,10 @@ def test_decoding_some_samples_equals_decoding_all():
     )
 
 
-def test_the_time_matters():
-    net = tiny_unet()
+@pytest.mark.parametrize("channels", [2, 6, 8, 32, 64])
+@pytest.mark.parametrize("time_modulation", ["scale_shift", "shift"])
+def test_the_time_matters_in_networks_of_any_width(time_modulation, channels):
+    net = tiny_unet(time_modulation=time_modulation, channels=channels)
     z = torch.randn(1, 3, 8, 8)
     assert (net(z, torch.tensor([0.1])) - net(z, torch.tensor([0.9]))).abs().max() > 1e-3
 

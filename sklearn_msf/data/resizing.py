@@ -17,8 +17,9 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize images, (n, C, H, W) of any range, without aliasing by the filter "bilinear".
 
-    It is Pillow's filter of that name, which torchvision's transforms use too. On a CPU uint8
-    images have Pillow's bits, except for a rounding by one where both sides shrink unequally.
+    It is Pillow's filter of that name. On a CPU uint8 images are rounded to bytes as Pillow does:
+    to the same values where squares of 28, 64, 128 or 224 pixels become squares of 32, and to
+    values that differ by at most 1 elsewhere.
     """
     if tuple(images.shape[2:]) == tuple(size):
         return images

@@ -36,11 +36,13 @@ class GroupNorm(nn.Module):
     ----------
     channels : int
         Number of channels C.
+    least : int, default=1
+        Smallest number of channels in a group, a divisor of C.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, least: int = 1):
         super().__init__()
-        self.n_groups = math.gcd(32, channels)
+        self.n_groups = math.gcd(32, channels // least)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -118,7 +120,8 @@ class ResidualBlock(nn.Module):
         self.norm_in = GroupNorm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(time_width, TIME_MODULATIONS[time_modulation] * out_channels)
-        self.norm_out = GroupNorm(out_channels)
+        # A norm of single channels would remove all that is added to them.
+        self.norm_out = GroupNorm(out_channels, least=2 if time_modulation == "shift" else 1)
         self.dropout = Dropout(dropout)
         self.conv_out = _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = (
