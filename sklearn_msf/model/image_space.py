@@ -32,8 +32,8 @@ class ImageSpace(Protocol):
     """Conversion of images to inputs of the field, and of its outputs to images."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the field's inputs."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of the field's inputs; (C, D, H, W) of volumes."""
 
     @property
     def mask_codes(self) -> Tensor | None:
@@ -86,7 +86,7 @@ class PixelInputs:
             filling = np.repeat(images[:1], size - len(images), axis=0)
             images = np.concatenate([images, filling])
         x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
-        return x.flip(3) if mirrored else x
+        return x.flip(-1) if mirrored else x
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class PixelSpace:
     image_format: ImageFormat
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the images."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of the images; (C, D, H, W) of volumes."""
         return (self.image_format.n_channels, *self.image_format.size)
 
     @property

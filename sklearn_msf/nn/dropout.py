@@ -44,10 +44,10 @@ class Dropout(nn.Module):
         if torch.compiler.is_compiling():
             # A compiler knows the global generator only, and joins torch's dropout to its kernels.
             return F.dropout(h, n_zero / 256)
-        n, channels, height, width = h.shape
+        n, channels, *size = h.shape
         words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device)
         words.random_(-(2**63), None, generator=self.generator)
         kept = words.view(torch.uint8)[: h.numel()] >= n_zero
         # Use the memory order of channels_last, which h has.
-        kept = kept.view(n, height, width, channels).permute(0, 3, 1, 2)
+        kept = kept.view(n, *size, channels).movedim(-1, 1)
         return h * kept.to(h.dtype).mul_(256 / (256 - n_zero))
