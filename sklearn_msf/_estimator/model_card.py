@@ -1,6 +1,7 @@
 """A short model card, which describes a saved model and how to open it."""
 
 from sklearn_msf._estimator.fit import Fit
+from sklearn_msf.data.axes import NOUNS
 
 __all__ = ["CARD_START", "model_card"]
 
@@ -41,7 +42,7 @@ tags: [image-classification, medical-imaging, flow-matching]
 Symmetrical flow matching over images: one velocity field that classifies, tells how sure it
 is, and generates new images.
 
-- Images: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
+- {NOUNS[image_format.n_spatial_dims].capitalize()}s: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
   [{image_format.low:g}, {image_format.high:g}]
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}
