@@ -415,12 +415,12 @@ def _learn_images(
     images = f"{NOUNS[n_spatial_dims]}s"
     wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
     hint = None if wanted is None else axes_hint(X, whole_shape, wanted, n_spatial_dims)
-    if shape is not None and wanted is not None:
-        if squeezed(shape, n_spatial_dims) != squeezed(wanted, n_spatial_dims):
-            raise ValueError(
-                f"X has {images} of shape {shape}, but image_shape={wanted}; "
-                f"{hint or f'leave image_shape out for {images} that have their shape.'}"
-            )
+    is_other = shape is not None and wanted is not None and _differ(shape, wanted, n_spatial_dims)
+    if is_other:
+        raise ValueError(
+            f"X has {images} of shape {shape}, but image_shape={wanted}; "
+            f"{hint or f'leave image_shape out for {images} that have their shape.'}"
+        )
     flat = shape is None
     shape = shape or wanted or row_shape(rows.shape[1], n_spatial_dims)
     if math.prod(shape) != rows.shape[1]:
@@ -461,10 +461,8 @@ def _check_shape(
     fitted, n_spatial_dims = image_format.shape, image_format.n_spatial_dims
     images, whole_shape = f"{NOUNS[n_spatial_dims]}s", _whole_shape(rows, shape)
     hint = axes_hint(X, whole_shape, fitted, n_spatial_dims)
-    other = shape is not None and (
-        squeezed(shape, n_spatial_dims) != squeezed(fitted, n_spatial_dims)
-    )
-    if hint is not None or other:
+    is_other = shape is not None and _differ(shape, fitted, n_spatial_dims)
+    if hint is not None or is_other:
         has = f"the shape {whole_shape}" if shape is None else f"{images} of shape {shape}"
         sides = differing_sides(shape or (), fitted, n_spatial_dims)
         resized = f"resized if need be ({sides})" if sides else "resized if need be"
@@ -472,6 +470,10 @@ def _check_shape(
             f"X has {has}, but {type(estimator).__name__} was fitted on {images} of shape "
             f"{fitted}: {hint or f'pass {images} of that shape, {resized}.'}"
         )
+
+
+def _differ(shape: tuple[int, ...], wanted: tuple[int, ...], n_spatial_dims: int) -> bool:
+    return squeezed(shape, n_spatial_dims) != squeezed(wanted, n_spatial_dims)
 
 
 def _own_order(samples: TrainingSamples) -> np.ndarray:

@@ -97,11 +97,12 @@ def _forward_operations(field: VelocityField, shape: tuple[int, ...]) -> int:
 
     def count(layer: Any, _: Any, output: torch.Tensor) -> None:
         nonlocal counted
-        # Each weight is used once at each position.
-        counted += 2 * layer.weight.numel() * (output.numel() // layer.weight.shape[0])
+        weight = getattr(layer, "weight", None)
+        if weight is not None and weight.ndim > 1:
+            # Each weight is used once at each position.
+            counted += 2 * weight.numel() * (output.numel() // weight.shape[0])
 
-    layers = [m for m in field.modules() if getattr(m, "weight", None) is not None and m.weight.ndim > 1]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    hooks = [layer.register_forward_hook(count) for layer in field.modules()]
     try:
         with torch.no_grad():
             x = torch.zeros(1, *shape, device=field.device)

@@ -30,6 +30,7 @@ def model_card(name: str, fit: Fit) -> str:
     listed = ", ".join(classes[:_MAX_LISTED]) + (", ..." if len(classes) > _MAX_LISTED else "")
     n_parameters = sum(p.numel() for p in fit.model.field.parameters())
     image_format = fit.model.image_format
+    kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
     return f"""---
@@ -42,7 +43,7 @@ tags: [image-classification, medical-imaging, flow-matching]
 Symmetrical flow matching over images: one velocity field that classifies, tells how sure it
 is, and generates new images.
 
-- {NOUNS[image_format.n_spatial_dims].capitalize()}s: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
+- {kind}s: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
   [{image_format.low:g}, {image_format.high:g}]
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}

@@ -129,8 +129,6 @@ def _boolean(name: str, value: Any) -> None:
         _fail(name, value, "True or False")
 
 
-
-
 def _class_weight(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         _fail(name, value, "a dict, 'balanced' or None")

@@ -1,7 +1,7 @@
 """Axes of X: images, then their spatial axes, then channels if there are any.
 
-The parameter `n_spatial_dims` says how many spatial axes there are, 2 of images and 3 of volumes. It
-is never guessed from the shape of X.
+The parameter `n_spatial_dims` says how many spatial axes there are, 2 of images and 3 of volumes.
+The number is never guessed from the shape of X.
 """
 
 import math
@@ -154,13 +154,12 @@ def axes_hint(
     if fits or not shape:
         return None
     first = (*(image_shape[n:] or (1,)), *image_shape[:n])
+    single = f"X of shape {shape} is a single {NOUNS[n]}"
     if squeezed(shape, n) == squeezed(image_shape, n):
-        return f"X of shape {shape} is a single {NOUNS[n]}: pass {as_array(X)}[None]."
+        return f"{single}: pass {as_array(X)}[None]."
     if shape == first:
         moved = _channels_moved(X, n, of_one=True)
-        return (
-            f"X of shape {shape} is a single {NOUNS[n]} with its channels first: pass {moved}[None]."
-        )
+        return f"{single} with its channels first: pass {moved}[None]."
     if shape[1:] == first:
         axes = _listed(("n", "channels", *_AXES[n]))
         return f"X of shape {shape} is {axes}: pass {_channels_moved(X, n)}."

@@ -46,12 +46,11 @@ class MirroringEffect:
 
 def shrink_images(images: Tensor) -> Tensor:
     """Average images, (n, C, H, W), down to at most 14 pixels a side."""
-    pool = F.adaptive_avg_pool3d if images.ndim == 5 else F.adaptive_avg_pool2d
-    return pool(images, _shrunk(images.shape[2:]))
+    return F.interpolate(images, size=_shrunk(images.shape[2:]), mode="area")
 
 
-def _shrunk(size: Sequence[int]) -> tuple[int, ...]:
-    return tuple(min(side, _SIDE) for side in size)
+def _shrunk(size: Sequence[int]) -> list[int]:
+    return [min(side, _SIDE) for side in size]
 
 
 def comparison_cost(n_images: int, shape: Sequence[int], kind: str) -> float:

@@ -22,16 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_msf.nn.convolution import CONVOLUTIONS, convolve_volumes
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.patches import fold_patches, unfold_patches
 from sklearn_msf.runtime.tensor_axes import channels_last
 
 __all__ = ["Encoding", "UNet"]
-
-# Convolutions over images and over volumes, by the number of spatial axes.
-_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
-_CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 
 
 class GroupNorm(nn.Module):
@@ -114,7 +111,7 @@ class ResidualBlock(nn.Module):
         n_spatial_dims: int = 2,
     ):
         super().__init__()
-        convolution = _CONVOLUTIONS[n_spatial_dims]
+        convolution = CONVOLUTIONS[n_spatial_dims]
         self.norm_in = GroupNorm(in_channels)
         self.conv_in = convolution(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(time_width, 2 * out_channels)
@@ -141,7 +138,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, n_spatial_dims: int = 2):
         super().__init__()
-        convolution = _CONVOLUTIONS[n_spatial_dims]
+        convolution = CONVOLUTIONS[n_spatial_dims]
         wanted = max(1, channels // head_channels)
         self.n_heads = max(n for n in range(1, wanted + 1) if channels % n == 0)
         self.norm = GroupNorm(channels)
@@ -225,19 +222,19 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, n_spatial_dims: int = 2):
         super().__init__()
-        convolution = _CONVOLUTIONS[n_spatial_dims](channels, channels, 3)
+        convolution = CONVOLUTIONS[n_spatial_dims](channels, channels, 3)
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (n, C, H, W) to (n, C, ceil(H / 2), ceil(W / 2))."""
-        convolve = _CONVOLVE[h.ndim - 2]
+        if h.ndim == 5:
+            return convolve_volumes(h, self.weight, self.bias, stride=2, padding=1)
         if h.shape[-1] > 1:
-            return convolve(h, self.weight, self.bias, stride=2, padding=1)
+            return F.conv2d(h, self.weight, self.bias, stride=2, padding=1)
         # For images one pixel wide, oneDNN leaves parts of the bfloat16 weight gradient of a
         # strided convolution unwritten (seen in torch 2.13). A convolution with stride 1, of
         # which every second row is kept, gives the same result.
-        every_second = [slice(None, None, 2)] * (h.ndim - 3)
-        return convolve(h, self.weight, self.bias, padding=1)[(..., *every_second, slice(None))]
+        return F.conv2d(h, self.weight, self.bias, padding=1)[:, :, ::2]
 
 
 class Encoding(NamedTuple):
@@ -315,7 +312,7 @@ class UNet(nn.Module):
         n_spatial_dims: int = 2,
     ):
         super().__init__()
-        convolution = _CONVOLUTIONS[n_spatial_dims]
+        convolution = CONVOLUTIONS[n_spatial_dims]
         n_folded = patch_size**n_spatial_dims
         self.patch_size = patch_size
         time_width = 4 * channels
@@ -420,7 +417,7 @@ class UNet(nn.Module):
         h = self.conv_out(F.silu(self.norm_out(h)))
         if self.patch_size > 1:
             h = unfold_patches(h, self.patch_size)
-        return h[(..., *map(slice, encoding.size))]
+        return h[(slice(None), slice(None), *map(slice, encoding.size))]
 
     def forward(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Tensor:
         """Run the whole U-Net: (n, out_channels, H, W) from (n, in_channels, H, W)."""
