@@ -96,7 +96,9 @@ def test_a_file_mapped_into_memory_is_learned_from(tmp_path):
     np.save(tmp_path / "volumes.npy", X)
     mapped = np.load(tmp_path / "volumes.npy", mmap_mode="r")
     expected = tiny_3d(max_epochs=1).fit(X, Y).predict_proba(X_NEW)
-    np.testing.assert_array_equal(tiny_3d(max_epochs=1).fit(mapped, Y).predict_proba(X_NEW), expected)
+    np.testing.assert_array_equal(
+        tiny_3d(max_epochs=1).fit(mapped, Y).predict_proba(X_NEW), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
@@ -172,9 +174,7 @@ def test_saved_and_pickled_models_have_the_same_bits(fitted, tmp_path):
     assert opened.n_spatial_dims == 3
     for other in (opened, pickle.loads(pickle.dumps(fitted))):
         np.testing.assert_array_equal(other.predict_proba(X_NEW), p)
-        np.testing.assert_array_equal(
-            other.sample(n_samples=1, n_steps=2, random_state=0), samples
-        )
+        np.testing.assert_array_equal(other.sample(n_samples=1, n_steps=2, random_state=0), samples)
     assert "Volumes: 6 x 7 x 9, uint8" in (tmp_path / "README.md").read_text()
 
 
@@ -222,9 +222,10 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_bits(tmp_path, monkeypatch):
             raise RuntimeError("cut off")
         return _run(self, data, epoch=epoch)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="cut off"):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_epoch", two_epochs)
-        classifier.fit(X, Y)
+        with pytest.raises(RuntimeError, match="cut off"):
+            classifier.fit(X, Y)
     classifier.fit(X, Y)
     assert [log["epoch"] for log in classifier.history_] == [1, 2, 3, 4]
     np.testing.assert_array_equal(classifier.predict_proba(X_NEW), whole.predict_proba(X_NEW))
