@@ -185,9 +185,17 @@ def test_another_depth_is_named(on_volumes):
 @pytest.mark.parametrize(
     ("n_spatial_dims", "image_shape", "expected"),
     [
-        (2, (4, 8, 9, 1), r"\(height, width\) or \(height, width, channels\), or None, with "),
-        (3, (8, 9), r"\(depth, height, width\) or \(depth, height, width, channels\), or None, "),
-        (3, (2, 4, 8, 9, 1), r"\(depth, height, width\) or "),
+        (
+            2,
+            (4, 8, 9, 1),
+            rf"\(height, width\) or \(height, width, channels\), or None \({FOR_VOLUMES}\)",
+        ),
+        (3, (8, 9), r"\(depth, height, width\) or \(depth, height, width, channels\), or None"),
+        (
+            3,
+            (2, 4, 8, 9, 1),
+            r"\(depth, height, width\) or .* \(for images fit with n_spatial_dims=2",
+        ),
     ],
 )
 def test_image_shape_has_the_axes_that_are_declared(n_spatial_dims, image_shape, expected):
@@ -212,6 +220,8 @@ def test_a_fit_that_goes_on_keeps_the_number_of_spatial_axes():
 def test_the_latent_class_has_images_alone():
     with pytest.raises(TypeError, match="n_spatial_dims"):
         LatentMedSymmFlowClassifier(n_spatial_dims=3)
+    with pytest.raises(ValueError, match=f"image_shape must be .*{FOR_VOLUMES}"):
+        tiny_latent_classifier(image_shape=(4, 8, 9, 1)).fit(GRAY, Y)
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 5), (3, 8, 9), (1, 1, 5)])

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 
 from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.data.augmentation import AUGMENTATIONS
-from sklearn_msf.data.axes import NOUNS, shape_names
+from sklearn_msf.data.axes import NOUNS, OTHERS, shape_names
 from sklearn_msf.flow.image_parameterizations import IMAGE_PREDICTIONS
 from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
@@ -331,7 +331,7 @@ def _check_image_shape(p: Parameters) -> None:
     """Refuse an image_shape without as many sides as images or volumes have."""
     n_sides = p.n_spatial_dims
     if p.image_shape is not None and len(p.image_shape) not in (n_sides, n_sides + 1):
-        expected = f"{shape_names(n_sides)}, or None, with n_spatial_dims={n_sides}"
+        expected = f"{shape_names(n_sides)}, or None ({OTHERS[n_sides]})"
         _fail("image_shape", p.image_shape, expected)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "NOUNS",
+    "OTHERS",
     "as_array",
     "axes_hint",
     "check_channels_last",
@@ -27,8 +28,8 @@ _MAX_CHANNELS = 4
 # What has so many spatial axes, and their names.
 NOUNS = {2: "image", 3: "volume"}
 _AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
-# Only one estimator takes volumes.
-_OTHERS = {
+# What to do with the other kind; only one estimator takes volumes.
+OTHERS = {
     2: "for volumes fit MedSymmFlowClassifier with n_spatial_dims=3",
     3: "for images fit with n_spatial_dims=2",
 }
@@ -56,7 +57,7 @@ def check_n_axes(shape: Sequence[int], n_spatial_dims: int) -> None:
     single = f"of a single {noun} pass X[None]; " if len(shape) == n_spatial_dims else ""
     raise ValueError(
         f"X has the shape {tuple(shape)} with {len(shape)} dimensions, but {noun}s are "
-        f"{shape_names(n_spatial_dims, 'n')}: {single}{_OTHERS[n_spatial_dims]}."
+        f"{shape_names(n_spatial_dims, 'n')}: {single}{OTHERS[n_spatial_dims]}."
     )
 
 
@@ -91,7 +92,7 @@ def check_channels_last(
         if n_spatial_dims > 2 and looks_like_channels:
             raise ValueError(
                 f"X has the shape {shape}, which looks like images (n, height, width, channels), "
-                f"but n_spatial_dims={n_spatial_dims} declares volumes: {_OTHERS[n_spatial_dims]}. "
+                f"but n_spatial_dims={n_spatial_dims} declares volumes: {OTHERS[n_spatial_dims]}. "
                 f"If its volumes really have a width of {shape[-1]}, set image_shape={shape[1:]}."
             )
     elif not looks_like_channels:
@@ -118,7 +119,7 @@ def _without_channels(X: Any, shape: tuple[int, ...], n_spatial_dims: int) -> st
         return f"whose last axis is longer than channels usually are. {ways}."
     return (
         f"which looks like volumes (n, depth, height, width), but images are "
-        f"{shape_names(2, 'n')}: {_OTHERS[2]}. To classify slices, pass "
+        f"{shape_names(2, 'n')}: {OTHERS[2]}. To classify slices, pass "
         f"{as_array(X)}.reshape(-1, {shape[2]}, {shape[3]}) with a label for each. {ways}."
     )
 
