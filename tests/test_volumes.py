@@ -263,25 +263,25 @@ def test_flips_that_mix_up_classes_are_warned_of(augment, mixes, recwarn):
 def test_a_grid_shows_three_central_slices_of_each_volume(fitted):
     display = SampleGridDisplay.from_estimator(fitted, X=X, y=Y, n_columns=2, n_steps=1)
     titles = ["real", "generated", "nearest training image"]
-    assert list(display.blocks) == [f"{title} (central slices)" for title in titles]
-    real = display.blocks["real (central slices)"]
+    assert list(display.blocks) == [f"{title}\n(central slices)" for title in titles]
+    real = display.blocks["real\n(central slices)"]
     # Across depth 7 x 9, across height 6 x 9, across width 6 x 7, with a line below each.
-    assert real.shape == (2, 2, 8 + 7 + 7, 9 + 1)
+    assert real.shape == (2, 2, 8 + 7 + 7 + 2, 9 + 1)
     second_up = X[Y == "up"][1] / 255
     np.testing.assert_allclose(real[1, 1, :7, :9], second_up[3])
     np.testing.assert_allclose(real[1, 1, 8:14, :9], second_up[:, 3])
     np.testing.assert_allclose(real[1, 1, 15:21, :7], second_up[:, :, 4])
-    assert (real[:, :, [7, 14, 21]] == 1).all()
+    assert (real[:, :, [7, 14, 21, 22, 23]] == 1).all()
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ["low", "up"]
     (picture,) = display.ax_.get_images()
-    assert picture.get_array().shape == (2 * 22, 3 * 2 * 10 + 2 * 5, 3)
+    assert picture.get_array().shape == (2 * 24, 3 * 2 * 10 + 2 * 5, 3)
 
 
 def test_a_trajectory_shows_the_central_slices_of_volume_and_mask(fitted):
     display = TrajectoryDisplay.from_estimator(fitted, "up", n_columns=3, n_steps=4)
     assert display.axes_.shape == (2, 3)
-    assert display.images.shape == (3, 22, 10)
-    assert display.masks.shape == (3, 22, 10, 3)
+    assert display.images.shape == (3, 24, 10)
+    assert display.masks.shape == (3, 24, 10, 3)
     titles = [ax.get_title() for ax in display.axes_[0]]
     assert titles == ["t = 0.00", "t = 0.50", "t = 1.00"]
 

@@ -48,20 +48,21 @@ def _central_slices(images: np.ndarray, n_spatial_dims: int) -> np.ndarray:
     Returns
     -------
     ndarray of shape (n, h, w) or (n, h, w, C)
-        Of volumes the slices across depth, height and width, with a white line below each and to
-        the right.
+        Of volumes the slices across depth, height and width. White lines are below each slice and
+        to the right, and a wider one is below the volume.
     """
     if n_spatial_dims == 2:
         return images
     sides = images.shape[1 : 1 + n_spatial_dims]
     slices = [images.take(side // 2, axis=axis) for axis, side in enumerate(sides, start=1)]
     width = 1 + max(part.shape[2] for part in slices)
-    of_channels = [(0, 0)] * (slices[0].ndim - 3)
-    framed = [
-        np.pad(part, [(0, 0), (0, 1), (0, width - part.shape[2]), *of_channels], constant_values=1)
-        for part in slices
-    ]
-    return np.concatenate(framed, axis=1)
+
+    def framed(part: np.ndarray, n_below: int, n_right: int) -> np.ndarray:
+        of_channels = [(0, 0)] * (part.ndim - 3)
+        return np.pad(part, [(0, 0), (0, n_below), (0, n_right), *of_channels], constant_values=1)
+
+    below = np.concatenate([framed(part, 1, width - part.shape[2]) for part in slices], axis=1)
+    return framed(below, 2, 0)
 
 
 class SampleGridDisplay:
@@ -215,7 +216,7 @@ class SampleGridDisplay:
                 "nearest training image": images[nearest],
             }
         image_format = estimator.model_.image_format
-        suffix = "" if image_format.n_spatial_dims == 2 else " (central slices)"
+        suffix = "" if image_format.n_spatial_dims == 2 else "\n(central slices)"
         shown = {
             f"{name}{suffix}": _pictures(image_format, images) for name, images in blocks.items()
         }
