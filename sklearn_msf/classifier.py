@@ -26,6 +26,12 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         (height, width) or (height, width, channels) of the images, for a 2-d X of shape
         (n, n_features). Without it the rows of a 2-d X are images of height 1. A 3-d or 4-d X needs
         it only for more than 4 channels.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes of shape (n, depth, height, width) or (n, depth, height, width,
+        channels), which are never recognised by their shape. Wherever a shape of images is given
+        as (height, width) or (H, W), that of volumes is (depth, height, width) or (D, H, W), also
+        in `image_shape`. The network is then a U-Net in three dimensions, whose steps take many
+        times longer: see "Volumes" in the documentation for settings.
     classification_fraction : float, default=0.15
         Fraction of each batch at t = 1, in [0, 1]. There the image is clean and the mask is pure
         noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
@@ -41,8 +47,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "n_blocks" (1): residual blocks in each level.
         - "attention_levels" (1,): levels with self-attention, counted from 0. The middle block
           always has self-attention.
-        - "patch_size" (2): side of the squares of pixels that are folded into channels before the
-          U-Net; 1 folds nothing.
+        - "patch_size" (2): side of the squares of pixels, of volumes the cubes, that are folded
+          into channels before the U-Net; 1 folds nothing.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
         - "time_scale" (1000.0): factor on t in [0, 1] before its sinusoidal features, in (0, 1e6].
@@ -110,9 +116,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     augment : {"auto", "hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None, \
             default="auto"
         Random variation of the training images. "hflip": horizontal flips. "flip": flips of both
-        axes. "affine": rotations by up to 15 degrees, scalings of each axis by up to 10 % and
-        shifts by up to 5 %. Affine changes are made only to samples at t = 1, so that generated
-        images do not show them; with ``classification_fraction=0`` they are made to all samples.
+        axes, of volumes of all three. "affine": rotations by up to 15 degrees, of volumes in each
+        plane, scalings of each axis by up to 10 % and shifts by up to 5 %. Affine changes are made
+        only to samples at t = 1, so that generated images do not show them; with
+        ``classification_fraction=0`` they are made to all samples.
         "auto": "hflip+affine" if both sides of the images have at least 8 pixels, else None. Choose
         "affine" if a mirror image has another meaning, as for digits or sides of the body. Where
         images are flipped, fit first compares held-out accuracies with and without mirror images by
@@ -186,7 +193,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     feature_names_in_ : ndarray of shape (n_features,)
         Names of the columns; only if X had names.
     image_shape_ : tuple of int
-        (height, width) or (height, width, channels).
+        (height, width) or (height, width, channels); with depth first for volumes.
     n_iter_ : int
         Number of epochs.
     history_ : list of dict
@@ -262,6 +269,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         self,
         *,
         image_shape: Sequence[int] | None = None,
+        n_spatial_dims: int = 2,
         classification_fraction: float = 0.15,
         channels: int = 32,
         network_params: Mapping[str, Any] | None = None,

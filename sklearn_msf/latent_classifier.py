@@ -20,6 +20,7 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     The method is that of :class:`MedSymmFlowClassifier`, but the field works on latents, whose
     sides are an eighth or a quarter of those of the images (paper, section 3.2). Training images
     are encoded once, so training steps do not run the autoencoder. Generated latents are decoded.
+    Autoencoders encode images: volumes need ``MedSymmFlowClassifier(n_spatial_dims=3)``.
 
     Parameters
     ----------

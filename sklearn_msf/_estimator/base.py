@@ -165,11 +165,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Parameters
         ----------
         X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-            Training images, or a list of images of one shape and dtype. Channels come last; more
-            than 4 need `image_shape`. uint8 has the range [0, 255]. Other numbers have the range
-            [0, 1] if all are inside it; otherwise the range is from the minimum to the maximum of
-            X. A few values very far outside (hot pixels), or a fill value, are left out of the
-            range and clipped to it, with a warning. The rows of a 2-d X are images of
+            Training images, or a list of images of one shape and dtype; with ``n_spatial_dims=3``
+            volumes, here and in all methods, of shape (n, D, H, W) or (n, D, H, W, C). Channels
+            come last; more than 4 need `image_shape`. uint8 has the range [0, 255]. Other numbers
+            have the range [0, 1] if all are inside it; otherwise the range is from the minimum to
+            the maximum of X. A few values very far outside (hot pixels), or a fill value, are left
+            out of the range and clipped to it, with a warning. The rows of a 2-d X are images of
             `image_shape`; without it they are images of height 1.
         y : array-like of shape (n,) or (n, 1)
             Class labels, of any type that can be sorted.
@@ -722,8 +723,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             training X; values outside the range are clipped.
         masks : ndarray of shape (n_steps + 1, height, width, C), float32
             From the code of the class (t = 0) to noise (t = 1), in units of the codes. They have
-            the size of the images, or the "input_size" of `network_params`; over latents they have
-            the size of the latents, or of the decoded images if the field carries encoded masks.
+            the size of the images or volumes, or the "input_size" of `network_params`; over latents
+            they have the size of the latents, or of the decoded images if the field carries encoded
+            masks.
         times : ndarray of shape (n_steps + 1,)
             Times of the images and masks, from 0 to 1, in equal steps. With
             ``image_prediction="denoised"`` the last step is at least 0.05 long.

@@ -25,7 +25,14 @@ from sklearn_msf._evaluation.labels import (
     label_indices,
 )
 from sklearn_msf._evaluation.validation import scaled_weights
-from sklearn_msf.data.axes import as_array, axes_hint, check_channels_last, squeezed
+from sklearn_msf.data.axes import (
+    NOUNS,
+    as_array,
+    axes_hint,
+    check_channels_last,
+    differing_sides,
+    squeezed,
+)
 from sklearn_msf.data.images import (
     ImageFormat,
     check_finite,
@@ -111,6 +118,7 @@ def check_training_samples(
     sample_weight: Any,
     *,
     image_shape: Sequence[int] | None,
+    n_spatial_dims: int,
     class_weight: Any,
     classes: np.ndarray | None,
     image_format: ImageFormat | None,
@@ -125,7 +133,7 @@ def check_training_samples(
         Used for scikit-learn's checks; stays as it is.
     X, y, sample_weight : array-like
         As in fit.
-    image_shape, class_weight :
+    image_shape, n_spatial_dims, class_weight :
         Parameters of the estimator.
     classes : ndarray of shape (K,) or None
         All known classes; None learns them from y.
@@ -133,7 +141,6 @@ def check_training_samples(
         Known layout and range of the images; None learns them from X.
     groups : array-like, optional
         As in fit.
-
     of_training : bool, default=True
         Whether the samples are trained on; a validation set is only predicted.
 
@@ -141,11 +148,13 @@ def check_training_samples(
     -------
     TrainingSamples
     """
-    rows, shape = flatten_images(X)
+    if image_format is not None:
+        n_spatial_dims = image_format.n_spatial_dims
+    rows, shape = flatten_images(X, n_spatial_dims)
     whole_shape = _whole_shape(rows, shape)
     if image_format is None:
-        check_channels_last(X, whole_shape, image_shape)
-        _check_not_one_image(X, whole_shape, y)
+        _check_not_one_image(X, whole_shape, y, n_spatial_dims)
+        check_channels_last(X, whole_shape, image_shape, n_spatial_dims)
     else:
         # Before scikit-learn's check, whose message would name only the number of features.
         _check_shape(estimator, image_format, X, rows, shape)
@@ -172,7 +181,9 @@ def check_training_samples(
         if learns_classes:
             _check_n_classes(np.unique(y))
     if image_format is None:
-        image_format = _learn_images(X, whole_shape, rows, shape, image_shape, dtype)
+        image_format = _learn_images(
+            X, whole_shape, rows, shape, image_shape, dtype, n_spatial_dims
+        )
     else:
         image_format.check(rows, dtype)
     # If some samples have no weight, this is a copy, which is not to meet the sorted one.
@@ -244,6 +255,7 @@ def check_validation_samples(
             y_val,
             sample_weight_val,
             image_shape=None,
+            n_spatial_dims=training.image_format.n_spatial_dims,
             class_weight=class_weight,
             classes=training.classes,
             image_format=training.image_format,
@@ -258,7 +270,7 @@ def check_prediction_rows(
     estimator: BaseEstimator, X: Any, image_format: ImageFormat
 ) -> RowsOnDemand:
     """Check X against the images of fit, and return it as rows (n, n_features)."""
-    rows, shape = flatten_images(X)
+    rows, shape = flatten_images(X, image_format.n_spatial_dims)
     # Before scikit-learn's check, whose message would name only the number of features.
     _check_shape(estimator, image_format, X, rows, shape)
     rows = validate_data(estimator, rows, reset=False, **_NUMBERS)
@@ -397,23 +409,26 @@ def _learn_images(
     shape: tuple[int, ...] | None,
     image_shape: Sequence[int] | None,
     dtype: np.dtype,
+    n_spatial_dims: int,
 ) -> ImageFormat:
     """Learn shape, layout and range of the images."""
+    images = f"{NOUNS[n_spatial_dims]}s"
     wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
-    hint = None if wanted is None else axes_hint(X, whole_shape, wanted)
-    if shape is not None and wanted is not None and squeezed(shape) != squeezed(wanted):
+    hint = None if wanted is None else axes_hint(X, whole_shape, wanted, n_spatial_dims)
+    is_other = shape is not None and wanted is not None and _differ(shape, wanted, n_spatial_dims)
+    if is_other:
         raise ValueError(
-            f"X has images of shape {shape}, but image_shape={wanted}; "
-            f"{hint or 'leave image_shape out for images that have their shape.'}"
+            f"X has {images} of shape {shape}, but image_shape={wanted}; "
+            f"{hint or f'leave image_shape out for {images} that have their shape.'}"
         )
     flat = shape is None
-    shape = shape or wanted or row_shape(rows.shape[1])
+    shape = shape or wanted or row_shape(rows.shape[1], n_spatial_dims)
     if math.prod(shape) != rows.shape[1]:
         raise ValueError(
             f"image_shape={wanted} has {math.prod(shape)} values, but X has "
             f"{rows.shape[1]} features.{f' {hint}' if hint else ''}"
         )
-    return learn_format(rows, tuple(int(n) for n in shape), flat=flat, dtype=dtype)
+    return learn_format(rows, shape, flat=flat, dtype=dtype, n_spatial_dims=n_spatial_dims)
 
 
 def _whole_shape(rows: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -423,12 +438,15 @@ def _whole_shape(rows: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(rows.shape if hasattr(rows, "shape") else np.asarray(rows).shape)
 
 
-def _check_not_one_image(X: Any, shape: tuple[int, ...], y: Any) -> None:
+def _check_not_one_image(X: Any, shape: tuple[int, ...], y: Any, n_spatial_dims: int) -> None:
     """Refuse a single image with one label, but without an axis for the images."""
-    if y is not None and np.asarray(y).size == 1 and len(shape) in (2, 3) and shape[0] > 1:
+    if y is None or np.asarray(y).size != 1:
+        return
+    noun = NOUNS[n_spatial_dims]
+    if len(shape) in (n_spatial_dims, n_spatial_dims + 1) and shape[0] > 1:
         raise ValueError(
-            f"X has the shape {shape}, which is {shape[0]} images, but y has one label; of a "
-            f"single image pass {as_array(X)}[None]."
+            f"X has the shape {shape}, which is {shape[0]} {noun}s, but y has one label; of a "
+            f"single {noun} pass {as_array(X)}[None]."
         )
 
 
@@ -440,15 +458,22 @@ def _check_shape(
     shape: tuple[int, ...] | None,
 ) -> None:
     """Refuse images of another shape than those of fit, with what to write if that is known."""
-    fitted = image_format.shape
-    whole_shape = _whole_shape(rows, shape)
-    hint = axes_hint(X, whole_shape, fitted)
-    if hint is not None or (shape is not None and squeezed(shape) != squeezed(fitted)):
-        has = f"the shape {whole_shape}" if shape is None else f"images of shape {shape}"
+    fitted, n_spatial_dims = image_format.shape, image_format.n_spatial_dims
+    images, whole_shape = f"{NOUNS[n_spatial_dims]}s", _whole_shape(rows, shape)
+    hint = axes_hint(X, whole_shape, fitted, n_spatial_dims)
+    is_other = shape is not None and _differ(shape, fitted, n_spatial_dims)
+    if hint is not None or is_other:
+        has = f"the shape {whole_shape}" if shape is None else f"{images} of shape {shape}"
+        sides = differing_sides(shape or (), fitted, n_spatial_dims)
+        resized = f"resized if need be ({sides})" if sides else "resized if need be"
         raise ValueError(
-            f"X has {has}, but {type(estimator).__name__} was fitted on "
-            f"images of shape {fitted}: {hint or 'pass images of that shape, resized if need be.'}"
+            f"X has {has}, but {type(estimator).__name__} was fitted on {images} of shape "
+            f"{fitted}: {hint or f'pass {images} of that shape, {resized}.'}"
         )
+
+
+def _differ(shape: tuple[int, ...], wanted: tuple[int, ...], n_spatial_dims: int) -> bool:
+    return squeezed(shape, n_spatial_dims) != squeezed(wanted, n_spatial_dims)
 
 
 def _own_order(samples: TrainingSamples) -> np.ndarray:

@@ -307,6 +307,7 @@ def _begin(
         given.y,
         given.sample_weight,
         image_shape=p.image_shape,
+        n_spatial_dims=p.n_spatial_dims,
         class_weight=p.class_weight,
         classes=classes,
         image_format=None if previous is None else previous.model.image_format,

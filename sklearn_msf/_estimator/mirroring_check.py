@@ -44,7 +44,7 @@ def warn_of_mirroring(
     augment: str | None,
     trainer: Trainer,
     n_images: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
 ) -> None:
     """Warn if the augmentation flips images although classes are then mixed up.
 
@@ -64,7 +64,7 @@ def warn_of_mirroring(
     n_images : int
         Number of images that training will see, repeated ones included.
     shape : tuple of int
-        Shape (C, H, W) of what the field gets of an image.
+        Shape (C, H, W) of what the field gets of an image; (C, D, H, W) of a volume.
     """
     if augment is None or "flip" not in augment:
         return
@@ -78,7 +78,7 @@ def warn_of_mirroring(
 
 
 def _affordable_operations(
-    p: Parameters, trainer: Trainer, n_images: int, shape: tuple[int, int, int]
+    p: Parameters, trainer: Trainer, n_images: int, shape: tuple[int, ...]
 ) -> float:
     """Compute the floating-point operations that are a twentieth of the fit, or fewer."""
     # Forwards and backwards. At t = 1 the image branch, about half of the network, is not run.
@@ -91,22 +91,23 @@ def _affordable_operations(
     return _SHARE * operations
 
 
-def _forward_operations(field: VelocityField, shape: tuple[int, int, int]) -> int:
+def _forward_operations(field: VelocityField, shape: tuple[int, ...]) -> int:
     """Count the operations of all convolutions and linear layers for one image."""
     counted = 0
 
     def count(layer: Any, _: Any, output: torch.Tensor) -> None:
         nonlocal counted
-        # Each weight is used once at each position.
-        counted += 2 * layer.weight.numel() * (output.numel() // layer.weight.shape[0])
+        weight = getattr(layer, "weight", None)
+        if weight is not None and weight.ndim > 1:
+            # Each weight is used once at each position.
+            counted += 2 * weight.numel() * (output.numel() // weight.shape[0])
 
-    layers = [m for m in field.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    hooks = [layer.register_forward_hook(count) for layer in field.modules()]
     try:
         with torch.no_grad():
             x = torch.zeros(1, *shape, device=field.device)
             label = torch.zeros(1, dtype=torch.int64, device=field.device)
-            masks = field.codes.masks(label, (shape[1], shape[2]))
+            masks = field.codes.masks(label, shape[1:])
             field.image_velocity(x, masks, torch.full((1,), 0.5, device=field.device))
     finally:
         for hook in hooks:
@@ -118,8 +119,7 @@ def _affordable_rows(
     samples: TrainingSamples, augment: str, operations: float
 ) -> np.ndarray | None:
     """Choose images, as many as are affordable; None if they are too few."""
-    height, width = samples.image_format.size
-    shape = (samples.image_format.n_channels, height, width)
+    shape = (samples.image_format.n_channels, *samples.image_format.size)
     candidates = np.arange(len(samples.labels))
     if samples.groups is not None:
         # Images of one group resemble each other: one of them would give the other away.

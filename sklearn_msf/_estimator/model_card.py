@@ -1,6 +1,7 @@
 """A short model card, which describes a saved model and how to open it."""
 
 from sklearn_msf._estimator.fit import Fit
+from sklearn_msf.data.axes import NOUNS
 
 __all__ = ["CARD_START", "model_card"]
 
@@ -29,6 +30,7 @@ def model_card(name: str, fit: Fit) -> str:
     listed = ", ".join(classes[:_MAX_LISTED]) + (", ..." if len(classes) > _MAX_LISTED else "")
     n_parameters = sum(p.numel() for p in fit.model.field.parameters())
     image_format = fit.model.image_format
+    kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
     return f"""---
@@ -41,7 +43,7 @@ tags: [image-classification, medical-imaging, flow-matching]
 Symmetrical flow matching over images: one velocity field that classifies, tells how sure it
 is, and generates new images.
 
-- Images: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
+- {kind}s: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
   [{image_format.low:g}, {image_format.high:g}]
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}

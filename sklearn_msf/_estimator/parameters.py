@@ -21,6 +21,7 @@ from sklearn.utils import check_random_state
 
 from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.data.augmentation import AUGMENTATIONS
+from sklearn_msf.data.axes import NOUNS, OTHERS, shape_names
 from sklearn_msf.flow.image_parameterizations import IMAGE_PREDICTIONS
 from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
@@ -130,12 +131,6 @@ def _boolean(name: str, value: Any) -> None:
         _fail(name, value, "True or False")
 
 
-def _image_shape(name: str, value: Any) -> None:
-    _integers(1)(name, value)
-    if len(value) not in (2, 3):
-        _fail(name, value, "(height, width), (height, width, channels) or None")
-
-
 def _class_weight(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         _fail(name, value, "a dict, 'balanced' or None")
@@ -217,8 +212,10 @@ PARAMETERS: dict[str, Parameter] = {
     "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
     "n_variations": _row(_or("auto", _POSITIVE), "training"),
     "cache_bytes": _row(_bytes),
+    # Parameters of MedSymmFlowClassifier only
+    "n_spatial_dims": _row(_one_of(*NOUNS), "network", "training"),
     # Parameters of both estimators
-    "image_shape": _row(_or(None, _image_shape), "training"),
+    "image_shape": _row(_or(None, _integers(1)), "training"),
     "classification_fraction": _row(_real("[0, 1]"), "training"),
     "channels": _row(_even, "network", "training"),
     "max_epochs": _row(_or("auto", _POSITIVE), "training"),
@@ -299,11 +296,13 @@ def resolve_parameters(
         For the first parameter of a wrong type or range, with its name and its value; for an
         unknown entry of a dict; and for label codes that an autoencoder cannot encode.
     """
-    values = with_defaults(parameters, defaults)
+    # Latents are those of images, so the latent class has no such parameter.
+    values = {"n_spatial_dims": 2, **with_defaults(parameters, defaults)}
     for name, value in values.items():
         group = PARAMETERS[name].group
         PARAMETERS[name].check(name if group is None else f"{group}[{name!r}]", value)
     resolved = Parameters(**values)
+    _check_image_shape(resolved)
     if "autoencoder" in values:
         _check_latent_codes(resolved)
     return resolved
@@ -334,6 +333,14 @@ def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mappi
             f"{group} has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
         )
     return dict(entries)
+
+
+def _check_image_shape(p: Parameters) -> None:
+    """Refuse an image_shape without as many sides as images or volumes have."""
+    n_sides = p.n_spatial_dims
+    if p.image_shape is not None and len(p.image_shape) not in (n_sides, n_sides + 1):
+        expected = f"{shape_names(n_sides)}, or None ({OTHERS[n_sides]})"
+        _fail("image_shape", p.image_shape, expected)
 
 
 def _check_latent_codes(p: Parameters) -> None:

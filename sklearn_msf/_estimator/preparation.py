@@ -93,6 +93,11 @@ class PixelPreparation:
     def _space(self, image_format: ImageFormat) -> PixelSpace:
         if self._input_size is None:
             return PixelSpace(image_format)
+        if image_format.n_spatial_dims != 2:
+            raise ValueError(
+                f"input_size={self._input_size!r} in network_params is for images: with "
+                f"n_spatial_dims={image_format.n_spatial_dims} set it to None, and resize X."
+            )
         height, width = np.broadcast_to(self._input_size, 2).tolist()
         check_resized_size("input_size", (height, width), image_format.size)
         return PixelSpace(image_format, (height, width))

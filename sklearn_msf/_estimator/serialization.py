@@ -357,9 +357,9 @@ def _checked(
 def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
-    # Models from before the entries with a default were added have none of them.
-    of_old_models = {field.name for field in fields(FieldLayout) if field.default is MISSING}
-    if plain.keys() not in (wanted, of_old_models):
+    # Files of older versions lack entries that have a default.
+    needed = {field.name for field in fields(FieldLayout) if field.default is MISSING}
+    if not needed <= plain.keys() <= wanted:
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
     for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])
@@ -370,7 +370,12 @@ def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) 
 
 def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Tensor]) -> None:
     """Refuse a layout that does not fit the space or the weights."""
-    n_classes, n_channels = layout.n_classes, space.shape[0]
+    n_classes, (n_channels, *size) = layout.n_classes, space.shape
+    if layout.n_spatial_dims != len(size):
+        raise ArchiveError(
+            f"The layout has n_spatial_dims={layout.n_spatial_dims!r}; the model has images with "
+            f"{len(size)} spatial axes."
+        )
     if layout.image_channels != n_channels:
         raise ArchiveError(
             f"The layout is for {layout.image_channels} channels; the model has {n_channels}."
@@ -385,7 +390,7 @@ def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Te
     first = weights.get("unet.conv_in.weight")
     shape = () if first is None else tuple(first.shape)
     width = layout.channels * layout.channel_mult[0]
-    if shape != (width, n_inputs * layout.patch_size**2, 3, 3):
+    if shape != (width, n_inputs * layout.patch_size ** len(size), *[3] * len(size)):
         raise ArchiveError(f"The layout does not fit a first convolution of shape {shape}.")
     # Downsampling has n_blocks at each level, and upsampling one more.
     n_blocks = 2 * layout.n_blocks + 1

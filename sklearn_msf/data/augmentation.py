@@ -1,10 +1,17 @@
-"""Random variations of training images, computed on the device of the images."""
+"""Random variations of training images, computed on the device of the images.
+
+Volumes have an axis more than images, (n, C, D, H, W), and vary along all three.
+"""
 
 import math
+from functools import reduce
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sklearn_msf.runtime.tensor_axes import spatial_axes
 
 __all__ = ["AUGMENTATIONS", "augment_images", "mirror_images"]
 
@@ -14,43 +21,57 @@ _MAX_SCALING = 0.1
 _MAX_SHIFT = 0.1
 
 
-def _mirror(x: Tensor, generator: torch.Generator, axis: int) -> Tensor:
-    """Flip an axis of each image with probability 1/2."""
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-    return torch.where(chosen, x.flip(axis), x)
-
-
-def _horizontal_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    return _mirror(x, generator, 3)
-
-
-def _flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip each of the two axes with probability 1/2 (paper: Blood, Derma, Retina)."""
-    return _mirror(_mirror(x, generator, 3), generator, 2)
+def _flip(x: Tensor, generator: torch.Generator, axes: tuple[int, ...]) -> Tensor:
+    """Flip each of some axes of each image with probability 1/2."""
+    for axis in axes:
+        draws = torch.rand(len(x), *[1] * (x.ndim - 1), generator=generator, device=x.device)
+        x = torch.where(draws < 0.5, x.flip(axis), x)
+    return x
 
 
 def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 15 degrees, scale each axis by up to 10 %, shift by up to 5 %."""
-    n, _, height, width = x.shape
-    uniform = 2 * torch.rand(5, n, generator=generator, device=x.device) - 1
-    angle = _MAX_ROTATION * uniform[0]
-    rows = torch.exp(_MAX_SCALING * uniform[1])
-    columns = torch.exp(_MAX_SCALING * uniform[2])
-    # Both axes of grid_sample go from -1 to 1, so a rotation in pixels needs the aspect ratio.
-    aspect = height / width
-    theta = torch.stack(
-        [
-            torch.stack([angle.cos() * columns, -angle.sin() * aspect * rows]),
-            torch.stack([angle.sin() / aspect * columns, angle.cos() * rows]),
-        ]
-    ).permute(2, 0, 1)
-    theta = torch.cat([theta, _MAX_SHIFT * uniform[3:].T[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)
+    """Rotate by up to 15 degrees, scale each axis by up to 10 %, shift by up to 5 %.
+
+    Volumes are rotated by up to 15 degrees in each of the three planes.
+    """
+    n, _, *size = x.shape
+    n_axes = len(size)
+    planes = list(combinations(range(n_axes), 2))
+    uniform = 2 * torch.rand(len(planes) + 2 * n_axes, n, generator=generator, device=x.device) - 1
+    angles, scales, shifts = uniform.split([len(planes), n_axes, n_axes])
+    in_planes = zip(_MAX_ROTATION * angles, planes, strict=True)
+    theta = reduce(torch.matmul, [_rotation(angle, plane, n_axes) for angle, plane in in_planes])
+    # All axes of grid_sample go from -1 to 1, so a rotation in pixels needs the aspect ratios. The
+    # axes of theta are x, y, z: the last axis of the image comes first.
+    aspects = [side / size[-1] for side in reversed(size)]
+    for i, j in permutations(range(n_axes), 2):
+        theta[:, i, j] *= aspects[j]
+        theta[:, i, j] /= aspects[i]
+    theta *= torch.exp(_MAX_SCALING * scales.flip(0)).T[:, None]
+    theta = torch.cat([theta, _MAX_SHIFT * shifts.T[:, :, None]], dim=2)
+    grid = F.affine_grid(theta, [n, 1, *size], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-_FLIPS = {"hflip": _horizontal_flip, "flip": _flip}
+def _rotation(angles: Tensor, plane: tuple[int, int], n_axes: int) -> Tensor:
+    """Make rotations in the plane of two axes, (n, n_axes, n_axes), from angles (n,)."""
+    i, j = plane
+    matrices = torch.eye(n_axes, device=angles.device).repeat(len(angles), 1, 1)
+    matrices[:, i, i] = matrices[:, j, j] = angles.cos()
+    matrices[:, i, j], matrices[:, j, i] = -angles.sin(), angles.sin()
+    return matrices
+
+
 AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
+
+
+def _flipped_axes(x: Tensor, kind: str | None) -> tuple[int, ...]:
+    """Return the axes that a kind of variation flips, the last one first."""
+    names = kind.split("+") if kind else []
+    if "flip" in names:
+        # Paper: Blood, Derma, Retina.
+        return spatial_axes(x)[::-1]
+    return spatial_axes(x)[-1:] if "hflip" in names else ()
 
 
 def augment_images(
@@ -66,7 +87,7 @@ def augment_images(
     x : Tensor of shape (n, C, H, W)
         Images in [-1, 1].
     kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
-        Variations; None returns `x`.
+        Variations; None returns `x`. "hflip" flips the last axis, "flip" all spatial axes.
     n_varied : int
         Number of images, the first ones of the batch, that get affine changes.
     generator : torch.Generator
@@ -76,11 +97,8 @@ def augment_images(
     -------
     Tensor of shape (n, C, H, W)
     """
-    names = kind.split("+") if kind else []
-    for name in names:
-        if name in _FLIPS:
-            x = _FLIPS[name](x, generator)
-    if "affine" in names and n_varied:
+    x = _flip(x, generator, _flipped_axes(x, kind))
+    if kind is not None and "affine" in kind.split("+") and n_varied:
         x = torch.cat([_affine(x[:n_varied], generator), x[n_varied:]])
     return x
 
@@ -98,9 +116,8 @@ def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
     Returns
     -------
     list of Tensor
-        1, 2 or 4 batches; the first has the unflipped images.
+        1, 2 or 4 batches, of volumes up to 8; the first has the unflipped images.
     """
-    names = kind.split("+") if kind else []
-    if "flip" in names:
-        return [x, x.flip(3), x.flip(2), x.flip(2, 3)]
-    return [x, x.flip(3)] if "hflip" in names else [x]
+    axes = _flipped_axes(x, kind)
+    ways = [way for n in range(1, len(axes) + 1) for way in combinations(axes, n)]
+    return [x, *(x.flip(way) for way in ways)]

@@ -1,4 +1,7 @@
-"""Conversion of the user's images to tensors of shape (n, C, H, W) in [-1, 1], and back."""
+"""Conversion of the user's images to tensors of shape (n, C, H, W) in [-1, 1], and back.
+
+Volumes have an axis more, (n, D, H, W) or (n, D, H, W, C) in X and (n, C, D, H, W) as tensors.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.data.axes import check_not_volumes
+from sklearn_msf.data.axes import NOUNS, check_n_axes
 from sklearn_msf.data.parts import parts_of
 from sklearn_msf.data.ranges import (
     CLIP,
@@ -36,13 +39,15 @@ __all__ = [
 _BYTES_WITHOUT_CONTRAST, _BYTES_OF_MASKS = 5, 1
 
 
-def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
+def flatten_images(X: Any, n_spatial_dims: int = 2) -> tuple[Any, tuple[int, ...] | None]:
     """Flatten images to rows, and return the shape of one image.
 
     Parameters
     ----------
     X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
         Images or rows.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes, (n, D, H, W) or (n, D, H, W, C).
 
     Returns
     -------
@@ -54,8 +59,8 @@ def flatten_images(X: Any) -> tuple[Any, tuple[int, ...] | None]:
     """
     X = stack_images(X)
     shape = tuple(getattr(X, "shape", ()))
-    check_not_volumes(shape)
-    if len(shape) not in (3, 4):
+    check_n_axes(shape, n_spatial_dims)
+    if len(shape) <= 2:
         return X, None
     if 0 in shape:
         raise ValueError(
@@ -76,10 +81,10 @@ def memory_order(X: Any) -> tuple[int, ...]:
     Returns
     -------
     tuple of int
-        (1, 2) or (1, 2, 3) for images that lie in memory one pixel after the other, other orders
+        (1, 2), (1, 2, 3), ... for images that lie in memory one pixel after the other, other orders
         for arrays in Fortran's order or with exchanged axes; () for rows and lists.
     """
-    if len(getattr(X, "shape", ())) not in (3, 4):
+    if len(getattr(X, "shape", ())) <= 2:
         return ()
     strides = np.asarray(X).strides
     return tuple(sorted(range(1, len(strides)), key=lambda axis: -abs(strides[axis])))
@@ -115,9 +120,9 @@ def check_finite(rows: np.ndarray) -> None:
         )
 
 
-def row_shape(n_features: int) -> tuple[int, int]:
+def row_shape(n_features: int, n_spatial_dims: int = 2) -> tuple[int, ...]:
     """Return the image shape of rows without `image_shape`: one line of n_features pixels."""
-    return (1, n_features)
+    return (*[1] * (n_spatial_dims - 1), n_features)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class ImageFormat:
     Attributes
     ----------
     shape : tuple of int
-        (H, W) or (H, W, C) of one image.
+        (H, W) or (H, W, C) of one image; (D, H, W) or (D, H, W, C) of a volume.
     flat : bool
         Whether X came as rows of shape (n, n_features).
     dtype : numpy.dtype
@@ -136,6 +141,8 @@ class ImageFormat:
         Values that map to -1 and 1.
     clip : float
         Limit for scaled values, except of uint8: 8, or 1 if the training X had outliers.
+    n_spatial_dims : {2, 3}
+        2 for images, 3 for volumes.
     """
 
     shape: tuple[int, ...]
@@ -144,6 +151,7 @@ class ImageFormat:
     low: float
     high: float
     clip: float = CLIP
+    n_spatial_dims: int = 2
 
     def __post_init__(self) -> None:
         """Refuse a range in which images cannot be scaled, learned or read from a file."""
@@ -155,14 +163,14 @@ class ImageFormat:
             )
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.shape[0], self.shape[1]
+    def size(self) -> tuple[int, ...]:
+        """Height and width; of volumes depth, height and width."""
+        return self.shape[: self.n_spatial_dims]
 
     @property
     def n_channels(self) -> int:
         """Number of channels."""
-        return self.shape[2] if len(self.shape) == 3 else 1
+        return math.prod(self.shape[self.n_spatial_dims :])
 
     def to_plain(self) -> dict[str, Any]:
         """Turn the format into data that JSON can hold."""
@@ -173,8 +181,9 @@ class ImageFormat:
             "low": self.low,
             "high": self.high,
         }
-        # Files of models without outliers stay as they were.
-        return plain if self.clip == CLIP else {**plain, "clip": self.clip}
+        # Files of models of images without outliers stay as they were.
+        unusual = {"clip": (self.clip, CLIP), "n_spatial_dims": (self.n_spatial_dims, 2)}
+        return plain | {name: value for name, (value, usual) in unusual.items() if value != usual}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "ImageFormat":
@@ -187,7 +196,10 @@ class ImageFormat:
         """
         shape, flat = plain["shape"], plain["flat"]
         low, high = float(plain["low"]), float(plain["high"])
-        is_list = isinstance(shape, list) and len(shape) in (2, 3)
+        n_dims = plain.get("n_spatial_dims", 2)
+        if type(n_dims) is not int or n_dims not in NOUNS:
+            raise ValueError(f"n_spatial_dims={n_dims!r} is not a valid number of spatial axes")
+        is_list = isinstance(shape, list) and len(shape) in (n_dims, n_dims + 1)
         sizes = is_list and all(type(n) is int and n > 0 for n in shape)
         if not sizes or not isinstance(flat, bool):
             raise ValueError(f"shape={shape!r}, flat={flat!r} is not a valid image format")
@@ -195,7 +207,7 @@ class ImageFormat:
         if clip not in (1.0, CLIP):
             raise ValueError(f"clip={clip!r} is not a valid limit of scaled images")
         dtype = number_dtype(plain["dtype"])
-        return cls(tuple(shape), flat, dtype, low, high, float(clip))
+        return cls(tuple(shape), flat, dtype, low, high, float(clip), n_dims)
 
     def check(self, rows: np.ndarray, dtype: np.dtype | None = None) -> None:
         """Refuse or warn of rows whose number format or scale differs from the training X.
@@ -250,16 +262,15 @@ class ImageFormat:
             uint8 in [0, 255] if the model was fitted on uint8. Otherwise float32, scaled so that
             the training range becomes [-1, 1], and clipped to [-clip, clip].
         """
-        height, width = self.size
         if self.dtype == np.uint8:
             values = rows.astype(np.uint8, copy=False)
         else:
             values = np.empty(rows.shape, dtype=np.float32)
             for part in parts_of(rows):
                 values[part] = self._scaled(rows[part])
-        images = values.reshape(len(rows), height, width, self.n_channels)
+        images = values.reshape(len(rows), *self.size, self.n_channels)
         # torch takes only arrays that can be written to, which a file mapped into memory is not.
-        return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
+        return np.require(np.moveaxis(images, -1, 1), requirements=["C", "W"])
 
     def _scaled(self, rows: np.ndarray) -> np.ndarray:
         """Scale rows so that the training range becomes [-1, 1], in float64."""
@@ -294,7 +305,7 @@ class ImageFormat:
         -------
         ndarray of shape (n, H, W), (n, H, W, C) or (n, n_features)
         """
-        values = images.clamp(-1, 1).permute(0, 2, 3, 1).cpu().double().numpy()
+        values = images.clamp(-1, 1).movedim(1, -1).cpu().double().numpy()
         values = (values + 1) / 2 * (self.high - self.low) + self.low
         if self.dtype.kind in "iub":
             values = np.rint(values)
@@ -320,7 +331,12 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def learn_format(
-    rows: np.ndarray, shape: tuple[int, ...], *, flat: bool, dtype: np.dtype | None = None
+    rows: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    flat: bool,
+    dtype: np.dtype | None = None,
+    n_spatial_dims: int = 2,
 ) -> ImageFormat:
     """Learn layout and range from the training X.
 
@@ -333,11 +349,13 @@ def learn_format(
     rows : ndarray of shape (n, n_features)
         Training images.
     shape : tuple of int
-        (H, W) or (H, W, C).
+        (H, W) or (H, W, C) of images, (D, H, W) or (D, H, W, C) of volumes.
     flat : bool
         Whether X came as rows.
     dtype : numpy.dtype, optional
         dtype of X if `rows` has a different one.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
 
     Returns
     -------
@@ -349,4 +367,5 @@ def learn_format(
     else:
         low, high, clip = learn_range(rows)
         warn_of_several_scales(rows, rows.max(axis=1))
-    return ImageFormat(tuple(int(n) for n in shape), flat, dtype or rows.dtype, low, high, clip)
+    shape = tuple(int(n) for n in shape)
+    return ImageFormat(shape, flat, dtype or rows.dtype, low, high, clip, n_spatial_dims)

@@ -1,5 +1,7 @@
 """Whether mirror images still show the class: held-out accuracy with and without them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +46,27 @@ class MirroringEffect:
 
 def shrink_images(images: Tensor) -> Tensor:
     """Average images, (n, C, H, W), down to at most 14 pixels a side."""
-    height, width = images.shape[2:]
-    return F.adaptive_avg_pool2d(images, (min(height, _SIDE), min(width, _SIDE)))
+    return F.interpolate(images, size=_shrunk(images.shape[2:]), mode="area")
 
 
-def comparison_cost(n_images: int, shape: tuple[int, int, int], kind: str) -> float:
+def _shrunk(size: Sequence[int]) -> list[int]:
+    return [min(side, _SIDE) for side in size]
+
+
+def comparison_cost(n_images: int, shape: Sequence[int], kind: str) -> float:
     """Estimate the floating-point operations of :func:`compare_mirroring`.
 
     Parameters
     ----------
     n_images : int
         Number of images.
-    shape : tuple of int
-        (C, H, W) before they are shrunk.
+    shape : sequence of int
+        (C, H, W) before they are shrunk; (C, D, H, W) of volumes.
     kind : str
         Kind of variation.
     """
-    channels, height, width = shape
-    n_values = channels * min(height, _SIDE) * min(width, _SIDE)
-    n_views = len(mirror_images(torch.empty(0, 1, 1, 1, device="cpu"), kind))
+    n_values = shape[0] * math.prod(_shrunk(shape[1:]))
+    n_views = len(mirror_images(torch.empty(0, *shape, device="cpu"), kind))
     # A product and an exponential for each pair of images, and the inverses of two matrices.
     return 2 * n_views * n_images**2 * (n_values + 20) + 2 * n_images**3
 

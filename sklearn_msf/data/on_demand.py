@@ -115,7 +115,7 @@ class ImagesOnDemand:
         return np.dtype(np.uint8 if self._format.dtype == np.uint8 else np.float32)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Shape (n, C, H, W) of all images."""
         return (len(self), self._format.n_channels, *self._size)
 

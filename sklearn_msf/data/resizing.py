@@ -6,7 +6,7 @@ from torch.nn import functional as F
 __all__ = ["resize_bilinear", "resize_images"]
 
 
-def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_images(images: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize images, (n, C, H, W) in [-1, 1], without aliasing."""
     if tuple(images.shape[2:]) == tuple(size):
         return images
@@ -14,7 +14,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.clamp(-1, 1)
 
 
-def resize_bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(images: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize images, (n, C, H, W) of any range, without aliasing by the filter "bilinear".
 
     It is Pillow's filter of that name. On a CPU uint8 images are rounded to bytes as Pillow does:

@@ -95,7 +95,8 @@ def fetch_medmnist(
     -------
     Bunch or (data, target)
         data : ndarray of shape (n, H, W), (n, H, W, 3) or (n, D, H, W), uint8
-            Images in [0, 255]; a read-only memory map for files of 1 GB or more.
+            Images in [0, 255]; a read-only memory map for files of 1 GB or more. Volumes, of the
+            sets whose name ends in "3d", need ``MedSymmFlowClassifier(n_spatial_dims=3)``.
         target : ndarray of shape (n,) or (n, n_labels), integer
             Class indices; several columns for multi-label sets.
         target_names : list of str

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sklearn_msf.flow.ode_solver import OdeSettings, Velocity, integrate
 from sklearn_msf.flow.path import SIGMA_MIN, PathSample, velocity_loss
+from sklearn_msf.runtime.tensor_axes import align_axes
 
 __all__ = ["IMAGE_PREDICTIONS", "ImageParameterization"]
 
@@ -71,10 +72,10 @@ class DenoisedImage:
 
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Compute the velocity from the denoised image; for t > 0.95, near 0 / 0, it is x_t."""
-        remaining = _remaining_noise(t).clamp_min(_MIN_REMAINING)
+        remaining = _remaining_noise(t, x_t).clamp_min(_MIN_REMAINING)
         v_x = (output.float() - (1.0 - SIGMA_MIN) * x_t) / remaining
         # There x_t has hardly any noise: at t = 1 the mean of u_x is x_t.
-        return torch.where(t[:, None, None, None] > _MAX_TIME + 1e-3, x_t, v_x)
+        return torch.where(align_axes(t, x_t) > _MAX_TIME + 1e-3, x_t, v_x)
 
     def loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
         """Compute the mean squared error of the resulting velocity.
@@ -83,7 +84,7 @@ class DenoisedImage:
         remaining noise at t = 0.95.
         """
         x_t = sample.x_t[rows]
-        remaining = _remaining_noise(sample.t[rows])
+        remaining = _remaining_noise(sample.t[rows], x_t)
         scale = remaining.clamp_min(_MIN_REMAINING)
         x = (1.0 - SIGMA_MIN) * x_t + remaining * sample.u_x[rows]
         return velocity_loss(output.float() / scale, x / scale)
@@ -114,6 +115,6 @@ IMAGE_PREDICTIONS: dict[str, ImageParameterization] = {
 }
 
 
-def _remaining_noise(t: Tensor) -> Tensor:
-    """Compute the factor of the noise in x_t, (n, 1, 1, 1) from times (n,)."""
-    return (1.0 - (1.0 - SIGMA_MIN) * t)[:, None, None, None]
+def _remaining_noise(t: Tensor, x_t: Tensor) -> Tensor:
+    """Compute the factor of the noise in x_t from times (n,), to broadcast over x_t."""
+    return align_axes(1.0 - (1.0 - SIGMA_MIN) * t, x_t)

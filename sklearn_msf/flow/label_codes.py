@@ -6,13 +6,15 @@ jitter to every pixel; decoding measures the distance of a mask to each code. Se
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sklearn_msf.runtime.tensor_axes import align_axes, spatial_axes
 
 __all__ = [
     "LABEL_ENCODINGS",
@@ -88,12 +90,13 @@ def _pixelwise_distances(masks: Tensor, codes: Tensor) -> Tensor:
     Codes are images, (K, C, H, W), or colours, (K, C, 1, 1).
     """
     # One class at a time: for many classes (n, K, C, H, W) would not fit into memory.
-    return torch.stack([(masks - code).norm(dim=1).mean(dim=(1, 2)) for code in codes], dim=1)
+    pixels = tuple(range(1, masks.ndim - 1))
+    return torch.stack([(masks - code).norm(dim=1).mean(dim=pixels) for code in codes], dim=1)
 
 
 def _colour_distances(masks: Tensor, codes: Tensor) -> Tensor:
     """Compute the distances of masks to colours (K, C): (n, K)."""
-    return _pixelwise_distances(masks, codes[:, :, None, None])
+    return _pixelwise_distances(masks, align_axes(codes, masks))
 
 
 def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def _mean_distances(masks: Tensor, codes: Tensor) -> Tensor:
     The nearest code is the one that rescaling and rounding the mean would give.
     """
     # Do not use cdist: its rounding depends on the number of masks.
-    return (masks.mean(dim=(2, 3))[:, None] - codes).norm(dim=2)
+    return (masks.mean(dim=spatial_axes(masks))[:, None] - codes).norm(dim=2)
 
 
 def _soften(weights: Tensor, floor: float) -> Tensor:
@@ -196,7 +199,7 @@ class LabelCodes(_Codes):
     jitter: float
 
     def masks(
-        self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
+        self, labels: Tensor, size: Sequence[int], generator: torch.Generator | None = None
     ) -> Tensor:
         """Make masks of classes.
 
@@ -204,8 +207,8 @@ class LabelCodes(_Codes):
         ----------
         labels : Tensor of shape (n,), int64
             Class indices in [0, K).
-        size : tuple of int
-            Height H and width W.
+        size : sequence of int
+            Height H and width W; depth D, height and width of volumes.
         generator : torch.Generator, optional
             Source of the jitter; without it every pixel is exactly the code.
 
@@ -213,7 +216,8 @@ class LabelCodes(_Codes):
         -------
         Tensor of shape (n, C, H, W)
         """
-        masks = self.codes[labels][:, :, None, None].expand(-1, -1, *size)
+        codes = self.codes[labels].view(len(labels), self.n_channels, *[1] * len(size))
+        masks = codes.expand(-1, -1, *size)
         if generator is None:
             return masks
         noise = torch.rand(masks.shape, generator=generator, device=masks.device)
@@ -265,7 +269,7 @@ class LabelCodes(_Codes):
             edge = torch.pdist(codes[:2])
             offsets = (squared.mean(dim=1, keepdim=True) - squared) / edge.square()
             return _positive_weights(offsets + 1 / self.n_classes)
-        weights = _mixture_weights(masks.mean(dim=(2, 3)), codes)
+        weights = _mixture_weights(masks.mean(dim=spatial_axes(masks)), codes)
         if weights is not None:
             return _positive_weights(weights)
         return torch.softmax(-self.distances(masks) / (_smallest_gap(codes) / 2), dim=1)
@@ -291,7 +295,7 @@ class EncodedLabelCodes(_Codes):
     """
 
     def masks(
-        self, labels: Tensor, size: tuple[int, int], generator: torch.Generator | None = None
+        self, labels: Tensor, size: Sequence[int], generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the encoded masks of classes, (n, C, h, w), which have one size and no jitter."""
         return self.codes[labels]

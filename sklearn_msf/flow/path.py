@@ -9,6 +9,7 @@ With image x, label mask y, noises e_x, e_y ~ N(0, I) and s = sigma_min (paper, 
 The image runs from noise (t = 0) to data (t = 1) while the mask runs from data to noise.
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sklearn_msf.flow.label_codes import LabelCodes
+from sklearn_msf.runtime.tensor_axes import align_axes, spatial_axes
 
 __all__ = [
     "SIGMA_MIN",
@@ -78,7 +80,7 @@ def sample_path(
     PathSample
     """
     mask_t = t if mask_t is None else mask_t
-    time, mask_time = t[:, None, None, None], mask_t[:, None, None, None]
+    time, mask_time = align_axes(t, x), align_axes(mask_t, x)
     return PathSample(
         t=t,
         x_t=(1.0 - (1.0 - SIGMA_MIN) * time) * e_x + time * x,
@@ -139,8 +141,8 @@ def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
     a = (1.0 - (1.0 - SIGMA_MIN) * t)[:, None]
     variance = t[:, None].square() + (a * codes.jitter).square() / 12
     # The mean over pixels is sufficient: all else in the likelihood is equal for all classes.
-    offsets = y_t.float().mean(dim=(2, 3))[:, None] - a[:, :, None] * codes.codes
-    n_pixels = y_t.shape[2] * y_t.shape[3]
+    offsets = y_t.float().mean(dim=spatial_axes(y_t))[:, None] - a[:, :, None] * codes.codes
+    n_pixels = math.prod(y_t.shape[2:])
     squared = offsets.square().sum(dim=2) * n_pixels
     p = torch.softmax(-squared / (2 * variance.clamp_min(1e-12)), dim=1)
     return codes.mean_codes(p)

@@ -28,6 +28,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings, integrate
 from sklearn_msf.flow.path import PathSample, denoise_masks
 from sklearn_msf.nn.unet import Encoding, UNet
 from sklearn_msf.runtime.device import seeded_weights, to_channels_last
+from sklearn_msf.runtime.tensor_axes import align_axes, spatial_axes
 
 __all__ = [
     "LABEL_PREDICTIONS",
@@ -72,6 +73,8 @@ class FieldLayout:
         As in :class:`~sklearn_msf.nn.unet.UNet`. Not seen in the shapes of the weights.
     time_modulation : {"scale_shift", "shift"}, default="scale_shift"
         As in :class:`~sklearn_msf.nn.unet.UNet`.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
     """
 
     label_encoding: str
@@ -89,6 +92,7 @@ class FieldLayout:
     # The values that files of models from before these entries stand for.
     time_scale: float = 1000.0
     time_modulation: str = "scale_shift"
+    n_spatial_dims: int = 2
 
 
 class VelocityField(nn.Module):
@@ -317,7 +321,7 @@ class VelocityRegressionField(VelocityField):
     ) -> tuple[Tensor | None, Tensor]:
         """Compute the outputs for images, and the squared errors of v_y (paper, section 3)."""
         output, v_y = self._outputs(sample.x_t, sample.y_t, sample.t, n_dropped)
-        errors = (v_y - sample.u_y).float().square().mean(dim=(1, 2, 3))
+        errors = (v_y - sample.u_y).float().square().mean(dim=(1, *spatial_axes(v_y)))
         return output[n_at_one:], errors
 
     def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
@@ -368,13 +372,14 @@ class ClassPosteriorField(VelocityField):
         The network gets the denoised mask: at t = 1 the noise of the mask would only make the
         image harder to recognise.
         """
-        mask = denoise_masks(y_t, t if mask_t is None else mask_t, self.codes)[:, :, None, None]
-        mask = mask.expand(-1, -1, y_t.shape[2], y_t.shape[3])
+        mask = denoise_masks(y_t, t if mask_t is None else mask_t, self.codes)
+        mask = align_axes(mask, y_t).expand(-1, -1, *y_t.shape[2:])
         return self.unet.encode(torch.cat([x_t, mask], dim=1), t, n_dropped)
 
     def class_logits(self, encoding: Encoding) -> Tensor:
         """Compute the unnormalised log p(c | x_t, y_t), float32, (n, K)."""
-        return self.head(encoding.features.float().mean(dim=(2, 3))).float()
+        features = encoding.features.float()
+        return self.head(features.mean(dim=spatial_axes(features))).float()
 
     def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Compute p(c | x_t, y_t) at the beginning of the last step to t = 0, (n, K).
@@ -399,14 +404,15 @@ class ClassPosteriorField(VelocityField):
         """Return the probabilities, normalised again, and the distances of their mean code."""
         p = evidence / evidence.sum(dim=1, keepdim=True)
         codes = self.codes.to("cpu")
+        # The distance of a mask of one colour is that of one of its pixels.
         return p, codes.distances(codes.mean_codes(p)[:, :, None, None])
 
     def forward(self, x_t: Tensor, y_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the velocities of image and mask, in their shapes, at times t of shape (n,)."""
         encoding = self.encode(x_t, y_t, t)
         p = torch.softmax(self.class_logits(encoding), dim=1)
-        y_0 = self.codes.mean_codes(p)[:, :, None, None]
-        v_y = (y_t - y_0) / t.clamp_min(_MIN_TIME)[:, None, None, None]
+        y_0 = align_axes(self.codes.mean_codes(p), y_t)
+        v_y = (y_t - y_0) / align_axes(t.clamp_min(_MIN_TIME), y_t)
         return self.image_parameterization.velocity(self.unet.decode(encoding), x_t, t), v_y
 
     def branch_outputs(
@@ -508,6 +514,7 @@ def make_field(layout: FieldLayout, codes: LabelCodes | EncodedLabelCodes) -> Ve
         dropout=layout.dropout,
         time_scale=layout.time_scale,
         time_modulation=layout.time_modulation,
+        n_spatial_dims=layout.n_spatial_dims,
     )
     if not predicts_posterior:
         return VelocityRegressionField(unet, codes, layout)

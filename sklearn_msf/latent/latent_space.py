@@ -100,7 +100,8 @@ class LatentSpace:
         images = self._decoded(sampled)
         if self.image_format.n_channels == 1:
             images = images.mean(dim=1, keepdim=True)
-        return resize_images(images, self.image_format.size)
+        height, width = self.image_format.size
+        return resize_images(images, (height, width))
 
     def masks(self, carried: Tensor) -> Tensor:
         """Decode masks if the field carries encoded ones."""

@@ -7,6 +7,7 @@ same, to the last bit, whatever other images are classified with it. Full batche
 if memory runs out, which is logged.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -194,8 +195,8 @@ def images_a_pass(
     if ode is not None and ode.is_adaptive:
         # An adaptive solver chooses its steps for a whole batch: images would affect each other.
         return 1
-    _, height, width = model.space.shape
-    return max(1, min(max_rows, _MAX_PIXELS // (height * width)) // n_draws)
+    n_pixels = math.prod(model.space.shape[1:])
+    return max(1, min(max_rows, _MAX_PIXELS // n_pixels) // n_draws)
 
 
 def _class_evidence(

@@ -67,7 +67,7 @@ def denoising_errors(
         for i in range(n_tried):
             classes = torch.zeros(size, dtype=torch.int64)
             classes[:n_real] = torch.from_numpy(labels[start : start + n_real, i])
-            masks = field.codes.masks(classes.to(x.device), (x.shape[2], x.shape[3]))
+            masks = field.codes.masks(classes.to(x.device), x.shape[2:])
             for j, time in enumerate(at):
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
                 point = sample_path(x, masks, e_x, e_y, time.to(x.device).expand(size))

@@ -35,8 +35,8 @@ class ImageSpace(Protocol):
     """Conversion of images to inputs of the field, and of its outputs to images."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the field's inputs."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of the field's inputs; (C, D, H, W) of volumes."""
 
     @property
     def mask_codes(self) -> Tensor | None:
@@ -89,7 +89,7 @@ class PixelInputs:
             filling = np.repeat(images[:1], size - len(images), axis=0)
             images = np.concatenate([images, filling])
         x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
-        return x.flip(3) if mirrored else x
+        return x.flip(-1) if mirrored else x
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class PixelSpace:
     input_size: tuple[int, int] | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of the images that the field gets."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of the images that the field gets; (C, D, H, W) of volumes."""
         return (self.image_format.n_channels, *(self.input_size or self.image_format.size))
 
     @property
@@ -152,7 +152,11 @@ class PixelSpace:
             return cls(image_format)
         size = plain["input_size"]
         is_pair = isinstance(size, list) and len(size) == 2
-        if not is_pair or not all(type(n) is int and n > 0 for n in size):
+        if (
+            image_format.n_spatial_dims != 2
+            or not is_pair
+            or not all(type(n) is int and n > 0 for n in size)
+        ):
             raise ArchiveError(f"The model has input_size={size!r}.")
         check_resized_size("input_size", size, image_format.size)
         return cls(image_format, (size[0], size[1]))

@@ -78,7 +78,8 @@ def sample(
         )
 
     def trial(start: int, size: int) -> None:
-        noise = model.noise(1, n_channels + field.codes.n_channels).expand(size, -1, -1, -1)
+        noise = model.noise(1, n_channels + field.codes.n_channels)
+        noise = noise.expand(size, *noise.shape[1:])
         _generate(model, torch.zeros(size, dtype=torch.int64), noise, _shortened(ode))
 
     small = SmallBatches(field, ("generate", ode), trial)
@@ -110,14 +111,14 @@ def sample_trajectory(
         Times of the images and masks.
     """
     device, field = model.device, model.field
-    n_channels, height, width = model.space.shape
+    n_channels, *size = model.space.shape
     noise = _image_noise(model, seed, 0, 1)
-    masks = field.codes.masks(torch.tensor([label], device=device), (height, width))
+    masks = field.codes.masks(torch.tensor([label], device=device), size)
     with autocast(device, _PRECISION):
         points = field.trajectory(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
     on_path, masks = (torch.cat(part).float() for part in zip(*points, strict=True))
     images = model.image_format.from_tensor(model.space.images(on_path))
-    colours = model.space.masks(masks).permute(0, 2, 3, 1).cpu().numpy()
+    colours = model.space.masks(masks).movedim(1, -1).cpu().numpy()
     return images, colours, np.array(field.path_times(ode.n_steps))
 
 
@@ -163,7 +164,7 @@ def change_class(
         x = inputs.batch(start, size, mirrored=False)
         for classes, way in ways:
             part = F.pad(classes[start : start + n_real], (0, size - n_real))
-            masks = field.codes.masks(part.to(x.device), (e_y.shape[2], e_y.shape[3]))
+            masks = field.codes.masks(part.to(x.device), e_y.shape[2:])
             with autocast(x.device, _PRECISION):
                 x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
         return x[:n_real]
@@ -199,9 +200,9 @@ def _captured(
 
 def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettings) -> Tensor:
     """Generate an image of each class index from noise for image and mask."""
-    n_channels, height, width = model.space.shape
+    n_channels, *size = model.space.shape
     field = model.field
-    masks = field.codes.masks(classes.to(noise.device), (height, width))
+    masks = field.codes.masks(classes.to(noise.device), size)
     with autocast(noise.device, _PRECISION):
         return _captured(field, field.generate, ode)(
             noise[:, :n_channels], masks, noise[:, n_channels:]
@@ -228,8 +229,8 @@ def _image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
     Each image has its own generator. The noise is drawn on the CPU, so that it is the same on every
     device.
     """
-    n_channels, height, width = model.space.shape
-    shape = (n_channels + model.field.codes.n_channels, height, width)
+    n_channels, *size = model.space.shape
+    shape = (n_channels + model.field.codes.n_channels, *size)
     generator = torch.Generator()
     draws = []
     for number in range(start, start + n):

@@ -1,5 +1,7 @@
 """Dropout that is fast on a CPU and does not need torch's global generator."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,12 +51,12 @@ class Dropout(nn.Module):
         if torch.compiler.is_compiling():
             # A compiler knows the global generator only, and joins torch's dropout to its kernels.
             return F.dropout(h, n_zero / 256)
-        n, channels, height, width = h.shape
+        n, channels, *size = h.shape
         part, n_drawn = (slice(None), n) if self.part is None else self.part
-        n_bytes = n_drawn * channels * height * width
+        n_bytes = n_drawn * channels * math.prod(size)
         words = torch.empty((n_bytes + 7) // 8, dtype=torch.int64, device=h.device)
         words.random_(-(2**63), None, generator=self.generator)
         kept = words.view(torch.uint8)[:n_bytes] >= n_zero
         # Use the memory order of channels_last, which h has.
-        kept = kept.view(n_drawn, height, width, channels).permute(0, 3, 1, 2)[part]
+        kept = kept.view(n_drawn, *size, channels).movedim(-1, 1)[part]
         return h * kept.to(h.dtype).mul_(256 / (256 - n_zero))

@@ -8,18 +8,22 @@ The rest is one multiply-add in the forward pass and two in the backward pass::
     y = a * (x - mean) / sqrt(var + eps) + b = x * (a * r) + (b - mean * a * r)
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sklearn_msf.runtime.tensor_axes import align_axes, spatial_axes
+
 __all__ = ["modulated_group_norm"]
 
 
 def _sums(x: Tensor, factor: Tensor) -> Tensor:
     """Sum x and x * factor, (n, C, H, W) each, over the positions: (2, n, C)."""
-    return torch.stack([x.sum(dim=(2, 3)), (x * factor).sum(dim=(2, 3))])
+    axes = spatial_axes(x)
+    return torch.stack([x.sum(dim=axes), (x * factor).sum(dim=axes)])
 
 
 def _group_means(sums: Tensor, n_groups: int, n_positions: int) -> Tensor:
@@ -33,7 +37,7 @@ def _group_means(sums: Tensor, n_groups: int, n_positions: int) -> Tensor:
 
 def _multiply_add(x: Tensor, factor: Tensor, summand: Tensor) -> Tensor:
     """Compute x * factor + summand with a factor of shape (n, C)."""
-    return torch.addcmul(summand, x, factor[:, :, None, None])
+    return torch.addcmul(summand, x, align_axes(factor, x))
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -51,24 +55,24 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, n_groups: int, eps: float
     ) -> Tensor:
         wide = _widened(x)
-        means = _group_means(_sums(wide, wide), n_groups, x.shape[2] * x.shape[3])
+        means = _group_means(_sums(wide, wide), n_groups, math.prod(x.shape[2:]))
         mean, second = means.unbind()
         variance = torch.addcmul(second, mean, mean, value=-1).clamp_min_(0)
         inverse_deviation = variance.add_(eps).rsqrt_()
         factor = scale * inverse_deviation
         ctx.save_for_backward(x, scale, mean, inverse_deviation)
         ctx.n_groups = n_groups
-        summand = torch.addcmul(shift, mean, factor, value=-1)[:, :, None, None]
+        summand = align_axes(torch.addcmul(shift, mean, factor, value=-1), x)
         # Overwrite the widened copy, which is not needed any more. If x already was wide, there
         # is no copy: `wide` is x, which the backward pass needs.
         out = None if wide is x else wide
-        return torch.addcmul(summand, wide, factor[:, :, None, None], out=out).to(x.dtype)
+        return torch.addcmul(summand, wide, align_axes(factor, x), out=out).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, scale, mean, inverse_deviation = ctx.saved_tensors
         wide, grad = _widened(x), _widened(grad)
-        n_positions = x.shape[2] * x.shape[3]
+        n_positions = math.prod(x.shape[2:])
         grad_shift, grad_dot = _sums(grad, wide).unbind()
         grad_scale = torch.addcmul(grad_dot, mean, grad_shift, value=-1).mul_(inverse_deviation)
         # d loss / d x = r * (g - mean(g) - x_hat * mean(g * x_hat)) with g = scale * grad
@@ -77,7 +81,7 @@ class _ModulatedGroupNorm(torch.autograd.Function):
         mean_g, mean_gx = _group_means(sums, ctx.n_groups, n_positions).unbind()
         x_factor = mean_gx.mul(inverse_deviation.square()).neg_()
         constant = torch.addcmul(mean_g * inverse_deviation, mean, x_factor).neg_()
-        partial = _multiply_add(wide, x_factor, constant[:, :, None, None])
+        partial = _multiply_add(wide, x_factor, align_axes(constant, x))
         grad_x = _multiply_add(grad, scale * inverse_deviation, partial)
         return grad_x.to(x.dtype), grad_scale, grad_shift, None, None
 
@@ -114,4 +118,4 @@ def _as_formula(x: Tensor, scale: Tensor, shift: Tensor, n_groups: int, eps: flo
     On a GPU the compiled network is twice as fast with this as with the function above.
     """
     normalised = F.group_norm(_widened(x), n_groups, eps=eps)
-    return (normalised * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
+    return (normalised * align_axes(scale, x) + align_axes(shift, x)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The velocity network: a time-conditioned U-Net over images of any size.
+"""The velocity network: a time-conditioned U-Net over images or volumes of any size.
 
 The layout is that of ADM (Dhariwal and Nichol 2021): residual blocks with GroupNorm and SiLU,
 scale and shift by the time embedding, self-attention at chosen levels, zero-initialised outputs.
@@ -6,10 +6,13 @@ The paper's code adds the time embedding instead, and takes t as it is:
 ``time_modulation="shift"`` and ``time_scale=1``. Two things are new here:
 
 - pixel-unshuffle patching: ``patch_size=2`` folds 2x2 pixels into channels at the input and
-  unfolds them at the output, so that every level works on a quarter of the positions;
+  unfolds them at the output, so that every level works on a quarter of the positions, or on an
+  eighth of those of volumes;
 - the two halves of the U-Net can be run separately: :meth:`UNet.encode` ends with the middle
   block, whose features are enough to classify. :meth:`UNet.decode` continues to the output, for
   only those samples of the batch that need it.
+
+Shapes are those of images; volumes have an axis more, (n, C, D, H, W).
 """
 
 import math
@@ -20,8 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_msf.nn.convolution import CONVOLUTIONS, convolve_volumes
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
+from sklearn_msf.nn.patches import fold_patches, unfold_patches
+from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
 
 __all__ = ["TIME_MODULATIONS", "Encoding", "UNet"]
 
@@ -114,20 +120,22 @@ class ResidualBlock(nn.Module):
         time_width: int,
         dropout: float,
         time_modulation: str = "scale_shift",
+        n_spatial_dims: int = 2,
     ):
         super().__init__()
+        convolution = CONVOLUTIONS[n_spatial_dims]
         self.time_modulation = time_modulation
         self.norm_in = GroupNorm(in_channels)
-        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv_in = convolution(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(time_width, TIME_MODULATIONS[time_modulation] * out_channels)
         # A norm of single channels would remove all that is added to them.
         self.norm_out = GroupNorm(out_channels, least=2 if time_modulation == "shift" else 1)
         self.dropout = Dropout(dropout)
-        self.conv_out = _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_out = _zeroed(convolution(out_channels, out_channels, 3, padding=1))
         self.shortcut = (
             nn.Identity()
             if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, 1)
+            else convolution(in_channels, out_channels, 1)
         )
 
     def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
@@ -135,7 +143,7 @@ class ResidualBlock(nn.Module):
         r = self.conv_in(_silu(self.norm_in(h)))
         modulation = self.modulation(F.silu(time_embedding))
         if self.time_modulation == "shift":
-            r = self.norm_out(r + modulation[:, :, None, None])
+            r = self.norm_out(r + align_axes(modulation, r))
         else:
             r = self.norm_out(r, *modulation.chunk(2, dim=1))
         r = self.conv_out(self.dropout(_silu(r), n_dropped))
@@ -145,23 +153,24 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention over the positions of an image, with a residual connection."""
 
-    def __init__(self, channels: int, head_channels: int):
+    def __init__(self, channels: int, head_channels: int, n_spatial_dims: int = 2):
         super().__init__()
+        convolution = CONVOLUTIONS[n_spatial_dims]
         wanted = max(1, channels // head_channels)
         self.n_heads = max(n for n in range(1, wanted + 1) if channels % n == 0)
         self.norm = GroupNorm(channels)
-        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.query_key_value = convolution(channels, 3 * channels, 1)
+        self.out = _zeroed(convolution(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         """Attend over H * W positions of (n, channels, H, W)."""
-        n, channels, height, width = h.shape
+        n, channels, *size = h.shape
         # Put positions before channels, the memory order of channels_last, to avoid copies.
-        qkv = self.query_key_value(self.norm(h)).permute(0, 2, 3, 1)
-        qkv = qkv.reshape(n, height * width, 3, self.n_heads, channels // self.n_heads)
+        qkv = self.query_key_value(self.norm(h)).movedim(1, -1)
+        qkv = qkv.reshape(n, math.prod(size), 3, self.n_heads, channels // self.n_heads)
         attended = _attend(*qkv.permute(2, 0, 3, 1, 4).unbind())
-        attended = attended.transpose(1, 2).reshape(n, height, width, channels)
-        return h + self.out(attended.permute(0, 3, 1, 2).to(h.dtype))
+        attended = attended.transpose(1, 2).reshape(n, *size, channels)
+        return h + self.out(attended.movedim(-1, 1).to(h.dtype))
 
 
 # Up to so many positions, training on a GPU keeps the matrix of the attention weights.
@@ -203,32 +212,45 @@ class Stage(nn.Module):
         time_modulation: str,
         attention: bool,
         head_channels: int,
+        n_spatial_dims: int = 2,
     ):
         super().__init__()
-        self.block = ResidualBlock(in_channels, out_channels, time_width, dropout, time_modulation)
-        self.attention = SelfAttention(out_channels, head_channels) if attention else nn.Identity()
+        self.block = ResidualBlock(
+            in_channels, out_channels, time_width, dropout, time_modulation, n_spatial_dims
+        )
+        self.attention = (
+            SelfAttention(out_channels, head_channels, n_spatial_dims)
+            if attention
+            else nn.Identity()
+        )
 
     def forward(self, h: Tensor, time_embedding: Tensor, n_dropped: int | None = None) -> Tensor:
         """Map (n, in_channels, H, W) to (n, out_channels, H, W); see :class:`Encoding`."""
         return self.attention(self.block(h, time_embedding, n_dropped))
 
 
-class Downsample(nn.Conv2d):
+class Downsample(nn.Module):
     """3x3 convolution that halves the size, rounding up.
 
     Parameters
     ----------
     channels : int
         Channels in and out.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
     """
 
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+    def __init__(self, channels: int, n_spatial_dims: int = 2):
+        super().__init__()
+        convolution = CONVOLUTIONS[n_spatial_dims](channels, channels, 3)
+        self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (n, C, H, W) to (n, C, ceil(H / 2), ceil(W / 2))."""
+        if h.ndim == 5:
+            return convolve_volumes(h, self.weight, self.bias, stride=2, padding=1)
         if h.shape[-1] > 1:
-            return super().forward(h)
+            return F.conv2d(h, self.weight, self.bias, stride=2, padding=1)
         # For images one pixel wide, oneDNN leaves parts of the bfloat16 weight gradient of a
         # strided convolution unwritten (seen in torch 2.13). A convolution with stride 1, of
         # which every second row is kept, gives the same result.
@@ -247,7 +269,7 @@ class Encoding(NamedTuple):
     time_embedding : Tensor of shape (n, width)
         Embedding of t.
     size : tuple of int
-        Height and width of the images in pixels.
+        Height and width of the images in pixels; depth, height and width of volumes.
     n_dropped : int
         Number of samples, the first ones of the batch, that have dropout in training.
     """
@@ -255,7 +277,7 @@ class Encoding(NamedTuple):
     features: Tensor
     skips: tuple[Tensor, ...]
     time_embedding: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
     n_dropped: int
 
     def rows(self, start: int, stop: int) -> "Encoding":
@@ -287,14 +309,16 @@ class UNet(nn.Module):
     head_channels : int, default=64
         Channels of one attention head.
     patch_size : int, default=1
-        Side of the square of pixels folded into channels; 1 folds nothing. Images whose size is
-        not a multiple of it are padded by repeating the border, and the output is cropped.
+        Side of the square, or cube, of pixels folded into channels; 1 folds nothing. Images whose
+        size is not a multiple of it are padded by repeating the border, and the output is cropped.
     dropout : float, default=0.0
         Dropout inside the residual blocks.
     time_scale : float, default=1000.0
         Factor on t before the sinusoidal features.
     time_modulation : {"scale_shift", "shift"}, default="scale_shift"
         How the time embedding acts, see :class:`ResidualBlock`.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes, over which all convolutions are three-dimensional.
     """
 
     def __init__(
@@ -311,8 +335,11 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         time_scale: float = 1000.0,
         time_modulation: str = "scale_shift",
+        n_spatial_dims: int = 2,
     ):
         super().__init__()
+        convolution = CONVOLUTIONS[n_spatial_dims]
+        n_folded = patch_size**n_spatial_dims
         self.patch_size = patch_size
         time_width = 4 * channels
         widths = [channels * multiple for multiple in channel_mult]
@@ -326,10 +353,11 @@ class UNet(nn.Module):
                 time_modulation=time_modulation,
                 attention=level in attention_levels,
                 head_channels=head_channels,
+                n_spatial_dims=n_spatial_dims,
             )
 
         self.time_embedding = TimeEmbedding(channels, time_width, time_scale)
-        self.conv_in = nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1)
+        self.conv_in = convolution(in_channels * n_folded, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
         width, skip_widths = widths[0], [widths[0]]
@@ -339,7 +367,7 @@ class UNet(nn.Module):
                 width = level_width
                 skip_widths.append(width)
             if level < len(widths) - 1:
-                self.down.append(Downsample(width))
+                self.down.append(Downsample(width, n_spatial_dims))
                 skip_widths.append(width)
 
         self.middle_in = Stage(
@@ -350,8 +378,11 @@ class UNet(nn.Module):
             time_modulation=time_modulation,
             attention=True,
             head_channels=head_channels,
+            n_spatial_dims=n_spatial_dims,
         )
-        self.middle_out = ResidualBlock(width, width, time_width, dropout, time_modulation)
+        self.middle_out = ResidualBlock(
+            width, width, time_width, dropout, time_modulation, n_spatial_dims
+        )
         self.feature_channels = width
 
         self.up = nn.ModuleList()
@@ -360,10 +391,10 @@ class UNet(nn.Module):
                 self.up.append(stage(width + skip_widths.pop(), level_width, level))
                 width = level_width
             if level > 0:
-                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+                self.up.append(convolution(width, width, 3, padding=1))
 
         self.norm_out = GroupNorm(width)
-        self.conv_out = _zeroed(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
+        self.conv_out = _zeroed(convolution(width, out_channels * n_folded, 3, padding=1))
 
     def encode(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Encoding:
         """Run the downsampling half and the middle block.
@@ -382,18 +413,19 @@ class UNet(nn.Module):
         -------
         Encoding
         """
-        size = (z.shape[-2], z.shape[-1])
+        size = tuple(z.shape[2:])
         n_dropped = len(z) if n_dropped is None else n_dropped
         if torch.is_autocast_enabled(z.device.type):
             # The first convolution would also cast z, but folding half the bytes is faster.
             z = z.to(torch.get_autocast_dtype(z.device.type))
         if self.patch_size > 1:
-            bottom, right = (-size[0] % self.patch_size, -size[1] % self.patch_size)
-            if bottom or right:
-                z = F.pad(z, (0, right, 0, bottom), mode="replicate")
-            z = F.pixel_unshuffle(z, self.patch_size)
+            missing = [-side % self.patch_size for side in size]
+            if any(missing):
+                # The last axis comes first.
+                z = F.pad(z, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
+            z = fold_patches(z, self.patch_size)
         embedding = self.time_embedding(t)
-        h = self.conv_in(z.contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(z.contiguous(memory_format=channels_last(z.ndim)))
         skips = [h]
         for module in self.down:
             h = module(h, embedding, n_dropped) if isinstance(module, Stage) else module(h)
@@ -411,11 +443,11 @@ class UNet(nn.Module):
                 h = module(h, encoding.time_embedding, encoding.n_dropped)
             else:
                 # Take the size of the next level from its skip connection: it may be odd.
-                h = module(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
+                h = module(F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
         h = self.conv_out(F.silu(self.norm_out(h)))
         if self.patch_size > 1:
-            h = F.pixel_shuffle(h, self.patch_size)
-        return h[..., : encoding.size[0], : encoding.size[1]]
+            h = unfold_patches(h, self.patch_size)
+        return h[(slice(None), slice(None), *map(slice, encoding.size))]
 
     def forward(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Tensor:
         """Run the whole U-Net: (n, out_channels, H, W) from (n, in_channels, H, W)."""

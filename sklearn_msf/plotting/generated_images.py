@@ -1,4 +1,4 @@
-"""Displays of generated images."""
+"""Displays of generated images; volumes are shown by their central slices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind
+from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.plotting.curves import (
     AccuracyRejectionDisplay,
     RiskCoverageDisplay,
@@ -34,8 +35,41 @@ def _in_colour(images: np.ndarray) -> np.ndarray:
     return np.pad(colours, [(0, 0)] * (images.ndim - 1) + [(0, missing)], constant_values=0.5)
 
 
+def _central_slices(images: np.ndarray, n_spatial_dims: int) -> np.ndarray:
+    """Put the central slices of each volume below each other; return images as they are.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, H, W), (n, H, W, C), (n, D, H, W) or (n, D, H, W, C)
+        Images in [0, 1].
+    n_spatial_dims : {2, 3}
+        2 for images, 3 for volumes.
+
+    Returns
+    -------
+    ndarray of shape (n, h, w) or (n, h, w, C)
+        Of volumes the slices across depth, height and width. White lines are below each slice and
+        to the right, and a wider one is below the volume.
+    """
+    if n_spatial_dims == 2:
+        return images
+    sides = images.shape[1 : 1 + n_spatial_dims]
+    slices = [images.take(side // 2, axis=axis) for axis, side in enumerate(sides, start=1)]
+    width = 1 + max(part.shape[2] for part in slices)
+
+    def framed(part: np.ndarray, n_below: int, n_right: int) -> np.ndarray:
+        of_channels = [(0, 0)] * (part.ndim - 3)
+        return np.pad(part, [(0, 0), (0, n_below), (0, n_right), *of_channels], constant_values=1)
+
+    below = np.concatenate([framed(part, 1, width - part.shape[2]) for part in slices], axis=1)
+    return framed(below, 2, 0)
+
+
 class SampleGridDisplay:
     """Generated images in one row for each class, next to real images.
+
+    Of a volume :meth:`from_estimator` shows the central slices across depth, height and width, one
+    below the other; the titles of the blocks then say so.
 
     Parameters
     ----------
@@ -84,7 +118,7 @@ class SampleGridDisplay:
             column += block.shape[1] + gap.shape[1]
         picture = np.concatenate(parts[:-1], axis=1)
         if ax is None:
-            rows, columns = len(picture) / height, picture.shape[1] / width
+            rows, columns = len(picture) / width, picture.shape[1] / width
             _, ax = plt.subplots(figsize=(0.6 * columns + 1, 0.6 * rows + 0.6), layout="tight")
         ax.imshow(picture, interpolation="nearest")
         ax.set_xticks(centres, list(self.blocks))
@@ -170,7 +204,6 @@ class SampleGridDisplay:
         generated = estimator.sample(
             n_samples=n_columns, n_steps=n_steps, guidance=guidance, random_state=random_state
         )
-        shape = (len(classes), n_columns, *estimator.image_shape_)
         blocks = {"generated": generated}
         if X is not None:
             search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
@@ -182,15 +215,23 @@ class SampleGridDisplay:
                 "generated": generated,
                 "nearest training image": images[nearest],
             }
-        scaled = {
-            name: estimator.model_.image_format.to_unit_range(images).reshape(shape)
-            for name, images in blocks.items()
+        image_format = estimator.model_.image_format
+        suffix = "" if image_format.n_spatial_dims == 2 else "\n(central slices)"
+        shown = {
+            f"{name}{suffix}": _pictures(image_format, images) for name, images in blocks.items()
         }
-        return cls(blocks=scaled, class_names=names).plot(ax)
+        by_class = {
+            name: pictures.reshape(len(classes), n_columns, *pictures.shape[1:])
+            for name, pictures in shown.items()
+        }
+        return cls(blocks=by_class, class_names=names).plot(ax)
 
 
 class TrajectoryDisplay:
     """Trajectories of an image and its mask from t = 0 to 1 (paper, Figure 1).
+
+    Of a volume :meth:`from_estimator` shows the central slices across depth, height and width, one
+    below the other, and those of its mask.
 
     Parameters
     ----------
@@ -226,8 +267,14 @@ class TrajectoryDisplay:
             If matplotlib is not installed.
         """
         n = len(self.times)
+        heights = [values.shape[1] / values.shape[2] for values in (self.images, self.masks)]
         figure, axes = pyplot_for(self).subplots(
-            2, n, figsize=(1.1 * n, 2.6), layout="tight", squeeze=False
+            2,
+            n,
+            figsize=(1.1 * n, 1.1 * sum(heights) + 0.4),
+            height_ratios=heights,
+            layout="tight",
+            squeeze=False,
         )
         for column, time in enumerate(self.times):
             for row, values in enumerate((self.images, self.masks)):
@@ -284,11 +331,17 @@ class TrajectoryDisplay:
             class_id, n_steps=n_steps, guidance=guidance, random_state=random_state
         )
         shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
-        pictures = estimator.model_.image_format.to_unit_range(images[shown])
+        image_format = estimator.model_.image_format
         # Scale by the range of the code at t = 0; noise outside it is clipped.
         colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
         return cls(
-            images=pictures.reshape(len(shown), *estimator.image_shape_),
-            masks=_in_colour(np.clip(colours, 0, 1)),
+            images=_pictures(image_format, images[shown]),
+            masks=_central_slices(_in_colour(np.clip(colours, 0, 1)), image_format.n_spatial_dims),
             times=times[shown],
         ).plot()
+
+
+def _pictures(image_format: ImageFormat, images: np.ndarray) -> np.ndarray:
+    """Convert images in the layout and range of X to pictures in [0, 1]."""
+    unit = image_format.to_unit_range(images).reshape(len(images), *image_format.shape)
+    return _central_slices(unit, image_format.n_spatial_dims)

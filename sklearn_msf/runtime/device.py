@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from sklearn_msf.runtime.locks import fork_safe_lock
+from sklearn_msf.runtime.tensor_axes import channels_last
 from sklearn_msf.runtime.torch_state import deterministic_convolutions, tensor_float32
 
 __all__ = [
@@ -62,8 +63,9 @@ def has_float64(device: torch.device) -> bool:
 
 def to_channels_last(module: Module, device: torch.device | None = None) -> Module:
     """Store convolution weights in channels_last, the fast layout, and move them if asked to."""
+    n_axes = max((parameter.ndim for parameter in module.parameters()), default=0)
     # torch's type annotations lack memory_format.
-    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.to(device=device, memory_format=channels_last(n_axes))  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class AveragedOptimizer:
     """Makes the steps of a network and keeps a moving average of its weights.
 
     With "muon", Muon updates the weight matrices: its steps have singular values that are all
-    about equal. Convolution weights count as matrices (out, height * width * in). AdamW updates
+    about equal. Convolution weights count as matrices (out, positions * in). AdamW updates
     all other weights. Muon's steps are scaled to the length of AdamW's, so that both use one
     learning rate.
 
@@ -238,5 +238,5 @@ def _is_matrix(weight: Tensor) -> bool:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """Reshape a weight to (out, height * width * in), without a copy if it is channels_last."""
-    return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+    """Reshape a weight to (out, positions * in), without a copy if it is channels_last."""
+    return weight.movedim(1, -1).flatten(1) if weight.ndim > 2 else weight

@@ -239,7 +239,7 @@ class TrainingStep:
     def _sample(self, x: Tensor, labels: Tensor, division: BatchDivision) -> PathSample:
         """Draw a point of the path for each image."""
         generator = self._generator
-        y = self._field.codes.masks(labels, (x.shape[2], x.shape[3]), generator)
+        y = self._field.codes.masks(labels, x.shape[2:], generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
         times = sample_times(len(x), division.n_at_one, division.n_unconditional, generator)
