@@ -1,6 +1,6 @@
 """Errors that a caller may want to catch; all are ValueErrors."""
 
-__all__ = ["AutoencoderError", "CheckpointMismatchError", "DivergenceError"]
+__all__ = ["AutoencoderError", "CheckpointMismatchError", "DivergenceError", "HubError"]
 
 
 class AutoencoderError(ValueError):
@@ -13,3 +13,7 @@ class CheckpointMismatchError(ValueError):
 
 class DivergenceError(ValueError):
     """Loss or weights were not finite, and lower learning rates did not help."""
+
+
+class HubError(ValueError):
+    """The Hugging Face hub does not give a model, or does not take it."""
