@@ -1018,8 +1018,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
               training X; outputs "probabilities" of shape (n, K), float32, and "uncertainty" of
               shape (n,), float64, of the kind of :meth:`fit_reject`, else "margin".
             - "sampler": inputs "labels" of shape (n,), int64, the places of the classes in
-              `classes_`, and "noise" from a standard normal distribution, float32, of the shape that
-              the file asks for; output "images" of shape (n, ...) as :meth:`sample` with its
+              `classes_`, and "noise" from a standard normal distribution, float32, of the shape
+              that the file asks for; output "images" of shape (n, ...) as :meth:`sample` with its
               defaults returns them.
 
             The metadata of the file has the classes, the format of the images, the threshold of

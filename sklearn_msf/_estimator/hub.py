@@ -81,7 +81,8 @@ def check_upload(name: Any, license: Any) -> None:
     if not isinstance(name, str) or not _is_model_id(name):
         raise ValueError(f"repo_id must be an id on the hub such as 'user/model', got {name!r}.")
     # It is written into the card as it is.
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(license)):
+    is_text = isinstance(license, str)
+    if license is not None and not (is_text and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license)):
         raise ValueError(
             f"license must be an identifier of the hub such as 'mit' or 'cc-by-4.0', got "
             f"{license!r}."
@@ -130,10 +131,12 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
         commit: str = api.create_commit(name, operations, commit_message=message).oid
     # Which errors can come depends on the client's version, its network library and the hub.
     except Exception as error:
+        # Of an upload only the cause says what went wrong.
+        cause = "" if error.__cause__ is None else f" {shortened(error.__cause__)}"
         raise HubError(
-            f"The model was not pushed to {name!r}: {type(error).__name__}: {shortened(error)} "
-            "Check the name, the network, and that a token with write access is set (hf auth "
-            "login, or HF_TOKEN)."
+            f"The model was not pushed to {name!r}: {type(error).__name__}: {shortened(error)}{cause} "
+            "Check the name, the network, and that a token with write access is set (hf auth login, "
+            "or HF_TOKEN)."
         ) from error
     return commit
 

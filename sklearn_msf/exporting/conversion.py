@@ -56,16 +56,17 @@ def to_onnx(
     batch = torch.export.Dim("n", min=2)
     # What is prepared at the first call then consists of tensors with values, not of traced ones.
     module.eval()(*examples)
+    shapes = _dynamic_shapes(module, [{0: batch} if e.ndim else {} for e in examples])
     with _quiet():
+        # Given a module itself, the exporter would try to trace it in other ways if this one fails,
+        # and these take values of the example for constants.
+        traced = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(
-            module,
-            tuple(examples),
+            traced,
+            (),
             None,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=_dynamic_shapes(
-                module, [{0: batch} if e.ndim else {} for e in examples]
-            ),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

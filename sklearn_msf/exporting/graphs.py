@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_msf.exporting.image_conversion import from_field, to_field
+from sklearn_msf.exporting.image_conversion import exact, from_field, to_field
 from sklearn_msf.flow.ode_solver import euler_step
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.classification import ClassificationSettings
@@ -24,7 +24,8 @@ __all__ = [
     "for_graphs",
 ]
 
-_TINY = torch.finfo(torch.float64).tiny
+# Far below what changes an entropy, and within float32, to which numbers of a graph are rounded.
+_TINY = 1e-30
 
 
 def for_graphs(model: FittedModel) -> FittedModel:
@@ -143,7 +144,8 @@ class ClassifierGraph(nn.Module):
         if self._needs_draws:
             draws = torch.stack([self._decode(by_draw[i], n)[0] for i in range(n_draws)])
         if self._model.temperature != 1:
-            p = torch.softmax(p.clamp_min(_TINY).log() / self._model.temperature, dim=1)
+            logits = p.clamp_min(exact(torch.finfo(p.dtype).tiny)).log()
+            p = torch.softmax(logits / exact(self._model.temperature), dim=1)
         return p.float(), self._uncertainty(p, distances, draws)
 
     def _views(self, images: Tensor, n_draws: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sklearn_msf.data.images import ImageFormat
 
-__all__ = ["from_field", "native_dtype", "to_field"]
+__all__ = ["exact", "from_field", "native_dtype", "to_field"]
 
 
 def native_dtype(image_format: ImageFormat) -> np.dtype:
@@ -37,6 +37,11 @@ _TORCH_DTYPES = {
 }
 
 
+def exact(value: float) -> Tensor:
+    """Make a number a float64 tensor; as a plain number it would be rounded to float32."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def to_field(X: Tensor, image_format: ImageFormat) -> Tensor:
     """Scale images as :meth:`ImageFormat.to_numpy_images` does.
 
@@ -57,7 +62,8 @@ def to_field(X: Tensor, image_format: ImageFormat) -> Tensor:
         return ImageFormat.normalise(images)
     low, high = image_format.low, image_format.high
     # In float32 a large offset would cost the last digits.
-    scaled = (images.double() - (low + high) / 2) / max((high - low) / 2, 1e-300)
+    middle, half = exact((low + high) / 2), exact(max((high - low) / 2, 1e-300))
+    scaled = (images.double() - middle) / half
     return scaled.clamp(-image_format.clip, image_format.clip).float()
 
 
@@ -77,12 +83,12 @@ def from_field(images: Tensor, image_format: ImageFormat) -> Tensor:
         In the dtype, layout and range of the training X.
     """
     low, high, dtype = image_format.low, image_format.high, native_dtype(image_format)
-    values = (images.clamp(-1, 1).movedim(1, -1).double() + 1) / 2 * (high - low) + low
+    values = (images.clamp(-1, 1).movedim(1, -1).double() + 1) / 2 * exact(high - low) + exact(low)
     if dtype.kind in "iu":
         # float64 rounds the largest 64-bit integers up to a number that their dtype cannot hold.
         most = np.iinfo(dtype).max
-        exact = float(most) <= most
-        values = values.clamp(max=float(most) if exact else math.nextafter(float(most), 0))
+        limit = float(most) if float(most) <= most else math.nextafter(float(most), 0)
+        values = values.minimum(exact(limit))
     if dtype.kind in "iub":
         values = values.round()
     shape = (-1,) if image_format.flat else image_format.shape

@@ -283,10 +283,17 @@ def _compare(data: bytes, compare: Callable[..., None]) -> None:
     """Run the exported model in onnxruntime on batches of several sizes."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    # Errors of onnxruntime have no class in common.
+    except Exception as error:
+        raise ValueError(f"The exported model was not written: onnxruntime: {error}") from error
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = session.run(None, inputs)
+        try:
+            outputs: list[np.ndarray] = session.run(None, inputs)
+        except Exception as error:
+            raise ValueError(f"The exported model was not written: onnxruntime: {error}") from error
         return outputs
 
     for n in _N_COMPARED:
