@@ -106,7 +106,7 @@ def test_the_service_of_the_examples_answers_and_abstains_without_torch(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    wanted = classifier.predict_with_reject(RGB).filled("abstains")
+    wanted = classifier.predict_with_reject(RGB, reject_label="abstains")
     assert [line.split()[1] for line in done.stdout.splitlines()] == wanted.tolist()
     assert (wanted == "abstains").sum() == 12
 

@@ -133,10 +133,10 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
     except Exception as error:
         # Of an upload only the cause says what went wrong.
         cause = "" if error.__cause__ is None else f" {shortened(error.__cause__)}"
+        reason = f"{type(error).__name__}: {shortened(error)}{cause}"
         raise HubError(
-            f"The model was not pushed to {name!r}: {type(error).__name__}: {shortened(error)}{cause} "
-            "Check the name, the network, and that a token with write access is set (hf auth login, "
-            "or HF_TOKEN)."
+            f"The model was not pushed to {name!r}: {reason} Check the name, the network, and that "
+            "a token with write access is set (hf auth login, or HF_TOKEN)."
         ) from error
     return commit
 
