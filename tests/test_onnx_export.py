@@ -79,7 +79,7 @@ def test_the_metadata_have_what_a_service_must_know(classifier, exported):
     }  # fmt: skip
     assert metadata["uncertainty"] == metadata["rejection"]["kind"] == "entropy"
     assert metadata["rejection"]["threshold"] == rule.threshold
-    assert metadata["rejection"]["n_accepted"] == rule.n_accepted
+    assert metadata["rejection"]["confidence"] == rule.confidence
 
 
 def test_the_graph_is_small_and_of_standard_operations(exported):

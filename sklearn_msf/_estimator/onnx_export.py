@@ -1,7 +1,6 @@
 """Checks of a request for an ONNX file, and what the file must know of the estimator."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from sklearn_msf._estimator.rejection import RejectionRule, check_rule, predicti
 from sklearn_msf._estimator.sampling_requests import sampling_ode
 from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
 from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_kind_of_export", "export_model"]
@@ -76,4 +76,4 @@ def _warn_of_low_threshold(rule: RejectionRule) -> None:
 
 def _described(rule: RejectionRule) -> dict[str, Any]:
     """Turn a rule into plain data, without the settings, which are in the graph."""
-    return {name: value for name, value in asdict(rule).items() if name != "settings"}
+    return {name: to_plain(value) for name, value in vars(rule).items() if name != "settings"}

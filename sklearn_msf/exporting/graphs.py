@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_msf.exporting.image_conversion import exact, from_field, to_field
-from sklearn_msf.flow.ode_solver import euler_step
+from sklearn_msf.flow.ode_solver import fixed_step
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.model.fitted_model import FittedModel
@@ -192,7 +192,7 @@ class SamplerStep(nn.Module):
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return self.field.generation_velocity(t, state, masks, e_y, self._guidance)
 
-        return euler_step(velocity, start, end, state)
+        return fixed_step(velocity, start, end, state, "euler")
 
 
 class SamplerEnd(nn.Module):
