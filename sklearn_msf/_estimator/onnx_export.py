@@ -1,6 +1,7 @@
 """Checks of a request for an ONNX file, and what the file must know of the estimator."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf._estimator.rejection import RejectionRule, check_rule, prediction_parameters
 from sklearn_msf._estimator.sampling_requests import sampling_ode
+from sklearn_msf._estimator.serialization import rejection_to_plain
 from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_kind_of_export", "export_model"]
@@ -60,7 +61,8 @@ def export_model(
         _warn_of_low_threshold(rule)
     settings = classification_settings(p, model.device)
     uncertainty = "margin" if rule is None else rule.kind
-    rejection = None if rule is None else _described(rule)
+    # The settings are in the graph.
+    rejection = None if rule is None else rejection_to_plain(replace(rule, settings={}))
     export_classifier(path, model, settings, uncertainty, {"rejection": rejection})
 
 
@@ -72,8 +74,3 @@ def _warn_of_low_threshold(rule: RejectionRule) -> None:
             "of float32: the exported classifier may reject other images than "
             "predict_with_reject. Compare both on calibration images."
         )
-
-
-def _described(rule: RejectionRule) -> dict[str, Any]:
-    """Turn a rule into plain data, without the settings, which are in the graph."""
-    return {name: to_plain(value) for name, value in vars(rule).items() if name != "settings"}

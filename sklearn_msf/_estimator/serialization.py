@@ -63,6 +63,7 @@ __all__ = [
     "SavedModel",
     "SpaceReader",
     "open_model",
+    "rejection_to_plain",
     "save_model",
 ]
 
@@ -169,7 +170,7 @@ def save_model(
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
-        "rejection": None if rejection is None else _rejection_to_plain(rejection),
+        "rejection": None if rejection is None else rejection_to_plain(rejection),
         "history": fit.history,
     }
     tensors = dict(model.field.state_dict())
@@ -427,7 +428,7 @@ def _temperature(value: Any) -> float:
     return float(value)
 
 
-def _rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
+def rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
     """Turn a rule into plain data; the settings are plain already."""
     return {n: v if n == "settings" else to_plain(v) for n, v in vars(rule).items()}
 
