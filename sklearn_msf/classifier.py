@@ -209,6 +209,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         for. `confusion_matrix`: how the calibration images that count were answered, with a column
         for rejected ones; from it the certificate can be checked. `n_images`, `n_accepted`,
         `n_wrong`: their number, and how many of them were accepted, and answered wrongly.
+    hub_source_ : dict
+        Only of a model that :meth:`from_pretrained` opened from the Hugging Face hub: its "id", and
+        its "revision", which is the commit.
 
     See Also
     --------

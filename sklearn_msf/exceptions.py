@@ -4,6 +4,7 @@ __all__ = [
     "AutoencoderError",
     "CheckpointMismatchError",
     "DivergenceError",
+    "HubError",
     "ProcessGroupError",
 ]
 
@@ -18,6 +19,10 @@ class CheckpointMismatchError(ValueError):
 
 class DivergenceError(ValueError):
     """Loss or weights were not finite, and lower learning rates did not help."""
+
+
+class HubError(ValueError):
+    """The Hugging Face hub does not give a model, or does not take it."""
 
 
 class ProcessGroupError(RuntimeError):

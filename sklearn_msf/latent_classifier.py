@@ -77,7 +77,7 @@ verbose
     autoencoder_ : object
         The autoencoder that was opened, trained or passed (a torch module as a copy).
     model_, classes_, n_features_in_, feature_names_in_, image_shape_, n_iter_, history_, \
-loss_curve_, rejection_
+loss_curve_, rejection_, hub_source_
         As in :class:`MedSymmFlowClassifier`.
 
     See Also
@@ -179,8 +179,10 @@ loss_curve_, rejection_
         return parameters
 
     @classmethod
-    def from_pretrained(cls, folder: Any, autoencoder: Any = None) -> "LatentMedSymmFlowClassifier":
-        """Open a model that :meth:`save_pretrained` saved.
+    def from_pretrained(
+        cls, folder: Any, autoencoder: Any = None, *, revision: str | None = None
+    ) -> "LatentMedSymmFlowClassifier":
+        """Open a model that :meth:`save_pretrained` saved or :meth:`push_to_hub` uploaded.
 
         Nothing in the files is executed. The files contain an autoencoder that was trained with the
         model, opened from a folder or passed as an object of diffusers. An autoencoder from the hub
@@ -190,10 +192,16 @@ loss_curve_, rejection_
         Parameters
         ----------
         folder : str or Path
-            Folder of the model.
+            Folder of the model, or its id on the Hugging Face hub, "user/model". A Path is always a
+            folder, and so is a str that names one if there is no `revision`. A model of the hub
+            that is in its cache is opened without asking the hub.
         autoencoder : str or object, optional
             Autoencoder of a model whose files do not contain it: a folder, an id on the hub, or an
             object with `encode` and `decode`.
+        revision : str, default=None
+            Commit, branch or tag of a model on the hub. A branch or a tag is looked up at the hub,
+            and in its cache if the hub does not answer. None is the newest commit that the cache,
+            or else the hub, knows. The commit that was opened is in `hub_source_`.
 
         Returns
         -------
@@ -205,14 +213,17 @@ loss_curve_, rejection_
         ------
         FileNotFoundError
             If the folder holds no model.
+        HubError
+            If neither the hub nor its cache gives the model.
         ValueError
-            For files that were cut off, changed or exchanged, for a model of another class, and
-            for an autoencoder that cannot be opened, makes other latents than the original one, or
-            is passed although the files contain it.
+            For files that were cut off, changed or exchanged, for a model of another class, for a
+            `revision` of a folder, and for an autoencoder that cannot be opened, makes other
+            latents than the original one, or is passed although the files contain it.
         ImportError
-            If the model needs diffusers and it is not installed.
+            If the model needs diffusers or huggingface_hub and it is not installed.
         """
-        estimator = cls._open(folder, partial(LatentPreparation.read_space, given=autoencoder))
+        read_space = partial(LatentPreparation.read_space, given=autoencoder)
+        estimator = cls._open(folder, revision, read_space)
         if isinstance(estimator.autoencoder, str) and estimator.autoencoder == OBJECT:
             opened = estimator.autoencoder_ if autoencoder is None else autoencoder
             estimator.autoencoder = opened

@@ -187,7 +187,7 @@ def test_grayscale_needs_a_range():
 
 def test_codes_are_compared_with_masks_as_they_are():
     codes = make_label_codes("rgb", 3, 4.0)
-    masks = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    masks = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0)).double()
     reader = CodeReader(codes)
     assert reader.prepare(masks, 2) is masks
     assert torch.equal(reader.probabilities(masks), codes.probabilities(masks))
@@ -202,7 +202,7 @@ def test_encoded_masks_are_decoded_where_they_count_and_compared_with_the_palett
         n_decoded.append(len(masks))
         return 2 * masks
 
-    latents = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0)).double()
     reader = PixelReader(palette, decode)
     masks = reader.prepare(latents, 3)
     assert n_decoded == [3]

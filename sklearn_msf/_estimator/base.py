@@ -1,7 +1,9 @@
 """Base class of both estimators: all public methods, which call functions of a fitted model."""
 
 import inspect
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ from sklearn_msf._estimator.fit import (
     fit,
     fit_partially,
 )
+from sklearn_msf._estimator.hub import check_upload, find_model, upload_model
+from sklearn_msf._estimator.onnx_export import check_kind_of_export, export_model
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     Parameters,
@@ -71,7 +75,7 @@ __all__ = ["BaseMedSymmFlowClassifier"]
 
 _TINY = np.finfo(np.float64).tiny
 # Attributes that do not outlast another fit.
-_OF_A_FIT = {"rejection_", *OF_FEATURES}
+_OF_A_FIT = {"rejection_", "hub_source_", *OF_FEATURES}
 
 Estimator = TypeVar("Estimator", bound="BaseMedSymmFlowClassifier")
 
@@ -95,6 +99,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     n_iter_: int
     history_: list[dict[str, Any]]
     rejection_: RejectionRule
+    hub_source_: dict[str, str]
 
     # Methods that subclasses override
 
@@ -874,6 +879,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         OSError
             If the files cannot be written. A model that was already in the folder is kept.
         """
+        self._save(folder)
+
+    def _save(self, folder: Any, **of_card: Any) -> None:
         check_is_fitted(self)
         done = self._fit_so_far()
         assert done is not None
@@ -883,11 +891,62 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             self._saved_parameters(),
             done,
             getattr(self, "rejection_", None),
+            **of_card,
         )
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        commit_message: str = "Upload a fitted model",
+    ) -> str:
+        """Upload the fitted model to the Hugging Face hub, with a model card.
+
+        The files are those of :meth:`save_pretrained`. One commit adds them and removes the weights
+        of a model that was there. A README.md that is no model card of this package is kept. The
+        files hold class labels and parameters, and models can reveal training images, see
+        "Security" in the documentation.
+
+        Parameters
+        ----------
+        repo_id : str
+            Id of the model, "user/model". The repository is created if it is missing.
+        private : bool, default=None
+            Whether a new repository is private. None is the default of the user's account.
+        license : str, default=None
+            Licence of the weights, by the identifier that the hub has for it, such as "cc-by-4.0".
+        commit_message : str, default="Upload a fitted model"
+            Message of the commit.
+
+        Returns
+        -------
+        str
+            The commit, for the `revision` of :meth:`from_pretrained`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        HubError
+            If the hub cannot be reached or refuses. A model that was there is kept.
+        TypeError, ValueError
+            For a `repo_id` or a `license` that cannot be one, and as :meth:`save_pretrained`.
+        ImportError
+            If huggingface_hub is not installed.
+        """
+        check_is_fitted(self)
+        check_upload(repo_id, license)
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(folder, place=repo_id, license=license)
+            return upload_model(Path(folder), repo_id, private=private, message=commit_message)
+
     @classmethod
-    def from_pretrained(cls: type[Estimator], folder: Any) -> Estimator:
-        """Open a model that :meth:`save_pretrained` saved.
+    def from_pretrained(
+        cls: type[Estimator], folder: Any, *, revision: str | None = None
+    ) -> Estimator:
+        """Open a model that :meth:`save_pretrained` saved or :meth:`push_to_hub` uploaded.
 
         Nothing in the files is executed. Damaged or exchanged files are refused. If somebody
         changed the files on purpose, digests included, they are refused only if they are not a
@@ -896,7 +955,13 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Parameters
         ----------
         folder : str or Path
-            Folder of the model.
+            Folder of the model, or its id on the Hugging Face hub, "user/model". A Path is always a
+            folder, and so is a str that names one if there is no `revision`. A model of the hub
+            that is in its cache is opened without asking the hub.
+        revision : str, default=None
+            Commit, branch or tag of a model on the hub. A branch or a tag is looked up at the hub,
+            and in its cache if the hub does not answer. None is the newest commit that the cache,
+            or else the hub, knows. The commit that was opened is in `hub_source_`.
 
         Returns
         -------
@@ -908,18 +973,26 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ------
         FileNotFoundError
             If the folder holds no model.
+        HubError
+            If neither the hub nor its cache gives the model.
         ValueError
-            For files that were cut off, changed or exchanged, and for a model of another class.
+            For files that were cut off, changed or exchanged, for a model of another class, and for
+            a `revision` of a folder.
+        ImportError
+            If huggingface_hub is needed and not installed.
         """
-        return cls._open(folder, cls._preparation.read_space)
+        return cls._open(folder, revision, cls._preparation.read_space)
 
     @classmethod
-    def _open(cls: type[Estimator], folder: Any, read_space: Any) -> Estimator:
+    def _open(cls: type[Estimator], given: Any, revision: str | None, read_space: Any) -> Estimator:
+        folder, source = find_model(given, revision)
         saved = open_model(folder, cls._saved_class(cls(), read_space))
         estimator = cls(**saved.parameters)
         estimator._take(saved.fit)
         if saved.rejection is not None:
             estimator.rejection_ = saved.rejection
+        if source is not None:
+            estimator.hub_source_ = source
         return estimator
 
     @classmethod
@@ -929,6 +1002,49 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Describe the class, and an estimator that has what files lack, for saving and opening."""
         defaults = {name: getattr(default, name) for name in cls._constructor_names()}
         return SavedClass(cls.__name__, defaults, cls._group_defaults, read_space)
+
+    def export_onnx(self, path: Any, kind: str = "classifier") -> None:
+        """Export the fitted model as one ONNX file, which runs without torch and this package.
+
+        The file is compared with the model in onnxruntime, and replaces one that was there only if
+        it agrees to 1e-4. It holds everything: scaling of the images, noise, mirror images,
+        temperature and, over latents, the autoencoder. It computes in float32, also where
+        `precision` is "bfloat16".
+
+        Parameters
+        ----------
+        path : str or Path
+            File to write.
+        kind : {"classifier", "sampler"}, default="classifier"
+            - "classifier": input "images" of shape (n, ...) in the dtype, layout and range of the
+              training X; outputs "probabilities" of shape (n, K), float32, and "uncertainty" of
+              shape (n,), float64, of the kind of :meth:`fit_reject`, else "margin".
+            - "sampler": inputs "labels" of shape (n,), int64, the places of the classes in
+              `classes_`, and "noise" from a standard normal distribution, float32, of the shape
+              that the file asks for; output "images" of shape (n, ...) as :meth:`sample` with its
+              defaults returns them.
+
+            The metadata of the file has the classes, the format of the images, the threshold of
+            :meth:`fit_reject` and more, see "Deployment" in the documentation; each entry is JSON.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            For another kind; for a classifier with several steps or another solver than "euler",
+            with a threshold for ``kind="image"``, or whose parameters have changed since
+            `fit_reject`; for a sampler without a trained image branch; for X of a dtype that ONNX
+            lacks; and for an autoencoder that cannot be exported. The message says what to change.
+        ImportError
+            If onnx, onnxscript or onnxruntime is not installed.
+        OSError
+            If the file cannot be written. A file that was already there is kept.
+        """
+        check_is_fitted(self)
+        check_kind_of_export(kind)
+        model = self.model_ if kind == "classifier" else self._generating_model(f"kind={kind!r}")
+        export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))
 
     # The paper's settings
 

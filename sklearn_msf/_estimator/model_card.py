@@ -12,7 +12,9 @@ CARD_START = b"---\nlibrary_name: sklearn_msf\n"
 _MAX_LISTED = 20
 
 
-def model_card(name: str, fit: Fit) -> str:
+def model_card(
+    name: str, fit: Fit, *, place: str = "path/to/this/folder", license: str | None = None
+) -> str:
     """Describe a fitted model in Markdown.
 
     Parameters
@@ -21,6 +23,10 @@ def model_card(name: str, fit: Fit) -> str:
         Name of the estimator class.
     fit : Fit
         The fitted model.
+    place : str, default="path/to/this/folder"
+        What the example opens: a folder, or an id on the hub.
+    license : str, optional
+        Licence of the weights, as the hub names it.
 
     Returns
     -------
@@ -33,9 +39,11 @@ def model_card(name: str, fit: Fit) -> str:
     kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
+    stated = "" if license is None else f"\nlicense: {license}"
     return f"""---
 library_name: sklearn_msf
-tags: [image-classification, medical-imaging, flow-matching]
+pipeline_tag: image-classification
+tags: [medical-imaging, flow-matching]{stated}
 ---
 
 # {name}
@@ -53,7 +61,7 @@ is, and generates new images.
 ```python
 from sklearn_msf import {name}
 
-clf = {name}.from_pretrained("path/to/this/folder")
+clf = {name}.from_pretrained("{place}")
 clf.predict_proba(X)
 ```
 

@@ -56,11 +56,20 @@ from sklearn_msf.persistence.limits import (
 )
 from sklearn_msf.runtime.torch_state import standard_torch
 
-__all__ = ["SavedClass", "SavedModel", "SpaceReader", "open_model", "save_model"]
+__all__ = [
+    "CARD_NAME",
+    "MODEL_NAME",
+    "SavedClass",
+    "SavedModel",
+    "SpaceReader",
+    "open_model",
+    "rejection_to_plain",
+    "save_model",
+]
 
-_NAME = "model"
+MODEL_NAME = "model"
 _SPACE = "space"
-_CARD = "README.md"
+CARD_NAME = "README.md"
 _MAX_SEED = 2**32
 _FLAGS = ("mirrored", "generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
@@ -117,6 +126,7 @@ def save_model(
     parameters: Mapping[str, Any],
     fit: Fit,
     rejection: RejectionRule | None,
+    **of_card: Any,
 ) -> None:
     """Write a fitted model and its card to a folder.
 
@@ -132,6 +142,8 @@ def save_model(
         The fitted model.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
+    **of_card : dict
+        What the card says besides, see :func:`~sklearn_msf._estimator.model_card.model_card`.
 
     Raises
     ------
@@ -141,7 +153,7 @@ def save_model(
     path, model = Path(folder), fit.model
     names = fit.features.get("feature_names_in_")
     # A label may hold half of a surrogate pair, which UTF-8 lacks.
-    card = model_card(saved_class.name, fit).encode(errors="backslashreplace")
+    card = model_card(saved_class.name, fit, **of_card).encode(errors="backslashreplace")
     metadata: dict[str, Any] = {
         "class": saved_class.name,
         "library_version": __version__,
@@ -158,7 +170,7 @@ def save_model(
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
-        "rejection": None if rejection is None else _rejection_to_plain(rejection),
+        "rejection": None if rejection is None else rejection_to_plain(rejection),
         "history": fit.history,
     }
     tensors = dict(model.field.state_dict())
@@ -168,10 +180,10 @@ def save_model(
         tensors |= {f"{_SPACE}.{name}": value for name, value in of_space.items()}
     tensors = {name: value.detach().cpu() for name, value in tensors.items()}
     _check_opens(metadata, tensors, saved_class, model)
-    write_archive(path, _NAME, tensors, metadata)
-    remove_leftovers(path, _NAME)
-    if not (path / _CARD).exists() or (path / _CARD).read_bytes().startswith(CARD_START):
-        write_file(path / _CARD, card)
+    write_archive(path, MODEL_NAME, tensors, metadata)
+    remove_leftovers(path, MODEL_NAME)
+    if not (path / CARD_NAME).exists() or (path / CARD_NAME).read_bytes().startswith(CARD_START):
+        write_file(path / CARD_NAME, card)
 
 
 def _check_opens(
@@ -242,19 +254,19 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
         For files that were cut off, changed or exchanged, and for a model of another class.
     """
     path = Path(folder)
-    if not (path / f"{_NAME}.json").is_file():
+    if not (path / f"{MODEL_NAME}.json").is_file():
         raise FileNotFoundError(
-            f"folder={str(folder)!r} holds no model: {_NAME}.json is missing. "
+            f"folder={str(folder)!r} holds no model: {MODEL_NAME}.json is missing. "
             "save_pretrained writes it."
         )
-    tensors, metadata = read_archive(path, _NAME)
+    tensors, metadata = read_archive(path, MODEL_NAME)
     try:
         checked = _checked(metadata, tensors, saved_class)
     except (ArchiveError, AutoencoderError):
         raise
     except UNEXPECTED_VALUE_ERRORS as error:
         reason = str(error).rstrip(".")
-        raise ArchiveError(f"{path / _NAME}.json is not a usable model: {reason}.") from error
+        raise ArchiveError(f"{path / MODEL_NAME}.json is not a usable model: {reason}.") from error
     field = build_field(checked.layout, 0, checked.space.mask_codes)
     field.load_state_dict(checked.weights)
     field.requires_grad_(False).eval()
@@ -423,7 +435,7 @@ def _temperature(value: Any) -> float:
     return float(value)
 
 
-def _rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
+def rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
     """Turn a rule into plain data; the settings are plain already."""
     return {n: v if n == "settings" else to_plain(v) for n, v in vars(rule).items()}
 

@@ -8,6 +8,7 @@ jitter to every pixel; decoding measures the distance of a mask to each code. Se
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -121,20 +122,35 @@ def _positive_weights(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _mixture_weights(means: Tensor, codes: Tensor) -> Tensor | None:
-    """Compute the weights (n, K) of the mixture of codes (K, D) nearest to each mean (n, D).
+@dataclass(frozen=True)
+class _Mixture:
+    """How the weights of a mixture of codes follow from the mixture."""
 
-    The weights sum to 1 and may be negative. The result is None if the codes are affinely
-    dependent or close to it, because then they do not determine the weights.
+    centre: Tensor
+    to_weights: Tensor
+
+    def weights(self, means: Tensor) -> Tensor:
+        """Compute the weights (n, K) of the mixture of codes nearest to each mean (n, D).
+
+        The weights sum to 1 and may be negative.
+        """
+        # Do not use a matrix product: its rounding depends on the number of means.
+        centred = means - self.centre
+        weights = [(centred * row).sum(dim=1) for row in self.to_weights]
+        return torch.stack(weights, dim=1) + 1 / len(self.to_weights)
+
+
+def _mixture(codes: Tensor) -> _Mixture | None:
+    """Prepare the weights of mixtures of codes (K, D).
+
+    The result is None if the codes are affinely dependent or close to it, because then they do not
+    determine the weights.
     """
     offsets = codes - codes.mean(dim=0)
     spread = torch.linalg.svdvals(offsets)[: len(codes) - 1]
     if offsets.shape[1] < len(codes) - 1 or spread[-1] < _MIN_SPREAD * spread[0]:
         return None
-    to_weights = torch.linalg.pinv(offsets).T
-    # Do not use a matrix product: its rounding depends on the number of means.
-    centred = means - codes.mean(dim=0)
-    return torch.stack([(centred * row).sum(dim=1) for row in to_weights], dim=1) + 1 / len(codes)
+    return _Mixture(codes.mean(dim=0), torch.linalg.pinv(offsets).T)
 
 
 def _smallest_gap(codes: Tensor) -> Tensor:
@@ -261,18 +277,29 @@ class LabelCodes(_Codes):
         Tensor of shape (n, K)
             Rows sum to 1.
         """
-        codes = self.codes.to(masks.dtype)
+        return self.decoder(masks.dtype)(masks)
+
+    def decoder(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Return :meth:`probabilities` for masks of a dtype, with all that the codes determine."""
+        codes = self.codes.to(dtype)
         if self.is_regular:
-            # For a regular simplex with edge a the weights are affine in the squared
-            # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
-            squared = self.distances(masks).square()
-            edge = torch.pdist(codes[:2])
-            offsets = (squared.mean(dim=1, keepdim=True) - squared) / edge.square()
-            return _positive_weights(offsets + 1 / self.n_classes)
-        weights = _mixture_weights(masks.mean(dim=spatial_axes(masks)), codes)
-        if weights is not None:
-            return _positive_weights(weights)
-        return torch.softmax(-self.distances(masks) / (_smallest_gap(codes) / 2), dim=1)
+            squared_edge = torch.pdist(codes[:2]).square()
+
+            def from_squared_distances(masks: Tensor) -> Tensor:
+                # For a regular simplex with edge a the weights are affine in the squared
+                # distances: w_c - 1/K = (mean d^2 - d_c^2) / a^2.
+                squared = self.distances(masks).square()
+                offsets = (squared.mean(dim=1, keepdim=True) - squared) / squared_edge
+                return _positive_weights(offsets + 1 / self.n_classes)
+
+            return from_squared_distances
+        mixture = _mixture(codes)
+        if mixture is not None:
+            return lambda masks: _positive_weights(
+                mixture.weights(masks.mean(dim=spatial_axes(masks)))
+            )
+        scale = _smallest_gap(codes) / 2
+        return lambda masks: torch.softmax(-self.distances(masks) / scale, dim=1)
 
     @property
     def is_regular(self) -> bool:
@@ -313,16 +340,22 @@ class EncodedLabelCodes(_Codes):
         two encoded masks. The most probable class has the largest weight and need not be the
         nearest one.
         """
-        weights = _mixture_weights(masks.flatten(1), self.codes.to(masks.dtype).flatten(1))
-        if weights is not None:
-            return _positive_weights(weights)
-        gaps = self.distances(self.codes.to(masks.dtype))
+        return self.decoder(masks.dtype)(masks)
+
+    def decoder(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Return :meth:`probabilities` for masks of a dtype, with all that the codes determine."""
+        codes = self.codes.to(dtype)
+        mixture = _mixture(codes.flatten(1))
+        if mixture is not None:
+            return lambda masks: _positive_weights(mixture.weights(masks.flatten(1)))
+        gaps = self.distances(codes)
         apart = ~torch.eye(len(gaps), dtype=torch.bool, device=gaps.device)
-        return torch.softmax(-self.distances(masks) / (gaps[apart].min() / 2), dim=1)
+        scale = gaps[apart].min() / 2
+        return lambda masks: torch.softmax(-self.distances(masks) / scale, dim=1)
 
 
 class MaskReader(Protocol):
-    """Reads classes from predicted masks."""
+    """Reads classes from predicted masks, which are float64."""
 
     def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
         """Make the masks ready to be read on the CPU; only the first `n_rows` are needed."""
@@ -346,13 +379,17 @@ class CodeReader:
 
     codes: LabelCodes | EncodedLabelCodes
 
+    @cached_property
+    def _decoder(self) -> Callable[[Tensor], Tensor]:
+        return self.codes.decoder(torch.float64)
+
     def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
         """Return the masks as they are."""
         return masks
 
     def probabilities(self, masks: Tensor) -> Tensor:
         """Compute class probabilities (n, K)."""
-        return self.codes.probabilities(masks)
+        return self._decoder(masks)
 
     def distances(self, masks: Tensor) -> Tensor:
         """Compute the distances (n, K) to every code."""
@@ -374,13 +411,17 @@ class PixelReader:
     palette: LabelCodes
     decode: Callable[[Tensor], Tensor]
 
+    @cached_property
+    def _decoder(self) -> Callable[[Tensor], Tensor]:
+        return self.palette.decoder(torch.float64)
+
     def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
         """Decode only the masks that are needed, because decoding is slow."""
         return self.decode(masks[:n_rows])
 
     def probabilities(self, masks: Tensor) -> Tensor:
         """Compute class probabilities (n, K) of decoded masks."""
-        return self.palette.probabilities(masks)
+        return self._decoder(masks)
 
     def distances(self, masks: Tensor) -> Tensor:
         """Compute the distances (n, K) of decoded masks to every colour (paper, eq. 2)."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "OdeSettings", "Solution", "integrate"]
+__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "OdeSettings", "Solution", "fixed_step", "integrate"]
 
 State = tuple[Tensor, ...]
 Velocity = Callable[[Tensor, State], State]
@@ -135,6 +135,12 @@ class Solution:
     nfe: int
 
 
+def fixed_step(velocity: Velocity, start: Tensor, end: Tensor, state: State, method: str) -> State:
+    """Make one step of a fixed-step method from one time to another, both 0-d Tensors."""
+    step, _ = _FIXED_STEPS[method]
+    return step(velocity, start, end - start, end, state)
+
+
 def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -> Solution:
     """Integrate d state / dt = velocity(t, state).
 
@@ -153,10 +159,9 @@ def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -
     """
     times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
     if not ode.is_adaptive:
-        step, n_of_step = _FIXED_STEPS[ode.method]
         for start, end in pairwise(times.unbind()):
-            state = step(velocity, start, end - start, end, state)
-        return Solution(state, ode.n_steps * n_of_step)
+            state = fixed_step(velocity, start, end, state, ode.method)
+        return Solution(state, ode.n_steps * _FIXED_STEPS[ode.method][1])
     nfe = 0
 
     def counted(t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ Every field maps (x_t, y_t, t) to the velocities of image and mask:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -273,18 +274,53 @@ class VelocityField(nn.Module):
     def _carry_images(
         self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings, *, to_image: bool
     ) -> Tensor:
-        def image_velocity(*arguments: Tensor) -> tuple[Tensor, ...]:
-            return (self.image_velocity(*arguments),)
-
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (x_t,) = state
-            y_t = torch.lerp(masks, e_y, t)
-            (v_x,) = _guided(image_velocity, x_t, y_t, e_y, t, ode.guidance)
-            return (v_x.to(x_t.dtype),)
+            return (self._velocity_of_class(t, state[0], masks, e_y, ode.guidance),)
 
         if to_image:
             return self.image_parameterization.integrate_to_image(velocity, (x,), ode)[0]
         return integrate(velocity, (x,), ode).state[0]
+
+    def _velocity_of_class(
+        self, t: Tensor, x_t: Tensor, masks: Tensor, e_y: Tensor, guidance: float
+    ) -> Tensor:
+        """Compute the guided velocity of images where the mask is on its known path."""
+
+        def image_velocity(*arguments: Tensor) -> tuple[Tensor, ...]:
+            return (self.image_velocity(*arguments),)
+
+        y_t = torch.lerp(masks, e_y, t)
+        (v_x,) = _guided(image_velocity, x_t, y_t, e_y, t, guidance)
+        return v_x.to(x_t.dtype)
+
+    # One step of generation, for graphs that repeat it
+
+    def generation_start(self, e_x: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        """Return the state at t = 0 that :meth:`generation_velocity` is the velocity of."""
+        return (e_x,)
+
+    def generation_velocity(
+        self, t: Tensor, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor, guidance: float
+    ) -> tuple[Tensor, ...]:
+        """Compute the velocity that :meth:`generate` integrates, at one time (0-d Tensor).
+
+        Parameters
+        ----------
+        t : Tensor of shape ()
+            Time in [0, 1].
+        state : tuple of Tensor
+            Images x_t, (n, C_x, H, W), first; what else :meth:`generation_start` returns.
+        masks, e_y : Tensor of shape (n, C_y, H, W)
+            Ends of the mask's path, as in :meth:`generate`.
+        guidance : float
+            As in :class:`~sklearn_msf.flow.ode_solver.OdeSettings`.
+
+        Returns
+        -------
+        tuple of Tensor
+            Velocity of each part of the state.
+        """
+        return (self._velocity_of_class(t, state[0], masks, e_y, guidance),)
 
     def image_velocity(
         self, x_t: Tensor, y_t: Tensor, t: Tensor, mask_t: Tensor | None = None
@@ -297,7 +333,7 @@ class VelocityField(nn.Module):
 
     def _velocity(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x_t, y_t = state
-        v_x, v_y = self(x_t, y_t, t.expand(len(x_t)))
+        v_x, v_y = self(x_t, y_t, t.expand(x_t.shape[0]))
         return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
 
@@ -336,17 +372,25 @@ class VelocityRegressionField(VelocityField):
         self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings
     ) -> tuple[Tensor, Tensor]:
         """Integrate image and mask together: the mask follows the predicted velocity."""
+        velocity = partial(self.generation_velocity, masks=masks, e_y=e_y, guidance=ode.guidance)
+        x, y = self.image_parameterization.integrate_to_image(velocity, state, ode)
+        return x, y
+
+    def generation_start(self, e_x: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        """Return image noise and masks: the mask follows the predicted velocity too."""
+        return e_x, masks
+
+    def generation_velocity(
+        self, t: Tensor, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor, guidance: float
+    ) -> tuple[Tensor, ...]:
+        """Compute the velocities of images and masks."""
 
         def both(x_t: Tensor, y_t: Tensor, t: Tensor, _: Tensor) -> tuple[Tensor, ...]:
             return self(x_t, y_t, t)
 
-        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x_t, y_t = state
-            v_x, v_y = _guided(both, x_t, y_t, e_y, t, ode.guidance)
-            return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
-
-        x, y = self.image_parameterization.integrate_to_image(velocity, state, ode)
-        return x, y
+        x_t, y_t = state
+        v_x, v_y = _guided(both, x_t, y_t, e_y, t, guidance)
+        return v_x.to(x_t.dtype), v_y.to(y_t.dtype)
 
 
 class ClassPosteriorField(VelocityField):
@@ -469,7 +513,8 @@ def _guided(
     guidance : float
         As in :class:`~sklearn_msf.flow.ode_solver.OdeSettings`.
     """
-    n, times = len(x_t), t.expand(len(x_t))
+    n = x_t.shape[0]
+    times = t.expand(n)
     if not guidance:
         return velocity(x_t, y_t, times, times)
     # At t = 1 a mask is pure noise and has no information about the class.
@@ -479,7 +524,7 @@ def _guided(
         t.expand(2 * n),
         torch.cat([times, torch.ones_like(times)]),
     )
-    conditional, unconditional = v_x.chunk(2)
+    conditional, unconditional = v_x[:n], v_x[n:]
     guided = conditional + guidance * (conditional - unconditional)
     return (guided, *(part[:n] for part in others))
 

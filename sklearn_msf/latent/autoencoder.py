@@ -12,6 +12,7 @@ it; 1 for gray images), and ``scaling_factor`` and ``shift_factor`` if the laten
 scaling.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -98,6 +99,7 @@ class ImageAutoencoder:
         self.source = source or {"kind": _kind_of(autoencoder)}
         self._has_unit_range = _is_of_diffusers(autoencoder, _OF_UNIT_RANGE)
         self._device = torch.device("cpu")
+        self._splits_batches = True
         self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(autoencoder, nn.Module):
             # Fix precision and memory layout, so that a copy from a file computes the same.
@@ -144,20 +146,34 @@ class ImageAutoencoder:
 
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
         """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
-        passes = _passes(images, _rows_a_pass(images, 1))
+        passes = self._passes(images, 1)
         parts = [self._encode(part, precision) for part in passes]
-        means = torch.cat([part.mean for part in parts])[: len(images)]
+        means = torch.cat([part.mean for part in parts])[: images.shape[0]]
         self._check_sides(images, means)
         if not self.has_deviation:
             return Encoded(means, None)
         deviations = torch.cat([part.deviation for part in parts if part.deviation is not None])
-        return Encoded(means, deviations[: len(images)])
+        return Encoded(means, deviations[: images.shape[0]])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents, (n, c, h, w), to images, (n, C, H, W), in float32."""
-        passes = _passes(latents, _rows_a_pass(latents, self.factor))
+        passes = self._passes(latents, self.factor)
         parts = [self._decode(part) for part in passes]
-        return torch.cat(parts)[: len(latents)].to(latents.device)
+        return torch.cat(parts)[: latents.shape[0]].to(latents.device)
+
+    def in_one_pass(self) -> "ImageAutoencoder":
+        """Return a copy on the CPU that takes every batch in one pass, whatever memory that needs.
+
+        What `encode` and `decode` do then does not depend on the size of the batch.
+        """
+        copied = copy.copy(self)
+        copied._splits_batches = False
+        if isinstance(self.module, nn.Module):
+            copied.module = copy.deepcopy(self.module)
+        return copied.to(torch.device("cpu"))
+
+    def _passes(self, batch: Tensor, factor: int) -> list[Tensor]:
+        return _passes(batch, _rows_a_pass(batch, factor)) if self._splits_batches else [batch]
 
     def fingerprint(self) -> tuple[str, Tensor]:
         """Identify this autoencoder by a digest, and by the latents of a fixed image."""

@@ -122,13 +122,13 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
     try:
-        config, weights, commit = fetch_from_hub(name, revision)
+        files, commit = fetch_from_hub(name, revision, (CONFIG_NAME, WEIGHTS_NAME))
     except AutoencoderError as error:
         raise AutoencoderError(
             f"autoencoder={name!r} is taken for an id on the Hugging Face hub, which does not give "
             f"{CONFIG_NAME} and {WEIGHTS_NAME} (pickles are not opened): {error}. {_WAYS_OUT}"
         ) from error
-    opened = _from_files(name, config, weights)
+    opened = _from_files(name, files[CONFIG_NAME], files[WEIGHTS_NAME])
     opened.source = {"kind": "hub", "id": name, "revision": commit}
     return opened
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from sklearn_msf.latent.autoencoder_io import (
     autoencoder_to_plain,
     check_autoencoder,
 )
+from sklearn_msf.latent.hub import KNOWN_LICENSES
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
@@ -68,6 +69,13 @@ class LatentSpace:
     def mask_codes(self) -> Tensor | None:
         """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
         return self.scaling.mask_codes
+
+    @property
+    def autoencoder_source(self) -> dict[str, Any]:
+        """Class and origin of the autoencoder, with the licence of its weights if it is known."""
+        source = {"class": type(self.autoencoder.module).__name__, **self.autoencoder.source}
+        known = KNOWN_LICENSES.get(source.get("id", ""))
+        return source if known is None else {**source, "license": known}
 
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are encoded batch by batch, when a batch is needed."""
@@ -128,6 +136,10 @@ class LatentSpace:
 
     def _decoded(self, latents: Tensor) -> Tensor:
         return self.autoencoder.decode(self.scaling.restore(latents)).clamp(-1, 1)
+
+    def for_graphs(self) -> "LatentSpace":
+        """Return the space with a copy of the autoencoder on the CPU that splits no batch."""
+        return replace(self, autoencoder=self.autoencoder.in_one_pass())
 
     # Files and pickles
 

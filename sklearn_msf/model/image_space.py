@@ -42,6 +42,10 @@ class ImageSpace(Protocol):
     def mask_codes(self) -> Tensor | None:
         """Masks of the classes, (K, C_y, H, W), or None if they are plain colours."""
 
+    @property
+    def autoencoder_source(self) -> dict[str, Any] | None:
+        """Class and origin of the autoencoder as plain data, or None if there is none."""
+
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images, (n, n_features), for a single classification."""
 
@@ -56,11 +60,17 @@ class ImageSpace(Protocol):
     def to_plain(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         """Describe the space for a file: plain data and tensors."""
 
+    def encode(self, x: Tensor, precision: str) -> Tensor:
+        """Convert images (n, C, H, W) in [-1, 1] to inputs of the field."""
+
     def images(self, sampled: Tensor) -> Tensor:
         """Convert outputs of the field to images (n, C, H, W) in about [-1, 1]."""
 
     def masks(self, carried: Tensor) -> Tensor:
         """Convert the masks of the field to masks of colours."""
+
+    def for_graphs(self) -> "ImageSpace":
+        """Return the space on the CPU, with operations that do not depend on the batch size."""
 
 
 class PixelInputs:
@@ -117,6 +127,11 @@ class PixelSpace:
         """None, because masks are plain colours."""
         return None
 
+    @property
+    def autoencoder_source(self) -> None:
+        """None, because there is no autoencoder."""
+        return None
+
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are converted and moved to the device batch by batch."""
         return PixelInputs(self.resized(rows), device)
@@ -161,6 +176,10 @@ class PixelSpace:
         check_resized_size("input_size", size, image_format.size)
         return cls(image_format, (size[0], size[1]))
 
+    def encode(self, x: Tensor, precision: str) -> Tensor:
+        """Return the images unchanged."""
+        return x
+
     def images(self, sampled: Tensor) -> Tensor:
         """Bring generated images to the size of X."""
         return resize_images(sampled, self.image_format.size)
@@ -168,3 +187,7 @@ class PixelSpace:
     def masks(self, carried: Tensor) -> Tensor:
         """Return the masks unchanged."""
         return carried
+
+    def for_graphs(self) -> "PixelSpace":
+        """Return the space itself."""
+        return self

@@ -20,7 +20,7 @@ from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
-__all__ = ["change_class", "sample", "sample_trajectory"]
+__all__ = ["change_class", "image_noise", "sample", "sample_trajectory"]
 
 # Number of images in a pass. Every pass is padded to it, so on a CPU it is small, because a single
 # image pays for the padding. On a GPU a pass takes as long for one image as for many.
@@ -72,7 +72,7 @@ def sample(
     def run(start: int, size: int) -> None:
         n_real = len(classes[start : start + size])
         part = F.pad(classes[start : start + size], (0, size - n_real))
-        noise = _image_noise(model, seed, first + start, size)
+        noise = image_noise(model, seed, first + start, size)
         images[start : start + n_real] = _as_in_x(
             model, _generate(model, part, noise, ode)[:n_real]
         )
@@ -112,7 +112,7 @@ def sample_trajectory(
     """
     device, field = model.device, model.field
     n_channels, *size = model.space.shape
-    noise = _image_noise(model, seed, 0, 1)
+    noise = image_noise(model, seed, 0, 1)
     masks = field.codes.masks(torch.tensor([label], device=device), size)
     with autocast(device, _PRECISION):
         points = field.trajectory(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
@@ -223,8 +223,8 @@ def _as_classes(labels: np.ndarray) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
-    """Draw the noise of the images start, ..., start + n - 1 of a seed.
+def image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
+    """Draw the noise of the images start, ..., start + n - 1 of a seed, (n, C_x + C_y, H, W).
 
     Each image has its own generator. The noise is drawn on the CPU, so that it is the same on every
     device.

@@ -56,7 +56,7 @@ class GroupNorm(nn.Module):
         self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """Normalise (n, C, H, W), then scale by 1 + scale and shift, each (n, C)."""
-        weight, bias = self.weight.expand(len(h), -1), self.bias.expand(len(h), -1)
+        weight, bias = self.weight.expand(h.shape[0], -1), self.bias.expand(h.shape[0], -1)
         if scale is not None and shift is not None:
             gain = 1 + scale.to(weight.dtype)
             weight, bias = weight * gain, bias * gain + shift
@@ -414,7 +414,7 @@ class UNet(nn.Module):
         Encoding
         """
         size = tuple(z.shape[2:])
-        n_dropped = len(z) if n_dropped is None else n_dropped
+        n_dropped = z.shape[0] if n_dropped is None else n_dropped
         if torch.is_autocast_enabled(z.device.type):
             # The first convolution would also cast z, but folding half the bytes is faster.
             z = z.to(torch.get_autocast_dtype(z.device.type))

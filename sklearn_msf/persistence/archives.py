@@ -44,6 +44,7 @@ __all__ = [
     "ArchiveError",
     "ArchiveVersionError",
     "check_tensors",
+    "name_of_weights",
     "part_of",
     "read_archive",
     "read_metadata",
@@ -181,6 +182,21 @@ def read_metadata(folder: Path, name: str) -> dict[str, Any]:
         If the file is not the JSON file of an archive, or was changed.
     """
     return _checked_content(folder / f"{name}.json")["metadata"]
+
+
+def name_of_weights(folder: Path, name: str) -> str:
+    """Read which file beside the JSON file of an archive holds its weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such archive.
+    ArchiveError
+        If the file is not the JSON file of an archive, or was changed.
+    """
+    path = folder / f"{name}.json"
+    file, _ = _checked_weights(name, path, _checked_content(path)["weights"])
+    return file
 
 
 def read_archive(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -384,8 +400,8 @@ def _read_regular_file(path: Path, *, at_most: int) -> bytes:
         os.close(descriptor)
 
 
-def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
-    """Read the weights file once, and check the same bytes that are returned."""
+def _checked_weights(name: str, path: Path, weights: dict[str, Any]) -> tuple[str, str]:
+    """Return name and digest of the weights file that a JSON file names."""
     digest, file = weights.get("sha256"), weights.get("file")
     # The name must follow from the digest, so that it cannot be a path to another file.
     if (
@@ -394,6 +410,12 @@ def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) 
         or file != _weights_name(name, digest)
     ):
         raise ArchiveError(f"{path} names weights that are not beside it: {file!r}.")
+    return file, digest
+
+
+def _read_weights(folder: Path, name: str, path: Path, weights: dict[str, Any]) -> bytes:
+    """Read the weights file once, and check the same bytes that are returned."""
+    file, digest = _checked_weights(name, path, weights)
     weights_path = folder / file
     n_bytes = weights.get("n_bytes")
     if type(n_bytes) is not int or n_bytes < 0:

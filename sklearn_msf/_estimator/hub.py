@@ -1,0 +1,161 @@
+"""Fitted models on the Hugging Face hub: found there or in its cache, and uploaded."""
+
+import os
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sklearn_msf._estimator.model_card import CARD_START
+from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
+from sklearn_msf.exceptions import HubError
+from sklearn_msf.latent.hub import fetch_from_hub, is_hub_id, shortened
+from sklearn_msf.persistence.archives import name_of_weights
+
+__all__ = ["check_upload", "find_model", "upload_model"]
+
+_MODEL_FILE = f"{MODEL_NAME}.json"
+_WEIGHTS = re.compile(rf"{MODEL_NAME}-[0-9a-f]{{16}}\.safetensors")
+
+
+def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] | None]:
+    """Find the folder of a model that is given by its folder or by its id on the hub.
+
+    Parameters
+    ----------
+    given : str or Path
+        A Path is always a folder, and so is a str that names one if there is no revision.
+    revision : str or None
+        Commit, branch or tag on the hub.
+
+    Returns
+    -------
+    folder : Path
+        Folder with the files of the model.
+    source : dict or None
+        Id and commit of a model from the hub.
+
+    Raises
+    ------
+    HubError
+        If the hub and its cache do not have the model.
+    ValueError
+        For a revision of what cannot be an id on the hub.
+    ImportError
+        If the hub's client is needed and not installed.
+    """
+    name = os.fspath(given)
+    can_be_id = not isinstance(given, PathLike) and _is_model_id(name)
+    if revision is None and (not can_be_id or Path(name).is_dir()):
+        return Path(name), None
+    if not can_be_id:
+        raise ValueError(
+            f"revision={revision!r} is for models on the hub, and {given!r} is not the id of one, "
+            "such as 'user/model': leave revision out."
+        )
+    _check_client()
+    try:
+        files, commit = fetch_from_hub(name, revision, (_MODEL_FILE,))
+        folder = files[_MODEL_FILE].parent
+        fetch_from_hub(name, commit, (name_of_weights(folder, MODEL_NAME),))
+    except ValueError as error:
+        at = "" if revision is None else f" at revision {revision!r}"
+        raise HubError(
+            f"{name!r} is no folder here, and as an id on the Hugging Face hub it does not give "
+            f"{_MODEL_FILE} and its weights{at}: {error} If you mean a folder, check the path (the "
+            f"working directory is {str(Path.cwd())!r}) or pass a Path."
+        ) from error
+    return folder, {"id": name, "revision": commit}
+
+
+def check_upload(name: Any, license: Any) -> None:
+    """Refuse what is not the id of a model or the name of a licence, before any work.
+
+    Raises
+    ------
+    ValueError
+        For either.
+    ImportError
+        If the hub's client is not installed.
+    """
+    if not isinstance(name, str) or not _is_model_id(name):
+        raise ValueError(f"repo_id must be an id on the hub such as 'user/model', got {name!r}.")
+    # It is written into the card as it is.
+    is_text = isinstance(license, str)
+    if license is not None and not (is_text and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license)):
+        raise ValueError(
+            f"license must be an identifier of the hub such as 'mit' or 'cc-by-4.0', got "
+            f"{license!r}."
+        )
+    _check_client()
+
+
+def upload_model(folder: Path, name: str, *, private: bool | None, message: str) -> str:
+    """Upload a saved model in one commit, which replaces the model that is there.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the saved model.
+    name : str
+        Id on the hub; the repository is created if it is missing.
+    private : bool or None
+        Whether a new repository is private; None is the default of the user's account.
+    message : str
+        Message of the commit.
+
+    Returns
+    -------
+    str
+        The commit.
+
+    Raises
+    ------
+    HubError
+        If the hub cannot be reached or refuses. A model that was there is kept.
+    """
+    import huggingface_hub as hub
+
+    api = hub.HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        there = set(api.list_repo_files(name))
+        files = {path.name for path in folder.iterdir()}
+        if CARD_NAME in there and not _is_our_card(name):
+            files.remove(CARD_NAME)
+        old = {file for file in there - files if _WEIGHTS.fullmatch(file)}
+        operations: list[Any] = [
+            *[hub.CommitOperationAdd(file, folder / file) for file in sorted(files)],
+            *[hub.CommitOperationDelete(file) for file in sorted(old)],
+        ]
+        commit: str = api.create_commit(name, operations, commit_message=message).oid
+    # Which errors can come depends on the client's version, its network library and the hub.
+    except Exception as error:
+        # Of an upload only the cause says what went wrong.
+        cause = "" if error.__cause__ is None else f" {shortened(error.__cause__)}"
+        reason = f"{type(error).__name__}: {shortened(error)}{cause}"
+        raise HubError(
+            f"The model was not pushed to {name!r}: {reason} Check the name, the network, and that "
+            "a token with write access is set (hf auth login, or HF_TOKEN)."
+        ) from error
+    return commit
+
+
+def _is_our_card(name: str) -> bool:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, CARD_NAME)).read_bytes().startswith(CARD_START)
+
+
+def _is_model_id(name: str) -> bool:
+    """Tell whether a name has the two parts of a model's id."""
+    return "/" in name and is_hub_id(name)
+
+
+def _check_client() -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Models on the hub need huggingface_hub: python -m pip install 'sklearn-msf[hub]'."
+        ) from error

@@ -1,0 +1,81 @@
+"""Checks of a request for an ONNX file, and what the file must know of the estimator."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sklearn_msf._estimator.auto_settings import classification_settings
+from sklearn_msf._estimator.parameters import Parameters
+from sklearn_msf._estimator.rejection import RejectionRule, check_rule, prediction_parameters
+from sklearn_msf._estimator.sampling_requests import sampling_ode
+from sklearn_msf._estimator.serialization import rejection_to_plain
+from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.runtime.user_warnings import warn_user
+
+__all__ = ["check_kind_of_export", "export_model"]
+
+_KINDS = ("classifier", "sampler")
+# As the defaults of `sample`.
+_N_STEPS, _ODE_SOLVER = 25, "euler"
+# Probabilities of float32 near 1 differ by 6e-8 at least.
+_ROUNDING = 1e-6
+
+
+def check_kind_of_export(kind: Any) -> None:
+    """Refuse what is not a kind of exported model."""
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, _KINDS))}, got {kind!r}.")
+
+
+def export_model(
+    path: Any, kind: str, model: FittedModel, p: Parameters, rule: RejectionRule | None
+) -> None:
+    """Export a fitted model.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to write.
+    kind : {"classifier", "sampler"}
+        What to export.
+    model : FittedModel
+        The fitted model; for a sampler one that generates.
+    p : Parameters
+        Parameters of the estimator.
+    rule : RejectionRule or None
+        Rule for rejecting predictions, if one was learned.
+
+    Raises
+    ------
+    ValueError
+        For a model that cannot be exported, and for a rule that was learned with other parameters.
+    """
+    path = Path(os.fspath(path))
+    if p.input_size is not None:
+        raise ValueError(
+            f"A model with input_size={p.input_size!r} in network_params resizes images as Pillow "
+            "does, which ONNX cannot: resize X, and fit with input_size=None."
+        )
+    if kind == "sampler":
+        export_sampler(path, model, sampling_ode(model, _N_STEPS, _ODE_SOLVER, None), {})
+        return
+    if rule is not None:
+        check_rule(rule, None, prediction_parameters(p))
+        _warn_of_low_threshold(rule)
+    settings = classification_settings(p, model.device)
+    uncertainty = "margin" if rule is None else rule.kind
+    # The settings are in the graph.
+    rejection = None if rule is None else rejection_to_plain(replace(rule, settings={}))
+    export_classifier(path, model, settings, uncertainty, {"rejection": rejection})
+
+
+def _warn_of_low_threshold(rule: RejectionRule) -> None:
+    """Warn of a threshold at which rounding decides what is rejected."""
+    if rule.threshold is not None and 0 < rule.threshold < _ROUNDING:
+        warn_user(
+            f"The threshold of fit_reject is {rule.threshold:.2g}, which is less than the rounding "
+            "of float32: the exported classifier may reject other images than "
+            "predict_with_reject. Compare both on calibration images."
+        )

@@ -1,0 +1,174 @@
+"""Conversion of torch modules to ONNX, and a loop over one of them.
+
+Torch has two exporters. This is the one over `torch.export`: the other is deprecated, and makes
+graphs of several times as many operations, most of which compute shapes. The steps of an ODE are an
+ONNX Loop over the graph of one step; unrolled, 25 steps would be 25 networks, which a runtime takes
+long to load.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPSET", "looped", "to_onnx"]
+
+# Of 2022: the first one with antialiased resizing, and what every runtime has by now.
+OPSET = 18
+_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+
+@torch.no_grad()
+def to_onnx(
+    module: nn.Module,
+    examples: Sequence[Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    prefix: str = "",
+) -> Any:
+    """Convert a module to an ONNX model.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module, which is run once.
+    examples : sequence of Tensor
+        Arguments for it. The first axis of each is the batch, of any size; 0-d tensors have none.
+    inputs, outputs : sequence of str
+        Names of its arguments and of its results.
+    prefix : str, default=""
+        Beginning of the names of all other values.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    from onnx import compose
+
+    # The tracer takes a batch of 1 for one that is to be broadcast, and forbids it here; the graph
+    # has no such distinction.
+    batch = torch.export.Dim("n", min=2)
+    # What is prepared at the first call then consists of tensors with values, not of traced ones.
+    module.eval()(*examples)
+    shapes = _dynamic_shapes(module, [{0: batch} if e.ndim else {} for e in examples])
+    with _quiet():
+        # Given a module itself, the exporter would try to trace it in other ways if this one fails,
+        # and these take values of the example for constants.
+        traced = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            traced,
+            (),
+            None,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        model = program.model_proto
+    if not prefix:
+        return model
+    return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
+
+
+def _dynamic_shapes(module: nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """Arrange the dynamic axes as torch.export wants them: those of *args in a tuple."""
+    n_named = module.forward.__code__.co_argcount - 1
+    named, others = shapes[:n_named], shapes[n_named:]
+    return (*named, tuple(others)) if others else tuple(named)
+
+
+def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Sequence[str]) -> Any:
+    """Join three models: one that makes a state, one that is repeated, one that reads the state.
+
+    Parameters
+    ----------
+    start : onnx.ModelProto
+        Its outputs are the first state and what the step needs besides.
+    step : onnx.ModelProto
+        Its inputs are "start" and "end", two times, the state, and other outputs of `start`; its
+        outputs are the next state, in the same order.
+    end : onnx.ModelProto
+        Its inputs are named "last_" and the name of a part of the state.
+    times : sequence of float
+        Times: one step leads from each to the next.
+    state : sequence of str
+        Names of the state.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    pairs = np.array(list(pairwise(times)), dtype=np.float32)
+    constants: dict[str, np.ndarray] = {
+        "starts": pairs[:, 0],
+        "ends": pairs[:, 1],
+        "n_steps": np.array(len(pairs), dtype=np.int64),
+        "always": np.array(True),
+    }
+    values = {value.name: value for value in step.graph.input}
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["starts", "iteration"], ["start"]),
+            helper.make_node("Gather", ["ends", "iteration"], ["end"]),
+            helper.make_node("Identity", ["goes_on"], ["still_goes_on"]),
+            *step.graph.node,
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("iteration", TensorProto.INT64, []),
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            *[values[name] for name in state],
+        ],
+        [
+            helper.make_tensor_value_info("still_goes_on", TensorProto.BOOL, []),
+            *step.graph.output,
+        ],
+    )
+    carried = [f"first_{name}" for name in state]
+    loop = helper.make_node(
+        "Loop",
+        ["n_steps", "always", *carried],
+        [f"last_{name}" for name in state],
+        body=body,
+    )
+    # The step has the name of a part of the state for its input.
+    graph = helper.make_graph(
+        [*start.graph.node, loop, *end.graph.node],
+        "sampler",
+        list(start.graph.input),
+        list(end.graph.output),
+        [
+            *start.graph.initializer,
+            *step.graph.initializer,
+            *end.graph.initializer,
+            *[numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ],
+    )
+    return helper.make_model(
+        graph, opset_imports=list(step.opset_import), ir_version=step.ir_version
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the remarks of the exporter, which are about itself."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,207 @@
+"""Torch modules whose graphs are exported: a classifier, and the three parts of a sampler."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sklearn_msf.exporting.image_conversion import exact, from_field, to_field
+from sklearn_msf.flow.ode_solver import fixed_step
+from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.classification import ClassificationSettings
+from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.nn.unet import GroupNorm
+
+__all__ = [
+    "EXPORTED_UNCERTAINTIES",
+    "ClassifierGraph",
+    "SamplerEnd",
+    "SamplerStart",
+    "SamplerStep",
+    "for_graphs",
+]
+
+# Far below what changes an entropy, and within float32, to which numbers of a graph are rounded.
+_TINY = 1e-30
+
+
+def for_graphs(model: FittedModel) -> FittedModel:
+    """Copy a model to the CPU, with layers that ONNX has and without splitting of batches."""
+    field = copy.deepcopy(model.field).move_to(torch.device("cpu"))
+    return replace(model, field=_with_plain_norms(field), space=model.space.for_graphs())
+
+
+class _PlainGroupNorm(nn.Module):
+    """Torch's group normalisation, which ONNX has, with the weights of ours.
+
+    Ours is faster in training on a CPU, but would be exported as fifteen operations.
+    """
+
+    def __init__(self, norm: GroupNorm):
+        super().__init__()
+        self.n_groups = norm.n_groups
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(
+        self, h: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Normalise (n, C, H, W), then scale by 1 + scale and shift, each (n, C)."""
+        h = F.group_norm(h, self.n_groups, self.weight, self.bias)
+        if scale is None or shift is None:
+            return h
+        spatial = (..., *[None] * (h.ndim - 2))
+        return h * (1 + scale[spatial]) + shift[spatial]
+
+
+def _with_plain_norms(field: VelocityField) -> VelocityField:
+    for parent in list(field.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GroupNorm):
+                setattr(parent, name, _PlainGroupNorm(child))
+    return field
+
+
+# Uncertainties, see `sklearn_msf.model.uncertainty`. Each takes the probabilities (n, K), the
+# distances (n, K) and the probabilities of the draws (n_draws, n, K), all float64.
+
+
+def _margin(p: Tensor, distances: Tensor, draws: Tensor) -> Tensor:
+    largest = p.topk(2, dim=1).values
+    return 1 - (largest[:, 0] - largest[:, 1])
+
+
+def _entropy(p: Tensor, distances: Tensor, draws: Tensor) -> Tensor:
+    return _entropy_of(p)
+
+
+def _distance(p: Tensor, distances: Tensor, draws: Tensor) -> Tensor:
+    return distances.gather(1, p.argmax(dim=1, keepdim=True))[:, 0]
+
+
+def _draws(p: Tensor, distances: Tensor, draws: Tensor) -> Tensor:
+    between = _entropy_of(draws.mean(dim=0)) - _entropy_of(draws).mean(dim=0)
+    return between.clamp_min(0)
+
+
+def _entropy_of(p: Tensor) -> Tensor:
+    return -(p * p.clamp_min(_TINY).log()).sum(dim=-1)
+
+
+EXPORTED_UNCERTAINTIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "margin": _margin,
+    "entropy": _entropy,
+    "distance": _distance,
+    "draws": _draws,
+}
+
+
+class ClassifierGraph(nn.Module):
+    """Images of X to class probabilities and uncertainties, in one step of the ODE.
+
+    Parameters
+    ----------
+    model : FittedModel
+        Result of :func:`for_graphs`.
+    settings : ClassificationSettings
+        Settings of classification, with a single Euler step, in float32.
+    kind : str
+        Kind of the uncertainty, a key of `EXPORTED_UNCERTAINTIES`.
+    """
+
+    noise: Tensor
+
+    def __init__(self, model: FittedModel, settings: ClassificationSettings, kind: str):
+        super().__init__()
+        self.field, self._model, self._settings = model.field, model, settings
+        self._uncertainty = EXPORTED_UNCERTAINTIES[kind]
+        self._needs_draws = kind == "draws"
+        self._reader = model.space.reader(model.field.codes, settings.label_decoding)
+        self.register_buffer("noise", model.noise(settings.n_draws, model.field.codes.n_channels))
+
+    def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify images as :func:`~sklearn_msf.model.classification.predict` does.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, H, W), (n, H, W, C) or (n, n_features)
+            Images in the dtype, layout and range of the training X.
+
+        Returns
+        -------
+        probabilities : Tensor of shape (n, K), float32
+        uncertainty : Tensor of shape (n,), float64
+        """
+        n, n_draws = X.shape[0], self.noise.shape[0]
+        images = self._views(to_field(X, self._model.image_format), n_draws)
+        masks = self.noise[:, None].expand(-1, n, *self.noise.shape[1:]).flatten(0, 1)
+        evidence = self.field.class_evidence(images, masks, self._settings.ode)
+        by_draw = evidence.float().unflatten(0, (n_draws, n))
+        p, distances = self._decode(by_draw.mean(dim=0), n)
+        draws = p[None]
+        if self._needs_draws:
+            draws = torch.stack([self._decode(by_draw[i], n)[0] for i in range(n_draws)])
+        if self._model.temperature != 1:
+            logits = p.clamp_min(exact(torch.finfo(p.dtype).tiny)).log()
+            p = torch.softmax(logits / exact(self._model.temperature), dim=1)
+        return p.float(), self._uncertainty(p, distances, draws)
+
+    def _views(self, images: Tensor, n_draws: int) -> Tensor:
+        """Stack the images of all draws: if training saw mirror images, every second one is one."""
+        views = [images]
+        if self._model.mirrored and n_draws > 1:
+            views.append(images.flip(-1))
+        encoded = [self._model.space.encode(view, "float32") for view in views]
+        return torch.cat([encoded[draw % len(views)] for draw in range(n_draws)])
+
+    def _decode(self, evidence: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        return self.field.decode(self._reader.prepare(evidence, n).double(), self._reader)
+
+
+class SamplerStart(nn.Module):
+    """Class indices and noise to the state at t = 0 and the ends of the path of the masks."""
+
+    def __init__(self, model: FittedModel):
+        super().__init__()
+        self.field, self._shape = model.field, model.space.shape
+
+    def forward(self, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Start from labels (n,), int64, and noise (n, C_x + C_y, H, W), float32."""
+        n_channels, height, width = self._shape
+        masks = self.field.codes.masks(labels, (height, width)).contiguous()
+        e_x, e_y = noise[:, :n_channels], noise[:, n_channels:]
+        # A graph cannot return one value under two names.
+        state = [part.clone() for part in self.field.generation_start(e_x, masks)]
+        return *state, masks, e_y
+
+
+class SamplerStep(nn.Module):
+    """One guided Euler step from one time to another."""
+
+    def __init__(self, model: FittedModel, guidance: float):
+        super().__init__()
+        self.field, self._guidance = model.field, guidance
+
+    def forward(
+        self, start: Tensor, end: Tensor, masks: Tensor, e_y: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Move the state from the time `start` to `end`, both 0-d."""
+
+        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return self.field.generation_velocity(t, state, masks, e_y, self._guidance)
+
+        return fixed_step(velocity, start, end, state, "euler")
+
+
+class SamplerEnd(nn.Module):
+    """Outputs of the field at t = 1 to images in the dtype, layout and range of X."""
+
+    def __init__(self, model: FittedModel):
+        super().__init__()
+        self._model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convert (n, C_x, H, W) to images of X."""
+        return from_field(self._model.space.images(x).float(), self._model.image_format)

@@ -1,0 +1,298 @@
+"""Exported models: onnxruntime answers as the estimator does, and no broken file is written."""
+
+import copy
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import Averages, tiny_classifier, tiny_latent_classifier
+from torch import nn
+
+from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
+from sklearn_msf._estimator.parameters import draw_seed, make_random_state
+from sklearn_msf._estimator.rejection import RejectionRule
+from sklearn_msf.exporting import onnx_files
+from sklearn_msf.exporting.conversion import to_onnx
+from sklearn_msf.model.sampling import image_noise
+
+SERVICE = Path(__file__).parents[1] / "examples" / "onnx_service.py"
+rng = np.random.default_rng(0)
+RGB = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+LABELS = np.array(["cyst", "mass", "none"])[np.arange(24) % 3]
+
+
+def session_of(path):
+    session = onnxruntime.InferenceSession(path)
+    entries = session.get_modelmeta().custom_metadata_map
+    return session, {key: json.loads(value) for key, value in entries.items()}
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A classifier with all that a graph must hold: draws, mirror images, temperature, a rule."""
+    classifier = tiny_classifier(n_draws=3, augment="hflip", classification_fraction=0.5)
+    classifier.fit(RGB, LABELS)
+    classifier.model_ = replace(classifier.model_, temperature=1.7)
+    X = rng.integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
+    y = np.where(rng.random(150) < 0.8, classifier.predict(X), rng.choice(LABELS[:3], 150))
+    classifier.fit_reject(X, y, target_risk=0.3, kind="entropy")
+    # Reject half of the images, with a distance to the threshold that rounding does not bridge.
+    middle = np.sort(classifier.predict_uncertainty(RGB, "entropy"))[11:13]
+    classifier.rejection_ = replace(classifier.rejection_, threshold=float(middle.mean()))
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def exported(classifier, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    classifier.export_onnx(path)
+    return path
+
+
+@pytest.mark.parametrize("n", [1, 2, 24])
+def test_a_classifier_gives_the_same_probabilities_for_any_number_of_images(
+    classifier, exported, n
+):
+    session, _ = session_of(exported)
+    p, uncertainty = session.run(None, {"images": RGB[:n]})
+    assert (p.dtype, uncertainty.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(p, classifier.predict_proba(RGB[:n]), atol=1e-4)
+    wanted = classifier.predict_uncertainty(RGB[:n], "entropy")
+    np.testing.assert_allclose(uncertainty, wanted, atol=1e-4)
+
+
+def test_the_metadata_have_what_a_service_must_know(classifier, exported):
+    _, metadata = session_of(exported)
+    rule = classifier.rejection_
+    assert metadata["kind"] == "classifier"
+    assert metadata["classes"] == ["cyst", "mass", "none"]
+    assert metadata["image_format"] == {
+        "shape": [8, 8, 3], "flat": False, "dtype": "uint8", "low": 0.0, "high": 255.0,
+    }  # fmt: skip
+    assert metadata["uncertainty"] == metadata["rejection"]["kind"] == "entropy"
+    assert metadata["rejection"]["threshold"] == rule.threshold
+    assert metadata["rejection"]["confidence"] == rule.confidence
+
+
+def test_the_graph_is_small_and_of_standard_operations(exported):
+    model = onnx.load(exported)
+    onnx.checker.check_model(model, full_check=True)
+    assert {opset.domain for opset in model.opset_import} == {""}
+    # The other exporter of torch makes some 900 of this network.
+    assert len(model.graph.node) < 250
+
+
+def test_the_service_of_the_examples_answers_and_abstains_without_torch(
+    classifier, exported, tmp_path
+):
+    np.save(tmp_path / "images.npy", RGB)
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "assert not {'torch', 'sklearn', 'sklearn_msf'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, SERVICE, exported, tmp_path / "images.npy"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = classifier.predict_with_reject(RGB, reject_label="abstains")
+    assert [line.split()[1] for line in done.stdout.splitlines()] == wanted.tolist()
+    assert (wanted == "abstains").sum() == 12
+
+
+def test_the_service_refuses_images_of_another_kind(exported):
+    service = runpy.run_path(str(SERVICE))["Service"](exported)
+    with pytest.raises(ValueError, match="uint8"):
+        service(RGB / 255)
+    with pytest.raises(ValueError, match=r"\(n, 8, 8, 3\)"):
+        service(RGB[0])
+
+
+def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
+    # Gray rows, whose images are enlarged for the autoencoder.
+    X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
+    classifier = tiny_latent_classifier(image_shape=(9, 7), augment="hflip")
+    classifier.fit(X, np.arange(24) % 3)
+    classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
+    session, metadata = session_of(tmp_path / "model.onnx")
+    p, uncertainty = session.run(None, {"images": X})
+    np.testing.assert_allclose(p, classifier.predict_proba(X), atol=1e-4)
+    np.testing.assert_allclose(uncertainty, classifier.predict_uncertainty(X), atol=1e-4)
+    assert metadata["autoencoder"] == {"class": "AutoencoderKL", "kind": "embedded"}
+    assert metadata["rejection"] is None
+    assert metadata["uncertainty"] == "margin"
+
+
+def test_a_sampler_draws_the_images_of_its_noise(tmp_path):
+    X = rng.random((24, 6, 6), dtype=np.float32)
+    classifier = tiny_classifier(class_dropout=0.1, classification_fraction=0.5)
+    classifier.fit(X, np.arange(24) % 3).export_onnx(tmp_path / "model.onnx", "sampler")
+    session, metadata = session_of(tmp_path / "model.onnx")
+    assert (metadata["kind"], metadata["n_steps"], metadata["guidance"]) == ("sampler", 25, 0.5)
+    labels = np.array([2, 0, 1, 2, 1])
+    noise = noise_of(classifier, len(labels))
+    assert list(noise.shape[1:]) == metadata["noise_shape"]
+    (images,) = session.run(None, {"labels": labels, "noise": noise})
+    # Image i of a seed has the same noise whatever its class: draw each class, and select.
+    wanted = [classifier.sample(c, 5, random_state=0)[i] for i, c in enumerate(labels)]
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, wanted, atol=1e-4)
+    (last,) = session.run(None, {"labels": labels[4:], "noise": noise[4:]})
+    np.testing.assert_allclose(last, images[4:], atol=1e-4)
+
+
+def test_a_latent_sampler_by_velocities_decodes_its_images(tmp_path):
+    classifier = tiny_latent_classifier(
+        autoencoder=Averages(), label_prediction="velocity", classification_fraction=0.5
+    ).fit(RGB, LABELS)
+    classifier.export_onnx(tmp_path / "model.onnx", "sampler")
+    session, metadata = session_of(tmp_path / "model.onnx")
+    labels, noise = np.array([2, 2, 2]), noise_of(classifier, 3)
+    (images,) = session.run(None, {"labels": labels, "noise": noise})
+    wanted = classifier.sample("none", 3, random_state=0)
+    # One level of gray is the rounding of whole numbers.
+    np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
+    assert metadata["autoencoder"]["class"] == "Averages"
+
+
+def noise_of(classifier, n):
+    """Noise of the first images of seed 0, as `sample` draws it."""
+    return image_noise(classifier.model_, draw_seed(make_random_state(0)), 0, n).numpy()
+
+
+# What is refused
+
+
+def refused(classifier, path, message, kind="classifier", error=ValueError):
+    """Check that an export fails with a message, and that the file and its folder stay as is."""
+    path.write_bytes(b"an older model")
+    with pytest.raises(error, match=message):
+        classifier.export_onnx(path, kind)
+    assert path.read_bytes() == b"an older model"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def changed(classifier, **parameters):
+    return copy.copy(classifier).set_params(**parameters)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tiny_classifier(max_epochs=1).fit(RGB, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["Classifier", "", None, ["sampler"]])
+def test_another_kind_is_refused(plain, tmp_path, kind):
+    refused(plain, tmp_path / "m.onnx", "kind must be one of 'classifier', 'sampler'", kind)
+
+
+@pytest.mark.parametrize("parameters", [{"n_steps": 3}, {"ode_solver": "dopri5"}])
+def test_several_steps_and_adaptive_solvers_are_refused_with_the_way_out(
+    plain, tmp_path, parameters
+):
+    classifier = changed(plain, **parameters)
+    refused(classifier, tmp_path / "m.onnx", r"one Euler step.*set_params\(n_steps=1")
+
+
+def test_a_sampler_without_an_image_branch_is_refused(tmp_path):
+    classifier = tiny_classifier(max_epochs=1, image_weight=0).fit(RGB, LABELS)
+    refused(classifier, tmp_path / "m.onnx", "kind='sampler' needs the image branch", "sampler")
+
+
+def test_a_threshold_of_other_parameters_is_refused(classifier, tmp_path):
+    refused(changed(classifier, n_draws=2), tmp_path / "m.onnx", "n_draws=2 was 3 when fit_reject")
+
+
+def test_a_threshold_of_a_kind_that_is_not_exported_is_refused(classifier, tmp_path):
+    other = changed(classifier)
+    other.rejection_ = replace(classifier.rejection_, kind="image")
+    refused(other, tmp_path / "m.onnx", "kind='image', which needs 12 passes.*call fit_reject with")
+
+
+def test_a_dtype_that_onnx_lacks_is_refused(tmp_path):
+    X = RGB.astype(np.longdouble)
+    classifier = tiny_classifier(max_epochs=1, classification_fraction=0.5).fit(X, LABELS)
+    for kind in ("classifier", "sampler"):
+        refused(classifier, tmp_path / "m.onnx", "dtype .*which ONNX lacks", kind)
+
+
+def test_an_autoencoder_that_cannot_be_exported_is_named(tmp_path):
+    class Remote(Averages):
+        """Computes outside of torch."""
+
+        def encode(self, images):
+            return torch.tensor(super().encode(images).tolist())
+
+    classifier = tiny_latent_classifier(autoencoder=Remote(), max_epochs=1).fit(RGB, LABELS)
+    refused(classifier, tmp_path / "m.onnx", "together with its autoencoder Remote.*Fit with")
+
+
+def test_a_file_that_answers_otherwise_is_not_written(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_converted", lambda model, convert: constant_classifier())
+    refused(plain, tmp_path / "m.onnx", "was not written: its probabilities differ")
+
+
+def constant_classifier():
+    """An ONNX model of the right form that says the same of all images."""
+
+    class Constant(nn.Module):
+        def forward(self, images):
+            n = images.shape[0]
+            return torch.full((n, 3), 1 / 3), torch.zeros(n, dtype=torch.float64)
+
+    names = ["probabilities", "uncertainty"]
+    return to_onnx(Constant(), [torch.zeros(3, 8, 8, 3, dtype=torch.uint8)], ["images"], names)
+
+
+def test_paths_that_cannot_be_written_are_refused_before_any_work(plain, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        plain.export_onnx(tmp_path)
+    with pytest.raises(FileNotFoundError, match="in a folder that does not exist"):
+        plain.export_onnx(tmp_path / "nowhere" / "m.onnx")
+
+
+def test_an_estimator_that_is_not_fitted_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not fitted"):
+        tiny_classifier().export_onnx(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_the_extra(plain, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    message = rf"{name}.*sklearn-msf\[onnx\]"
+    refused(plain, tmp_path / "m.onnx", message, error=ImportError)
+
+
+def test_a_threshold_below_the_rounding_of_float32_is_warned_of():
+    rule = RejectionRule(1e-8, "margin", {})
+    with pytest.warns(UserWarning, match="less than the rounding of float32"):
+        _warn_of_low_threshold(rule)
+    for threshold in (0.1, 0.0, None):
+        _warn_of_low_threshold(replace(rule, threshold=threshold))
+
+
+def test_a_network_that_resizes_its_images_is_refused(tmp_path):
+    classifier = tiny_classifier(max_epochs=1, input_size=10).fit(RGB, LABELS)
+    with pytest.raises(ValueError, match="input_size=10 in network_params resizes images"):
+        classifier.export_onnx(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_volumes_are_exported(tmp_path):
+    X = rng.integers(0, 256, (12, 6, 6, 6), dtype=np.uint8)
+    classifier = tiny_classifier(max_epochs=1, n_spatial_dims=3).fit(X, LABELS[:12])
+    classifier.export_onnx(tmp_path / "model.onnx")
+    session, _ = session_of(tmp_path / "model.onnx")
+    (found,) = session.run(["probabilities"], {"images": X})
+    np.testing.assert_allclose(found, classifier.predict_proba(X), atol=1e-4)
