@@ -72,7 +72,7 @@ def sample(
     def run(start: int, size: int) -> None:
         n_real = len(classes[start : start + size])
         part = F.pad(classes[start : start + size], (0, size - n_real))
-        noise = _image_noise(model, seed, first + start, size)
+        noise = _image_noise(model, seed, first + start, n_real, size)
         images[start : start + n_real] = _as_in_x(
             model, _generate(model, part, noise, ode)[:n_real]
         )
@@ -111,7 +111,7 @@ def sample_trajectory(
     """
     device, field = model.device, model.field
     n_channels, height, width = model.space.shape
-    noise = _image_noise(model, seed, 0, 1)
+    noise = _image_noise(model, seed, 0, 1, 1)
     masks = field.codes.masks(torch.tensor([label], device=device), (height, width))
     with autocast(device, _PRECISION):
         points = field.trajectory(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
@@ -160,10 +160,14 @@ def change_class(
         start: int, size: int, shorten: Callable[[OdeSettings], OdeSettings] = _unchanged
     ) -> Tensor:
         n_real = min(size, n_images - start)
+        # Before the first integration: a copy to a GPU waits for all that it has to do.
+        parts = [
+            F.pad(classes[start : start + n_real], (0, size - n_real)).to(e_y.device)
+            for classes, _ in ways
+        ]
         x = inputs.batch(start, size, mirrored=False)
-        for classes, way in ways:
-            part = F.pad(classes[start : start + n_real], (0, size - n_real))
-            masks = field.codes.masks(part.to(x.device), (e_y.shape[2], e_y.shape[3]))
+        for part, (_, way) in zip(parts, ways, strict=True):
+            masks = field.codes.masks(part, (e_y.shape[2], e_y.shape[3]))
             with autocast(x.device, _PRECISION):
                 x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
         return x[:n_real]
@@ -222,18 +226,17 @@ def _as_classes(labels: np.ndarray) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
-    """Draw the noise of the images start, ..., start + n - 1 of a seed.
+def _image_noise(model: FittedModel, seed: int, start: int, n: int, size: int) -> Tensor:
+    """Draw the noise of the images start, ..., start + n - 1 of a seed, and pad it to `size`.
 
-    Each image has its own generator. The noise is drawn on the CPU, so that it is the same on every
-    device.
+    Image i has a generator of its own, seeded by the child of the seed that has the key (i,). The
+    noise is drawn on the CPU, so that it is the same on every device.
     """
     n_channels, height, width = model.space.shape
-    shape = (n_channels + model.field.codes.n_channels, height, width)
+    noise = torch.zeros(size, n_channels + model.field.codes.n_channels, height, width)
     generator = torch.Generator()
-    draws = []
-    for number in range(start, start + n):
-        state = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
-        generator.manual_seed(int(state[0] >> np.uint64(1)))
-        draws.append(torch.randn(shape, generator=generator))
-    return torch.stack(draws).to(model.device)
+    children = np.random.SeedSequence(seed, n_children_spawned=start).spawn(n)
+    for image, child in zip(noise, children, strict=False):
+        state = child.generate_state(1, np.uint64)
+        image.normal_(generator=generator.manual_seed(int(state[0] >> np.uint64(1))))
+    return noise.to(model.device)
