@@ -3,8 +3,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, three_digits
+from conftest import CLASSIFIERS, three_digits, tiny_model
 from device_without_float64 import device_without_float64
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.model.denoising_error import denoising_errors
+from sklearn_msf.model.image_space import PixelInputs
+from sklearn_msf.model.sampling import change_class
 
 
 def test_the_stand_in_refuses_float64_and_tensors_of_two_devices(monkeypatch):
@@ -40,3 +46,43 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
         on_cpu = answers(pickle.loads(pickled))
     for there, here in zip(on_device, on_cpu, strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
+class Copies(TorchDispatchMode):
+    """Notes when tensors are copied to the device, or from it, and when a network runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name, target = operation.name(), (kwargs or {}).get("device")
+        if "_to_copy" in name and target is not None:
+            self.seen.append("copy")
+        elif "convolution" in name and self.seen[-1:] != ["network"]:
+            self.seen.append("network")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_denoising_waits_for_the_device_once_a_batch(make_tiny_field, monkeypatch):
+    images = np.zeros((4, 1, 8, 8), dtype=np.uint8)
+    seen = []
+    with device_without_float64(monkeypatch) as device:
+        model = tiny_model(make_tiny_field().move_to(device))
+        for times, n_tried in (((0.5,), 1), ((0.2, 0.5, 0.9), 3)):
+            inputs, labels = PixelInputs(images, device), np.zeros((4, n_tried), dtype=np.int64)
+            with Copies() as copies:
+                denoising_errors(model, inputs, labels, times, "float32", 4)
+            seen.append(copies.seen)
+    # Noise, times, images and classes; then the result.
+    assert seen == [["copy"] * 4 + ["network", "copy"]] * 2
+
+
+def test_a_change_of_class_does_not_wait_between_its_two_ways(make_tiny_field, monkeypatch):
+    images, labels = np.zeros((4, 1, 8, 8), dtype=np.uint8), np.zeros(4, dtype=np.int64)
+    monkeypatch.setattr("sklearn_msf.model.sampling._MAX_SAMPLED_ON_GPU", 4)
+    with device_without_float64(monkeypatch) as device:
+        model = tiny_model(make_tiny_field().move_to(device))
+        with Copies() as copies:
+            change_class(model, PixelInputs(images, device), labels, labels, OdeSettings(0.0, 1.0))
+    assert copies.seen.count("network") == 1

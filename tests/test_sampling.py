@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
@@ -41,6 +45,46 @@ def test_image_i_of_a_seed_is_the_same_however_many_are_sampled(make_tiny_field,
         np.testing.assert_array_equal(sample(model, labels[:n], 7, ode), many[:n])
     np.testing.assert_array_equal(sample(model, labels[5:], 7, ode, first=5), many[5:])
     assert np.abs(many[0] - many[3]).max() > 0.1
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**31 - 2),
+    start=st.integers(0, 10**6),
+    n=st.integers(1, 4),
+    padding=st.integers(0, 3),
+    # Torch fills 16 values and more, and the rest of them, in other ways.
+    shape=st.sampled_from([(1, 1, 1), (1, 2, 2), (2, 3, 5), (1, 8, 8)]),
+)
+def test_each_image_has_the_noise_of_its_own_child_of_the_seed(seed, start, n, padding, shape):
+    model = SimpleNamespace(
+        space=SimpleNamespace(shape=shape),
+        field=SimpleNamespace(codes=SimpleNamespace(n_channels=3)),
+        device=CPU,
+    )
+    found = sampling.image_noise(model, seed, start, n, n + padding)
+    assert found.shape == (n + padding, shape[0] + 3, *shape[1:])
+    for i in range(n):
+        state = np.random.SeedSequence(seed, spawn_key=(start + i,)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        assert torch.equal(found[i], torch.randn(found[i].shape, generator=generator))
+
+
+def test_the_seed_of_image_i_stays_what_it_is(monkeypatch):
+    seeds = []
+    normal = torch.Tensor.normal_
+    monkeypatch.setattr(
+        torch.Tensor,
+        "normal_",
+        lambda self, generator: (
+            seeds.append(generator.initial_seed()) or normal(self, generator=generator)
+        ),
+    )
+    space = SimpleNamespace(shape=(1, 2, 2))
+    field = SimpleNamespace(codes=SimpleNamespace(n_channels=1))
+    model = SimpleNamespace(space=space, field=field, device=CPU)
+    sampling.image_noise(model, 7, 2, 2, 2)
+    assert seeds == [8779501138110131270, 3411976877185804603]
 
 
 def test_sampling_goes_on_with_smaller_batches_where_memory_runs_out(make_tiny_field, caplog):

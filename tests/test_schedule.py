@@ -55,6 +55,16 @@ def test_time_is_up_when_one_more_step_would_end_too_late(clock):
     assert budget.share() == 1.0
 
 
+def test_a_step_that_still_runs_has_to_end_in_time_too(clock):
+    budget = TimeBudget(10.0)
+    answers = []
+    for _ in range(9):
+        clock(1.0)
+        answers.append(budget.is_up(n_running=1))
+    # After 8 s one step runs, and one more, with half a step to spare, ends after 10.5 s.
+    assert answers == [False] * 7 + [True] * 2
+
+
 def test_a_pause_for_validation_has_to_fit_in_too(clock):
     budget = TimeBudget(10.0)
     clock(3.0)

@@ -1,5 +1,6 @@
 """Base class of both estimators: all public methods, which call functions of a fitted model."""
 
+import functools
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,12 @@ _OF_A_FIT = {"rejection_", "hub_source_", *OF_FEATURES}
 Estimator = TypeVar("Estimator", bound="BaseMedSymmFlowClassifier")
 
 
+@functools.cache
+def _names_of_arguments(estimator_class: type) -> tuple[str, ...]:
+    """Names of the arguments of a constructor; looking them up takes longer than all checks."""
+    return tuple(inspect.signature(estimator_class).parameters)
+
+
 class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstimator):
     """Base of the MedSymmFlow classifiers.
 
@@ -115,10 +122,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             setattr(self, name, values[name])
 
     @classmethod
-    def _constructor_names(cls) -> list[str]:
+    def _constructor_names(cls) -> tuple[str, ...]:
         """Names of the parameters of our class, of which a user's class may be a subclass."""
         ours = next(parent for parent in cls.__mro__ if "_preparation" in vars(parent))
-        return list(inspect.signature(ours).parameters)
+        return _names_of_arguments(ours)
 
     def _parameters(self) -> Parameters:
         """Check the constructor parameters."""

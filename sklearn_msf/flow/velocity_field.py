@@ -113,6 +113,8 @@ class VelocityField(nn.Module):
         super().__init__()
         self.unet = unet
         self.codes = codes
+        # Predictions are decoded there. The codes are not copied for each, which waits for a GPU.
+        self.codes_on_cpu = codes.to("cpu")
         self.layout = layout
         self.image_parameterization = IMAGE_PREDICTIONS[layout.image_prediction]
 
@@ -122,7 +124,8 @@ class VelocityField(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return next(self.parameters()).device
+        # Every prediction asks for it, and `parameters` takes longer than all else that it checks.
+        return self.unet.conv_in.weight.device
 
     def move_to(self, device: torch.device) -> "VelocityField":
         """Move weights and codes to a device, convolution weights in the layout channels_last."""
@@ -397,6 +400,7 @@ class ClassPosteriorField(VelocityField):
     """Label branch as a class posterior, from which v_y follows in closed form."""
 
     codes: LabelCodes
+    codes_on_cpu: LabelCodes
     decodes_at_one = False
 
     def __init__(self, unet: UNet, codes: LabelCodes, layout: FieldLayout):
@@ -447,7 +451,7 @@ class ClassPosteriorField(VelocityField):
     def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
         """Return the probabilities, normalised again, and the distances of their mean code."""
         p = evidence / evidence.sum(dim=1, keepdim=True)
-        codes = self.codes.to("cpu")
+        codes = self.codes_on_cpu
         # The distance of a mask of one colour is that of one of its pixels.
         return p, codes.distances(codes.mean_codes(p)[:, :, None, None])
 

@@ -102,6 +102,7 @@ def fit_autoencoder(
         module = build_autoencoder("AutoencoderKL", layout_for(n_channels, size))
     _start_weights(module)
     to_channels_last(module, device).train()
+    palette = None if palette is None else palette.to(device)
     average, trained = copy.deepcopy(module), None
     n_steps: list[int] = []
     generator = torch.Generator(device).manual_seed(seed)
@@ -129,7 +130,7 @@ def fit_autoencoder(
                 loss.backward()
                 optimizer.step(stage.learning_rate * learning_rate_factor(progress))
                 n_steps[-1] += 1
-        if optimizer.is_finite():
+        if bool(optimizer.is_finite()):
             trained = copy.deepcopy(average)
         elif trained is None:
             raise AutoencoderError(
@@ -274,7 +275,7 @@ def _crops(
 def _with_a_mask(x: Tensor, palette: LabelCodes, generator: torch.Generator) -> Tensor:
     """Replace the first image by the mask of a random class."""
     label = torch.randint(palette.n_classes, (1,), generator=generator, device=x.device)
-    mask = palette.masks(label.cpu(), (x.shape[2], x.shape[3])).to(x.device)
+    mask = palette.masks(label, (x.shape[2], x.shape[3]))
     return torch.cat([mask, x[1:]])
 
 

@@ -148,7 +148,7 @@ def classify(
     """
     field, n_images = model.field, len(inputs)
     noise = model.noise(settings.n_draws, field.codes.n_channels)
-    reader = model.space.reader(field.codes, settings.label_decoding)
+    reader = model.space.reader(field.codes_on_cpu, settings.label_decoding)
 
     def run(start: int, size: int) -> tuple[Tensor, ...]:
         n_real = min(size, n_images - start)

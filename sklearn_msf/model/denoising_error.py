@@ -57,20 +57,21 @@ def denoising_errors(
     field = model.field
     n_images, n_tried = labels.shape
     noise = model.noise(len(times), model.space.shape[0] + field.codes.n_channels)
-    at = torch.tensor(times)
+    at = torch.tensor(times).to(noise.device)
 
     def run(start: int, size: int) -> Tensor:
         n_real = min(size, n_images - start)
         x = inputs.batch(start, size, mirrored=False)
         n_channels = x.shape[1]
         errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float32)
-        for i in range(n_tried):
-            classes = torch.zeros(size, dtype=torch.int64)
-            classes[:n_real] = torch.from_numpy(labels[start : start + n_real, i])
-            masks = field.codes.masks(classes.to(x.device), x.shape[2:])
+        # At once: each copy to a GPU waits for all that it has to do.
+        classes = torch.zeros((n_tried, size), dtype=torch.int64)
+        classes[:, :n_real] = torch.from_numpy(labels[start : start + n_real].T)
+        for i, tried in enumerate(classes.to(x.device)):
+            masks = field.codes.masks(tried, x.shape[2:])
             for j, time in enumerate(at):
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
-                point = sample_path(x, masks, e_x, e_y, time.to(x.device).expand(size))
+                point = sample_path(x, masks, e_x, e_y, time.expand(size))
                 with autocast(x.device, precision):
                     v_x = field.image_velocity(point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()

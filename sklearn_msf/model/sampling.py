@@ -72,7 +72,7 @@ def sample(
     def run(start: int, size: int) -> None:
         n_real = len(classes[start : start + size])
         part = F.pad(classes[start : start + size], (0, size - n_real))
-        noise = image_noise(model, seed, first + start, size)
+        noise = image_noise(model, seed, first + start, n_real, size)
         images[start : start + n_real] = _as_in_x(
             model, _generate(model, part, noise, ode)[:n_real]
         )
@@ -161,10 +161,14 @@ def change_class(
         start: int, size: int, shorten: Callable[[OdeSettings], OdeSettings] = _unchanged
     ) -> Tensor:
         n_real = min(size, n_images - start)
+        # Before the first integration: a copy to a GPU waits for all that it has to do.
+        parts = [
+            F.pad(classes[start : start + n_real], (0, size - n_real)).to(e_y.device)
+            for classes, _ in ways
+        ]
         x = inputs.batch(start, size, mirrored=False)
-        for classes, way in ways:
-            part = F.pad(classes[start : start + n_real], (0, size - n_real))
-            masks = field.codes.masks(part.to(x.device), e_y.shape[2:])
+        for part, (_, way) in zip(parts, ways, strict=True):
+            masks = field.codes.masks(part, e_y.shape[2:])
             with autocast(x.device, _PRECISION):
                 x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
         return x[:n_real]
@@ -223,18 +227,21 @@ def _as_classes(labels: np.ndarray) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def image_noise(model: FittedModel, seed: int, start: int, n: int) -> Tensor:
+def image_noise(
+    model: FittedModel, seed: int, start: int, n: int, n_rows: int | None = None
+) -> Tensor:
     """Draw the noise of the images start, ..., start + n - 1 of a seed, (n, C_x + C_y, H, W).
 
-    Each image has its own generator. The noise is drawn on the CPU, so that it is the same on every
-    device.
+    With `n_rows` there are so many rows, and those after the first n are zeros.
+
+    Image i has a generator of its own, seeded by the child of the seed that has the key (i,). The
+    noise is drawn on the CPU, so that it is the same on every device.
     """
     n_channels, *size = model.space.shape
-    shape = (n_channels + model.field.codes.n_channels, *size)
+    noise = torch.zeros(n_rows or n, n_channels + model.field.codes.n_channels, *size)
     generator = torch.Generator()
-    draws = []
-    for number in range(start, start + n):
-        state = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
-        generator.manual_seed(int(state[0] >> np.uint64(1)))
-        draws.append(torch.randn(shape, generator=generator))
-    return torch.stack(draws).to(model.device)
+    children = np.random.SeedSequence(seed, n_children_spawned=start).spawn(n)
+    for image, child in zip(noise, children, strict=False):
+        state = child.generate_state(1, np.uint64)
+        image.normal_(generator=generator.manual_seed(int(state[0] >> np.uint64(1))))
+    return noise.to(model.device)

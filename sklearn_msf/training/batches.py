@@ -66,7 +66,7 @@ class TrainingData:
         self.augment = augment
         # On the CPU, because some devices have no float64.
         self._weights = weights.cpu()
-        self._cumulative = _cumulative(self._weights)
+        self._cumulative = _cumulative(self._weights).to(self._place)
 
     def take(self, rows: Tensor) -> "TrainingData":
         """Return data restricted to some indices, (n,) int64, that share the images."""
@@ -74,7 +74,7 @@ class TrainingData:
         kept = torch.zeros_like(self._weights)
         kept[rows.cpu()] = self._weights[rows.cpu()]
         part._weights = kept
-        part._cumulative = _cumulative(kept)
+        part._cumulative = _cumulative(kept).to(self._place)
         part.epoch_size = max(1, round(self.epoch_size * len(rows) / len(self.labels)))
         return part
 
@@ -87,14 +87,13 @@ class TrainingData:
         unit weights every image is visited exactly once. `even` is as in :func:`count_batches`.
         """
         n, device = self.epoch_size, self.labels.device
+        place = self._place
         dtype = torch.float64 if has_float64(device) else torch.float32
-        offset = torch.rand(1, generator=generator, device=device, dtype=dtype).cpu()
-        points = (torch.arange(n, dtype=torch.float64) + offset) / n
+        offset = torch.rand(1, generator=generator, device=device, dtype=dtype).to(place)
+        points = (torch.arange(n, dtype=torch.float64, device=place) + offset) / n
         rows = torch.searchsorted(self._cumulative, points).clamp_max(len(self.labels) - 1)
         order = torch.randperm(n, generator=generator, device=device)
-        # Streamed images are selected on their own device, so move the indices there, once per
-        # epoch.
-        rows = rows[order.cpu()].to(self.images.device)
+        rows = rows[order.to(place)].to(self.images.device)
         if even:
             yield from rows.tensor_split(count_batches(n, batch_size, even=True))
         else:
@@ -153,6 +152,12 @@ class TrainingData:
     def _is_resident(self) -> bool:
         """Whether the images are on the device."""
         return self.images.device == self.labels.device
+
+    @property
+    def _place(self) -> torch.device:
+        """Where indices are computed: where the images are, so that nothing waits for a GPU."""
+        place = self.images.device
+        return place if has_float64(place) else torch.device("cpu")
 
     def _streamed(self, rows: Tensor) -> Tensor:
         """Select images that are not on the device, and copy them to it."""

@@ -145,10 +145,10 @@ class AveragedOptimizer:
         for weight in (*self._parameters, *self._matrices.values()):
             weight.grad = None
 
-    def is_finite(self) -> bool:
-        """Return whether weights and averages are finite, which waits for the device."""
+    def is_finite(self) -> Tensor:
+        """Tell whether weights and averages are finite, as a Tensor () that nobody waits for."""
         norms = torch._foreach_norm([p.detach() for p in self._parameters] + self._averages)
-        return bool(torch.stack(norms).isfinite().all())
+        return torch.stack(norms).isfinite().all()
 
     def tensors(self) -> dict[str, Tensor]:
         """Copy weights, averages and moments, so that another run can continue from them."""

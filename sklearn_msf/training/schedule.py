@@ -78,15 +78,20 @@ class TimeBudget:
         """Return the fraction of the time that has passed; 0 without a limit."""
         return 0.0 if self.seconds is None else self.elapsed / self.seconds
 
-    def is_up(self) -> bool:
+    def is_up(self, n_running: int = 0) -> bool:
         """Return whether one more step and the pause after it could end too late.
 
         Call this before every step: the time between two calls counts as the time of a step.
+
+        Parameters
+        ----------
+        n_running : int, default=0
+            Number of steps before it that were started and have not ended yet.
         """
         if self.seconds is None:
             return False
         now = time.perf_counter()
         self._step_seconds = max(0.9 * self._step_seconds, now - self._checked)
         self._checked = now
-        needed = 1.5 * self._step_seconds + self._pause_seconds
+        needed = (n_running + 1.5) * self._step_seconds + self._pause_seconds
         return now - self._started + needed > self.seconds

@@ -11,6 +11,7 @@ from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.runtime.batching import is_out_of_memory
+from sklearn_msf.runtime.device_queue import DeviceQueue
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
@@ -91,6 +92,7 @@ class Trainer:
             ema_decay=settings.ema_decay,
         )
         self._step = TrainingStep(field, self._optimizer, settings, generator, self.group)
+        self._queue = DeviceQueue(self._device)
         self._n_restarts = 0
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
@@ -272,7 +274,7 @@ class Trainer:
 
     def _after_interrupt(self) -> None:
         self.interrupted = True
-        if not self._optimizer.is_finite() and self._last_good is not None:
+        if not bool(self._optimizer.is_finite()) and self._last_good is not None:
             self.resume(self._last_good)
         warn_user(
             f"Training was interrupted after {len(self.history)} whole epochs; the model is that "
@@ -361,6 +363,8 @@ class Trainer:
     def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> None:
         try:
             self._step(data, rows, rate)
+            if self.settings.time_budget is not None:
+                self._queue.add()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -376,9 +380,11 @@ class Trainer:
         Raise an error that names the first step after which loss or weights are not finite. If
         only the weights are not finite, it names the last step.
         """
+        # Before the losses are waited for: a GPU has work meanwhile.
+        weights_are_finite = self._optimizer.is_finite()
         losses = self._step.take_losses()
         finite = losses.sum(dim=1).isfinite()
-        if bool(finite.all()) and self._optimizer.is_finite():
+        if bool(finite.all()) and bool(weights_are_finite):
             return losses
         bad = finite.logical_not().nonzero()
         step = len(rates) - len(losses) + int(bad[0]) if len(bad) else len(rates) - 1
@@ -389,11 +395,10 @@ class Trainer:
         )
 
     def _time_is_up(self) -> bool:
-        if self.settings.time_budget is not None and self._device.type == "cuda":
-            # The CPU only launches a step: wait for the GPU to finish it.
-            torch.cuda.synchronize(self._device)
-        is_up = self.budget.is_up()
-        return is_up if self.settings.time_budget is None else self.group.of_first(is_up)
+        if self.settings.time_budget is None:
+            return False
+        is_up = self.budget.is_up(n_running=self._queue.wait())
+        return self.group.of_first(is_up)
 
     def _common_progress(self, share_of_epochs: float) -> float:
         progress = self._progress(share_of_epochs)
