@@ -19,7 +19,7 @@ PACKAGE = "sklearn_msf"
 _OF_THE_WHEEL = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
 _OF_THE_SDIST = {"PKG-INFO"}
 # What git tracks and only developers of a checkout need.
-_NOT_IN_THE_SDIST = (".ci/", ".git-blame-ignore-revs", ".pre-commit-config.yaml")
+_NOT_IN_THE_SDIST = (".ci/", ".git-blame-ignore-revs", ".gitattributes", ".pre-commit-config.yaml")
 
 
 def tracked_files(root: Path = ROOT) -> set[str]:
