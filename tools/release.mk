@@ -62,12 +62,12 @@ $(RELEASE)/$(1)/.installed: $(DIST)/.checked $(3)
 	touch $$@
 
 $(RELEASE)/$(1)/%.passed: $(RELEASE)/$(1)/.installed
-	cd $(UNPACKED) && nice -n 10 ../$(1)/bin/python -P -m pytest -q -p no:cacheprovider tests/$$*.py
+	cd $(UNPACKED) && nice -n 10 ../$(1)/bin/python -P -m pytest -q tests/$$*.py
 	touch $$@
 
 $(RELEASE)/$(1)/docstrings.passed: $(RELEASE)/$(1)/.installed
-	cd $(UNPACKED) && nice -n 10 ../$(1)/bin/python -P -m pytest -q -p no:cacheprovider \
-		-c pyproject.toml --pyargs sklearn_msf README.md
+	cd $(UNPACKED) && nice -n 10 ../$(1)/bin/python -P -m pytest -q -c pyproject.toml \
+		--pyargs sklearn_msf README.md
 	touch $$@
 
 $(1)-passed: $(TEST_FILES:%=$(RELEASE)/$(1)/%.passed) $(RELEASE)/$(1)/docstrings.passed
