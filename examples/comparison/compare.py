@@ -94,6 +94,12 @@ FEATURES = {
 }
 
 
+def interpreter(environment: Path) -> Path | None:
+    """Find the interpreter of a virtual environment."""
+    places = [environment / "bin" / "python", environment / "Scripts" / "python.exe"]
+    return next((path for path in places if path.exists()), None)
+
+
 def probe(package: str, environments: Path) -> dict[str, Any] | None:
     """Run the probes of a package in its environment.
 
@@ -104,11 +110,7 @@ def probe(package: str, environments: Path) -> dict[str, Any] | None:
         be run. None if there is no environment, or no probe.
     """
     script = HERE / "probes" / f"{package}.py"
-    folder = environments / package
-    python = next(
-        (path for path in (folder / "bin/python", folder / "Scripts/python.exe") if path.exists()),
-        None,
-    )
+    python = interpreter(environments / package)
     if python is None or not script.exists():
         return None
     # Nothing listens on port 9, so whatever asks the network fails at once.

@@ -53,18 +53,12 @@ def main(path: Path) -> None:
             if function.__module__ == module.__name__ and not name.startswith("_")
         }
         answers = {name: answer(function) for name, function in functions.items()}
-    versions = [
-        f"{name} {importlib.metadata.version(name)}" for name in (module.DISTRIBUTION, *_BESIDE)
-    ]
-    print(
-        json.dumps(
-            {
-                "version": versions[0].split()[1],
-                "beside": ", ".join([f"Python {sys.version.split()[0]}", *versions[1:]]),
-                "answers": answers,
-            }
-        )
-    )
+    beside = [f"Python {sys.version.split()[0]}"]
+    for name in _BESIDE:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            beside.append(f"{name} {importlib.metadata.version(name)}")
+    version = importlib.metadata.version(module.DISTRIBUTION)
+    print(json.dumps({"version": version, "beside": ", ".join(beside), "answers": answers}))
 
 
 if __name__ == "__main__":
