@@ -167,11 +167,13 @@ def page(seen: Mapping[str, Mapping[str, Any]], documented: Mapping[str, Mapping
         "",
         "`examples/comparison/compare.py` wrote this page.",
         "",
-        "- **Bold** answers come from running the package here, each in its own environment and "
-        "without a network.",
+        "- **Bold** answers come from calling the package, or from looking among its public "
+        "names, each in its own environment and without a network.",
         '- "Documented" answers were not run; the link says where they come from.',
-        '- "no" in bold means that the call was refused, or that the public names have nothing '
-        "for it. A few lines of the user's own may do it all the same.",
+        '- A bold "no" means that the call was refused, or that no public name has to do with it. '
+        "A few lines of the user's own may do it all the same.",
+        '- "Unknown" was neither run nor found in the documentation. For packages around a fitted '
+        "model it is often a matter of that model.",
         "- Nothing was timed. [Accuracy](accuracy.md) has scores at equal time beside a ResNet-18 "
         "and boosted trees.",
         "",
@@ -196,8 +198,8 @@ _CLOSING = (
     "",
     "## Which one to take",
     "",
-    "- Rows of a table, a few thousand of them: TabPFN, whose weights are trained already; mind "
-    "their own licence.",
+    "- Rows of a table, a few thousand of them: TabPFN, whose weights are trained already, and "
+    "have [terms of their own](https://docs.priorlabs.ai/models/accessing-model-weights).",
     "- A network of your own, or a pretrained one to fine-tune: skorch. Its estimators fit into "
     "MAPIE, scikit-fallback and `sklearn_msf.selective`.",
     "- Guarantees for a classifier or a regressor that you already have: MAPIE. It has more kinds "

@@ -29,11 +29,8 @@ def _fallback(**parameters):
     return RateFallbackClassifierCV(PLAIN, **{**settings, **parameters})
 
 
-OF_THE_CLASSIFIER = "that of its classifier"
-
-
 def images():
-    return "as rows, if its classifier does"
+    return "as rows" if tables() else False
 
 
 def tables():
@@ -50,10 +47,6 @@ def regression():
 
 def segmentation():
     return _has_name("segment")
-
-
-def own_network():
-    return "through skorch"
 
 
 def estimator_checks():
@@ -143,24 +136,8 @@ def counterfactuals():
     return _has_name("counterfactual")
 
 
-def resumes():
-    return OF_THE_CLASSIFIER
-
-
-def several_devices():
-    return OF_THE_CLASSIFIER
-
-
-def files_without_code():
-    return "pickle"
-
-
 def onnx():
     return _has_name("onnx")
-
-
-def passes():
-    return OF_THE_CLASSIFIER
 
 
 def offline():

@@ -11,11 +11,6 @@ from tabpfn import TabPFNClassifier, TabPFNRegressor
 DISTRIBUTION = "tabpfn"
 
 
-def images():
-    rejects = "image" not in (TabPFNClassifier.__doc__ or "").lower()
-    return "as rows" if rejects else False
-
-
 def regression():
     return issubclass(TabPFNRegressor, BaseEstimator)
 
@@ -26,10 +21,6 @@ def segmentation():
 
 def own_network():
     return "module" in inspect.signature(TabPFNClassifier).parameters
-
-
-def any_classifier():
-    return False
 
 
 def sample_weight():
@@ -61,7 +52,7 @@ def class_risks():
 
 
 def conformal_sets():
-    return _has_name("conformal") or "through MAPIE"
+    return _has_name("conformal")
 
 
 def selective_measures():
@@ -76,8 +67,8 @@ def offline():
     rows = np.random.default_rng(0).normal(size=(40, 5))
     try:
         TabPFNClassifier(device="cpu").fit(rows, rows[:, 0] > 0).predict(rows)
-    except Exception:
-        return "no: the weights are downloaded at first use, after its terms are accepted"
+    except Exception as error:
+        return f"no: `{type(error).__name__}`, as there are no weights"
     return True
 
 
@@ -86,7 +77,7 @@ def python_api():
 
 
 def licence():
-    return f"{metadata('tabpfn')['License-Expression']}; the weights have their own"
+    return metadata("tabpfn")["License-Expression"]
 
 
 def _has_name(*words):
