@@ -1,6 +1,7 @@
 # Two commands on a fresh machine, each making its own virtual environment:
 #   make demo   fit, evaluate, reject, draw
 #   make test   lint, types, tests
+# And before a release: make release-check, see docs/releasing.md.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,4 +35,6 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV) docs/_build build/release
+
+include tools/release.mk

@@ -383,8 +383,13 @@ class _UncertaintyScorer(_BaseScorer):
         Takes errors, uncertainties and `sample_weight`; smaller is better.
     """
 
-    # Not for users to pass: the scorer computes it.
-    __metadata_request__score: ClassVar[dict[str, Any]] = {"uncertainty": UNUSED}
+    # Since scikit-learn 1.8 a scorer asks for the arguments of its metric, of which the scorer itself
+    # computes one. Before that it has to say that it takes weights.
+    __metadata_request__score: ClassVar[dict[str, Any]] = (
+        {"uncertainty": UNUSED}
+        if "_get_metadata_request" in vars(_BaseScorer)
+        else {"sample_weight": None}
+    )
 
     def __init__(self, metric: Callable[..., float]):
         super().__init__(metric, -1, {}, "predict")

@@ -116,10 +116,10 @@ def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
 
 def test_the_figures_in_the_readme_are_the_measured_ones(generation):
     root = BENCHMARKS.parent.parent
-    records = json.loads((root / "docs/benchmarks/generation.json").read_text())
+    records = json.loads((root / "docs/benchmarks/generation.json").read_text(encoding="utf-8"))
     measured = generation.table(records)
-    assert measured == (root / "docs/benchmarks/generation.md").read_text()
-    readme = (root / "README.md").read_text().splitlines()
+    assert measured == (root / "docs/benchmarks/generation.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8").splitlines()
     names = {r["dataset"] for r in records}
     shown = [line for line in readme if line.startswith("| ") and line.split()[1] in names]
     assert sorted(shown) == sorted(readme_rows(records, generation.mean_and_spread))
@@ -160,8 +160,9 @@ def readme_rows(records, mean_and_spread):
     ],
 )
 def test_tables_are_those_of_the_recorded_runs(name, function):
-    records = json.loads((BENCHMARKS.parent.parent / f"docs/benchmarks/{name}.json").read_text())
-    written = (BENCHMARKS.parent.parent / f"docs/benchmarks/{name}.md").read_text()
+    results = BENCHMARKS.parent.parent / "docs" / "benchmarks"
+    records = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    written = (results / f"{name}.md").read_text(encoding="utf-8")
     assert getattr(script(name), function)(records) == written
 
 
@@ -176,7 +177,7 @@ def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
 
 def test_no_script_imports_from_accuracy():
     for path in BENCHMARKS.glob("*.py"):
-        words = [line.split()[:2] for line in path.read_text().splitlines()]
+        words = [line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines()]
         assert ["from", "accuracy"] not in words, path.name
         assert ["import", "accuracy"] not in words, path.name
 
@@ -228,6 +229,14 @@ def test_runs_that_a_file_has_are_found(common, tmp_path):
     runs.add({"title": "defaults", "seed": 0})
     assert json.loads(path.read_text()) == [record, {"title": "defaults", "seed": 0}]
     assert path.with_suffix(".md").read_text() == "2 runs"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module resource")
+@pytest.mark.parametrize(("platform", "peak"), [("linux", 4096), ("darwin", 4096 * 1024)])
+def test_peak_memory_is_in_mib_on_every_system(common, monkeypatch, platform, peak):
+    monkeypatch.setattr("resource.getrusage", lambda of_whom: SimpleNamespace(ru_maxrss=peak))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert common.peak_memory_mib() == 4.0
 
 
 def test_reference_seconds_are_those_of_a_machine_of_150_gflops(common):

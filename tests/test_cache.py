@@ -1,11 +1,13 @@
 import errno
 import os
 import time
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
+from sklearn_msf.latent import cache
 from sklearn_msf.latent.cache import keep_latents
 
 SHAPE = (5, 2, 3, 4, 4)
@@ -37,6 +39,8 @@ def test_many_latents_are_written_to_a_file(tmp_path, named, monkeypatch):
     latents = keep([], folder=tmp_path if named else None, max_bytes=N_BYTES - 1)
     assert torch.equal(latents, VALUES)
     assert torch.equal(latents.flatten(0, 1)[torch.tensor([9, 0])], VALUES.flatten(0, 1)[[9, 0]])
+    # On Windows a file without a name is listed until it is closed.
+    del latents
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [
         N_BYTES + N_DIGEST_BYTES
     ] * named
@@ -76,17 +80,57 @@ def test_a_failure_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     fills = []
     with pytest.raises(OSError, match="No space left"):
         keep(fills, folder=tmp_path)
     assert not fills
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at_once", [7, N_BYTES + N_DIGEST_BYTES, 2**22])
+def test_systems_without_posix_fallocate_write_the_file_out_first(tmp_path, monkeypatch, at_once):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(cache, "_ZEROS_AT_ONCE", at_once)
+    sizes = []
+
+    def fill(latents):
+        (unfinished,) = tmp_path.iterdir()
+        sizes.append(unfinished.stat().st_size)
+        latents.copy_(VALUES)
+
+    name = "0f" * 8
+    latents = keep_latents(SHAPE, fill, fingerprint=lambda: name, folder=tmp_path, max_bytes=0)
+    assert sizes == [N_BYTES + N_DIGEST_BYTES]
+    assert torch.equal(latents, VALUES)
+    assert torch.equal(keep([], folder=tmp_path), VALUES)
+
+
+@pytest.mark.parametrize("can_be_mapped", [True, False])
+def test_a_file_is_mapped_while_it_gets_its_name_only_where_it_can(
+    tmp_path, monkeypatch, can_be_mapped
+):
+    monkeypatch.setattr(cache, "_RENAMES_MAPPED_FILES", can_be_mapped)
+    replace, mappings, mapped_then = os.replace, [], []
+
+    class Mapping(np.memmap):
+        def __new__(cls, *arguments, **settings):
+            mapping = super().__new__(cls, *arguments, **settings)
+            mappings.append(weakref.ref(mapping))
+            return mapping
+
+    def replace_and_look(*paths):
+        mapped_then.append([mapping() is not None for mapping in mappings])
+        replace(*paths)
+
+    monkeypatch.setattr(np, "memmap", Mapping)
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    assert torch.equal(keep([], folder=tmp_path), VALUES)
+    assert mapped_then == [[can_be_mapped]]
 
 
 @pytest.mark.parametrize("change", ["nan", "one bit", "digest", "another name"])

@@ -7,6 +7,7 @@ GFLOP/s on all cores. A script measures its own machine and scales.
 import argparse
 import ast
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,19 +189,31 @@ def reference_seconds(seconds: float, gflops: float) -> float:
     return seconds * gflops / REFERENCE_GFLOPS
 
 
+# Memory
+
+
+def peak_memory_mib() -> float:
+    """Largest memory that this process has had so far; not to be had on Windows."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in KiB elsewhere.
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 # Runs
 
 
 def read_records(path: Path) -> Any:
     """What a JSON file has recorded; an empty list where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def write_records(path: Path, records: Any, table: Callable[[Any], str]) -> None:
     """Write what was recorded as JSON, and its table as Markdown beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(records))
+    path.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table(records), encoding="utf-8")
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -2,13 +2,12 @@
 
     python examples/benchmarks/kill.py --kills 20
 
-The run is killed with SIGKILL, which no process can prepare for. At the end its weights are
-compared bit by bit with those of a run that was never killed.
+The run is killed in a way that no process can prepare for. At the end its weights are compared
+bit by bit with those of a run that was never killed.
 """
 
 import argparse
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -73,7 +72,7 @@ def main():
                     f"the run ended with code {process.returncode} after {kill - 1} kills"
                     + ("; give it more --epochs" if process.returncode == 0 else "")
                 )
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             process.wait()
             print(f"kill {kill}: epoch {newest(folder)} of {arguments.epochs}", flush=True)
         if start(folder, arguments.epochs, killed).wait():

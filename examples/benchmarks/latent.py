@@ -12,7 +12,6 @@ has are not repeated; latent.md is written beside it. Budgets are reference seco
 accuracy.py, and count everything: training an autoencoder, encoding, training the field.
 """
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from _common import (
     local_seconds,
     make_parser,
     make_resnet18,
+    peak_memory_mib,
     resnet18,
 )
 from taef2 import TAEF2
@@ -405,7 +405,7 @@ def measure_smoke(arguments, runs, gflops):
             start = time.perf_counter()
             call()
             seconds[name] = round(time.perf_counter() - start, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory_mib() / 1024
     record = {
         "part": "smoke",
         "parameters": sum(p.numel() for p in classifier.autoencoder_.parameters()),

@@ -13,13 +13,12 @@ import copy
 import math
 import multiprocessing
 import platform
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from _common import as_tensor, make_resnet18, write_records
+from _common import as_tensor, make_resnet18, peak_memory_mib, write_records
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -381,8 +380,7 @@ def _child(measure, arguments, connection):
     if torch.cuda.is_initialized():
         result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     else:
-        # KiB on Linux.
-        result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        result["peak_memory_mib"] = peak_memory_mib()
     connection.send(result)
 
 

@@ -22,6 +22,8 @@ _KEPT = re.compile(rf"{_NAME}-[0-9a-f]{{16}}\.bin")
 _UNFINISHED = re.compile(rf"\.{_NAME}-[0-9a-f]{{8}}\.part")
 # The digest lies behind the latents, so that both appear at once.
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_ZEROS_AT_ONCE = 2**22
+_RENAMES_MAPPED_FILES = os.name != "nt"
 
 
 def keep_latents(
@@ -86,7 +88,12 @@ def keep_latents(
         array.flush()
         file.seek(n_bytes)
         file.write(_digest(array, name))
-    return torch.from_numpy(array)
+        # While it is mapped, another process cannot take it away between here and the return.
+        mapped = array if _RENAMES_MAPPED_FILES else None
+        del array
+    if mapped is None:
+        mapped = np.memmap(path, np.float16, "c", shape=shape)
+    return torch.from_numpy(mapped)
 
 
 def _undamaged(path: Path, shape: tuple[int, ...], n_bytes: int, name: str) -> np.memmap | None:
@@ -112,12 +119,18 @@ def _digest(array: np.ndarray, name: str) -> bytes:
 
 
 def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
-    """Map a new file into memory, and reserve its disk space at once."""
+    """Map a new file into memory, and reserve its disk space at once.
+
+    Without the reservation a full disk would kill the process at a later write.
+    """
     if hasattr(os, "posix_fallocate"):
-        # Without the reservation a full disk would kill the process at a later write.
         os.posix_fallocate(file.fileno(), 0, n_bytes)
-        return np.memmap(file, np.float16, "r+", shape=shape)
-    return np.memmap(file, np.float16, "w+", shape=shape)
+    else:  # macOS and Windows
+        zeros = bytes(min(n_bytes, _ZEROS_AT_ONCE))
+        for start in range(0, n_bytes, _ZEROS_AT_ONCE):
+            file.write(zeros[: n_bytes - start])
+        file.flush()
+    return np.memmap(file, np.float16, "r+", shape=shape)
 
 
 def _remove_others(folder: Path) -> None:

@@ -1,0 +1,85 @@
+"""Try the installed package where nothing is installed but what it requires.
+
+    ENVIRONMENT/bin/python -I tools/check_installation.py README.md
+
+Every module must import without the optional packages, a call that needs one must name the extra
+that brings it, and the README's example must run.
+"""
+
+import doctest
+import importlib
+import importlib.metadata
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from packaging.requirements import Requirement
+
+import sklearn_msf
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.datasets import fetch_medmnist
+from sklearn_msf.plotting import AccuracyRejectionDisplay
+
+DISTRIBUTION = "sklearn-msf"
+
+
+def optional_packages(requirements: Iterable[str]) -> set[str]:
+    """Return the names of the packages that only extras need."""
+    parsed = [Requirement(requirement) for requirement in requirements]
+    required = {r.name for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})}
+    return {r.name for r in parsed} - required
+
+
+def installed(names: Iterable[str]) -> Iterator[str]:
+    """Yield those of the packages that are installed."""
+    for name in sorted(names):
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def import_every_module() -> int:
+    """Import all modules of the package; return their number."""
+    modules = list(pkgutil.walk_packages(sklearn_msf.__path__, f"{sklearn_msf.__name__}."))
+    for module in modules:
+        importlib.import_module(module.name)
+    return len(modules)
+
+
+def check_names_extra(call: Callable[[], object], extra: str) -> None:
+    """Check that a call without its optional package says how to install it."""
+    try:
+        call()
+    except ImportError as error:
+        if f"{DISTRIBUTION}[{extra}]" in str(error):
+            return
+        raise SystemExit(f"The error does not name the extra {extra!r}: {error}") from error
+    raise SystemExit(f"A call that needs the extra {extra!r} worked without it.")
+
+
+def main(readme: str) -> None:
+    """Run every check; exit with an error at the first that fails."""
+    requirements = importlib.metadata.requires(DISTRIBUTION) or []
+    if present := list(installed(optional_packages(requirements))):
+        raise SystemExit(f"This environment should not have {', '.join(present)}.")
+    if importlib.metadata.version(DISTRIBUTION) != sklearn_msf.__version__:
+        raise SystemExit("The metadata and the package state different versions.")
+    n_modules = import_every_module()
+
+    check_names_extra(lambda: fetch_medmnist("breastmnist"), "medmnist")
+    X, y = [[0.0], [1.0]] * 8, [0, 1] * 8
+    check_names_extra(lambda: LatentMedSymmFlowClassifier("folder").fit(X, y), "latent")
+    check_names_extra(lambda: AccuracyRejectionDisplay.from_predictions(y, y, y), "plot")
+
+    failures = doctest.testfile(readme, module_relative=False, encoding="utf-8")
+    if failures.failed or not failures.attempted:
+        raise SystemExit(f"{readme}: {failures}")
+    print(
+        f"{sklearn_msf.__version__} on Python {sys.version.split()[0]}: {n_modules} modules, and "
+        f"{failures.attempted} lines of {readme}."
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
