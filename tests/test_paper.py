@@ -425,6 +425,19 @@ def test_a_set_without_records_says_that_nothing_was_run():
     assert cells[3] == "73.1 ± 0.4 / 51.4 ± 2.1"
 
 
+def test_the_page_shows_the_figures_of_what_was_run(tmp_path):
+    picture = {"file": "paper_samples_toy_msf.png", "sha256": "0"}
+    records = [made(picture=picture, test_auc_by_distance=68.5)]
+    text = report.paper_tables(records)
+    assert "](benchmarks/paper_rejection_toy.png)" in text
+    assert f"![Figure 3, toy, {MSF}, 60 s](benchmarks/paper_samples_toy_msf.png)" in text
+    assert f"| toy | {MSF} | 60 s | 0 | 70.0 | 68.5 |" in text
+    assert "150 to 150 GFLOP/s" in text
+    report.save_figure_2(records, tmp_path)
+    with Image.open(tmp_path / "paper_rejection_toy.png") as image:
+        assert image.size[0] > image.size[1]
+
+
 def test_the_summary_has_ours_and_the_same_time_of_a_resnet():
     seen = {"generated": {"coverage": 0.7}, "training": {"coverage": 0.96}}
     records = [

@@ -140,6 +140,10 @@ def trained_as(kind: str, dataset: str, records: Sequence[dict]) -> str:
     return " and ".join(f"{s:g} s" for s in sorted(seconds or {equal_seconds(dataset)}))
 
 
+def _training_of(record: dict) -> str:
+    return trained_as(record["run"], record["dataset"], [record])
+
+
 def classification_table(dataset: str, records: Sequence[dict]) -> str:
     """Table 2 of one data set: every system, and published figures beside."""
     of_data = [r for r in records if r["dataset"] == dataset]
@@ -187,7 +191,7 @@ def distance_table(records: Sequence[dict]) -> str:
         if "test_auc_by_distance" in r:
             cells = [f"{r['test_auc']:.1f}", f"{r['test_auc_by_distance']:.1f}"]
             names = [titled(r["dataset"], records), system_of(r["system"]).title]
-            rows.append([*names, trained_as(r["run"], r["dataset"], [r]), str(r["seed"]), *cells])
+            rows.append([*names, _training_of(r), str(r["seed"]), *cells])
     if not rows:
         return ""
     header = ["data", "system", "trained", "seed", "AUC by probabilities", "AUC by distances"]
@@ -285,7 +289,7 @@ def figures(records: Sequence[dict]) -> str:
         title = titled(dataset, records)
         lines.append(f"![Figure 2, {title}](benchmarks/{figure_2_name(dataset)})")
         lines += [
-            f"![Figure 3, {title}, {system_of(r['system']).title}, {trained_as(r['run'], [r])}]"
+            f"![Figure 3, {title}, {system_of(r['system']).title}, {_training_of(r)}]"
             f"(benchmarks/{r['picture']['file']})"
             for r in records
             if r["dataset"] == dataset and "picture" in r
