@@ -205,11 +205,13 @@ def computation_table(records: Sequence[dict]) -> str:
     """Table 6: time and memory of each run that was made, and the published figures."""
     rows = []
     for dataset in dict.fromkeys(r["dataset"] for r in records):
-        for key in SYSTEMS:
+        for key in dict.fromkeys([*SYSTEMS, *(r["system"] for r in records)]):
             for kind in RUNS:
-                same = [r for r in records if _place(r) == (dataset, key, kind)]
-                if same:
-                    rows.append(_computation_row(dataset, key, kind, same, records))
+                of_place = [r for r in records if _place(r) == (dataset, key, kind)]
+                rows += [
+                    _computation_row(dataset, key, kind, same, records)
+                    for same in _by_seconds(of_place)
+                ]
     own = "*No run yet.*"
     if rows:
         header = ["data", "system", "trained", "minutes", "reference minutes", "peak memory, MiB"]
@@ -261,17 +263,20 @@ def save_figure_2(records: Sequence[dict], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     for dataset in dict.fromkeys(r["dataset"] for r in records):
-        figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-        of_data = [r for r in records if r["dataset"] == dataset]
-        for i, (key, kind) in enumerate(dict.fromkeys((r["system"], r["run"]) for r in of_data)):
-            same = [r["rejection"] for r in of_data if (r["system"], r["run"]) == (key, kind)]
-            areas = {name: np.mean([r[name] for r in same]) for name in ("aurc", "augrc")}
+        figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
+        curves: dict[tuple, list[dict]] = {}
+        for r in records:
+            if r["dataset"] == dataset:
+                curves.setdefault((r["system"], r["run"], r["reference_seconds"]), []).append(r)
+        for i, ((key, kind, _), same) in enumerate(curves.items()):
+            of_seeds = [r["rejection"] for r in same]
+            areas = {name: np.mean([r[name] for r in of_seeds]) for name in ("aurc", "augrc")}
             axes.plot(
-                same[0]["rejected"],
-                np.mean([r["accuracy"] for r in same], axis=0),
+                of_seeds[0]["rejected"],
+                np.mean([r["accuracy"] for r in of_seeds], axis=0),
                 "-" if kind == "equal" else "--",
                 color=f"C{i % 10}",
-                label=f"{system_of(key).title}, {trained_as(kind, dataset, of_data)}: "
+                label=f"{system_of(key).title}, {trained_as(kind, dataset, same)}: "
                 "AURC {aurc:.3f}, AUGRC {augrc:.3f}".format(**areas),
             )
         axes.set(xlabel="rejected fraction", ylabel="accuracy of the others")
@@ -333,9 +338,11 @@ def summary_table(records: Sequence[dict]) -> str:
 
 
 def _summary_row(dataset: str, records: Sequence[dict]) -> list[str]:
+    budget = equal_seconds(dataset)
+
     def of(system: str) -> list[dict]:
-        chosen = [r for r in records if (r["dataset"], r["system"]) == (dataset, system)]
-        return next(iter(_by_seconds([r for r in chosen if r["run"] == "equal"])), [])
+        chosen = [r for r in records if _place(r) == (dataset, system, "equal")]
+        return [r for r in chosen if r["reference_seconds"] == budget]
 
     def scores(chosen: Sequence[Mapping[str, Any]]) -> str:
         cells = [
