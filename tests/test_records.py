@@ -209,7 +209,7 @@ def test_a_write_that_fails_leaves_the_records_whole(tmp_path, monkeypatch):
 
 SCRIPTS = (
     *("accuracy", "ablation", "augmentation", "generation", "latent", "latent_drawing"),
-    *("speed", "uncertainty", "unusual", "paper"),
+    *("speed", "uncertainty", "unusual", "paper", "paper_variants", "volumes"),
 )
 
 

@@ -93,6 +93,12 @@ def test_figures_typed_into_tables_are_found(site, line, is_figure):
     assert list(tables.faults(site)) == []
 
 
+def test_a_table_that_says_that_it_is_of_settings_may_have_numbers():
+    settings = "<!-- settings -->\n\n| a | b |\n|---|---|\n| rate | 0.1 |\n"
+    assert tables.typed_figures(settings) == []
+    assert tables.typed_figures(settings + "\n| AUC | 74.2 |\n") == ["| AUC | 74.2 |"]
+
+
 def test_an_unknown_table_is_an_error(site):
     write(site, "accuracy.md", block("nothing"))
     with pytest.raises(ModuleNotFoundError, match="nothing"):

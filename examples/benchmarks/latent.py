@@ -51,7 +51,6 @@ from torch.nn import functional as F
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.latent_batches import LatentTrainingData

@@ -7,7 +7,8 @@ A page holds a table between two comments, ``<!-- table: NAME -->`` and ``<!-- e
 with NAME of a benchmark. ``<!-- table: NAME, recipe 0 -->`` shows records of the earlier defaults;
 only docs/earlier.md may. What stands in between is replaced. No other table of a page that has one
 may show a figure, and no table elsewhere a decimal number, unless it is code: figures typed by hand
-belong to docs/trials.md.
+belong to docs/trials.md. A table of settings, which are no measurements, follows
+``<!-- settings -->``.
 """
 
 import argparse
@@ -35,6 +36,7 @@ BLOCK = re.compile(
     r"<!-- end of table -->",
     re.DOTALL,
 )
+SETTINGS = re.compile(r"<!-- settings -->\n+(?:\|.*\n)+")
 # Code in a table is a setting, not a figure.
 CODE = re.compile(r"`[^`]*`")
 ANY_FIGURE = re.compile(r"\d")
@@ -93,7 +95,7 @@ def typed_figures(text: str) -> list[str]:
     deviation: their tables define things, and whole numbers are part of that.
     """
     is_figure = ANY_FIGURE if BLOCK.search(text) else MEASURED_FIGURE
-    lines = BLOCK.sub("", text).splitlines()
+    lines = SETTINGS.sub("", BLOCK.sub("", text)).splitlines()
     rows = [line for line in lines if line.lstrip().startswith("|")]
     # The first cell names what the row is about.
     return [row for row in rows if is_figure.search(CODE.sub("", row.split("|", 2)[2]))]
