@@ -383,8 +383,8 @@ class _UncertaintyScorer(_BaseScorer):
         Takes errors, uncertainties and `sample_weight`; smaller is better.
     """
 
-    # Since scikit-learn 1.8 a scorer asks for the arguments of its metric, of which the scorer itself
-    # computes one. Before that it has to say that it takes weights.
+    # Since scikit-learn 1.8 a scorer asks for the arguments of its metric, of which the scorer
+    # itself computes one. Before that it has to say that it takes weights.
     __metadata_request__score: ClassVar[dict[str, Any]] = (
         {"uncertainty": UNUSED}
         if "_get_metadata_request" in vars(_BaseScorer)

@@ -1,16 +1,15 @@
 """The benchmark scripts: scores equal to medmnist's own, figures that are the measured ones."""
 
 import argparse
-import importlib.util
 import json
-import sys
 import warnings
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, script
 from conftest import tiny_autoencoder
 from scipy.stats import norm
 
@@ -18,20 +17,6 @@ from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.latent.autoencoder import build_autoencoder
 from sklearn_msf.latent.autoencoder_training import layout_for
 from sklearn_msf.nn.unet import UNet
-
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    # The scripts import each other.
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +58,7 @@ def test_scores_equal_those_of_the_medmnist_evaluator(common, capsys, task, n_cl
     assert common.accuracy(y, p) == pytest.approx(getACC(y[:, None], p, task))
 
 
-@pytest.mark.parametrize("system", ["defaults", "paper", "resnet18", "boosting"])
+@pytest.mark.parametrize("system", ["defaults", "msf", "resnet18", "boosting"])
 def test_every_system_trains_and_its_probabilities_are_scored(
     accuracy, common, system, monkeypatch
 ):
@@ -82,21 +67,24 @@ def test_every_system_trains_and_its_probabilities_are_scored(
     data = dict.fromkeys(("train", "val", "test"), (X, y))
     # A machine of four times the reference's speed has a quarter of the time.
     monkeypatch.setattr(accuracy, "gemm_gflops", lambda: 4 * common.REFERENCE_GFLOPS)
-    train, seen = accuracy.SYSTEMS[system], []
+    train, seen = accuracy.SYSTEMS[system].train, []
 
-    def watched(name, X, y, seconds, seed):
-        assert seconds == pytest.approx(0.25)
-        predict_proba = train(name, X, y, seconds, seed)
-        return lambda images: seen.append(predict_proba(images)) or seen[-1]
+    def watched(task):
+        assert task.seconds == pytest.approx(0.25)
+        trained = train(task)
+        predict_proba = trained.predict_proba
+        return replace(
+            trained, predict_proba=lambda images: seen.append(predict_proba(images)) or seen[-1]
+        )
 
-    monkeypatch.setitem(accuracy.SYSTEMS, system, watched)
+    monkeypatch.setitem(accuracy.SYSTEMS, system, replace(accuracy.SYSTEMS[system], train=watched))
     record = accuracy.run(system, "toy", data, reference_seconds=1.0, seed=0)
     p = seen[-1]
     assert p.shape == (12, 2)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
     assert record["test_auc"] == pytest.approx(100 * common.auc_score(y, p), abs=0.01)
     assert record["test_acc"] == pytest.approx(100 * common.accuracy(y, p), abs=0.01)
-    assert record["seed"] == 0
+    assert record["seed"] == record["provenance"]["seed"] == 0
 
 
 def test_the_speed_of_the_machine_is_measured_smoke(common):
@@ -109,65 +97,11 @@ def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
         {**record, "seed": seed, "test_auc": auc, "test_acc": 50.0}
         for seed, auc in enumerate([70.0, 72.0, 74.0])
     ]
-    assert "| toy | 10 | MedSymmFlowClassifier() | 3 | 72.0 ± 2.0 | 50.0 ± 0.0 |" in (
-        accuracy.table(records)
-    )
+    assert "| toy | 10 | ours: defaults | 3 | 72.0 ± 2.0 | 50.0 ± 0.0 |" in accuracy.table(records)
 
 
-def test_the_figures_in_the_readme_are_the_measured_ones(generation):
-    root = BENCHMARKS.parent.parent
-    records = json.loads((root / "docs/benchmarks/generation.json").read_text(encoding="utf-8"))
-    measured = generation.table(records)
-    assert measured == (root / "docs/benchmarks/generation.md").read_text(encoding="utf-8")
-    readme = (root / "README.md").read_text(encoding="utf-8").splitlines()
-    names = {r["dataset"] for r in records}
-    shown = [line for line in readme if line.startswith("| ") and line.split()[1] in names]
-    assert sorted(shown) == sorted(readme_rows(records, generation.mean_and_spread))
-
-
-def readme_rows(records, mean_and_spread):
-    """Rows of the README's tables: classification, and generated images in ImageNet features."""
-    rows = []
-    records = [r for r in records if r["title"] == "defaults"]
-    for name in {r["dataset"] for r in records}:
-        of_data = [r for r in records if r["dataset"] == name]
-        seconds = mean_and_spread([r["reference_seconds"] for r in of_data], 0)
-        for trained_to, prefix, time in (
-            ("classify and generate (defaults)", "test", seconds),
-            ("classify only", "alone", "-"),
-        ):
-            scores = (("auc", 1), ("acc", 1), ("log_loss", 3))
-            cells = [mean_and_spread([r[f"{prefix}_{k}"] for r in of_data], n) for k, n in scores]
-            rows.append([name, trained_to, time, *cells])
-        for images, kind in (("generated", "generated"), ("real", "training")):
-            views = [r["imagenet"][kind] for r in of_data]
-            cells = [
-                mean_and_spread([v[k] for v in views], 2) for k in ("coverage", "kernel_distance")
-            ]
-            rows.append([name, images, *cells])
-    return [f"| {' | '.join(row)} |" for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [
-        ("ablation", "table"),
-        ("augmentation", "table"),
-        ("latent", "tables"),
-        ("latent_drawing", "table"),
-        ("speed", "table"),
-        ("unusual", "table"),
-    ],
-)
-def test_tables_are_those_of_the_recorded_runs(name, function):
-    results = BENCHMARKS.parent.parent / "docs" / "benchmarks"
-    records = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-    written = (results / f"{name}.md").read_text(encoding="utf-8")
-    assert getattr(script(name), function)(records) == written
-
-
-def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
-    module = load_benchmark("ablation", monkeypatch)
+def test_the_ablation_changes_only_parameters_that_exist():
+    module = script("ablation")
     for parameters in module.VARIANTS.values():
         module.MedSymmFlowClassifier(**module.group_parameters(parameters))._parameters()
 
@@ -177,7 +111,7 @@ def test_the_ablation_changes_only_parameters_that_exist(monkeypatch):
 
 def test_no_script_imports_from_accuracy():
     for path in BENCHMARKS.glob("*.py"):
-        words = [line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines()]
+        words = [line.split()[:2] for line in path.read_text().splitlines()]
         assert ["from", "accuracy"] not in words, path.name
         assert ["import", "accuracy"] not in words, path.name
 
@@ -216,44 +150,13 @@ def test_settings_of_the_command_line_must_be_parameters_with_literals(common, c
     assert item.split("=")[-1] in capsys.readouterr().err
 
 
-def test_runs_that_a_file_has_are_found(common, tmp_path):
-    path = tmp_path / "runs.json"
-    settings = {"classification_fraction": "0.8"}
-    record = {"title": "classification_fraction=0.8", "seed": 0, "settings": settings}
-    path.write_text(json.dumps([record]))
-    runs = common.Runs(path, ("title", "seed"), lambda records: f"{len(records)} runs")
-    assert ("classification_fraction=0.8", 0) in runs
-    assert ("classification_fraction=0.8", 1) not in runs
-    assert common.same_settings(record, {"classification_fraction": 0.8})
-    assert not common.same_settings(record, {"classification_fraction": 0.5})
-    runs.add({"title": "defaults", "seed": 0})
-    assert json.loads(path.read_text()) == [record, {"title": "defaults", "seed": 0}]
-    assert path.with_suffix(".md").read_text() == "2 runs"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module resource")
-@pytest.mark.parametrize(("platform", "peak"), [("linux", 4096), ("darwin", 4096 * 1024)])
-def test_peak_memory_is_in_mib_on_every_system(common, monkeypatch, platform, peak):
-    monkeypatch.setattr("resource.getrusage", lambda of_whom: SimpleNamespace(ru_maxrss=peak))
-    monkeypatch.setattr(sys, "platform", platform)
-    assert common.peak_memory_mib() == 4.0
-
-
 def test_reference_seconds_are_those_of_a_machine_of_150_gflops(common):
     assert common.local_seconds(60.0, gflops=300.0) == 30.0
     assert common.reference_seconds(30.0, gflops=300.0) == 60.0
 
 
-def load_benchmark(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_plain_network_is_the_papers(monkeypatch):
-    plain = load_benchmark("speed", monkeypatch).PlainUNet(6)
+def test_the_plain_network_is_the_papers():
+    plain = script("speed").PlainUNet(6)
     ours = UNet(6, 6)
     n_plain, n_ours = (sum(p.numel() for p in net.parameters()) for net in (plain, ours))
     assert n_plain == n_ours
@@ -266,8 +169,12 @@ def networks():
         "U-Net": UNet(6, 6, channels=8, patch_size=2),
         "autoencoder": build_autoencoder("AutoencoderKL", layout_for(1, (32, 32))),
         "plain U-Net": script("speed").PlainUNet(6),
-        "judge": script("_common").make_resnet18(3, 2, width=4),
-        "judge of 224 px": script("latent").make_resnet18_224(3, 2),
+        **{
+            f"ResNet-{depth} for {side} px": script("_common").make_resnet(3, 2, side, depth, 4)
+            for depth in (18, 50)
+            for side in (28, 224)
+        },
+        "ViT": script("_common").make_vit(3, 2),
     }
 
 
@@ -293,8 +200,8 @@ def test_the_shortcut_of_a_residual_block_is_the_strided_convolution_of_resnet18
     torch.testing.assert_close(convolution(thinned(x)), expected)
 
 
-def test_folds_never_share_an_image(monkeypatch):
-    module = load_benchmark("ablation", monkeypatch)
+def test_folds_never_share_an_image():
+    module = script("ablation")
     X, y = np.arange(30)[:, None, None], np.arange(30) % 3
     data = {"train": (X[:20], y[:20]), "val": (X[20:], y[20:])}
     seen = []
@@ -459,8 +366,8 @@ def test_flipped_latents_stand_in_for_those_of_flipped_images(latent):
     X, y = np.random.default_rng(0).random((12, 16, 12)), np.arange(12) % 2
     tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
     settings = {"augment": "hflip", "n_variations": 2, **tiny}
-    system = module.latent(ShrinkingAutoencoder, module.FlippingLatents, **settings)
-    predict_proba, classifier = system(X, y, 60.0, 0)
+    system = module.latent(ShrinkingAutoencoder(), module.FlippingLatents, **settings)
+    predict_proba, classifier = system.train(X, y, 60.0, 0, None)
     assert predict_proba(X).shape == (12, 2)
     images, flipped = made[0].images.unflatten(0, (12, 2)).unbind(1)
     torch.testing.assert_close(flipped, images.flip(-1), rtol=0, atol=0)
@@ -489,7 +396,6 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
 
 
 def test_sampling_over_latents_is_measured_as_over_pixels(generation, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "generation", generation)
     module = script("latent_drawing")
     monkeypatch.setattr(generation, "JUDGE_IMAGES", 64)
     monkeypatch.setattr(generation, "JUDGE_WIDTH", 4)

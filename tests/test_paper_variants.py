@@ -1,15 +1,11 @@
 """The benchmark of the paper's variants: one setting each, equal steps, no test split."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from benchmark_scripts import script as import_script
 
 from sklearn_msf import MedSymmFlowClassifier
 
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 SMALL = {
     "folds": 2,
     "steps": 12,
@@ -23,11 +19,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("paper_variants")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return import_script("paper_variants")
 
 
 @pytest.fixture
@@ -57,10 +49,12 @@ def test_a_variant_changes_the_settings_that_it_names_and_no_others(script):
 def test_all_variants_make_the_same_number_of_steps_on_the_same_folds(script, data, monkeypatch):
     monkeypatch.setattr(script, "N_RUNS", 1)
     folds = list(script.parts(data, 2, 0))
+    description = script.describe_data("toy", {"train": data["train"], "val": data["val"]})
     assert [len(y) for _, (_, y) in folds] == [20, 20]
     # 20 images: 3 uneven batches (9, 9, 2) or 2 even ones of 10 in each epoch.
     for variant in (script.PUBLISHED, "even batches"):
-        record = script.run(variant, folds[1], 1, 0, SMALL)
+        record = script.run(variant, folds[1], 1, 0, SMALL, description)
+        assert script.BENCHMARK.current([record]) == [record]
         assert (record["variant"], record["fold"], record["n_steps"]) == (variant, 1, 12)
         assert 0 <= record["auc"] <= 100
         assert np.isfinite([record["log_loss"], record["label_loss"], record["image_loss"]]).all()

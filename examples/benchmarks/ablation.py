@@ -10,19 +10,25 @@ little. No test split is touched.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from _common import (
-    Runs,
+    Benchmark,
+    Records,
     accuracy,
     add_data_options,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
     gemm_gflops,
     group_parameters,
     load,
     local_seconds,
     make_parser,
+    resolved_parameters,
 )
 from sklearn.model_selection import StratifiedKFold
 
@@ -66,6 +72,14 @@ VARIANTS: dict[str, dict] = {
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
+def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that a record must have to count today."""
+    if record["variant"] not in VARIANTS:
+        return None
+    grouped = group_parameters(VARIANTS[record["variant"]])
+    return asked_parameters(MedSymmFlowClassifier(**grouped))
+
+
 def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Arrays, Arrays]]:
     """Training and validation part: the official ones, or those of each fold of both."""
     if not n_folds:
@@ -82,15 +96,18 @@ def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed:
 
     Scores of folds are averaged: probabilities of several models do not rank together.
     """
-    budget = local_seconds(seconds, gemm_gflops())
-    scores, images_seen, rate = [], [], []
+    gflops = gemm_gflops()
+    budget = local_seconds(seconds, gflops)
+    scores, images_seen, rate, fit_seconds = [], [], [], 0.0
     for (X_train, y_train), (X, y) in parts(data, n_folds, seed):
-        parameters = group_parameters(VARIANTS[variant])
-        if "max_epochs" in parameters:
+        grouped = group_parameters(VARIANTS[variant])
+        if "max_epochs" in grouped:
             # The variant gives images seen, which means the same for every data set.
-            parameters["max_epochs"] = math.ceil(parameters["max_epochs"] / len(X_train))
-        classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **parameters)
+            grouped["max_epochs"] = math.ceil(grouped["max_epochs"] / len(X_train))
+        classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **grouped)
+        start = time.perf_counter()
         classifier.fit(X_train, y_train)
+        fit_seconds += time.perf_counter() - start
         start = time.perf_counter()
         p = classifier.predict_proba(X)
         rate.append(len(X) / (time.perf_counter() - start))
@@ -98,12 +115,24 @@ def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed:
         log_loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
         scores.append((100 * auc_score(y, p), 100 * accuracy(y, p), log_loss))
     auc, acc, log_loss = np.mean(scores, axis=0)
-    return {
+    identity = {
         "dataset": name,
         "variant": variant,
         "seed": seed,
         "reference_seconds": seconds,
         "n_folds": n_folds,
+    }
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=fit_seconds,
+        seed=seed,
+        # Of the last fold; the others have as many images.
+        resolved=resolved_parameters(classifier, len(y_train)),
+    )
+    return record | {
         "images_seen": round(np.mean(images_seen)),
         "classified_per_second": round(np.mean(rate)),
         "auc": round(auc, 2),
@@ -153,6 +182,14 @@ def budget_table(records: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+BENCHMARK = Benchmark(
+    "ablation",
+    ("dataset", "variant", "seed", "reference_seconds", "n_folds"),
+    parameters,
+    table,
+)
+
+
 def main():
     parser = make_parser(__doc__, "ablation.json", [0])
     add_data_options(parser, ["retinamnist", "breastmnist"])
@@ -162,17 +199,24 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(arguments.npz)
-    identity = ("dataset", "variant", "seed", "reference_seconds", "n_folds")
-    runs = Runs(arguments.output, identity, table)
-    for seed in arguments.seeds:
-        for variant in arguments.variants:
-            for name in [*arguments.datasets, *files]:
-                if (name, variant, seed, arguments.seconds, arguments.folds) in runs:
+    records = Records(BENCHMARK, arguments.output)
+    for name in [*arguments.datasets, *files]:
+        data = load(name, files)
+        described_data = describe_data(name, data)
+        for seed in arguments.seeds:
+            for variant in arguments.variants:
+                identity = {
+                    "dataset": name,
+                    "variant": variant,
+                    "seed": seed,
+                    "reference_seconds": arguments.seconds,
+                    "n_folds": arguments.folds,
+                }
+                if records.has(identity, described_data):
                     continue
-                data = load(name, files)
-                runs.add(run(name, variant, data, arguments.folds, arguments.seconds, seed))
-                print(runs.records[-1], flush=True)
-    runs.show()
+                records.add(run(name, variant, data, arguments.folds, arguments.seconds, seed))
+                print(records.current[-1], flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

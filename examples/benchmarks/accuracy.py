@@ -3,92 +3,45 @@
 Budgets are reference seconds: seconds of a machine whose float32 matrix product reaches 150
 GFLOP/s on all cores. The script measures its own machine and scales. Each run is added to a
 JSON file as it ends, and runs that the file already has are not repeated, so the benchmark
-can be stopped and continued; a Markdown table is written beside it.
+can be stopped and continued.
 
     python examples/benchmarks/accuracy.py --datasets retinamnist breastmnist --seeds 0 1 2
 
 Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
 """
 
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
-import sklearn
-import torch
 from _common import (
-    Runs,
+    SYSTEMS,
+    Benchmark,
+    Records,
+    Task,
     accuracy,
     add_data_options,
     auc_score,
+    describe_data,
+    described,
+    equal_seconds,
     gemm_gflops,
     load,
     local_seconds,
+    machines,
     make_parser,
     mean_and_spread,
-    resnet18,
 )
-from sklearn.ensemble import HistGradientBoostingClassifier
 
-from sklearn_msf import MedSymmFlowClassifier
-
-SECONDS = {"retinamnist": 200.0}
-DEFAULT_SECONDS = 300.0
-# Data sets that the paper did not train on borrow the settings of the most similar one.
-PAPER_SETTINGS = {"breastmnist": "pneumoniamnist"}
+# Keys of the registry; earlier records call the paper's settings "paper".
+COMPARED = ("defaults", "msf", "resnet18", "boosting")
+TITLES = {key: SYSTEMS[key].title for key in COMPARED} | {"paper": SYSTEMS["msf"].title}
 
 
-# Systems: each takes training data, seconds and a seed and returns a function of images
-
-
-def defaults(name, X, y, seconds, seed):
-    """MedSymmFlowClassifier as it comes."""
-    classifier = MedSymmFlowClassifier(time_budget=seconds, random_state=seed)
-    return classifier.fit(X, y).predict_proba
-
-
-def paper(name, X, y, seconds, seed):
-    """MedSymmFlowClassifier with the paper's settings, stopped after the same time."""
-    settings = PAPER_SETTINGS.get(name, name)
-    known = {"pneumoniamnist", "bloodmnist", "dermamnist", "retinamnist"}
-    classifier = MedSymmFlowClassifier.from_paper(
-        settings if settings in known else "bloodmnist", time_budget=seconds, random_state=seed
-    )
-    return classifier.fit(X, y).predict_proba
-
-
-def boosting(name, X, y, seconds, seed):
-    """Histogram gradient boosting on pixels, a round at a time until the time is up."""
-    start = time.perf_counter()
-    rows = X.reshape(len(X), -1)
-    model = HistGradientBoostingClassifier(
-        max_iter=1, warm_start=True, early_stopping=False, random_state=seed
-    )
-    round_seconds = 0.0
-    while True:
-        now = time.perf_counter() - start
-        if model.max_iter > 1 and (now + round_seconds > seconds or model.max_iter > 500):
-            return lambda images: model.predict_proba(images.reshape(len(images), -1))
-        model.fit(rows, y)
-        model.max_iter += 1
-        round_seconds = time.perf_counter() - start - now
-
-
-SYSTEMS: dict[str, Callable] = {
-    "defaults": defaults,
-    "paper": paper,
-    "resnet18": resnet18,
-    "boosting": boosting,
-}
-TITLES = {
-    "defaults": "MedSymmFlowClassifier()",
-    "paper": "the paper's settings",
-    "resnet18": "ResNet-18",
-    "boosting": "gradient boosting on pixels",
-}
-
-
-# Measuring
+def parameters(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Settings that a record must have to count today."""
+    system = SYSTEMS.get(record["system"])
+    return None if system is None else system.parameters(record["dataset"])
 
 
 def run(system, name, data, reference_seconds, seed):
@@ -96,20 +49,25 @@ def run(system, name, data, reference_seconds, seed):
     gflops = gemm_gflops()
     seconds = local_seconds(reference_seconds, gflops)
     start = time.perf_counter()
-    predict_proba = SYSTEMS[system](name, *data["train"], seconds, seed)
-    fit_seconds = time.perf_counter() - start
-    record = {
+    trained = SYSTEMS[system].train(Task(name, data["train"], data["val"], seconds, seed))
+    identity = {
         "dataset": name,
         "system": system,
         "seed": seed,
         "reference_seconds": reference_seconds,
-        "gemm_gflops": round(gflops, 1),
-        "budget_seconds": round(seconds, 2),
-        "fit_seconds": round(fit_seconds, 2),
     }
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=time.perf_counter() - start,
+        seed=seed,
+        resolved=trained.resolved,
+    )
     for split in ("val", "test"):
         X, y = data[split]
-        p = predict_proba(X)
+        p = trained.predict_proba(X)
         record[f"{split}_auc"] = round(100 * auc_score(y, p), 2)
         record[f"{split}_acc"] = round(100 * accuracy(y, p), 2)
     return record
@@ -122,9 +80,8 @@ def table(records: list[dict]) -> str:
         "|---|---|---|---|---|---|",
     ]
     keys = dict.fromkeys((r["dataset"], r["reference_seconds"], r["system"]) for r in records)
-    for dataset, seconds, system in sorted(
-        keys, key=lambda k: (k[0], k[1], list(SYSTEMS).index(k[2]))
-    ):
+    order = list(TITLES)
+    for dataset, seconds, system in sorted(keys, key=lambda k: (k[0], k[1], order.index(k[2]))):
         chosen = [
             r
             for r in records
@@ -135,34 +92,40 @@ def table(records: list[dict]) -> str:
         lines.append(
             f"| {dataset} | {seconds:g} | {title} | {len(chosen)} | {cells[0]} | {cells[1]} |"
         )
-    gflops = [r["gemm_gflops"] for r in records]
-    machine = (
-        f"{platform.machine()}, {torch.get_num_threads()} CPU threads, float32 matrix product "
-        f"{min(gflops):.0f} to {max(gflops):.0f} GFLOP/s before the runs, torch "
-        f"{torch.__version__}, scikit-learn {sklearn.__version__}"
-    )
-    lines += ["", f"Test splits; mean ± standard deviation over seeds. {machine}."]
+    lines += ["", f"Test splits; mean ± standard deviation over seeds. {machines(records)}."]
     return "\n".join(lines) + "\n"
+
+
+BENCHMARK = Benchmark(
+    "accuracy", ("dataset", "system", "seed", "reference_seconds"), parameters, table
+)
 
 
 def main():
     parser = make_parser(__doc__, "accuracy.json", [0, 1, 2])
     add_data_options(parser, ["retinamnist", "breastmnist"])
-    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", default=list(COMPARED), choices=list(COMPARED))
     parser.add_argument("--seconds", type=float, help="reference seconds for every data set")
     arguments = parser.parse_args()
 
     files = dict(arguments.npz)
-    runs = Runs(arguments.output, ("dataset", "system", "seed", "reference_seconds"), table)
+    records = Records(BENCHMARK, arguments.output)
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
             data = load(name, files)
-            seconds = arguments.seconds or SECONDS.get(name, DEFAULT_SECONDS)
+            described_data = describe_data(name, data)
+            seconds = arguments.seconds or equal_seconds(name)
             for system in arguments.systems:
-                if (name, system, seed, seconds) not in runs:
-                    runs.add(run(system, name, data, seconds, seed))
-                    print(runs.records[-1], flush=True)
-    runs.show()
+                identity = {
+                    "dataset": name,
+                    "system": system,
+                    "seed": seed,
+                    "reference_seconds": seconds,
+                }
+                if not records.has(identity, described_data):
+                    records.add(run(system, name, data, seconds, seed))
+                    print(records.current[-1], flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

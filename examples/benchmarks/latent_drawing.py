@@ -9,18 +9,31 @@ px, the network of ImageNet at 64. Runs that the JSON file has are not repeated.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import (
-    Runs,
+    Benchmark,
+    Records,
     accuracy,
+    asked_parameters,
     auc_score,
+    counts_of,
+    describe_data,
+    described,
     gemm_gflops,
     group_parameters,
     load,
+    machines,
+    make_imagenet_features,
     make_parser,
+    quality,
     reference_seconds,
+    resized,
+    resolved_parameters,
+    sample_images,
 )
 from generation import (
     N_GENERATED,
@@ -29,18 +42,13 @@ from generation import (
     beside,
     changed_classes,
     changed_lines,
-    counts_of,
     grouped,
     lines_of,
-    make_imagenet_features,
     mean_of,
-    quality,
-    sample_images,
     save_grid,
     seeds_of,
     seen_by_imagenet,
 )
-from latent import resized
 from sklearn.metrics import log_loss
 from taef2 import TAEF2
 
@@ -70,6 +78,17 @@ RECIPES = {
 }
 
 
+def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that a record must have to count today."""
+    if record["recipe"] not in RECIPES:
+        return None
+    grouped = group_parameters(RECIPES[record["recipe"]])
+    # Of an autoencoder that is passed as an object the name of the data set tells which it is.
+    settings = asked_parameters(LatentMedSymmFlowClassifier(**grouped))
+    del settings["autoencoder"], settings["encoded_size"]
+    return {**settings, "generated": N_GENERATED, "changed": N_CHANGED, "side": SIDE}
+
+
 class SmallJudge(Judge):
     """Judge that sees images of any size at SIDE pixels."""
 
@@ -91,17 +110,20 @@ def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     start = time.perf_counter()
-    parameters = group_parameters({**settings, "random_state": seed})
-    classifier = LatentMedSymmFlowClassifier(**parameters).fit(X, y)
+    grouped_settings = group_parameters({**settings, "random_state": seed})
+    classifier = LatentMedSymmFlowClassifier(**grouped_settings).fit(X, y)
     seconds = time.perf_counter() - start
-    record = {
-        "dataset": name,
-        "recipe": recipe,
-        "seed": seed,
-        "gemm_gflops": gflops,
-        "reference_seconds": reference_seconds(seconds, gflops),
-        "n_epochs": classifier.n_iter_,
-    }
+    identity = {"dataset": name, "recipe": recipe, "seed": seed}
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=seconds,
+        seed=seed,
+        resolved=resolved_parameters(classifier, len(y)),
+    )
+    record["reference_seconds"] = reference_seconds(seconds, gflops)
     for split in ("val", "test"):
         p = classifier.predict_proba(data[split][0])
         record[split] = {
@@ -171,11 +193,11 @@ def table(records):
     views["KID"] = view("imagenet", "kernel_distance")
     lines += lines_of("In ImageNet features (validation images)", views, seen_by_imagenet(groups))
     lines += changed_lines(groups)
-    gflops = [r["gemm_gflops"] for r in records]
-    lines.append(
-        f"One CPU thread, float32 matrix product {min(gflops):.0f} to {max(gflops):.0f} GFLOP/s."
-    )
+    lines.append(f"{machines(records)}.")
     return "\n".join(lines) + "\n"
+
+
+BENCHMARK = Benchmark("latent_drawing", ("dataset", "recipe", "seed"), parameters, table)
 
 
 def main():
@@ -193,7 +215,8 @@ def main():
             parser.error("busi needs --data and --taef2.")
         name, data = "BUSI 224, TAEF2", load("busi", {"busi": str(arguments.data)})
         settings = {"autoencoder": TAEF2(arguments.taef2)}
-    runs = Runs(arguments.output, ("dataset", "recipe", "seed"), table)
+    records = Records(BENCHMARK, arguments.output)
+    described_data = describe_data(name, data)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     X, y = data["train"]
     judge = SmallJudge(resized(X, SIDE), y)
@@ -202,10 +225,11 @@ def main():
         imagenet = imagenet_at_one_size(imagenet)
     for seed in arguments.seeds:
         for recipe in arguments.recipes:
-            if (name, recipe, seed) in runs:
+            identity = {"dataset": name, "recipe": recipe, "seed": seed}
+            if records.has(identity, described_data):
                 continue
             path = f"latent_drawing_{arguments.data_set}_{recipe.replace(' ', '_')}.png"
-            runs.add(
+            records.add(
                 run(
                     name,
                     data,
@@ -218,7 +242,7 @@ def main():
                 )
             )
             print(name, recipe, seed, flush=True)
-    runs.show()
+    records.show()
 
 
 if __name__ == "__main__":

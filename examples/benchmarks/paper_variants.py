@@ -10,17 +10,30 @@ have the same folds, seeds and number of steps, so that they are compared in pai
 touched. Without further options the network is the paper's, which is for a GPU: the second line is
 a smaller network that a CPU can train.
 
-Each run is added to a JSON file as it ends, and runs that the file has are not repeated. The
-Markdown table beside it has the means, and the differences to the published settings with their
-standard errors.
+Each run is added to a JSON file as it ends, and runs that the file has are not repeated. The table
+has the means, and the differences to the published settings with their standard errors.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from _common import Runs, accuracy, auc_score, group_parameters, load, make_parser
+from _common import (
+    Benchmark,
+    Records,
+    accuracy,
+    asked_parameters,
+    auc_score,
+    describe_data,
+    described,
+    gemm_gflops,
+    group_parameters,
+    load,
+    make_parser,
+    resolved_parameters,
+)
 from ablation import parts
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -49,9 +62,8 @@ SCORES = {"auc": 1, "acc": 1, "log_loss": 3, "label_loss": 4, "image_loss": 4}
 OF_THE_RUN = ("folds", "steps", "batch_size", "channels", "blocks", "patch_size", "learning_rate")
 
 
-def run(variant: str, part: Part, fold: int, seed: int, settings: dict) -> dict:
-    """Train one variant on a fold, and score it on the images that the fold leaves out."""
-    (X_train, y_train), (X, y) = part
+def make(variant: str, settings: Mapping[str, Any]) -> MedSymmFlowClassifier:
+    """Classifier of a variant; its number of epochs follows from the steps and the data."""
     network = {
         "channels": settings["channels"],
         "n_blocks": settings["blocks"],
@@ -60,22 +72,45 @@ def run(variant: str, part: Part, fold: int, seed: int, settings: dict) -> dict:
         "learning_rate": settings["learning_rate"],
         "precision": "float32",
     }
-    parameters = group_parameters({**network, **VARIANTS[variant]})
-    classifier = MedSymmFlowClassifier.from_paper(NAME, random_state=seed, **parameters)
+    grouped = group_parameters({**network, **VARIANTS[variant]})
+    return MedSymmFlowClassifier.from_paper(NAME, **grouped)
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that a record must have to count today."""
+    if record["variant"] not in VARIANTS:
+        return None
+    return {**asked_parameters(make(record["variant"], record)), "runs": N_RUNS}
+
+
+def run(
+    variant: str, part: Part, fold: int, seed: int, settings: dict, data: Mapping[str, Any]
+) -> dict:
+    """Train one variant on a fold, and score it on the images that the fold leaves out.
+
+    `data` describes the images of all folds.
+    """
+    gflops = gemm_gflops()
+    (X_train, y_train), (X, y) = part
+    classifier = make(variant, settings).set_params(random_state=seed)
     even = classifier.optimizer_params["even_batches"]
     steps_an_epoch = count_batches(len(y_train), settings["batch_size"], even=even)
     classifier.set_params(max_epochs=max(1, round(settings["steps"] / steps_an_epoch)))
     start = time.perf_counter()
     classifier.fit(X_train, y_train)
     last = classifier.history_[-1]
-    return {
-        "dataset": NAME,
-        "variant": variant,
-        "seed": seed,
-        "fold": fold,
-        **settings,
+    identity = {"variant": variant, "seed": seed, "fold": fold, **settings}
+    record = described(
+        {"dataset": NAME, **identity},
+        parameters=parameters(identity),
+        data=data,
+        gflops=gflops,
+        seconds=time.perf_counter() - start,
+        seed=seed,
+        resolved=resolved_parameters(classifier, len(y_train)),
+    )
+    return record | {
         "n_steps": classifier.n_iter_ * steps_an_epoch,
-        "seconds": round(time.perf_counter() - start, 1),
         **scores(classifier, X, y),
         # Of the training images, in the last epoch.
         "label_loss": last["label_loss"],
@@ -154,6 +189,9 @@ def difference(differences: Sequence[float], digits: int) -> str:
     return f"{np.mean(differences):+.{digits}f}{error}"
 
 
+BENCHMARK = Benchmark("paper_variants", ("variant", "seed", "fold", *OF_THE_RUN), parameters, table)
+
+
 def main():
     parser = make_parser(__doc__, "paper_variants.json", [0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -167,15 +205,17 @@ def main():
     arguments = parser.parse_args()
 
     data = load(NAME, {})
+    description = describe_data(NAME, {part: data[part] for part in ("train", "val")})
     settings = {key: getattr(arguments, key) for key in OF_THE_RUN}
-    runs = Runs(arguments.output, ("variant", "seed", "fold", *OF_THE_RUN), table)
+    records = Records(BENCHMARK, arguments.output)
     for seed in arguments.seeds:
         for variant in arguments.variants:
             for fold, part in enumerate(parts(data, arguments.folds, seed)):
-                if (variant, seed, fold, *settings.values()) not in runs:
-                    runs.add(run(variant, part, fold, seed, settings))
-                    print(runs.records[-1], flush=True)
-    runs.show()
+                identity = {"variant": variant, "seed": seed, "fold": fold, **settings}
+                if not records.has(identity, description):
+                    records.add(run(variant, part, fold, seed, settings, description))
+                    print(records.current[-1], flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

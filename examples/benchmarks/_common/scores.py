@@ -1,0 +1,48 @@
+"""Scores as the Evaluator of the medmnist package computes them, their intervals and spreads."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+__all__ = ["accuracy", "auc_score", "mean_and_spread", "resampled_interval"]
+
+N_RESAMPLES = 500
+
+
+def auc_score(y_true: np.ndarray, p: np.ndarray) -> float:
+    """Area under the ROC curve: of the positive class, or one against the rest, averaged."""
+    if p.shape[1] == 2:
+        return float(roc_auc_score(y_true, p[:, 1]))
+    return float(np.mean([roc_auc_score(y_true == c, p[:, c]) for c in range(p.shape[1])]))
+
+
+def accuracy(y_true: np.ndarray, p: np.ndarray) -> float:
+    """Fraction of the samples whose most probable class is the label."""
+    predicted = p[:, 1] > 0.5 if p.shape[1] == 2 else p.argmax(axis=1)
+    return float(np.mean(predicted == y_true))
+
+
+def resampled_interval(
+    score: Callable[[np.ndarray, np.ndarray], float],
+    y_true: np.ndarray,
+    p: np.ndarray,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval of a score over test sets: percentiles of resampled test images.
+
+    Resamples that lack a class are left out, because they have no AUC.
+    """
+    rng, n_classes = np.random.default_rng(seed), len(np.unique(y_true))
+    resamples = (rng.integers(len(y_true), size=len(y_true)) for _ in range(N_RESAMPLES))
+    scores = [
+        score(y_true[rows], p[rows]) for rows in resamples if len(set(y_true[rows])) == n_classes
+    ]
+    low, high = np.percentile(scores, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of the values of several seeds; of one seed the value alone."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"

@@ -1,0 +1,446 @@
+"""Systems: everything that the benchmarks train on the same data, in one registry.
+
+A system says how it is trained, what identifies its settings, on which images it works, and which
+kinds of runs it has: for a given time ("equal"), or to the end of its own recipe ("complete").
+"""
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
+
+from _common.command_line import group_parameters
+from _common.data import as_tensor
+from _common.generated import make_imagenet_features
+from _common.networks import MEDMNIST_RECIPE, Recipe, make_resnet, make_vit, train_network
+from _common.records import asked_parameters, resolved_parameters
+from _common.scores import auc_score
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+
+__all__ = [
+    "RESNET18",
+    "SYSTEMS",
+    "System",
+    "Task",
+    "Trained",
+    "equal_seconds",
+    "frozen_backbone",
+    "paper_name",
+]
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Probabilities = Callable[[np.ndarray], np.ndarray]
+
+# Images of more pixels a side are "large": systems over pixels do not take them, those over latents
+# take no others.
+_SMALL = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a system is trained on.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set.
+    train, validation : tuple of ndarray
+        uint8 images, and labels from 0. What the validation part is for depends on the system.
+    seconds : float or None
+        Time after which training ends; None for a complete run.
+    seed : int
+        Seed of the training.
+    """
+
+    name: str
+    train: Arrays
+    validation: Arrays
+    seconds: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained system.
+
+    Attributes
+    ----------
+    predict_proba : callable
+        Maps uint8 images to class probabilities, (n, K).
+    estimator : object or None
+        The fitted estimator, if it is one of the package.
+    images_seen : int or None
+        Number of images in all training steps, where that is known before a run.
+    resolved : dict
+        What "auto" became, and what validation chose.
+    """
+
+    predict_proba: Probabilities
+    estimator: Any = None
+    images_seen: int | None = None
+    resolved: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """A system of the registry.
+
+    Attributes
+    ----------
+    title : str
+        Name in tables.
+    train : callable
+        Maps a :class:`Task` to a :class:`Trained`.
+    parameters : callable
+        Maps the name of a data set to the settings that identify a run.
+    chosen_on : {"validation", "unknown"}
+        On what settings and weights were chosen. Our defaults were chosen on validation splits;
+        nobody knows this of the settings that are the paper's.
+    takes : {"small", "large", "any"}
+        Images that it works on: sides of up to 64 pixels, larger ones, or both.
+    runs : tuple of {"equal", "complete"}
+        Kinds of runs that it has.
+    images_of_complete : callable, optional
+        Maps name and number of training images to the number of images that a complete run sees;
+        None where nobody knows before.
+    package : str, optional
+        Module that must be importable, where it is no dependency of this package.
+    published : str, optional
+        Name of the system whose published figures stand beside.
+    """
+
+    title: str
+    train: Callable[[Task], Trained]
+    parameters: Callable[[str], Mapping[str, Any]]
+    chosen_on: str = "validation"
+    takes: str = "small"
+    runs: tuple[str, ...] = ("equal",)
+    images_of_complete: Callable[[str, int], int] | None = None
+    package: str | None = None
+    published: str | None = None
+
+    def works_on(self, side: int) -> bool:
+        """Whether it takes images of this side."""
+        return self.takes == "any" or (self.takes == "small") == (side <= _SMALL)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package that it needs is there."""
+        return self.package is None or importlib.util.find_spec(self.package) is not None
+
+
+_EQUAL_SECONDS = {"retinamnist": 200.0}
+_DEFAULT_EQUAL_SECONDS = 300.0
+
+
+def equal_seconds(name: str) -> float:
+    """Reference seconds of the runs of equal time on a data set."""
+    return _EQUAL_SECONDS.get(name.partition("@")[0], _DEFAULT_EQUAL_SECONDS)
+
+
+# Estimators of the package
+
+
+def _estimator_system(title: str, make: Callable[[str], Any], **kwargs: Any) -> System:
+    """System of an estimator that `make` makes for the name of a data set."""
+
+    def train(task: Task) -> Trained:
+        estimator = make(task.name)
+        estimator.set_params(time_budget=task.seconds, random_state=task.seed)
+        estimator.fit(*task.train)
+        resolved = resolved_parameters(estimator, len(task.train[1]))
+        return Trained(estimator.predict_proba, estimator, resolved["images_seen"], resolved)
+
+    return System(title, train, lambda name: asked_parameters(make(name)), **kwargs)
+
+
+def _ours(title: str, **parameters: Any) -> System:
+    """Our classifier over pixels; entries of its dict parameters stand beside the others."""
+    grouped = group_parameters(parameters)
+    return _estimator_system(title, lambda name: MedSymmFlowClassifier(**grouped))
+
+
+def paper_name(name: str) -> str:
+    """Data set of the paper whose settings a data set takes: the most similar one."""
+    similar = {
+        "retina": "retinamnist",
+        "derma": "dermamnist",
+        "ham": "dermamnist",
+        "pneumonia": "pneumoniamnist",
+        "breast": "pneumoniamnist",
+        "busi": "pneumoniamnist",
+    }
+    found = (known for start, known in similar.items() if name.lower().startswith(start))
+    return next(found, "bloodmnist")
+
+
+def _papers(title: str, make: Callable[[str], Any], **kwargs: Any) -> System:
+    def images_of_complete(name: str, n_images: int) -> int:
+        return int(make(name).max_epochs) * n_images
+
+    return _estimator_system(
+        title,
+        make,
+        chosen_on="unknown",
+        runs=("equal", "complete"),
+        images_of_complete=images_of_complete,
+        **kwargs,
+    )
+
+
+def _from_paper(label_encoding: str) -> Callable[[str], Any]:
+    return lambda name: MedSymmFlowClassifier.from_paper(
+        paper_name(name), label_encoding=label_encoding
+    )
+
+
+# Plain networks
+
+
+def _network_system(
+    title: str,
+    make: Callable[[int, int, int], nn.Module],
+    recipe: Recipe,
+    settings: Mapping[str, Any],
+    **kwargs: Any,
+) -> System:
+    """System of a network; `settings` says what `make` makes."""
+
+    def train(task: Task) -> Trained:
+        trained = train_network(
+            make,
+            *task.train,
+            task.seed,
+            recipe=recipe,
+            seconds=task.seconds,
+            validation=task.validation,
+        )
+        return Trained(trained.predict_proba, None, trained.images_seen)
+
+    return System(
+        title,
+        train,
+        lambda name: {**settings, **asdict(recipe)},
+        runs=("equal", "complete"),
+        images_of_complete=lambda name, n_images: recipe.epochs * n_images,
+        **kwargs,
+    )
+
+
+def _resnet(title: str, depth: int, side: int, **kwargs: Any) -> System:
+    large = side > _SMALL
+    return _network_system(
+        title,
+        partial(make_resnet, depth=depth),
+        replace(MEDMNIST_RECIPE, side=side) if large else MEDMNIST_RECIPE,
+        {"network": f"ResNet-{depth}", "width": 64},
+        takes="any" if large else "small",
+        **kwargs,
+    )
+
+
+RESNET18 = _resnet("ResNet-18", 18, 28, published="ResNet-18 (28)")
+
+_VIT = {"patch": 4, "width": 192, "depth": 6, "n_heads": 3}
+
+
+# Trees and searches over pixels
+
+
+def _rows(X: np.ndarray) -> np.ndarray:
+    return X.reshape(len(X), -1)
+
+
+_MOST_ROUNDS = 500
+
+
+def _train_boosting(task: Task) -> Trained:
+    """Boost a round at a time until the time is up."""
+    start = time.perf_counter()
+    X, y = task.train
+    model = HistGradientBoostingClassifier(
+        max_iter=1, warm_start=True, early_stopping=False, random_state=task.seed
+    )
+    round_seconds = 0.0
+    while True:
+        now = time.perf_counter() - start
+        done = now + round_seconds > task.seconds or model.max_iter > _MOST_ROUNDS
+        if model.max_iter > 1 and done:
+            break
+        model.fit(_rows(X), y)
+        model.max_iter += 1
+        round_seconds = time.perf_counter() - start - now
+    return Trained(
+        lambda images: model.predict_proba(_rows(images)), resolved={"rounds": model.n_iter_}
+    )
+
+
+def _train_automl(task: Task) -> Trained:
+    """FLAML's search over trees and linear models; each candidate is scored on validation."""
+    from flaml import AutoML
+
+    (X, y), (X_val, y_val) = task.train, task.validation
+    search = AutoML()
+    search.fit(
+        _rows(X),
+        y,
+        X_val=_rows(X_val),
+        y_val=y_val,
+        task="classification",
+        metric="log_loss",
+        time_budget=task.seconds,
+        n_jobs=torch.get_num_threads(),
+        seed=task.seed,
+        # The winner as it was scored: the others do not learn from validation images either.
+        retrain_full=False,
+        verbose=0,
+    )
+    return Trained(
+        lambda images: search.predict_proba(_rows(images)),
+        resolved={"chosen": search.best_estimator},
+    )
+
+
+# Frozen features
+
+_STRENGTHS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+
+
+def _train_on_features(features: Probabilities, task: Task) -> Trained:
+    """Logistic regression on features of a network; validation AUC chooses its strength C."""
+    (X, y), (X_val, y_val) = task.train, task.validation
+    of_train, of_val = features(X), features(X_val)
+
+    def fitted(strength: float) -> Any:
+        linear = LogisticRegression(C=strength, max_iter=2000, random_state=task.seed)
+        return make_pipeline(StandardScaler(), linear).fit(of_train, y)
+
+    models = {strength: fitted(strength) for strength in _STRENGTHS}
+    best = max(models, key=lambda c: auc_score(y_val, models[c].predict_proba(of_val)))
+    return Trained(
+        lambda images: models[best].predict_proba(features(images)),
+        images_seen=len(X) + len(X_val),
+        resolved={"C": best},
+    )
+
+
+def _frozen(title: str, make_features: Callable[[], Any], network: str, **kwargs: Any) -> System:
+    return System(
+        title,
+        lambda task: _train_on_features(make_features(), task),
+        lambda name: {"features": network, "side": 224, "C": _STRENGTHS},
+        takes="any",
+        runs=("complete",),
+        **kwargs,
+    )
+
+
+def frozen_backbone(hub_id: str) -> System:
+    """Logistic regression on the features of a network of transformers.
+
+    Parameters
+    ----------
+    hub_id : str
+        Id on the Hugging Face hub, or a folder.
+    """
+    return _frozen(
+        f"{hub_id}, frozen, logistic regression",
+        lambda: _backbone_features(hub_id),
+        hub_id,
+        package="transformers",
+    )
+
+
+# Means and deviations with which networks of ImageNet are trained.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _backbone_features(hub_id: str) -> Probabilities:
+    """Pooled features: the class token of a transformer, or the mean over all places."""
+    from transformers import AutoModel
+
+    net = AutoModel.from_pretrained(hub_id, use_safetensors=True).eval()
+    side = int(getattr(net.config, "image_size", 224) or 224)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+
+    @torch.inference_mode()
+    def features(X: np.ndarray) -> np.ndarray:
+        parts = []
+        for x in as_tensor(X).split(32):
+            x = F.interpolate(x.expand(-1, 3, -1, -1), (side, side), mode="bilinear")
+            hidden = net(pixel_values=((x + 1) / 2 - mean) / std).last_hidden_state
+            pooled = hidden[:, 0] if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
+            parts.append(pooled)
+        return torch.cat(parts).double().numpy()
+
+    return features
+
+
+SYSTEMS: dict[str, System] = {
+    "symmflow": _papers(
+        "SymmFlow, grayscale (`from_paper`)", _from_paper("grayscale"), published="SymmFlow (28)"
+    ),
+    "msf": _papers("MSF, RGB (`from_paper`)", _from_paper("rgb"), published="MSF (28)"),
+    "msf_simplex": _papers("MSF, simplex codes (`from_paper`)", _from_paper("simplex")),
+    "latmsf": _papers(
+        "LatMSF, the paper's autoencoder (`from_paper`)",
+        lambda name: LatentMedSymmFlowClassifier.from_paper(paper_name(name)),
+        takes="large",
+        package="diffusers",
+        published="LatMSF (224)",
+    ),
+    "latmsf_fit": _papers(
+        "LatMSF's field, autoencoder trained on the data",
+        lambda name: LatentMedSymmFlowClassifier.from_paper(paper_name(name), autoencoder="fit"),
+        takes="large",
+        package="diffusers",
+    ),
+    "defaults": _ours("ours: defaults"),
+    "alone_08": _ours("ours: `classification_fraction=0.8`", classification_fraction=0.8),
+    "alone": _ours("ours: classification alone", classification_fraction=1.0, class_dropout=0.0),
+    "wide": _ours("ours: `channels=64`", channels=64),
+    "latents": _estimator_system(
+        'ours: latents of `autoencoder="fit"`',
+        lambda name: LatentMedSymmFlowClassifier("fit"),
+        takes="large",
+        package="diffusers",
+    ),
+    "resnet18": RESNET18,
+    "resnet50": _resnet("ResNet-50", 50, 28, published="ResNet-50 (28)"),
+    "resnet18_224": _resnet("ResNet-18 at 224 px", 18, 224, published="ResNet-18 (224)"),
+    "resnet50_224": _resnet("ResNet-50 at 224 px", 50, 224, published="ResNet-50 (224)"),
+    "vit": _network_system(
+        "ViT of 6 layers, from scratch (stands for MedViT-S)",
+        partial(make_vit, **_VIT),
+        Recipe(learning_rate=5e-4),
+        {"network": "ViT", **_VIT},
+    ),
+    "automl": System(
+        "AutoML (FLAML) on pixels",
+        _train_automl,
+        lambda name: {"search": "flaml", "metric": "log_loss", "on": "pixels"},
+        package="flaml",
+    ),
+    "boosting": System(
+        "gradient boosting on pixels",
+        _train_boosting,
+        lambda name: {"trees": "HistGradientBoostingClassifier", "rounds": _MOST_ROUNDS},
+    ),
+    "frozen": _frozen(
+        "EfficientNet-Lite0 (ImageNet), frozen, logistic regression",
+        lambda: make_imagenet_features(224),
+        "efficientnet-lite0",
+        package="efficientnet_lite_pytorch",
+    ),
+}

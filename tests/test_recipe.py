@@ -1,0 +1,77 @@
+"""The recipe number: it is raised with every change that moves results."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator.auto_settings import training_settings
+from sklearn_msf._version import RECIPE
+from sklearn_msf.runtime.device import resolve_device
+
+# What tiny models gave with the recipe of this number: training loss, log loss on the training
+# images, mean and deviation of sampled images. Instruction sets and numbers of threads move these
+# by less than 3e-5 of their value.
+NUMBER = 1
+RESULTS = {
+    "adamw": (13.53346, 1.075194, 7.38057, 1.74430),
+    "muon": (13.96276, 1.095323, 7.42771, 1.03316),
+    "paper": (1.66642, 3.86604, 7.4877, 5.68046),
+    "latents": (1.38309, 1.04318, 5.33169, 2.99435),
+}
+# Optimizer and number of epochs that "auto" chooses for a number of images.
+CHOICES = {546: ("muon", 220), 1080: ("muon", 112), 4708: ("muon", 50), 11959: ("muon", 50)}
+REMEDY = (
+    f"Results differ from those of recipe {NUMBER}. If the change was meant, raise RECIPE in "
+    "sklearn_msf/_version.py, and NUMBER and these values with it."
+)
+SMALL = {
+    "channels": 16,
+    "max_epochs": 2,
+    "batch_size": 32,
+    "device": "cpu",
+    "precision": "float32",
+    "random_state": 0,
+}
+PAPERS_NETWORK = {"network_params": {"channel_mult": (1, 2), "n_blocks": 1}, "augment": "flip"}
+
+
+class Means:
+    """An autoencoder whose latents are means of 2 x 2 squares."""
+
+    def encode(self, images):
+        return images.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+
+    def decode(self, latents):
+        return latents.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def make(name):
+    if name == "paper":
+        small = {**SMALL, **PAPERS_NETWORK, "channels": 32}
+        return MedSymmFlowClassifier.from_paper("retinamnist", **small)
+    if name == "latents":
+        return LatentMedSymmFlowClassifier(Means(), **SMALL)
+    return MedSymmFlowClassifier(optimizer=name, **SMALL)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_tiny_model_gives_what_it_gave_when_the_recipe_got_its_number(name):
+    X, y = load_digits(n_class=3, return_X_y=True)
+    X, y = X.reshape(-1, 8, 8)[:96], y[:96]
+    classifier = make(name).fit(X, y)
+    p = classifier.predict_proba(X)
+    images = classifier.sample(n_samples=2, random_state=0, n_steps=4)
+    log_loss = -np.log(p[np.arange(len(y)), y]).mean()
+    found = classifier.loss_curve_[-1], log_loss, images.mean(), images.std()
+    np.testing.assert_allclose(found, RESULTS[name], rtol=3e-4, err_msg=REMEDY)
+    assert RECIPE == NUMBER, REMEDY
+
+
+def test_auto_chooses_as_when_the_recipe_got_its_number():
+    classifier = MedSymmFlowClassifier()
+    found = {}
+    for n_images in CHOICES:
+        settings = training_settings(classifier._parameters(), n_images, resolve_device("cpu"))
+        found[n_images] = settings.optimizer, settings.max_epochs
+    assert found == CHOICES, REMEDY

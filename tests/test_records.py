@@ -1,0 +1,233 @@
+"""Records of benchmarks: what one holds, and which count today."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from benchmark_scripts import script
+from conftest import tiny_classifier
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf._version import RECIPE, __version__
+
+common = script("_common")
+records_module = script("_common.records")
+
+X = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+Y = np.arange(12) % 2
+DATA = {"train": (X, Y)}
+SETTINGS = {"width": 4}
+
+
+def benchmark(settings=SETTINGS):
+    return common.Benchmark(
+        "toy", ("dataset", "seed"), lambda record: settings, lambda rs: f"{len(rs)} runs\n"
+    )
+
+
+def record(seed=0, settings=SETTINGS, data=DATA, **measured):
+    begun = common.described(
+        {"dataset": "toy", "seed": seed},
+        parameters=settings,
+        data=common.describe_data("toy", data),
+        gflops=300.0,
+        seconds=30.0,
+        seed=seed,
+    )
+    return {**begun, **measured}
+
+
+def changed(record, **provenance):
+    return {**record, "provenance": {**record["provenance"], **provenance}}
+
+
+def other_data():
+    images = X.copy()
+    images[0, 0, 0] ^= 1
+    return {"train": (images, Y)}
+
+
+# What a record holds
+
+
+def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
+    classifier = tiny_classifier(optimizer="auto", max_epochs=3).fit(X, Y)
+    begun = common.described(
+        {"dataset": "toy"},
+        parameters=common.asked_parameters(classifier),
+        data=common.describe_data("toy", DATA),
+        gflops=300.0,
+        seconds=30.0,
+        seed=7,
+        resolved=common.resolved_parameters(classifier, len(Y)),
+    )
+    provenance = json.loads(json.dumps(begun))["provenance"]
+    assert provenance["recipe"] == RECIPE
+    assert provenance["version"] == __version__
+    assert provenance["parameters"]["optimizer"] == "auto"
+    assert provenance["parameters"]["channel_mult"] == [1]
+    assert provenance["resolved"]["optimizer"] == "adamw"
+    assert provenance["resolved"]["max_epochs"] == provenance["resolved"]["epochs"] == 3
+    assert provenance["resolved"]["images_seen"] == 36
+    assert provenance["precision"] == "float32"
+    # The machine has twice the rate of the reference.
+    assert (provenance["seconds"], provenance["reference_seconds"]) == (30.0, 60.0)
+    assert provenance["seed"] == 7
+    machine = provenance["machine"]
+    assert machine["instructions"] == torch.backends.cpu.get_cpu_capability()
+    assert machine["threads"] == torch.get_num_threads()
+    assert machine["gflops"] == 300.0
+    assert machine["cpu"]
+    assert provenance["data"]["arrays"] == {
+        "train_images": "(12, 8, 8) uint8",
+        "train_labels": "(12,) int64",
+    }
+
+
+def test_parameters_that_do_not_move_results_are_no_part_of_a_record():
+    asked = common.asked_parameters(MedSymmFlowClassifier(time_budget=3, random_state=1))
+    elsewhere = MedSymmFlowClassifier(device="cpu", verbose=1, checkpoint_dir="runs")
+    assert asked == common.asked_parameters(elsewhere)
+    assert asked != common.asked_parameters(MedSymmFlowClassifier(n_draws=1))
+    wider = MedSymmFlowClassifier(network_params={"dropout": 0.1})
+    assert asked != common.asked_parameters(wider)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        other_data(),
+        {"train": (X.astype(np.int16), Y)},
+        {"train": (X.reshape(12, 64), Y)},
+        {"train": (X, Y[::-1])},
+        {"val": (X, Y)},
+    ],
+    ids=["a bit", "dtype", "shape", "labels", "name"],
+)
+def test_the_digest_of_data_tells_any_difference(other):
+    digest = common.describe_data("toy", DATA)["digest"]
+    assert digest == common.describe_data("renamed", {"train": (X.copy(), Y)})["digest"]
+    assert digest != common.describe_data("toy", other)["digest"]
+
+
+# Which records count
+
+
+def test_records_of_the_same_recipe_parameters_and_data_are_shown_and_not_repeated(tmp_path):
+    records = common.Records(benchmark(), tmp_path / "toy.json")
+    for seed in (0, 1):
+        records.add(record(seed))
+    again = common.Records(benchmark(), tmp_path / "toy.json")
+    data = common.describe_data("toy", DATA)
+    assert again.current == [record(0), record(1)]
+    assert again.has({"dataset": "toy", "seed": 1}, data)
+    assert not again.has({"dataset": "toy", "seed": 2}, data)
+
+
+@pytest.mark.parametrize(
+    "outdated",
+    [
+        changed(record(), recipe=RECIPE + 1),
+        record(settings={"width": 8}),
+        {"dataset": "toy", "seed": 0},
+    ],
+    ids=["recipe", "parameters", "no provenance"],
+)
+def test_records_of_another_recipe_or_other_parameters_do_not_count(tmp_path, outdated):
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps([outdated]))
+    records = common.Records(benchmark(), path)
+    data = common.describe_data("toy", DATA)
+    assert records.current == []
+    assert not records.has({"dataset": "toy", "seed": 0}, data)
+    records.add(record(1))
+    assert records.current == [record(1)]
+    # They are kept: nothing that was measured is lost.
+    assert json.loads(path.read_text()) == [outdated, record(1)]
+
+
+def test_records_of_other_data_under_the_same_name_do_not_count(tmp_path):
+    records = common.Records(benchmark(), tmp_path / "toy.json")
+    records.add(record(0))
+    now = common.describe_data("toy", other_data())
+    assert not records.has({"dataset": "toy", "seed": 0}, now)
+    records.add(record(1, data=other_data()))
+    assert records.current == [record(1, data=other_data())]
+
+
+def test_the_commit_is_only_information():
+    before = changed(record(), commit="before", version="0.0.1")
+    assert benchmark().current([before]) == [before]
+
+
+def test_what_is_averaged_has_one_setting_the_last_one():
+    by_settings = common.Benchmark(
+        "toy", ("dataset", "seed"), lambda r: {"width": r["width"]}, lambda rs: ""
+    )
+    narrow = [record(seed, {"width": 4}, width=4) for seed in (0, 1)]
+    wide = record(2, {"width": 8}, width=8)
+    assert by_settings.current([*narrow, wide]) == [wide]
+
+
+def test_of_a_repeated_run_the_last_record_counts():
+    runs = [record(0, score=1), record(0, score=2)]
+    assert benchmark().current(runs) == runs[1:]
+
+
+def test_what_a_script_no_longer_measures_does_not_count():
+    gone = common.Benchmark("toy", ("dataset",), lambda record: None, lambda rs: "")
+    assert gone.current([record()]) == []
+
+
+def test_records_without_provenance_are_those_of_the_earlier_defaults():
+    earlier = {"dataset": "toy", "seed": 0}
+    assert common.recipe_of(earlier) == common.EARLIER == 0
+    assert benchmark().chosen([earlier, record()], 0) == [earlier]
+    assert benchmark().markdown([earlier, record()], 0) == "1 runs\n"
+
+
+def test_a_table_without_records_says_how_to_measure_it():
+    text = benchmark().markdown([{"dataset": "toy", "seed": 0}])
+    assert f"Not measured yet with recipe {RECIPE}" in text
+    assert "python examples/benchmarks/toy.py" in text
+
+
+def test_a_write_that_fails_leaves_the_records_whole(tmp_path, monkeypatch):
+    path = tmp_path / "toy.json"
+    records = common.Records(benchmark(), path)
+    records.add(record(0))
+    monkeypatch.setattr(records_module.json, "dumps", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        records.add(record(1))
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == [record(0)]
+
+
+# Every script
+
+
+SCRIPTS = (
+    *("accuracy", "ablation", "augmentation", "generation", "latent", "latent_drawing"),
+    *("speed", "uncertainty", "unusual", "paper", "paper_variants", "volumes"),
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_describes_its_records(name):
+    assert script(name).BENCHMARK.script == name
+
+
+def test_settings_of_a_variant_are_part_of_its_record():
+    parameters = script("ablation").BENCHMARK.parameters
+    assert parameters({"variant": "1 draw"})["n_draws"] == 1
+    assert parameters({"variant": "dropped from the script"}) is None
+
+
+def test_what_a_measurement_in_its_own_process_raises_is_raised_here():
+    with pytest.raises(ValueError, match="cannot be measured"):
+        common.in_own_process(fail_in_child)
+
+
+def fail_in_child():
+    raise ValueError("cannot be measured")
