@@ -1,10 +1,24 @@
 """Errors that a caller may want to catch; all are ValueErrors."""
 
-__all__ = ["AutoencoderError", "CheckpointMismatchError", "DivergenceError"]
+__all__ = [
+    "AutoencoderError",
+    "BackboneError",
+    "CheckpointMismatchError",
+    "DivergenceError",
+    "PretrainedModelError",
+]
 
 
-class AutoencoderError(ValueError):
+class PretrainedModelError(ValueError):
+    """A pretrained model cannot be opened or cannot be used."""
+
+
+class AutoencoderError(PretrainedModelError):
     """An autoencoder cannot be opened or cannot be used."""
+
+
+class BackboneError(PretrainedModelError):
+    """A backbone cannot be opened or cannot be used."""
 
 
 class CheckpointMismatchError(ValueError):

@@ -1,15 +1,15 @@
-"""Two files of a repository on the Hugging Face hub: an autoencoder's configuration and weights."""
+"""Files on the Hugging Face hub: configuration and weights of a pretrained model."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import PretrainedModelError
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "HubFiles", "fetch_from_hub", "is_commit", "is_hub_id"]
+__all__ = ["CONFIG_NAME", "HubFiles", "fetch_from_hub", "is_commit", "is_hub_id"]
 
 CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 # A hub that cannot be reached must not cost a noticeable part of a time budget. The client itself
 # waits ten seconds and asks six times.
 _SECONDS_TO_ANSWER = 4
@@ -17,20 +17,17 @@ _ONE_PART = r"(?!\.+(?:/|$))[\w.-]+"
 
 
 class HubFiles(NamedTuple):
-    """Files of an autoencoder in the cache of the hub's client.
+    """Files of one commit in the cache of the hub's client.
 
     Attributes
     ----------
-    config : Path
-        Configuration.
-    weights : Path
-        Weights, in safetensors.
+    files : mapping of str to Path
+        Where each file is, by its name in the repository.
     revision : str
-        Commit that both are from.
+        The commit.
     """
 
-    config: Path
-    weights: Path
+    files: Mapping[str, Path]
     revision: str
 
 
@@ -44,8 +41,10 @@ def is_commit(revision: object) -> bool:
     return isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
-def fetch_from_hub(name: str, revision: str | None = None) -> HubFiles:
-    """Take an autoencoder's two files from the client's cache, or else download them.
+def fetch_from_hub(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str] = ()
+) -> HubFiles:
+    """Take files of a repository from the client's cache, or else download them.
 
     What is in the cache is used without asking the hub. The first question to the hub has a short
     time limit and is asked once.
@@ -54,8 +53,13 @@ def fetch_from_hub(name: str, revision: str | None = None) -> HubFiles:
     ----------
     name : str
         Id on the hub.
-    revision : str, optional
+    revision : str or None
         Commit; None stands for the newest one that the cache, or else the hub, knows.
+    needed : sequence of str
+        Names of the files.
+    optional : sequence of str
+        Names of files that may be missing. If the needed ones are in the cache, the hub is not
+        asked for these.
 
     Returns
     -------
@@ -63,47 +67,62 @@ def fetch_from_hub(name: str, revision: str | None = None) -> HubFiles:
 
     Raises
     ------
-    AutoencoderError
+    PretrainedModelError
         If the files cannot be had, for whatever reason.
     """
     try:
-        return _from_cache(name, revision) or _downloaded(name, revision)
+        found = _from_cache(name, revision, needed, optional)
+        return found or _downloaded(name, revision, needed, optional)
     # Which errors can come depends on the client's version and its network library (requests,
     # httpx), on the proxy and on the disk. All mean the same here.
     except Exception as error:
-        raise AutoencoderError(f"{type(error).__name__}: {_shortened(error)}") from error
+        raise PretrainedModelError(f"{type(error).__name__}: {_shortened(error)}") from error
 
 
-def _from_cache(name: str, revision: str | None) -> HubFiles | None:
+def _from_cache(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
+) -> HubFiles | None:
     from huggingface_hub import try_to_load_from_cache
 
-    config, weights = (
-        try_to_load_from_cache(name, file, revision=revision)
-        for file in (CONFIG_NAME, WEIGHTS_NAME)
-    )
-    if not isinstance(config, str) or not isinstance(weights, str):
-        return None
+    found = {
+        file: try_to_load_from_cache(name, file, revision=revision) for file in (*needed, *optional)
+    }
+    # A file that is not there, or is known to be missing, is no string.
+    files = {file: Path(path) for file, path in found.items() if isinstance(path, str)}
     # The folder of a file in the cache has the name of its commit.
-    found, same = Path(config).parent.name, Path(weights).parent.name
-    return HubFiles(Path(config), Path(weights), found) if found == same else None
+    commits = {path.parent.name for path in files.values()}
+    if len(commits) != 1 or not files.keys() >= set(needed):
+        return None
+    return HubFiles(files, commits.pop())
 
 
-def _downloaded(name: str, revision: str | None) -> HubFiles:
+def _downloaded(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
+) -> HubFiles:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import EntryNotFoundError
 
     asked_for = constants.HF_HUB_ETAG_TIMEOUT
     is_default = asked_for == constants.DEFAULT_ETAG_TIMEOUT
     seconds = _SECONDS_TO_ANSWER if is_default else asked_for
     # Ask once here, because the download would ask again and again where nobody answers.
-    answer = get_hf_file_metadata(hf_hub_url(name, CONFIG_NAME, revision=revision), timeout=seconds)
+    first, *others = needed
+    answer = get_hf_file_metadata(hf_hub_url(name, first, revision=revision), timeout=seconds)
     commit = answer.commit_hash
     if not is_commit(commit) or revision not in (None, commit):
         raise ValueError(f"What answers is no hub: it names the commit {commit!r}.")
     # Without a revision the client notes which commit is the newest one, for the cache.
-    config = Path(hf_hub_download(name, CONFIG_NAME, revision=revision, etag_timeout=seconds))
-    commit = config.parent.name
-    weights = hf_hub_download(name, WEIGHTS_NAME, revision=commit, etag_timeout=seconds)
-    return HubFiles(config, Path(weights), commit)
+    path = Path(hf_hub_download(name, first, revision=revision, etag_timeout=seconds))
+    files, commit = {first: path}, path.parent.name
+    for file in (*others, *optional):
+        try:
+            path = Path(hf_hub_download(name, file, revision=commit, etag_timeout=seconds))
+        except EntryNotFoundError:
+            if file in needed:
+                raise
+        else:
+            files[file] = path
+    return HubFiles(files, commit)
 
 
 def _shortened(error: BaseException) -> str:
