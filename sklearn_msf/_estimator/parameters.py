@@ -149,9 +149,17 @@ def _verbosity(name: str, value: Any) -> None:
         _fail(name, value, "an integer")
 
 
+_AUTOENCODERS = "'auto', 'fit', a hub id, a folder or an object"
+
+
 def _autoencoder(name: str, value: Any) -> None:
-    if value is None or (isinstance(value, str) and value == ""):
-        _fail(name, value, "'auto', 'fit', a hub id, a folder or an object")
+    if isinstance(value, str) and value == "":
+        _fail(name, value, f"{_AUTOENCODERS}, or None with a backbone")
+
+
+def _backbone(name: str, value: Any) -> None:
+    if isinstance(value, str) and value == "":
+        _fail(name, value, "a hub id, a folder, a torch module or None")
 
 
 def _encoded_size(name: str, value: Any) -> None:
@@ -211,6 +219,7 @@ _POSITIVE = check_positive_integer
 PARAMETERS: dict[str, Parameter] = {
     # Parameters of LatentMedSymmFlowClassifier only
     "autoencoder": _row(_autoencoder, "training"),
+    "backbone": _row(_backbone, "training"),
     "encoded_size": _row(_or(None, _encoded_size), "training"),
     "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
     "n_variations": _row(_or("auto", _POSITIVE), "training"),
@@ -289,7 +298,8 @@ def resolve_parameters(
     ------
     ValueError
         For the first parameter of a wrong type or range, with its name and its value; for an
-        unknown entry of a dict; and for label codes that an autoencoder cannot encode.
+        unknown entry of a dict; for label codes that an autoencoder cannot encode; and if there is
+        neither an autoencoder nor a backbone.
     """
     values = with_defaults(parameters, defaults)
     for name, value in values.items():
@@ -297,6 +307,7 @@ def resolve_parameters(
         PARAMETERS[name].check(name if group is None else f"{group}[{name!r}]", value)
     resolved = Parameters(**values)
     if "autoencoder" in values:
+        _check_encoders(resolved)
         _check_latent_codes(resolved)
     return resolved
 
@@ -326,6 +337,19 @@ def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mappi
             f"{group} has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
         )
     return dict(entries)
+
+
+def _check_encoders(p: Parameters) -> None:
+    if p.autoencoder is not None:
+        return
+    if p.backbone is None:
+        _fail("autoencoder", None, f"{_AUTOENCODERS}; None needs a backbone beside it")
+    if p.label_prediction == "velocity":
+        raise ValueError(
+            "label_prediction='velocity' encodes masks of the classes, which a backbone cannot do: "
+            "with autoencoder=None use label_prediction='posterior' in flow_params, or pass an "
+            "autoencoder too."
+        )
 
 
 def _check_latent_codes(p: Parameters) -> None:

@@ -8,8 +8,8 @@ the same time. A torch module gets its inputs on the device of the model, any ot
 on the CPU. Inputs and weights are float32; `encode` may run under bfloat16 autocast.
 
 Attributes are read from the object's `config` or from the object itself: ``in_channels`` (3 without
-it; 1 for gray images), and ``scaling_factor`` and ``shift_factor`` if the latents have a published
-scaling.
+it; 1 for gray images), ``encoder_input_size`` if every image is resized to that side, and
+``scaling_factor`` and ``shift_factor`` if the latents have a published scaling.
 """
 
 import hashlib
@@ -72,6 +72,8 @@ class ImageAutoencoder(FrozenNetwork):
 
     Attributes
     ----------
+    image_size : tuple of int or None
+        Height and width to which the autoencoder itself resizes every image, if it does.
     image_channels : int
         Channels of the images.
     factor : int
@@ -98,8 +100,9 @@ class ImageAutoencoder(FrozenNetwork):
                 )
         super().__init__(autoencoder, source or {"kind": _kind_of(autoencoder)})
         self._has_unit_range = _is_of_diffusers(autoencoder, _OF_UNIT_RANGE)
-        self._fingerprint: tuple[str, Tensor] | None = None
         self.image_channels = int(config_entry(autoencoder, "in_channels", 3))
+        side = config_entry(autoencoder, "encoder_input_size", None)
+        self.image_size = None if side is None else (int(side), int(side))
         scaling = float(config_entry(autoencoder, "scaling_factor", None) or 1)
         shift = float(config_entry(autoencoder, "shift_factor", None) or 0)
         # A factor of 1 is the default and means that none was measured.
@@ -107,7 +110,7 @@ class ImageAutoencoder(FrozenNetwork):
         encoded = self._probe()
         self.latent_channels = encoded.mean.shape[1]
         self.has_deviation = encoded.deviation is not None
-        self.factor = _PROBE_SIDE // encoded.mean.shape[2]
+        self.factor = self._probe_side // encoded.mean.shape[2]
 
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
         """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
@@ -127,18 +130,20 @@ class ImageAutoencoder(FrozenNetwork):
         parts = [self._decode(part) for part in passes]
         return torch.cat(parts)[: len(latents)].to(latents.device)
 
-    def fingerprint(self) -> tuple[str, Tensor]:
-        """Identify this autoencoder by a digest, and by the latents of a fixed image."""
-        if self._fingerprint is None:
-            encoded = self._probe()
-            digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
-            if isinstance(self.module, nn.Module):
-                update_digest(digest, self.module)
-            else:
-                for value in (*encoded, self.decode(encoded.mean)):
-                    digest.update(b"" if value is None else value.cpu().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:16], encoded.mean.cpu()
-        return self._fingerprint
+    def _identify(self) -> tuple[str, Tensor]:
+        """Compute a digest, and the latents of a fixed image."""
+        encoded = self._probe()
+        digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
+        if isinstance(self.module, nn.Module):
+            update_digest(digest, self.module)
+        else:
+            for value in (*encoded, self.decode(encoded.mean)):
+                digest.update(b"" if value is None else value.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16], encoded.mean.cpu()
+
+    @property
+    def _probe_side(self) -> int:
+        return _PROBE_SIDE if self.image_size is None else self.image_size[0]
 
     def _check_sides(self, images: Tensor, latents: Tensor) -> None:
         """Refuse an encoder that resizes images to a size of its own first."""
@@ -171,7 +176,8 @@ class ImageAutoencoder(FrozenNetwork):
 
     def _probe(self) -> Encoded:
         """Encode a fixed image and check the shape of its latents."""
-        ramp = torch.linspace(-1, 1, _PROBE_SIDE)
+        side = self._probe_side
+        ramp = torch.linspace(-1, 1, side)
         waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
         image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
         try:
@@ -185,10 +191,10 @@ class ImageAutoencoder(FrozenNetwork):
                 "attribute in_channels."
             ) from error
         _, channels, height, width = encoded.mean.shape
-        if height != width or not height or _PROBE_SIDE % height or not channels:
+        if height != width or not height or side % height or not channels:
             raise AutoencoderError(
                 f"autoencoder.encode makes latents of shape {tuple(encoded.mean.shape)} of an "
-                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must be divided by the "
+                f"image of {side} x {side} pixels; both sides must be divided by the "
                 "same integer."
             )
         return encoded

@@ -42,6 +42,7 @@ class FrozenNetwork:
         self.module = module
         self.source = source
         self._device = torch.device("cpu")
+        self._fingerprint: tuple[str, Tensor] | None = None
         if isinstance(module, nn.Module):
             # Fix precision and memory layout, so that a copy from a file computes the same.
             nn.Module.float(module.eval().requires_grad_(False))
@@ -58,6 +59,16 @@ class FrozenNetwork:
             self.module.to(device)
             self._device = device
         return self
+
+    def fingerprint(self) -> tuple[str, Tensor]:
+        """Identify the network by a digest, and by what it makes of a fixed image."""
+        if self._fingerprint is None:
+            self._fingerprint = self._identify()
+        return self._fingerprint
+
+    def _identify(self) -> tuple[str, Tensor]:
+        """Compute the fingerprint; each kind of network describes itself."""
+        raise NotImplementedError
 
     def is_made_of(self, given: Any) -> bool:
         """Tell whether this one wraps an object, or a copy of a module that has not changed since.

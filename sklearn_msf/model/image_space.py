@@ -39,6 +39,10 @@ class ImageSpace(Protocol):
     def mask_codes(self) -> Tensor | None:
         """Masks of the classes, (K, C_y, H, W), or None if they are plain colours."""
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether outputs of the field can be converted to images."""
+
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images, (n, n_features), for a single classification."""
 
@@ -110,6 +114,11 @@ class PixelSpace:
     def mask_codes(self) -> Tensor | None:
         """None, because masks are plain colours."""
         return None
+
+    @property
+    def makes_images(self) -> bool:
+        """True, because outputs of the field are images."""
+        return True
 
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are converted and moved to the device batch by batch."""
