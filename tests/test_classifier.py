@@ -479,6 +479,7 @@ ONLY_OVER_LATENTS = {
     "label_decoding",
     "n_variations",
     "cache_bytes",
+    "backbone",
 }
 
 

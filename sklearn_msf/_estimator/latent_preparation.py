@@ -195,7 +195,7 @@ class LatentPreparation:
         if self._autoencoder is not None:
             space = self._with_latents(space, images, self._autoencoder.to(self._device))
         if self._backbone is not None:
-            space = self._with_features(space, images, self._backbone.to(self._device))
+            space = self._with_features(space, samples, self._backbone.to(self._device))
         return space
 
     def _with_latents(
@@ -208,14 +208,16 @@ class LatentPreparation:
         return replace(space, autoencoder=autoencoder, scaling=scaling)
 
     def _with_features(
-        self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone
+        self, space: LatentSpace, samples: TrainingSamples, backbone: ImageBackbone
     ) -> LatentSpace:
         size = backbone.preprocessing.size or space.image_format.size
         if space.autoencoder is None and self._p.encoded_size is not None:
             height, width = np.broadcast_to(self._p.encoded_size, 2).tolist()
             size = height, width
         check_encoded_size(size, space.image_format.size)
-        features = learn_features(images, backbone, size, self._precision)
+        features = learn_features(
+            samples.images, samples.weights, samples.n_images, backbone, size, self._precision
+        )
         if space.autoencoder is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)

@@ -194,8 +194,9 @@ def vision_model(module: nn.Module) -> nn.Module:
     tower = getattr(module, "vision_model", None)
     if isinstance(tower, nn.Module) and hasattr(module.config, "vision_config"):
         return tower
-    base = getattr(module, "base_model", module)
-    return base if isinstance(base, nn.Module) else module
+    # Some models call a part of theirs that takes no images their base.
+    base = getattr(module, "base_model", None)
+    return base if isinstance(base, nn.Module) and "pixel_values" in _arguments(base) else module
 
 
 def _arguments(module: nn.Module) -> set[str]:

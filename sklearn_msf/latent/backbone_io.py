@@ -116,7 +116,8 @@ def _check_source(source: Any, digest: Any) -> None:
     is_named = kind != "hub" or (is_hub_id(source["id"]) and is_commit(source["revision"]))
     if kind not in ("hub", "folder", "object") or not is_named:
         raise ArchiveError(f"The model names an invalid backbone: {source!r}.")
-    if not isinstance(digest, str) or not (licence is None or isinstance(licence, str)):
+    is_licence = licence is None or (isinstance(licence, str) and licence.isprintable())
+    if not isinstance(digest, str) or not is_licence:
         raise ArchiveError(f"The model describes its backbone by {digest!r} and {licence!r}.")
 
 

@@ -61,7 +61,7 @@ _OF_LAYERS = ("layer", "depth", "block", "stage")
 _OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "backbone_config")
 # Layers behind the map of features, which a file may lack: class heads are left out of it.
 _BEHIND_THE_MAP = ("pooler.", "head.", "vision_model.head.")
-_MAX_CARD_BYTES = 2**20
+_MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
 _N_COLOURS = 3
 
 
@@ -162,7 +162,8 @@ def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) ->
     weights = read_weights(_KIND, name, weights_path)
     try:
         module = _built(config, weights)
-    except UNEXPECTED_VALUE_ERRORS as error:
+    # transformers checks configurations by error classes of its own, which differ by version.
+    except Exception as error:
         raise BackboneError(
             f"backbone={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
@@ -390,4 +391,6 @@ def _licence(card: Path | None) -> str | None:
     # A card is written by hand, and can hold anything. It is not worth an error.
     except Exception:
         return None
-    return licence if isinstance(licence, str) and licence.isprintable() else None
+    if not isinstance(licence, str) or not licence.isprintable():
+        return None
+    return licence[:_MAX_LICENCE]
