@@ -62,16 +62,22 @@ def test_the_first_images_of_each_class_are_taken(benchmark):
     assert y.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_an_interval_of_equal_predictions_is_zero_and_of_better_ones_above(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, "N_RESAMPLED", 50)
+def test_an_interval_of_equal_predictions_is_zero_and_of_better_ones_above(benchmark):
     certain = np.eye(3)[CLASSES]
     unsure = np.full((30, 3), 1 / 3)
 
     def records(*predictions):
         return [{"labels": CLASSES.tolist(), "probabilities": p.tolist()} for p in predictions]
 
-    score = benchmark.auc_score
-    same = benchmark.paired_interval(records(certain, certain), records(certain), score)
+    same = benchmark.paired_interval(records(certain, certain), records(certain))
     assert same.tolist() == [0.0, 0.0]
-    better = benchmark.paired_interval(records(certain), records(unsure), score)
+    better = benchmark.paired_interval(records(certain), records(unsure))
     assert better.tolist() == [50.0, 50.0]
+
+
+def test_the_auc_of_repeated_images_is_that_of_their_copies(benchmark):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 30).round(1)
+    counts = np.array([np.ones(30, dtype=int), rng.integers(1, 4, 30)])
+    wanted = [benchmark.auc_score(CLASSES.repeat(n), p.repeat(n, axis=0)) for n in counts]
+    np.testing.assert_allclose(benchmark.resampled_auc(CLASSES, p, counts), wanted)

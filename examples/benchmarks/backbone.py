@@ -187,24 +187,38 @@ def measure(name, data, system, title, seed, budget, limits, n_images):
     }
 
 
-def paired_interval(records, references, score, seed=0):
-    """95 % interval of the difference to the reference, over resampled test images.
+def paired_interval(records, references, seed=0):
+    """95 % interval of the difference in AUC to the reference, over resampled test images.
 
     Both are means over their seeds, on the same resampled images.
     """
     y = np.array(records[0]["labels"])
-    mine, theirs = (
-        [np.array(r["probabilities"]) for r in group] for group in (records, references)
-    )
+    n = len(y)
     rng = np.random.default_rng(seed)
-    differences = []
-    while len(differences) < N_RESAMPLED:
-        rows = rng.integers(0, len(y), len(y))
-        if len(np.unique(y[rows])) < len(np.unique(y)):
-            continue
-        means = [np.mean([score(y[rows], p[rows]) for p in group]) for group in (mine, theirs)]
-        differences.append(means[0] - means[1])
-    return 100 * np.quantile(differences, [0.025, 0.975])
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLED)
+    # Resampled images without a class have no AUC.
+    counts = counts[np.all([counts[:, y == c].any(axis=1) for c in np.unique(y)], axis=0)]
+    mine, theirs = (
+        np.mean([resampled_auc(y, np.array(r["probabilities"]), counts) for r in group], axis=0)
+        for group in (records, references)
+    )
+    return 100 * np.quantile(mine - theirs, [0.025, 0.975])
+
+
+def resampled_auc(y, p, counts):
+    """Mean AUC of one class against the rest, for each row of numbers of repetitions.
+
+    The AUC is the fraction of the pairs of an image of the class and another one that are in
+    order; repeated images are in as many pairs.
+    """
+    aucs = []
+    for c in range(p.shape[1]):
+        of_class, others = counts[:, y == c], counts[:, y != c]
+        mine, theirs = p[y == c, c][:, None], p[y != c, c]
+        in_order = (mine > theirs) + 0.5 * (mine == theirs)
+        pairs = of_class.sum(axis=1) * others.sum(axis=1)
+        aucs.append(((of_class @ in_order) * others).sum(axis=1) / pairs)
+    return np.mean(aucs, axis=0)
 
 
 def table(records):
@@ -224,7 +238,7 @@ def table(records):
         )
         against = ""
         if references and system != REFERENCE:
-            low, high = paired_interval(group, references, auc_score)
+            low, high = paired_interval(group, references)
             against = f"{low:+.1f} to {high:+.1f}"
         scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
         name = dataset if n_images is None else f"{dataset}, {n_images} images"
