@@ -286,6 +286,19 @@ def test_a_folder_is_not_in_the_files_of_a_model(tmp_path):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
 
 
+def test_an_object_that_has_recorded_its_layers_is_pickled():
+    model = tiny_vision_model("Dinov2")
+    model.image_mean, model.image_std = [0.5] * 3, [0.5] * 3
+    model(pixel_values=IMAGES, output_hidden_states=True)
+    model.config.output_hidden_states = True
+    unfitted = tiny_feature_classifier(backbone=model, max_epochs=1)
+    classifier = pickle.loads(pickle.dumps(unfitted)).fit(X, Y)
+    opened = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    again = opened.backbone_(pixel_values=IMAGES, output_hidden_states=True)
+    assert len(again.hidden_states) == 2
+
+
 def test_an_object_says_how_its_images_are_normalised():
     model = tiny_vision_model("Dinov2")
     with pytest.raises(BackboneError, match="set its attributes image_mean and image_std"):

@@ -1,6 +1,5 @@
 """Fitted models as plain state for pickles, so that a machine without a GPU can open them."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from sklearn_msf._estimator.latent_preparation import (
 from sklearn_msf._estimator.rejection import RejectionRule
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
+from sklearn_msf.latent.frozen_network import copy_to_pickle
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace, PixelSpace
@@ -129,8 +129,7 @@ def _with_encoders_once(state: dict[str, Any]) -> dict[str, Any]:
             if isinstance(space, LatentSpace) and space.wraps(name, given):
                 replaced[id(given)] = OBJECT
             else:
-                is_module = isinstance(given, torch.nn.Module)
-                replaced[id(given)] = copy.deepcopy(given).cpu() if is_module else given
+                replaced[id(given)] = copy_to_pickle(given)
         return replaced[id(given)]
 
     for name in ENCODERS:

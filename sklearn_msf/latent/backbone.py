@@ -93,6 +93,10 @@ class ImageBackbone(FrozenNetwork):
         self.preprocessing = preprocessing
         self.image_channels = len(preprocessing.mean)
         self._of_transformers = is_of_transformers(module)
+        if self._of_transformers:
+            # Recording what layers return changes the model, and threads would do it at once.
+            for name in ("output_hidden_states", "output_attentions"):
+                setattr(module.config, name, False)
         # Without it a model of transformers refuses every other size than it was trained with.
         self._options = {}
         if self._of_transformers and "interpolate_pos_encoding" in _arguments(module):

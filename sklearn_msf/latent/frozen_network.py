@@ -4,6 +4,7 @@ A network is fixed when it is wrapped: evaluation mode, float32 weights, one mem
 gradients. It is identified by a digest, and computes in passes of a constant number of images.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 
 from sklearn_msf.runtime.device import to_channels_last
 
-__all__ = ["FrozenNetwork", "config_entry", "equal_passes", "plain_config", "update_digest"]
+__all__ = [
+    "FrozenNetwork",
+    "config_entry",
+    "copy_to_pickle",
+    "equal_passes",
+    "plain_config",
+    "update_digest",
+]
 
 # Every pass is padded to the same number of images, because kernels round differently for other
 # batch sizes; a small number keeps the padding of a single image cheap.
 _MAX_ROWS_A_PASS = 16
+# By this attribute transformers knows that a model has its hooks.
+_HOOKS_INSTALLED = "_output_capturing_hooks_installed"
 
 
 class FrozenNetwork:
@@ -86,6 +96,24 @@ class FrozenNetwork:
             and mine.keys() == its.keys()
             and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
         )
+
+
+def copy_to_pickle(module: Any) -> Any:
+    """Copy a torch module to the CPU; return any other object as it is.
+
+    A pickle from a GPU must open on a machine without one. Hooks by which transformers records what
+    layers return are left out: they are local functions, which no pickle takes, and it installs
+    them again when they are needed.
+    """
+    if not isinstance(module, nn.Module):
+        return module
+    copied = copy.deepcopy(module).cpu()
+    for part in copied.modules():
+        for number, hook in list(part._forward_hooks.items()):
+            if getattr(hook, "__module__", "").startswith("transformers."):
+                del part._forward_hooks[number]
+        vars(part).pop(_HOOKS_INSTALLED, None)
+    return copied
 
 
 def config_entry(network: Any, name: str, default: Any) -> Any:

@@ -4,14 +4,13 @@ The channels of the field are the latent of an autoencoder, the features of a ba
 latent and beside it the features. Only the latent is decoded.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
@@ -32,7 +31,7 @@ from sklearn_msf.latent.autoencoder_io import (
 from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain, is_same_output
-from sklearn_msf.latent.frozen_network import FrozenNetwork
+from sklearn_msf.latent.frozen_network import FrozenNetwork, copy_to_pickle
 from sklearn_msf.latent.scaling import (
     ENCODED_AT_ONCE,
     LatentScaling,
@@ -361,14 +360,14 @@ class LatentSpace:
             metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
             check_autoencoder(metadata, tensors)
             is_object = metadata["kind"] == "object"
-            module = _on_cpu(self.autoencoder.module) if is_object else None
+            module = copy_to_pickle(self.autoencoder.module) if is_object else None
             state["autoencoder"] = [metadata, tensors, module]
         if self.features is not None:
             backbone = self.features.backbone
             state["features"] = {
                 **vars(self.features),
                 "backbone": [
-                    _on_cpu(backbone.module),
+                    copy_to_pickle(backbone.module),
                     dict(vars(backbone.preprocessing)),
                     dict(backbone.source),
                 ],
@@ -401,11 +400,6 @@ class LatentSpace:
         """Move the encoders."""
         for encoder in self._encoders:
             encoder.to(device)
-
-
-def _on_cpu(module: Any) -> Any:
-    """Copy a module to the CPU: a pickle from a GPU must open on a machine without one."""
-    return copy.deepcopy(module).cpu() if isinstance(module, nn.Module) else module
 
 
 def _latents_from_plain(
