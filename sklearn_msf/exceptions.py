@@ -2,15 +2,25 @@
 
 __all__ = [
     "AutoencoderError",
+    "BackboneError",
     "CheckpointMismatchError",
     "DivergenceError",
     "HubError",
+    "PretrainedModelError",
     "ProcessGroupError",
 ]
 
 
-class AutoencoderError(ValueError):
+class PretrainedModelError(ValueError):
+    """A pretrained model cannot be opened or cannot be used."""
+
+
+class AutoencoderError(PretrainedModelError):
     """An autoencoder cannot be opened or cannot be used."""
+
+
+class BackboneError(PretrainedModelError):
+    """A backbone cannot be opened or cannot be used."""
 
 
 class CheckpointMismatchError(ValueError):

@@ -6,10 +6,15 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
-from sklearn_msf._estimator.latent_preparation import OBJECT, LatentPreparation
+from sklearn_msf._estimator.latent_preparation import (
+    ENCODERS,
+    OBJECT,
+    LatentPreparation,
+    encoder_parameter,
+)
 from sklearn_msf._estimator.paper import latent_paper_settings
 from sklearn_msf._estimator.preparation import Preparation
-from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.latent.latent_space import GivenEncoders, LatentSpace
 
 __all__ = ["LatentMedSymmFlowClassifier"]
 
@@ -35,11 +40,28 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           documentation;
         - "fit" first trains a small ``AutoencoderKL`` on X;
         - "auto" is the paper's autoencoder from the hub or its cache if it can be had, else "fit",
-          with a warning.
+          with a warning;
+        - None works with a `backbone` only, on its features alone: everything but generating
+          images.
+    backbone : str or module, default=None
+        Frozen pretrained encoder whose features are further channels of the field, beside the
+        latents ("joint latents"). They help to classify; only the latents are decoded:
+
+        - an id on the Hugging Face hub or a folder with a vision model of transformers. Only
+          ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` and the licence in
+          ``README.md`` are read, and no code of a repository is run. What is in the hub's cache is
+          used without asking the hub. A Path is always a folder;
+        - a vision model of transformers as an object;
+        - any torch module whose forward makes maps (n, C, h, w) of images (n, 3, H, W) in [-1, 1],
+          with an attribute ``image_size`` if it takes images of one size only.
+
+        See "Backbones" in the documentation.
     encoded_size : int or tuple of int, default=None
         Side, or height and width, to which images are resized before they are encoded. It must be a
         multiple of the autoencoder's factor (side of an image divided by side of its latents).
-        None rounds the size of the images up to the next multiple. The paper uses 256.
+        None rounds the size of the images up to the next multiple. The paper uses 256. It is for
+        the autoencoder; with ``autoencoder=None`` it is for the backbone, which otherwise gets
+        images of the size that it was trained with, or of that of X.
     label_decoding : {"latent", "pixel"}, default="latent"
         How a predicted mask is compared with the classes if ``label_prediction="velocity"``.
         "latent": with the encoded masks of the classes. "pixel": the mask is decoded and compared
@@ -68,14 +90,16 @@ verbose
         "denoised", "image_weight": 0.7, "class_dropout": 0.1}``, ``network_params={"dropout":
         0.2}``. With ``label_prediction="posterior"`` masks are plain colours at the size of the
         latents. With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. A
-        `time_budget` includes opening and training of the autoencoder and the encoding; with "fit"
+        `time_budget` includes opening and training of the encoders and the encoding; with "fit"
         a third of it is for the autoencoder. If it is over before training begins, `fit` raises a
         ValueError.
 
     Attributes
     ----------
     autoencoder_ : object
-        The autoencoder that was opened, trained or passed (a torch module as a copy).
+        The autoencoder that was opened, trained or passed (a torch module as a copy), or None.
+    backbone_ : module or None
+        A copy of the backbone that was opened or passed.
     model_, classes_, n_features_in_, feature_names_in_, image_shape_, n_iter_, history_, \
 loss_curve_, rejection_, hub_source_
         As in :class:`MedSymmFlowClassifier`.
@@ -130,6 +154,7 @@ loss_curve_, rejection_, hub_source_
         self,
         autoencoder: Any = "auto",
         *,
+        backbone: Any = None,
         encoded_size: int | Sequence[int] | None = None,
         label_decoding: str = "latent",
         n_variations: int | str = "auto",
@@ -167,27 +192,41 @@ loss_curve_, rejection_, hub_source_
 
     @property
     def autoencoder_(self) -> Any:
-        """The autoencoder that was opened, trained or passed (a torch module as a copy)."""
+        """The autoencoder that was opened, trained or passed, a torch module as a copy; or None."""
         space = self.model_.space
         assert isinstance(space, LatentSpace)
-        return space.autoencoder.module
+        return space.module_of("autoencoder")
+
+    @property
+    def backbone_(self) -> Any:
+        """The backbone that was opened or passed, as a copy; None without one."""
+        space = self.model_.space
+        assert isinstance(space, LatentSpace)
+        return space.module_of("backbone")
 
     def _saved_parameters(self) -> dict[str, Any]:
         parameters = super()._saved_parameters()
-        if not isinstance(parameters["autoencoder"], (str, PathLike)):
-            parameters["autoencoder"] = OBJECT
+        for name in ENCODERS:
+            if not isinstance(parameters[name], (str, PathLike, type(None))):
+                parameters[name] = OBJECT
         return parameters
 
     @classmethod
     def from_pretrained(
-        cls, folder: Any, autoencoder: Any = None, *, revision: str | None = None
+        cls,
+        folder: Any,
+        autoencoder: Any = None,
+        backbone: Any = None,
+        *,
+        revision: str | None = None,
     ) -> "LatentMedSymmFlowClassifier":
         """Open a model that :meth:`save_pretrained` saved or :meth:`push_to_hub` uploaded.
 
         Nothing in the files is executed. The files contain an autoencoder that was trained with the
         model, opened from a folder or passed as an object of diffusers. An autoencoder from the hub
         is named in the files by id and revision, and opened from the hub or its cache, never from
-        another folder.
+        another folder. A backbone from the hub is named likewise, with a digest of its weights; the
+        files contain no other backbone.
 
         Parameters
         ----------
@@ -198,6 +237,9 @@ loss_curve_, rejection_, hub_source_
         autoencoder : str or object, optional
             Autoencoder of a model whose files do not contain it: a folder, an id on the hub, or an
             object with `encode` and `decode`.
+        backbone : str or module, optional
+            Backbone of a model whose files do not name one of the hub, because it was a folder or
+            a module.
         revision : str, default=None
             Commit, branch or tag of a model on the hub. A branch or a tag is looked up at the hub,
             and in its cache if the hub does not answer. None is the newest commit that the cache,
@@ -218,15 +260,20 @@ loss_curve_, rejection_, hub_source_
         ValueError
             For files that were cut off, changed or exchanged, for a model of another class, for a
             `revision` of a folder, and for an autoencoder that cannot be opened, makes other
-            latents than the original one, or is passed although the files contain it.
+            latents than the original one, or is passed although the files contain it. The same for
+            a backbone, and for one whose weights have changed since.
         ImportError
-            If the model needs diffusers or huggingface_hub and it is not installed.
+            If the model needs diffusers, transformers or huggingface_hub and it is not installed.
         """
-        read_space = partial(LatentPreparation.read_space, given=autoencoder)
+        given = GivenEncoders(autoencoder, backbone)
+        read_space = partial(LatentPreparation.read_space, given=given)
         estimator = cls._open(folder, revision, read_space)
-        if isinstance(estimator.autoencoder, str) and estimator.autoencoder == OBJECT:
-            opened = estimator.autoencoder_ if autoencoder is None else autoencoder
-            estimator.autoencoder = opened
+        space = estimator.model_.space
+        assert isinstance(space, LatentSpace)
+        for name in ENCODERS:
+            saved = getattr(estimator, name)
+            opened = encoder_parameter(saved, getattr(given, name), space.module_of(name))
+            setattr(estimator, name, opened)
         return estimator
 
     @classmethod

@@ -2,8 +2,10 @@
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,12 +104,82 @@ def autoencoder_folder():
     return folder
 
 
+class TinyBackbone(torch.nn.Module):
+    """One convolution: maps of 12 channels, at half of the sides, of images of any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 12, 2, 2)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.data.normal_(generator=generator)
+
+    def forward(self, images):
+        return self.conv(images).relu()
+
+
+TINY_SIDES = {"hidden_size": 16, "intermediate_size": 16, "image_size": 32, "patch_size": 8}
+TINY_VISION = {**TINY_SIDES, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def tiny_vision_model(kind="Dinov2WithRegisters", **overrides):
+    """A vision model of transformers with random weights, for images of 32 pixels."""
+    import transformers
+
+    hierarchical = {
+        "ConvNext": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
+        "Swin": {
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [2, 2],
+            "window_size": 2,
+            "image_size": 32,
+            "patch_size": 4,
+        },
+    }
+    config = {**hierarchical.get(kind, TINY_VISION), **overrides}
+    torch.manual_seed(0)
+    described = getattr(transformers, f"{kind}Config")(**config)
+    return getattr(transformers, f"{kind}Model")(described).eval()
+
+
+def save_vision_model(model, folder, **preprocessing):
+    """Save a model of transformers beside a preprocessor_config.json."""
+    model.save_pretrained(folder)
+    entries = {
+        "size": {"height": 32, "width": 32},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        **preprocessing,
+    }
+    Path(folder, "preprocessor_config.json").write_text(json.dumps(entries))
+
+
+@functools.cache
+def backbone_folder():
+    """Where a tiny DINOv2 with registers and random weights is."""
+    folder = tempfile.mkdtemp(prefix="sklearn_msf")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_vision_model(tiny_vision_model(), folder)
+    return folder
+
+
 def tiny_latent_classifier(**overrides):
     settings = {"autoencoder": autoencoder_folder(), **TINY, **overrides}
     return LatentMedSymmFlowClassifier(**grouped(settings))
 
 
+def tiny_joint_classifier(**overrides):
+    return tiny_latent_classifier(**{"backbone": TinyBackbone(), **overrides})
+
+
+def tiny_feature_classifier(**overrides):
+    return tiny_joint_classifier(**{"autoencoder": None, **overrides})
+
+
 CLASSIFIERS = {"pixels": tiny_classifier, "latents": tiny_latent_classifier}
+# With the features of a backbone: tests/test_joint_latents.py repeats tests of others over these.
+JOINT_CLASSIFIERS = {"joint": tiny_joint_classifier, "features": tiny_feature_classifier}
 
 
 @pytest.fixture(scope="session", params=CLASSIFIERS)
@@ -131,9 +203,8 @@ def digits():
 @functools.cache
 def fitted_classifier(kind):
     """One fit a process; pytest makes a fixture with parameters anew at each change of them."""
-    return CLASSIFIERS[kind](channels=16, max_epochs=30, classification_fraction=0.5).fit(
-        *three_digits()
-    )
+    make = {**CLASSIFIERS, **JOINT_CLASSIFIERS}[kind]
+    return make(channels=16, max_epochs=30, classification_fraction=0.5).fit(*three_digits())
 
 
 @pytest.fixture(scope="session", params=CLASSIFIERS)

@@ -30,10 +30,10 @@ def folder(tmp_path):
 def no_hub(monkeypatch):
     """Fail where the hub is asked."""
 
-    def asked(name, revision=None):
+    def asked(name, *arguments):
         raise AssertionError(f"the hub was asked for {name}")
 
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_opening.fetch_from_hub", asked)
+    monkeypatch.setattr("sklearn_msf.latent.model_files.fetch_from_hub", asked)
 
 
 def edit_config(folder, **changes):

@@ -494,6 +494,7 @@ ONLY_OVER_LATENTS = {
     "label_decoding",
     "n_variations",
     "cache_bytes",
+    "backbone",
 }
 # Parameters, and entries of dict parameters, that the other class lacks.
 ONLY_OVER_PIXELS = {"input_size", "n_spatial_dims"}

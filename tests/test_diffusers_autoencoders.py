@@ -38,8 +38,22 @@ def deep_compression():
     )
 
 
+def representation():
+    """AutoencoderRAE over DINOv2: every image is resized to 56 pixels, 4 x 4 patches."""
+    return diffusers.AutoencoderRAE(
+        encoder_hidden_size=64,
+        encoder_num_hidden_layers=1,
+        encoder_input_size=56,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+        patch_size=4,
+    )
+
+
 class RepresentationLike(nn.Module):
-    """Returns what AutoencoderRAE returns, which itself needs an encoder of transformers."""
+    """Returns what AutoencoderRAE returns, for images of any size."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +89,8 @@ def quantized():
 
 KINDS = {
     "DC": deep_compression,
-    "RAE": RepresentationLike,
+    "RAE": representation,
+    "like RAE": RepresentationLike,
     "asymmetric": asymmetric,
     "quantized": quantized,
 }
@@ -91,6 +106,14 @@ def test_latents_are_read_where_encode_returns_them_as_latent(make):
         torch.testing.assert_close(autoencoder.decode(mean), module.decode(mean).sample)
     assert deviation is None
     assert autoencoder.factor == 16 // mean.shape[2]
+
+
+def test_a_representation_autoencoder_gets_images_of_its_own_size():
+    autoencoder = ImageAutoencoder(representation())
+    assert (autoencoder.image_size, autoencoder.factor) == ((56, 56), 14)
+    classifier = tiny_latent_classifier(autoencoder=representation(), max_epochs=1).fit(X, Y)
+    assert classifier.model_.space.scaling.size == (56, 56)
+    assert classifier.model_.space.shape == (64, 4, 4)
 
 
 def test_the_scaling_that_a_deep_compression_autoencoder_publishes_is_used():

@@ -73,12 +73,11 @@ def test_auto_trains_one_where_the_papers_cannot_be_opened(short_fitting, monkey
 def test_auto_takes_the_papers_where_it_can_be_opened(monkeypatch):
     folder, asked = Path(autoencoder_folder()), []
 
-    def from_hub(name, revision=None):
+    def from_hub(name, revision, needed, optional):
         asked.append(name)
-        weights = folder / "diffusion_pytorch_model.safetensors"
-        return HubFiles(folder / "config.json", weights, "0" * 40)
+        return HubFiles({file: folder / file for file in needed}, "0" * 40)
 
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_opening.fetch_from_hub", from_hub)
+    monkeypatch.setattr("sklearn_msf.latent.model_files.fetch_from_hub", from_hub)
     classifier = tiny_latent_classifier(autoencoder="auto").fit(X, Y)
     assert asked == ["stabilityai/sd-vae-ft-mse"]
     assert tuple(classifier.autoencoder_.config.block_out_channels) == (8, 8)

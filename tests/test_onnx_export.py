@@ -13,7 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import Averages, tiny_classifier, tiny_latent_classifier
+from conftest import (
+    Averages,
+    tiny_classifier,
+    tiny_feature_classifier,
+    tiny_joint_classifier,
+    tiny_latent_classifier,
+)
 from torch import nn
 
 from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
@@ -166,6 +172,17 @@ def test_a_latent_sampler_by_velocities_decodes_its_images(tmp_path):
     assert metadata["autoencoder"]["class"] == "Averages"
 
 
+def test_a_sampler_of_joint_latents_needs_no_backbone(tmp_path):
+    classifier = tiny_joint_classifier(autoencoder=Averages(), classification_fraction=0.5)
+    classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx", "sampler")
+    session, _ = session_of(tmp_path / "model.onnx")
+    labels, noise = np.array([2, 2, 2]), noise_of(classifier, 3)
+    (images,) = session.run(None, {"labels": labels, "noise": noise})
+    wanted = classifier.sample(classifier.classes_[2], 3, random_state=0)
+    # One level of gray is the rounding of whole numbers.
+    np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
+
+
 def noise_of(classifier, n):
     """Noise of the first images of seed 0, as `sample` draws it."""
     return image_noise(classifier.model_, draw_seed(make_random_state(0)), 0, n).numpy()
@@ -236,6 +253,20 @@ def test_an_autoencoder_that_cannot_be_exported_is_named(tmp_path):
 
     classifier = tiny_latent_classifier(autoencoder=Remote(), max_epochs=1).fit(RGB, LABELS)
     refused(classifier, tmp_path / "m.onnx", "together with its autoencoder Remote.*Fit with")
+
+
+@pytest.mark.parametrize("make", [tiny_joint_classifier, tiny_feature_classifier])
+def test_a_classifier_with_a_backbone_is_refused(tmp_path, make):
+    classifier = make(max_epochs=1).fit(RGB, LABELS)
+    message = "backbone=TinyBackbone cannot be exported to ONNX: fit with backbone=None, or serve"
+    refused(classifier, tmp_path / "m.onnx", message)
+
+
+def test_a_sampler_without_an_autoencoder_is_refused(tmp_path):
+    classifier = tiny_feature_classifier(max_epochs=1, classification_fraction=0.5)
+    classifier.fit(RGB, LABELS)
+    message = "kind='sampler' makes images, and this model has no autoencoder"
+    refused(classifier, tmp_path / "m.onnx", message, "sampler")
 
 
 def test_a_file_that_answers_otherwise_is_not_written(plain, tmp_path, monkeypatch):

@@ -332,7 +332,7 @@ class EncodingData:
 
     def batch(self, rows, n_varied, generator):
         """Encode images, and as the published loop does a mask for each."""
-        x = self._space.resized(ImageFormat.normalise(self._images[rows]))
+        (x,) = self._space.resized(ImageFormat.normalise(self._images[rows]))
         if self._masks:
             self._space.posterior(x, self._precision)
         mean, deviation = self._space.posterior(x, self._precision)

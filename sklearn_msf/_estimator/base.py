@@ -455,6 +455,18 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             )
         return self.model_
 
+    def _drawing_model(self, wanted: str) -> FittedModel:
+        """Return the model, or refuse if it cannot make images."""
+        model = self._generating_model(wanted)
+        if not model.space.makes_images:
+            raise ValueError(
+                f"{wanted} makes images, and this model has no autoencoder to decode them: it was "
+                "fitted with autoencoder=None, on the features of a backbone alone. Fit with an "
+                "autoencoder beside the backbone, such as autoencoder='fit'. Classes, "
+                "probabilities, uncertainties and score_samples need none."
+            )
+        return model
+
     # Rejecting
 
     def fit_reject(
@@ -657,7 +669,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             ``classification_fraction=1`` left the image branch untrained.
         """
         classes, seed = self._request(class_id, n_samples, random_state)
-        model = self._generating_model("Sampling")
+        model = self._drawing_model("Sampling")
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
         labels = np.repeat(classes, n_samples)
         name, verbose = type(self).__name__, self._parameters().verbose
@@ -698,7 +710,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._request(class_id, n_samples, random_state)
-        model = self._generating_model("Sampling")
+        model = self._drawing_model("Sampling")
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
         n_samples, batch_size = int(n_samples), int(batch_size)
         n_images = len(classes) * n_samples
@@ -754,7 +766,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
                 f"class_id must be a single one of the classes {self.classes_.tolist()}, got "
                 f"{class_id!r}."
             )
-        model = self._generating_model("Sampling")
+        model = self._drawing_model("Sampling")
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
         return sample_trajectory(model, int(classes[0]), seed, ode)
 
@@ -784,7 +796,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             integer, for an unknown solver, and if ``image_weight=0`` or
             ``classification_fraction=1`` left the image branch untrained.
         """
-        ode = sampling_ode(self._generating_model("reconstruct"), n_steps, ode_solver, 0.0)
+        ode = sampling_ode(self._drawing_model("reconstruct"), n_steps, ode_solver, 0.0)
         model, inputs, settings = self._checked(X)
         sources = classify(model, inputs, settings).class_indices
         return change_class(model, inputs, sources, sources, ode)
@@ -829,7 +841,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
             `guidance` and an untrained image branch as in :meth:`sample`.
         """
-        generating = self._generating_model("counterfactual")
+        generating = self._drawing_model("counterfactual")
         ode = sampling_ode(generating, n_steps, ode_solver, guidance)
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
@@ -1050,7 +1062,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_is_fitted(self)
         check_kind_of_export(kind)
-        model = self.model_ if kind == "classifier" else self._generating_model(f"kind={kind!r}")
+        model = self.model_ if kind == "classifier" else self._drawing_model(f"kind={kind!r}")
         export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))
 
     # The paper's settings

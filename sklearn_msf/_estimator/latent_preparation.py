@@ -1,8 +1,8 @@
-"""Preparation of a fit over latents: open or train an autoencoder, encode the images once."""
+"""Preparation of a fit over latents: open or train the encoders, encode the images once."""
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
 from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_hub_autoencoder
 from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
+from sklearn_msf.latent.backbone import ImageBackbone
+from sklearn_msf.latent.backbone_features import learn_features
+from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
-from sklearn_msf.latent.latent_space import LatentSpace, check_channels
+from sklearn_msf.latent.latent_space import GivenEncoders, LatentSpace, check_channels
 from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
@@ -34,10 +37,12 @@ from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import holds_checkpoints
 
-__all__ = ["OBJECT", "LatentOrigin", "LatentPreparation"]
+__all__ = ["ENCODERS", "OBJECT", "LatentOrigin", "LatentPreparation", "encoder_parameter"]
 
-# Placeholder in files for an autoencoder that is an object.
+# Parameters that name an encoder, and their placeholder in files for one that is an object.
+ENCODERS = ("autoencoder", "backbone")
 OBJECT = "<object>"
+_NONE_GIVEN = GivenEncoders()
 _PAPER_AUTOENCODER = "stabilityai/sd-vae-ft-mse"
 # The commit with its weights as safetensors, so that "auto" is the same autoencoder at any time.
 _PAPER_REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
@@ -61,10 +66,14 @@ class LatentOrigin:
         The parameter `autoencoder` of the first fit.
     variation_seed : int
         Seed of the encoded variations.
+    backbone : object
+        The parameter `backbone` of the first fit.
     """
 
     autoencoder: Any
     variation_seed: int
+    # Pickles from before there were backbones have none.
+    backbone: Any = None
 
 
 def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
@@ -75,7 +84,7 @@ def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
 
 
 class LatentPreparation:
-    """Opens or trains the autoencoder, and encodes the training images.
+    """Opens or trains the autoencoder, opens the backbone, and encodes the training images.
 
     Parameters
     ----------
@@ -91,7 +100,7 @@ class LatentPreparation:
     Raises
     ------
     ValueError
-        If the parameter `autoencoder` has changed since the fit to continue.
+        If the parameter `autoencoder` or `backbone` has changed since the fit to continue.
     """
 
     def __init__(
@@ -105,13 +114,17 @@ class LatentPreparation:
         self._device = device
         self._precision = resolve_precision(p.precision, device)
         self._origin = origin
+        features = None if space is None else space.features
         self._autoencoder = None if space is None else space.autoencoder
+        self._backbone = None if features is None else features.backbone
         self._is_opened = space is not None
-        if origin is not None and not _is_same(origin.autoencoder, p.autoencoder):
-            raise ValueError(
-                f"Training cannot go on with another autoencoder, {p.autoencoder!r}, than the "
-                "model was fitted with; set it back, or fit anew with warm_start=False."
-            )
+        for name in ENCODERS if origin is not None else ():
+            asked, now = getattr(origin, name), getattr(p, name)
+            if not _is_same(asked, now):
+                raise ValueError(
+                    f"Training cannot go on with another {name}, {now!r}, than the "
+                    "model was fitted with; set it back, or fit anew with warm_start=False."
+                )
 
     @staticmethod
     def read_space(
@@ -122,16 +135,16 @@ class LatentPreparation:
         n_classes: int,
         *,
         known: Any = None,
-        given: Any = None,
+        given: GivenEncoders = _NONE_GIVEN,
     ) -> tuple[LatentSpace, LatentOrigin]:
-        """Return the space that a saved model describes, with an autoencoder that was `given`."""
+        """Return the space that a saved model describes, with encoders that were `given`."""
         palette = _mask_palette(p, n_classes)
-        opened = None if known is None else known.autoencoder
-        space = LatentSpace.from_plain(plain, tensors, image_format, palette, given, opened)
-        autoencoder = p.autoencoder
-        if isinstance(autoencoder, str) and autoencoder == OBJECT:
-            autoencoder = space.autoencoder.module if given is None else given
-        return space, LatentOrigin(autoencoder, 0)
+        space = LatentSpace.from_plain(plain, tensors, image_format, palette, given, known)
+        parameters = {
+            name: encoder_parameter(getattr(p, name), getattr(given, name), space.module_of(name))
+            for name in ENCODERS
+        }
+        return space, LatentOrigin(variation_seed=0, **parameters)
 
     @property
     def time_fraction(self) -> float:
@@ -143,34 +156,71 @@ class LatentPreparation:
 
     @property
     def origin(self) -> LatentOrigin | None:
-        """Parameter `autoencoder` and seed of the variations; None before :meth:`learn_space`."""
+        """Parameters of the encoders, seed of the variations; None before :meth:`learn_space`."""
         return self._origin
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return a digest of the opened autoencoder, or "fit" if it is trained by this fit."""
-        opened = self._autoencoder
-        return {"autoencoder": "fit" if opened is None else opened.fingerprint()[0]}
+        """Return digests of what was opened, or "fit" for what is trained by this fit."""
+        autoencoder, backbone = self._autoencoder, self._backbone
+        trained = "fit" if self._trains_one else None
+        return {
+            "autoencoder": trained if autoencoder is None else autoencoder.fingerprint()[0],
+            "backbone": None if backbone is None else backbone.fingerprint()[0],
+        }
+
+    @property
+    def _trains_one(self) -> bool:
+        """Whether an autoencoder is to be trained, once :meth:`open` was called."""
+        return self._p.autoencoder is not None and self._autoencoder is None
 
     def learn_space(
         self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
     ) -> LatentSpace:
-        """Open or train the autoencoder, and learn the scaling of its latents."""
+        """Open or train the encoders, and learn the scaling of what they make."""
         image_format = samples.image_format
         images = samples.images
         palette = _mask_palette(self._p, len(samples.classes))
         fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
         self.open()
         self._check_time_left(started)
-        if self._autoencoder is None:
+        if self._backbone is not None:
+            # Before an autoencoder is trained, which takes long.
+            check_channels(image_format, self._backbone, encodes_masks=False)
+        if self._trains_one:
             self._autoencoder = self._fitted_autoencoder(
                 images, image_format, palette, fit_seed, started
             )
-        autoencoder = self._autoencoder.to(self._device)
-        self._origin = LatentOrigin(self._p.autoencoder, variation_seed)
+        self._origin = LatentOrigin(self._p.autoencoder, variation_seed, self._p.backbone)
+        space = LatentSpace(image_format, None, None, palette)
+        if self._autoencoder is not None:
+            space = self._with_latents(space, images, self._autoencoder.to(self._device))
+        if self._backbone is not None:
+            space = self._with_features(space, samples, self._backbone.to(self._device))
+        return space
+
+    def _with_latents(
+        self, space: LatentSpace, images: ImagesOnDemand, autoencoder: ImageAutoencoder
+    ) -> LatentSpace:
+        image_format, palette = space.image_format, space.palette
         check_channels(image_format, autoencoder, encodes_masks=palette is not None)
-        size = self._encoded_size(image_format, autoencoder.factor)
+        size = self._encoded_size(image_format, autoencoder.factor, autoencoder.image_size)
         scaling = learn_scaling(images, autoencoder, size, self._precision, palette)
-        return LatentSpace(image_format, autoencoder, scaling, palette)
+        return replace(space, autoencoder=autoencoder, scaling=scaling)
+
+    def _with_features(
+        self, space: LatentSpace, samples: TrainingSamples, backbone: ImageBackbone
+    ) -> LatentSpace:
+        height, width = backbone.preprocessing.size or space.image_format.size
+        if space.autoencoder is None and self._p.encoded_size is not None:
+            height, width = np.broadcast_to(self._p.encoded_size, 2).tolist()
+        size = height, width
+        check_resized_size("encoded_size", size, space.image_format.size)
+        features = learn_features(
+            samples.images, samples.weights, samples.n_images, backbone, size, self._precision
+        )
+        if space.autoencoder is not None:
+            features = features.on_grid(space.shape[1:])
+        return replace(space, features=features)
 
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
@@ -185,7 +235,7 @@ class LatentPreparation:
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
             n_variations = min(n_variations, self._count_affordable(space, images, started))
         channels, height, width = space.shape
-        channels *= 1 + space.autoencoder.has_deviation
+        channels += space.n_deviations
         latents = keep_latents(
             (len(images), n_variations, channels, height, width),
             lambda latents: encode_variations(
@@ -193,10 +243,7 @@ class LatentPreparation:
             ),
             fingerprint=lambda: digest_arrays(
                 images,
-                np.array(
-                    f"{space.autoencoder.fingerprint()[0]} {augment} {n_variations} "
-                    f"{space.scaling.size} {seed} {self._precision}"
-                ),
+                np.array(f"{space.digest()} {augment} {n_variations} {seed} {self._precision}"),
             ),
             folder=self._folder,
             max_bytes=int(p.cache_bytes),
@@ -212,20 +259,24 @@ class LatentPreparation:
         return None if folder is None else Path(folder)
 
     def open(self) -> None:
-        """Open the autoencoder, once; it stays None if it will be trained."""
+        """Open both encoders, once; an autoencoder that will be trained stays None."""
         if not self._is_opened:
+            backbone = self._p.backbone
+            self._backbone = None if backbone is None else as_backbone(backbone)
             self._autoencoder = _open_autoencoder(self._p.autoencoder)
             self._is_opened = True
 
     def _check_time_left(self, started: float) -> None:
-        """Refuse to train where finding the autoencoder took the whole time budget."""
-        budget, named = self._p.time_budget, self._p.autoencoder
+        """Refuse to train where finding the encoders took the whole time budget."""
+        budget = self._p.time_budget
         spent = time.perf_counter() - started
-        if budget is None or spent < budget or not isinstance(named, (str, PathLike)):
+        named = {name: getattr(self._p, name) for name in ENCODERS}
+        by_name = [f"{n}={v!r}" for n, v in named.items() if isinstance(v, (str, PathLike))]
+        if budget is None or spent < budget or not by_name:
             return
         raise ValueError(
             f"time_budget={budget!r} was over before training began: checking X and looking for "
-            f"autoencoder={named!r} took {spent:.1f} seconds. Set a larger time_budget; "
+            f"{' and '.join(by_name)} took {spent:.1f} seconds. Set a larger time_budget; "
             "autoencoder='fit', or a folder, needs no answer from the Hugging Face hub."
         )
 
@@ -275,7 +326,7 @@ class LatentPreparation:
             return 1
         if self._p.n_variations != "auto":
             return int(self._p.n_variations)
-        n_pixels = n_images * math.prod(space.scaling.size)
+        n_pixels = n_images * space.encoded_pixels
         wanted = min(_MAX_AUTO_VARIATIONS, math.ceil(_AUTO_PIXELS / n_pixels))
         return max(n_flips, wanted) if "affine" in augment else n_flips
 
@@ -289,8 +340,15 @@ class LatentPreparation:
         seconds_each = (now - before) / len(some)
         return max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
 
-    def _encoded_size(self, image_format: ImageFormat, factor: int) -> tuple[int, int]:
-        """Compute the size to which images are resized before they are encoded."""
+    def _encoded_size(
+        self, image_format: ImageFormat, factor: int, only: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Compute the size to which images are resized before they are encoded.
+
+        `only` is the size that an autoencoder resizes everything to, if it has one.
+        """
+        if self._p.encoded_size is None and only is not None:
+            return only
         if self._p.encoded_size is None:
             height, width = image_format.size
             if min(height, width) < factor:
@@ -310,12 +368,29 @@ class LatentPreparation:
         return sides[0], sides[1]
 
 
+def encoder_parameter(saved: Any, given: Any, module: Any) -> Any:
+    """Return the value of an encoder's parameter in a model that is opened.
+
+    Parameters
+    ----------
+    saved : object
+        The parameter in the file; `OBJECT` stands for an object.
+    given : object
+        What the user passed to open the model, or None.
+    module : object
+        The module that is used.
+    """
+    if given is not None:
+        return given
+    return module if isinstance(saved, str) and saved == OBJECT else saved
+
+
 def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
-    """Open the autoencoder that the parameter names; None if one will be trained."""
-    if not isinstance(wanted, str) or wanted not in ("fit", "auto"):
-        return as_autoencoder(wanted)
-    if wanted == "fit":
+    """Open the autoencoder that the parameter names; None for none, and if one will be trained."""
+    if wanted is None or (isinstance(wanted, str) and wanted == "fit"):
         return None
+    if not isinstance(wanted, str) or wanted != "auto":
+        return as_autoencoder(wanted)
     try:
         return open_hub_autoencoder(_PAPER_AUTOENCODER, _PAPER_REVISION)
     except (AutoencoderError, ImportError) as error:
@@ -327,5 +402,5 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
 
 
 def _is_same(asked: Any, now: Any) -> bool:
-    """Tell whether two values of the parameter `autoencoder` name the same one."""
+    """Tell whether two values of an encoder's parameter name the same one."""
     return asked is now or (isinstance(asked, str) and isinstance(now, str) and asked == now)

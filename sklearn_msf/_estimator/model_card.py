@@ -2,6 +2,8 @@
 
 from sklearn_msf._estimator.fit import Fit
 from sklearn_msf.data.axes import NOUNS
+from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.model.image_space import ImageSpace
 
 __all__ = ["CARD_START", "model_card"]
 
@@ -40,6 +42,7 @@ def model_card(
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
     stated = "" if license is None else f"\nlicense: {license}"
+    of_backbone, passed = _backbone(fit.model.space)
     return f"""---
 library_name: sklearn_msf
 pipeline_tag: image-classification
@@ -57,14 +60,27 @@ is, and generates new images.
 - Parameters: {n_parameters:,}
 - Training: {len(fit.history)} epochs, {seen:,} images seen, last loss
   {last.get("loss", float("nan")):.4g}
-
+{of_backbone}
 ```python
 from sklearn_msf import {name}
 
-clf = {name}.from_pretrained("{place}")
+clf = {name}.from_pretrained("{place}"{passed})
 clf.predict_proba(X)
 ```
 
 Not a medical device. This card contains no performance measurements: evaluate the model on your
 own data before you rely on it.
 """
+
+
+def _backbone(space: ImageSpace) -> tuple[str, str]:
+    """Name the backbone and its licence, and the argument with which it is passed if it has to."""
+    if not isinstance(space, LatentSpace) or space.features is None:
+        return "", ""
+    backbone = space.features.backbone
+    source = backbone.source
+    of_hub = source["kind"] == "hub"
+    origin = f"{source['id']}, revision {source['revision']}" if of_hub else backbone.name
+    licence = source.get("licence") or "unknown"
+    line = f"- Backbone (frozen, not in these files): {origin}; licence: {licence}\n"
+    return line, "" if of_hub else ", backbone=..."

@@ -11,7 +11,9 @@ from sklearn_msf._estimator.rejection import RejectionRule, check_rule, predicti
 from sklearn_msf._estimator.sampling_requests import sampling_ode
 from sklearn_msf._estimator.serialization import rejection_to_plain
 from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
+from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.model.image_space import PixelSpace
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_kind_of_export", "export_model"]
@@ -53,11 +55,13 @@ def export_model(
         For a model that cannot be exported, and for a rule that was learned with other parameters.
     """
     path = Path(os.fspath(path))
-    if p.input_size is not None:
+    if isinstance(model.space, PixelSpace) and model.space.input_size is not None:
         raise ValueError(
             f"A model with input_size={p.input_size!r} in network_params resizes images as Pillow "
             "does, which ONNX cannot: resize X, and fit with input_size=None."
         )
+    if kind == "classifier" and isinstance(model.space, LatentSpace):
+        _check_encoders(model.space)
     if kind == "sampler":
         export_sampler(path, model, sampling_ode(model, _N_STEPS, _ODE_SOLVER, None), {})
         return
@@ -69,6 +73,16 @@ def export_model(
     # The settings are in the graph.
     rejection = None if rule is None else rejection_to_plain(replace(rule, settings={}))
     export_classifier(path, model, settings, uncertainty, {"rejection": rejection})
+
+
+def _check_encoders(space: LatentSpace) -> None:
+    """Refuse a backbone; a sampler needs only the autoencoder beside it."""
+    if space.features is not None:
+        raise ValueError(
+            f"A classifier with backbone={space.features.backbone.name} cannot be exported to "
+            "ONNX: fit with backbone=None, or serve the estimator itself, saved by "
+            "save_pretrained and opened by from_pretrained."
+        )
 
 
 def _warn_of_low_threshold(rule: RejectionRule) -> None:

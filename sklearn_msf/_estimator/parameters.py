@@ -146,9 +146,17 @@ def _verbosity(name: str, value: Any) -> None:
         _fail(name, value, "an integer")
 
 
+_AUTOENCODERS = "'auto', 'fit', a hub id, a folder or an object"
+
+
 def _autoencoder(name: str, value: Any) -> None:
-    if value is None or (isinstance(value, str) and value == ""):
-        _fail(name, value, "'auto', 'fit', a hub id, a folder or an object")
+    if isinstance(value, str) and value == "":
+        _fail(name, value, f"{_AUTOENCODERS}, or None with a backbone")
+
+
+def _backbone(name: str, value: Any) -> None:
+    if isinstance(value, str) and value == "":
+        _fail(name, value, "a hub id, a folder, a torch module or None")
 
 
 def _size(name: str, value: Any) -> None:
@@ -208,6 +216,7 @@ _POSITIVE = check_positive_integer
 PARAMETERS: dict[str, Parameter] = {
     # Parameters of LatentMedSymmFlowClassifier only
     "autoencoder": _row(_autoencoder, "training"),
+    "backbone": _row(_backbone, "training"),
     "encoded_size": _row(_or(None, _size), "training"),
     "label_decoding": _row(_one_of("latent", "pixel"), "prediction"),
     "n_variations": _row(_or("auto", _POSITIVE), "training"),
@@ -294,7 +303,8 @@ def resolve_parameters(
     ------
     ValueError
         For the first parameter of a wrong type or range, with its name and its value; for an
-        unknown entry of a dict; and for label codes that an autoencoder cannot encode.
+        unknown entry of a dict; for label codes that an autoencoder cannot encode; and if there is
+        neither an autoencoder nor a backbone.
     """
     # Latents are those of images, so the latent class has no such parameter.
     values = {"n_spatial_dims": 2, **with_defaults(parameters, defaults)}
@@ -304,6 +314,7 @@ def resolve_parameters(
     resolved = Parameters(**values)
     _check_image_shape(resolved)
     if "autoencoder" in values:
+        _check_encoders(resolved)
         _check_latent_codes(resolved)
     return resolved
 
@@ -341,6 +352,19 @@ def _check_image_shape(p: Parameters) -> None:
     if p.image_shape is not None and len(p.image_shape) not in (n_sides, n_sides + 1):
         expected = f"{shape_names(n_sides)}, or None ({OTHERS[n_sides]})"
         _fail("image_shape", p.image_shape, expected)
+
+
+def _check_encoders(p: Parameters) -> None:
+    if p.autoencoder is not None:
+        return
+    if p.backbone is None:
+        _fail("autoencoder", None, f"{_AUTOENCODERS}; None needs a backbone beside it")
+    if p.label_prediction == "velocity":
+        raise ValueError(
+            "label_prediction='velocity' encodes masks of the classes, which a backbone cannot do: "
+            "with autoencoder=None use label_prediction='posterior' in flow_params, or pass an "
+            "autoencoder too."
+        )
 
 
 def _check_latent_codes(p: Parameters) -> None:

@@ -1,6 +1,5 @@
 """Fitted models as plain state for pickles, so that a machine without a GPU can open them."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,10 +11,16 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklearn_msf._estimator.fit import Continuation
-from sklearn_msf._estimator.latent_preparation import OBJECT, LatentOrigin
+from sklearn_msf._estimator.latent_preparation import (
+    ENCODERS,
+    OBJECT,
+    LatentOrigin,
+    encoder_parameter,
+)
 from sklearn_msf._estimator.rejection import RejectionRule
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
+from sklearn_msf.latent.frozen_network import copy_to_pickle
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace, PixelSpace
@@ -62,7 +67,7 @@ def fitted_state(state: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
     """
-    state = _with_one_autoencoder(dict(state))
+    state = _with_encoders_once(dict(state))
     if "model_" in state:
         state["model_"] = _model_to_state(state["model_"])
     if "rejection_" in state:
@@ -105,11 +110,11 @@ def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any
         if plain["origin"] is not None:
             plain["origin"] = LatentOrigin(**plain["origin"])
         state["_continuation"] = Continuation(**plain)
-    return _with_its_autoencoder(state)
+    return _with_its_encoders(state)
 
 
-def _with_one_autoencoder(state: dict[str, Any]) -> dict[str, Any]:
-    """Write a placeholder where the parameter is the object that the space wraps or has copied.
+def _with_encoders_once(state: dict[str, Any]) -> dict[str, Any]:
+    """Write a placeholder where a parameter is the object that the space wraps or has copied.
 
     The space holds its weights. Another module comes to the CPU, so that a machine without a GPU
     can open it.
@@ -117,43 +122,45 @@ def _with_one_autoencoder(state: dict[str, Any]) -> dict[str, Any]:
     replaced: dict[int, Any] = {}
     space = state["model_"].space if "model_" in state else None
 
-    def lean(given: Any) -> Any:
-        if isinstance(given, (str, PathLike)):
+    def lean(name: str, given: Any) -> Any:
+        if given is None or isinstance(given, (str, PathLike)):
             return given
         if id(given) not in replaced:
-            if isinstance(space, LatentSpace) and space.autoencoder.is_made_of(given):
+            if isinstance(space, LatentSpace) and space.wraps(name, given):
                 replaced[id(given)] = OBJECT
             else:
-                is_module = isinstance(given, torch.nn.Module)
-                replaced[id(given)] = copy.deepcopy(given).cpu() if is_module else given
+                replaced[id(given)] = copy_to_pickle(given)
         return replaced[id(given)]
 
-    if "autoencoder" in state:
-        state["autoencoder"] = lean(state["autoencoder"])
+    for name in ENCODERS:
+        if name in state:
+            state[name] = lean(name, state[name])
     continuation = state.get("_continuation")
     if continuation is not None and continuation.origin is not None:
         origin = continuation.origin
-        origin = replace(origin, autoencoder=lean(origin.autoencoder))
-        state["_continuation"] = replace(continuation, origin=origin)
+        changes = {name: lean(name, getattr(origin, name)) for name in ENCODERS}
+        state["_continuation"] = replace(continuation, origin=replace(origin, **changes))
     return state
 
 
-def _with_its_autoencoder(state: dict[str, Any]) -> dict[str, Any]:
-    """Put the autoencoder of the space in the place of the placeholders."""
+def _with_its_encoders(state: dict[str, Any]) -> dict[str, Any]:
+    """Put the encoders of the space in the place of the placeholders."""
     if "model_" not in state or not isinstance(state["model_"].space, LatentSpace):
         return state
-    module = state["model_"].space.autoencoder.module
-    if _is_placeholder(state["autoencoder"]):
-        state["autoencoder"] = module
+    space = state["model_"].space
+
+    def whole(name: str, value: Any) -> Any:
+        return encoder_parameter(value, None, space.module_of(name))
+
+    for name in ENCODERS:
+        # Pickles from before there were backbones have none.
+        state[name] = whole(name, state.get(name))
     continuation = state["_continuation"]
-    if continuation.origin is not None and _is_placeholder(continuation.origin.autoencoder):
-        origin = replace(continuation.origin, autoencoder=module)
+    if continuation.origin is not None:
+        changes = {name: whole(name, getattr(continuation.origin, name)) for name in ENCODERS}
+        origin = replace(continuation.origin, **changes)
         state["_continuation"] = replace(continuation, origin=origin)
     return state
-
-
-def _is_placeholder(value: Any) -> bool:
-    return isinstance(value, str) and value == OBJECT
 
 
 def _model_to_state(model: FittedModel) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from sklearn_msf._estimator.pickling import layout_from_plain, move_model
 from sklearn_msf._estimator.rejection import RejectionRule, checked_target
 from sklearn_msf._version import __version__
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import PretrainedModelError
 from sklearn_msf.flow.label_codes import count_code_channels, make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.model.fitted_model import FittedModel
@@ -262,7 +262,7 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
     tensors, metadata = read_archive(path, MODEL_NAME)
     try:
         checked = _checked(metadata, tensors, saved_class)
-    except (ArchiveError, AutoencoderError):
+    except (ArchiveError, PretrainedModelError):
         raise
     except UNEXPECTED_VALUE_ERRORS as error:
         reason = str(error).rstrip(".")

@@ -8,22 +8,28 @@ the same time. A torch module gets its inputs on the device of the model, any ot
 on the CPU. Inputs and weights are float32; `encode` may run under bfloat16 autocast.
 
 Attributes are read from the object's `config` or from the object itself: ``in_channels`` (3 without
-it; 1 for gray images), and ``scaling_factor`` and ``shift_factor`` if the latents have a published
-scaling.
+it; 1 for gray images), ``encoder_input_size`` if every image is resized to that side, and
+``scaling_factor`` and ``shift_factor`` if the latents have a published scaling.
 """
 
 import copy
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sklearn_msf.exceptions import AutoencoderError
-from sklearn_msf.runtime.device import autocast, to_channels_last
+from sklearn_msf.latent.frozen_network import (
+    FrozenNetwork,
+    config_entry,
+    equal_passes,
+    plain_config,
+    update_digest,
+)
+from sklearn_msf.runtime.device import autocast
 
 __all__ = [
     "AUTOENCODER_CLASSES",
@@ -31,16 +37,12 @@ __all__ = [
     "ImageAutoencoder",
     "build_autoencoder",
     "diffusers_class",
-    "plain_config",
 ]
 
 AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 # Classes of diffusers whose images are in [0, 1] instead of [-1, 1].
 _OF_UNIT_RANGE = ("AutoencoderRAE",)
-# Limits of one pass. Every pass is padded to the same number of images, because kernels round
-# differently for other batch sizes; a small number keeps the padding of a single image cheap.
 _PIXELS_A_PASS = 2 * 256 * 256
-_MAX_ROWS_A_PASS = 16
 _PROBE_SIDE = 64
 
 
@@ -59,7 +61,7 @@ class Encoded(NamedTuple):
     deviation: Tensor | None
 
 
-class ImageAutoencoder:
+class ImageAutoencoder(FrozenNetwork):
     """Wrap any autoencoder in one interface.
 
     Parameters
@@ -71,6 +73,8 @@ class ImageAutoencoder:
 
     Attributes
     ----------
+    image_size : tuple of int or None
+        Height and width to which the autoencoder itself resizes every image, if it does.
     image_channels : int
         Channels of the images.
     factor : int
@@ -95,54 +99,20 @@ class ImageAutoencoder:
                     f"autoencoder must have the methods encode and decode; "
                     f"{type(autoencoder).__name__} has no {name}."
                 )
-        self.module = autoencoder
-        self.source = source or {"kind": _kind_of(autoencoder)}
+        super().__init__(autoencoder, source or {"kind": _kind_of(autoencoder)})
         self._has_unit_range = _is_of_diffusers(autoencoder, _OF_UNIT_RANGE)
-        self._device = torch.device("cpu")
         self._splits_batches = True
-        self._fingerprint: tuple[str, Tensor] | None = None
-        if isinstance(autoencoder, nn.Module):
-            # Fix precision and memory layout, so that a copy from a file computes the same.
-            nn.Module.float(autoencoder.eval().requires_grad_(False))
-            to_channels_last(autoencoder, self._device)
-        self.image_channels = int(_entry(autoencoder, "in_channels", 3))
-        scaling = float(_entry(autoencoder, "scaling_factor", None) or 1)
-        shift = float(_entry(autoencoder, "shift_factor", None) or 0)
+        self.image_channels = int(config_entry(autoencoder, "in_channels", 3))
+        side = config_entry(autoencoder, "encoder_input_size", None)
+        self.image_size = None if side is None else (int(side), int(side))
+        scaling = float(config_entry(autoencoder, "scaling_factor", None) or 1)
+        shift = float(config_entry(autoencoder, "shift_factor", None) or 0)
         # A factor of 1 is the default and means that none was measured.
         self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
         encoded = self._probe()
         self.latent_channels = encoded.mean.shape[1]
         self.has_deviation = encoded.deviation is not None
-        self.factor = _PROBE_SIDE // encoded.mean.shape[2]
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the inputs: the CPU for an object that is not a torch module."""
-        return self._device
-
-    def to(self, device: torch.device) -> "ImageAutoencoder":
-        """Move a torch module to a device; anything else stays on the CPU."""
-        if isinstance(self.module, nn.Module):
-            self.module.to(device)
-            self._device = device
-        return self
-
-    def is_made_of(self, given: Any) -> bool:
-        """Tell whether this one wraps an object, or a copy of a module that has not changed since.
-
-        The copy is in float32 and in evaluation mode, whatever the module is in.
-        """
-        if given is self.module or not isinstance(given, nn.Module):
-            return given is self.module
-        mine, its = self.module.state_dict(), given.state_dict()
-        return (
-            type(given) is type(self.module)
-            and plain_config(given) == plain_config(self.module)
-            and _plain_attributes(given, but="training")
-            == _plain_attributes(self.module, but="training")
-            and mine.keys() == its.keys()
-            and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
-        )
+        self.factor = self._probe_side // encoded.mean.shape[2]
 
     def encode(self, images: Tensor, precision: str = "float32") -> Encoded:
         """Encode images, (n, C, H, W) in [-1, 1], in passes that bound the memory."""
@@ -173,23 +143,26 @@ class ImageAutoencoder:
         return copied.to(torch.device("cpu"))
 
     def _passes(self, batch: Tensor, factor: int) -> list[Tensor]:
-        return _passes(batch, _rows_a_pass(batch, factor)) if self._splits_batches else [batch]
+        """Split images, or latents whose sides are smaller by a factor, into passes."""
+        if not self._splits_batches:
+            return [batch]
+        n_pixels = math.prod(batch.shape[2:]) * factor**2
+        return equal_passes(batch, n_pixels, _PIXELS_A_PASS)
 
-    def fingerprint(self) -> tuple[str, Tensor]:
-        """Identify this autoencoder by a digest, and by the latents of a fixed image."""
-        if self._fingerprint is None:
-            encoded = self._probe()
-            digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
-            if isinstance(self.module, nn.Module):
-                digest.update(repr(_plain_attributes(self.module)).encode())
-                for name, value in self.module.state_dict().items():
-                    digest.update(name.encode())
-                    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            else:
-                for value in (*encoded, self.decode(encoded.mean)):
-                    digest.update(b"" if value is None else value.cpu().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:16], encoded.mean.cpu()
-        return self._fingerprint
+    def _identify(self) -> tuple[str, Tensor]:
+        """Compute a digest, and the latents of a fixed image."""
+        encoded = self._probe()
+        digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
+        if isinstance(self.module, nn.Module):
+            update_digest(digest, self.module)
+        else:
+            for value in (*encoded, self.decode(encoded.mean)):
+                digest.update(b"" if value is None else value.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16], encoded.mean.cpu()
+
+    @property
+    def _probe_side(self) -> int:
+        return _PROBE_SIDE if self.image_size is None else self.image_size[0]
 
     def _check_sides(self, images: Tensor, latents: Tensor) -> None:
         """Refuse an encoder that resizes images to a size of its own first."""
@@ -222,7 +195,8 @@ class ImageAutoencoder:
 
     def _probe(self) -> Encoded:
         """Encode a fixed image and check the shape of its latents."""
-        ramp = torch.linspace(-1, 1, _PROBE_SIDE)
+        side = self._probe_side
+        ramp = torch.linspace(-1, 1, side)
         waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
         image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
         try:
@@ -236,10 +210,10 @@ class ImageAutoencoder:
                 "attribute in_channels."
             ) from error
         _, channels, height, width = encoded.mean.shape
-        if height != width or not height or _PROBE_SIDE % height or not channels:
+        if height != width or not height or side % height or not channels:
             raise AutoencoderError(
                 f"autoencoder.encode makes latents of shape {tuple(encoded.mean.shape)} of an "
-                f"image of {_PROBE_SIDE} x {_PROBE_SIDE} pixels; both sides must be divided by the "
+                f"image of {side} x {side} pixels; both sides must be divided by the "
                 "same integer."
             )
         return encoded
@@ -272,68 +246,6 @@ def _kind_of(autoencoder: Any) -> str:
 def _is_of_diffusers(autoencoder: Any, names: tuple[str, ...]) -> bool:
     kind = type(autoencoder)
     return kind.__name__ in names and kind.__module__.startswith("diffusers.")
-
-
-def _entry(autoencoder: Any, name: str, default: Any) -> Any:
-    """Look up a value in an autoencoder's configuration, or else in its attributes."""
-    config = getattr(autoencoder, "config", None)
-    if isinstance(config, Mapping) and name in config:
-        return config[name]
-    return getattr(config, name, None) or getattr(autoencoder, name, default)
-
-
-def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
-    """Collect the plain values, besides the weights, that a module may compute with."""
-    return {
-        f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
-        for path, part in module.named_modules()
-        for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if name != but
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _without_addresses(value: Any) -> Any:
-    """Describe a value by text that is the same in every process."""
-    if isinstance(value, (tuple, list)):
-        return [_without_addresses(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(str(_without_addresses(item)) for item in value)
-    if isinstance(value, Mapping):
-        return [[_without_addresses(key), _without_addresses(value[key])] for key in value]
-    return _text(repr(value))
-
-
-def _text(value: Any) -> str:
-    """Convert a value to text without its address in memory, which each process changes."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
-
-
-def _rows_a_pass(batch: Tensor, factor: int) -> int:
-    n_pixels = batch.shape[2] * batch.shape[3] * factor**2
-    return max(1, min(_MAX_ROWS_A_PASS, _PIXELS_A_PASS // n_pixels))
-
-
-def _passes(batch: Tensor, n_rows: int) -> list[Tensor]:
-    """Split a batch into parts of exactly n_rows; pad the last one with the first sample."""
-    missing = -len(batch) % n_rows
-    if missing:
-        batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
-    return list(batch.split(n_rows))
-
-
-def plain_config(module: Any) -> dict[str, Any]:
-    """Describe an autoencoder of diffusers by its class and its configuration."""
-    config = getattr(module, "config", None)
-    entries = config.items() if isinstance(config, Mapping) else ()
-    plain = {name: value for name, value in entries if not str(name).startswith("_")}
-    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=_text))}
 
 
 def build_autoencoder(kind: str, config: dict[str, Any]) -> nn.Module:

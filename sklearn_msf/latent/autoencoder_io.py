@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_msf.exceptions import AutoencoderError
-from sklearn_msf.latent.autoencoder import ImageAutoencoder, plain_config
+from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_opening import (
     as_autoencoder,
     build_checked,
     check_layout,
     open_hub_autoencoder,
 )
+from sklearn_msf.latent.frozen_network import plain_config
 from sklearn_msf.latent.hub import is_commit, is_hub_id
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,

@@ -6,13 +6,10 @@ in safetensors; nothing else is opened.
 
 import copy
 import inspect
-import json
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +20,14 @@ from sklearn_msf.latent.autoencoder import (
     build_autoencoder,
     diffusers_class,
 )
-from sklearn_msf.latent.hub import CONFIG_NAME, WEIGHTS_NAME, fetch_from_hub, is_hub_id
+from sklearn_msf.latent.hub import CONFIG_NAME
+from sklearn_msf.latent.model_files import (
+    ModelKind,
+    fetch_model,
+    find_folder,
+    read_json,
+    read_weights,
+)
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
@@ -47,11 +51,13 @@ _MAX_SIZE = 8192
 _SIDES = ("encoder", "decoder")
 # Entries that a constructor adds to its configuration, but does not take.
 _DERIVED_ENTRIES = {"AutoencoderTiny": ("block_out_channels",)}
-_MAX_CONFIG_BYTES = 2**20
-_INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
-_WAYS_OUT = (
+_KIND = ModelKind(
+    "autoencoder",
+    "diffusers",
+    "diffusion_pytorch_model.safetensors",
     "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
-    "one that diffusers saved (with safetensors), or pass an object with encode and decode."
+    "one that diffusers saved (with safetensors), or pass an object with encode and decode.",
+    AutoencoderError,
 )
 # Names that attention had in files of diffusers before version 0.15, as that of the paper.
 _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -87,15 +93,10 @@ def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:
     ImportError
         If diffusers is not installed.
     """
-    path = os.fspath(name)
-    if Path(path).is_dir():
-        return _from_files(path, Path(path) / CONFIG_NAME, Path(path) / WEIGHTS_NAME)
-    if isinstance(name, PathLike) or not is_hub_id(path):
-        raise AutoencoderError(
-            f"autoencoder={name!r} is a path, and there is no such folder (the working directory "
-            f"is {str(Path.cwd())!r}). {_WAYS_OUT}"
-        )
-    return open_hub_autoencoder(path)
+    folder = find_folder(_KIND, name)
+    if folder is None:
+        return open_hub_autoencoder(str(name))
+    return _from_files(str(name), folder / CONFIG_NAME, folder / _KIND.weights_name)
 
 
 def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
@@ -121,21 +122,15 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
         If diffusers is not installed.
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
-    try:
-        files, commit = fetch_from_hub(name, revision, (CONFIG_NAME, WEIGHTS_NAME))
-    except AutoencoderError as error:
-        raise AutoencoderError(
-            f"autoencoder={name!r} is taken for an id on the Hugging Face hub, which does not give "
-            f"{CONFIG_NAME} and {WEIGHTS_NAME} (pickles are not opened): {error}. {_WAYS_OUT}"
-        ) from error
-    opened = _from_files(name, files[CONFIG_NAME], files[WEIGHTS_NAME])
-    opened.source = {"kind": "hub", "id": name, "revision": commit}
+    found = fetch_model(_KIND, name, revision)
+    opened = _from_files(name, found.files[CONFIG_NAME], found.files[_KIND.weights_name])
+    opened.source = {"kind": "hub", "id": name, "revision": found.revision}
     return opened
 
 
 def _from_files(name: str, config_path: Path, weights_path: Path) -> ImageAutoencoder:
     """Build an autoencoder from the two files in which diffusers saves it."""
-    config = _read_config(name, config_path)
+    config = read_json(_KIND, name, config_path)
     kind = config.get("_class_name")
     if kind not in AUTOENCODER_CLASSES:
         raise AutoencoderError(
@@ -147,7 +142,8 @@ def _from_files(name: str, config_path: Path, weights_path: Path) -> ImageAutoen
             f"autoencoder={name!r} has quantized weights (quantization_config in {config_path}); "
             "open it with diffusers and pass the object, or take one in float32 or float16."
         )
-    weights = _read_weights(name, weights_path)
+    tensors = read_weights(_KIND, name, weights_path)
+    weights = {_present_name(key): value for key, value in tensors.items()}
     try:
         completed = _completed(kind, config)
         check_layout(kind, completed, weights)
@@ -158,49 +154,6 @@ def _from_files(name: str, config_path: Path, weights_path: Path) -> ImageAutoen
         raise AutoencoderError(
             f"autoencoder={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
-
-
-def _read_config(name: str, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise AutoencoderError(
-            f"autoencoder={name!r} is a folder without {CONFIG_NAME}: it holds no autoencoder that "
-            f"diffusers saved. {_WAYS_OUT}"
-        )
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"it has more than {_MAX_CONFIG_BYTES:,} bytes")
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError(f"expected an object of JSON, got a {type(config).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise AutoencoderError(
-            f"autoencoder={name!r} has a configuration that cannot be read, {path}: {error}."
-        ) from error
-    return config
-
-
-def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
-    """Read weights in float32, under their present names."""
-    index = path.parent / _INDEX_NAME
-    if index.exists():
-        raise AutoencoderError(
-            f"autoencoder={name!r} has weights in several files ({index}), which are not opened: "
-            f"open it with diffusers and save it as one file. {_WAYS_OUT}"
-        )
-    if not path.is_file():
-        raise AutoencoderError(
-            f"autoencoder={name!r} has no {WEIGHTS_NAME}, and pickles are not opened: open it with "
-            f"diffusers and save it as safetensors. {_WAYS_OUT}"
-        )
-    try:
-        tensors = safetensors.torch.load_file(path)
-    # A dtype that safetensors knows and torch lacks raises a KeyError.
-    except (safetensors.SafetensorError, OSError, *UNEXPECTED_VALUE_ERRORS) as error:
-        raise AutoencoderError(
-            f"autoencoder={name!r} has weights that are not safetensors, or were cut off: {error}. "
-            f"Remove {path} and get it anew."
-        ) from error
-    return {_present_name(key): value.float() for key, value in tensors.items()}
 
 
 def _present_name(name: str) -> str:

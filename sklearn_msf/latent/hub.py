@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import PretrainedModelError
 
 __all__ = [
     "CONFIG_NAME",
     "KNOWN_LICENSES",
-    "WEIGHTS_NAME",
     "HubFiles",
     "fetch_from_hub",
     "is_commit",
@@ -21,7 +20,6 @@ __all__ = [
 # Licences of weights that this package names itself, as their cards on the hub state them.
 KNOWN_LICENSES = {"stabilityai/sd-vae-ft-mse": "mit"}
 CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 # A hub that cannot be reached must not cost a noticeable part of a time budget. The client itself
 # waits ten seconds and asks six times.
 _SECONDS_TO_ANSWER = 4
@@ -53,7 +51,9 @@ def is_commit(revision: object) -> bool:
     return isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
-def fetch_from_hub(name: str, revision: str | None, needed: Sequence[str]) -> HubFiles:
+def fetch_from_hub(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str] = ()
+) -> HubFiles:
     """Take files of a repository from the client's cache, or else download them.
 
     What is in the cache is used without asking the hub, unless the revision is the name of a branch
@@ -69,6 +69,9 @@ def fetch_from_hub(name: str, revision: str | None, needed: Sequence[str]) -> Hu
         knows.
     needed : sequence of str
         Names of the files.
+    optional : sequence of str
+        Names of files that may be missing. If the needed ones are in the cache, the hub is not
+        asked for these, unless the revision can move.
 
     Returns
     -------
@@ -76,41 +79,49 @@ def fetch_from_hub(name: str, revision: str | None, needed: Sequence[str]) -> Hu
 
     Raises
     ------
-    AutoencoderError
+    PretrainedModelError
         If the files cannot be had, for whatever reason.
     """
     can_move = revision is not None and not is_commit(revision)
     try:
         if not can_move:
-            return _from_cache(name, revision, needed) or _downloaded(name, revision, needed)
+            found = _from_cache(name, revision, needed, optional)
+            return found or _downloaded(name, revision, needed, optional)
         try:
-            return _downloaded(name, revision, needed)
+            return _downloaded(name, revision, needed, optional)
         except Exception:
-            cached = _from_cache(name, revision, needed)
+            cached = _from_cache(name, revision, needed, optional)
             if cached is None:
                 raise
             return cached
     # Which errors can come depends on the client's version and its network library (requests,
     # httpx), on the proxy and on the disk. All mean the same here.
     except Exception as error:
-        raise AutoencoderError(f"{type(error).__name__}: {shortened(error)}") from error
+        raise PretrainedModelError(f"{type(error).__name__}: {shortened(error)}") from error
 
 
-def _from_cache(name: str, revision: str | None, needed: Sequence[str]) -> HubFiles | None:
+def _from_cache(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
+) -> HubFiles | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = {file: try_to_load_from_cache(name, file, revision=revision) for file in needed}
+    found = {
+        file: try_to_load_from_cache(name, file, revision=revision) for file in (*needed, *optional)
+    }
     # A file that is not there, or is known to be missing, is no string.
     files = {file: Path(path) for file, path in found.items() if isinstance(path, str)}
     # The folder of a file in the cache has the name of its commit.
     commits = {path.parent.name for path in files.values()}
-    return (
-        HubFiles(files, commits.pop()) if len(commits) == 1 and len(files) == len(found) else None
-    )
+    if len(commits) != 1 or not files.keys() >= set(needed):
+        return None
+    return HubFiles(files, commits.pop())
 
 
-def _downloaded(name: str, revision: str | None, needed: Sequence[str]) -> HubFiles:
+def _downloaded(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
+) -> HubFiles:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import EntryNotFoundError
 
     asked_for = constants.HF_HUB_ETAG_TIMEOUT
     is_default = asked_for == constants.DEFAULT_ETAG_TIMEOUT
@@ -124,8 +135,14 @@ def _downloaded(name: str, revision: str | None, needed: Sequence[str]) -> HubFi
     # The client notes which commit a name stands for, or which is the newest one, for the cache.
     path = Path(hf_hub_download(name, first, revision=revision, etag_timeout=seconds))
     files, commit = {first: path}, path.parent.name
-    for file in others:
-        files[file] = Path(hf_hub_download(name, file, revision=commit, etag_timeout=seconds))
+    for file in (*others, *optional):
+        try:
+            path = Path(hf_hub_download(name, file, revision=commit, etag_timeout=seconds))
+        except EntryNotFoundError:
+            if file in needed:
+                raise
+        else:
+            files[file] = path
     return HubFiles(files, commit)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from sklearn_msf.data.augmentation import augment_images, mirror_images
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
 from sklearn_msf.runtime.batching import in_batches
@@ -23,13 +23,13 @@ class LatentTrainingData(TrainingData):
 
     Parameters
     ----------
-    latents : Tensor of shape (n, n_variations, c, h, w) or (n, n_variations, 2 c, h, w)
-        Normalised means, followed by deviations if there are any.
+    latents : Tensor of shape (n, n_variations, c + d, h, w)
+        Normalised means and features, followed by the deviations of the first d channels.
     n_drawable : int
         Number of variations, from the first one on, for the samples that teach generation:
         generated images look like these.
     n_channels : int
-        Channels c of the latents.
+        Channels c of the means and features.
     labels, weights, epoch_size, device :
         As in :class:`TrainingData`.
     """
@@ -69,9 +69,12 @@ class LatentTrainingData(TrainingData):
         else:
             stored = selected[0].float()
         x = stored[:, : self._n_channels]
-        if stored.shape[1] > self._n_channels:
-            noise = torch.randn(x.shape, generator=generator, device=stored.device)
-            x = x + stored[:, self._n_channels :] * noise
+        deviations = stored[:, self._n_channels :]
+        n_deviations = deviations.shape[1]
+        if n_deviations:
+            noise = torch.randn(deviations.shape, generator=generator, device=stored.device)
+            drawn = x[:, :n_deviations] + deviations * noise
+            x = torch.cat([drawn, x[:, n_deviations:]], dim=1)
         return x, self.labels[rows]
 
     def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
@@ -114,28 +117,46 @@ def encode_variations(
 
     def encode(start: int, size: int) -> None:
         part = torch.from_numpy(images[start : start + size])
-        x = space.resized(ImageFormat.normalise(part))
-        plain = mirror_images(x, augment)[:n_variations]
+        # One batch for each encoder, all of which see the same variations.
+        batches = space.resized(ImageFormat.normalise(part))
         for i in range(n_variations):
-            if i < len(plain):
-                varied = plain[i]
-            else:
-                varied = torch.cat(
-                    [
-                        augment_images(x[j : j + 1], augment, 1, _generator(seeds, start + j, i))
-                        for j in range(len(x))
-                    ]
-                )
+            varied = [_variation(x, augment, i, seeds[start : start + size]) for x in batches]
             encoded = space.normalised_posterior(varied, precision)
-            if not bool(encoded.isfinite().all()):
-                raise AutoencoderError(
-                    "The autoencoder returned NaN or infinite latents: use another one, or "
-                    "precision='float32'."
-                )
-            latents[start : start + len(x), i] = encoded.to(latents)
+            _check_finite(encoded, space)
+            latents[start : start + len(part), i] = encoded.to(latents)
 
-    in_batches(encode, len(images), ENCODED_AT_ONCE, space.autoencoder.device)
+    in_batches(encode, len(images), ENCODED_AT_ONCE, space.device)
 
 
-def _generator(seeds: np.ndarray, image: int, variation: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(seeds[image] >> np.uint64(1)) ^ variation)
+def _check_finite(encoded: Tensor, space: LatentSpace) -> None:
+    features = encoded[:, space.n_latent : space.shape[0]]
+    if space.features is not None and not bool(features.isfinite().all()):
+        raise BackboneError(
+            f"backbone={space.features.backbone.name} returned NaN or infinite features: use "
+            "another one, or precision='float32'."
+        )
+    if not bool(encoded.isfinite().all()):
+        raise AutoencoderError(
+            "The autoencoder returned NaN or infinite latents: use another one, or "
+            "precision='float32'."
+        )
+
+
+def _variation(x: Tensor, augment: str | None, number: int, seeds: np.ndarray) -> Tensor:
+    """Make a variation of each image: first the flips, then random ones.
+
+    The random numbers do not depend on the size of the images.
+    """
+    plain = mirror_images(x, augment)
+    if number < len(plain):
+        return plain[number]
+    return torch.cat(
+        [
+            augment_images(image[None], augment, 1, _generator(seed, number))
+            for image, seed in zip(x, seeds, strict=True)
+        ]
+    )
+
+
+def _generator(seed: np.uint64, variation: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)) ^ variation)

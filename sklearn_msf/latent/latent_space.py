@@ -1,17 +1,21 @@
-"""The space of latents: images are encoded for the field, and its outputs are decoded."""
+"""The space of latents: images are encoded for the field, and its outputs are decoded.
 
-import copy
+The channels of the field are the latent of an autoencoder, the features of a backbone, or the
+latent and beside it the features. Only the latent is decoded.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.data.resizing import resize_images
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.flow.label_codes import (
     CodeReader,
     EncodedLabelCodes,
@@ -25,6 +29,10 @@ from sklearn_msf.latent.autoencoder_io import (
     autoencoder_to_plain,
     check_autoencoder,
 )
+from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
+from sklearn_msf.latent.backbone_features import BackboneFeatures
+from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain, is_same_output
+from sklearn_msf.latent.frozen_network import FrozenNetwork, copy_to_pickle
 from sklearn_msf.latent.hub import KNOWN_LICENSES
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
@@ -32,50 +40,129 @@ from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_o
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.batching import in_batches
 
-__all__ = ["LatentSpace", "check_channels"]
+__all__ = ["GivenEncoders", "LatentSpace", "check_channels"]
 
-# Allowed error of the fixed image's latents, in standard deviations: machines round differently.
-_PROBE_TOLERANCE = 0.01
+# Prefix of the features' tensors in files.
+_FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class GivenEncoders:
+    """What a user passes to open a model whose files do not contain it; None is in the files.
+
+    Attributes
+    ----------
+    autoencoder, backbone : object
+        As the parameters of the estimator.
+    """
+
+    autoencoder: Any = None
+    backbone: Any = None
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The latents of an autoencoder, scaled for the field.
+    """The latents of an autoencoder, scaled for the field, and the features of a backbone.
 
     Attributes
     ----------
     image_format : ImageFormat
         Layout and range of X.
-    autoencoder : ImageAutoencoder
-        Encodes and decodes images.
-    scaling : LatentScaling
+    autoencoder : ImageAutoencoder or None
+        Encodes and decodes images; None if the field works on features alone.
+    scaling : LatentScaling or None
         Size of the encoded images, scaling of the latents, encoded masks of the classes.
     palette : LabelCodes or None
         Colours of the classes, if the field carries encoded masks of them.
+    features : BackboneFeatures or None
+        Features that are further channels, after those of the latents.
     """
 
     image_format: ImageFormat
-    autoencoder: ImageAutoencoder
-    scaling: LatentScaling
+    autoencoder: ImageAutoencoder | None
+    scaling: LatentScaling | None
     palette: LabelCodes | None
+    features: BackboneFeatures | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of the latents."""
-        height, width = (n // self.autoencoder.factor for n in self.scaling.size)
-        return self.autoencoder.latent_channels, height, width
+        """(c, h, w) of the latents and features."""
+        height, width = self._grid
+        return self.n_latent + self._n_features, height, width
+
+    @property
+    def n_deviations(self) -> int:
+        """Number of channels, the first ones, that have a posterior deviation."""
+        has_deviation = self.autoencoder is not None and self.autoencoder.has_deviation
+        return self.n_latent if has_deviation else 0
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether outputs of the field can be decoded to images."""
+        return self.autoencoder is not None
 
     @property
     def mask_codes(self) -> Tensor | None:
         """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
-        return self.scaling.mask_codes
+        return None if self.scaling is None else self.scaling.mask_codes
 
     @property
-    def autoencoder_source(self) -> dict[str, Any]:
-        """Class and origin of the autoencoder, with the licence of its weights if it is known."""
+    def autoencoder_source(self) -> dict[str, Any] | None:
+        """Class and origin of the autoencoder, with its weights' licence if known; or None."""
+        if self.autoencoder is None:
+            return None
         source = {"class": type(self.autoencoder.module).__name__, **self.autoencoder.source}
         known = KNOWN_LICENSES.get(source.get("id", ""))
         return source if known is None else {**source, "license": known}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of what encodes images; the CPU if one of two encoders is there."""
+        devices = {encoder.device for encoder in self._encoders}
+        return devices.pop() if len(devices) == 1 else torch.device("cpu")
+
+    @property
+    def encoded_pixels(self) -> int:
+        """Pixels of one image at the sizes at which it is encoded."""
+        sizes = [part.size for part in (self.scaling, self.features) if part is not None]
+        return sum(math.prod(size) for size in sizes)
+
+    @property
+    def n_latent(self) -> int:
+        """Number of channels, the first ones, that are the latent of an autoencoder."""
+        return 0 if self.autoencoder is None else self.autoencoder.latent_channels
+
+    def module_of(self, name: str) -> Any:
+        """Return the module of the "autoencoder" or the "backbone", or None."""
+        encoder = self._encoder(name)
+        return None if encoder is None else encoder.module
+
+    def wraps(self, name: str, given: Any) -> bool:
+        """Tell whether an encoder is an object, or an unchanged copy of it."""
+        encoder = self._encoder(name)
+        return encoder is not None and encoder.is_made_of(given)
+
+    def _encoder(self, name: str) -> FrozenNetwork | None:
+        if name == "autoencoder":
+            return self.autoencoder
+        return None if self.features is None else self.features.backbone
+
+    @property
+    def _n_features(self) -> int:
+        return 0 if self.features is None else self.features.n_channels
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        if self.autoencoder is None or self.scaling is None:
+            assert self.features is not None
+            return self.features.grid
+        height, width = (n // self.autoencoder.factor for n in self.scaling.size)
+        return height, width
+
+    @property
+    def _encoders(self) -> list[FrozenNetwork]:
+        found = (self._encoder("autoencoder"), self._encoder("backbone"))
+        return [encoder for encoder in found if encoder is not None]
 
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are encoded batch by batch, when a batch is needed."""
@@ -104,8 +191,8 @@ class LatentSpace:
         return CodeReader(codes.to("cpu"))
 
     def images(self, sampled: Tensor) -> Tensor:
-        """Decode generated latents to the size and the channels of X."""
-        images = self._decoded(sampled)
+        """Decode the latents of what was generated to the size and the channels of X."""
+        images = self._decoded(sampled[:, : self.n_latent])
         if self.image_format.n_channels == 1:
             images = images.mean(dim=1, keepdim=True)
         height, width = self.image_format.size
@@ -116,29 +203,67 @@ class LatentSpace:
         return carried if self.mask_codes is None else self._decoded(carried)
 
     def encode(self, x: Tensor, precision: str) -> Tensor:
-        """Encode images, (n, C, H, W) in [-1, 1], to normalised posterior means."""
-        return self.scaling.normalise(self.posterior(self.resized(x), precision).mean)
+        """Encode images, (n, C, H, W) in [-1, 1], to normalised posterior means and features."""
+        encoded = self.normalised_posterior(self.resized(x), precision)
+        return encoded[:, : self.shape[0]]
 
-    def resized(self, x: Tensor) -> Tensor:
-        """Convert images to the size and the channels of the autoencoder."""
-        return prepare_images(x, self.scaling.size, self.autoencoder.image_channels)
+    def resized(self, x: Tensor) -> list[Tensor]:
+        """Convert images to the size and the channels of each encoder, the autoencoder first."""
+        images = []
+        if self.autoencoder is not None and self.scaling is not None:
+            size, n_channels = self.scaling.size, self.autoencoder.image_channels
+            images.append(prepare_images(x, size, n_channels))
+        if self.features is not None:
+            images.append(self.features.resized(x))
+        return images
 
-    def normalised_posterior(self, images: Tensor, precision: str) -> Tensor:
-        """Encode resized images to normalised means, followed by deviations if there are any."""
-        mean, deviation = self.posterior(images, precision)
-        _, scale = self.scaling.factors(mean.device)
-        mean = self.scaling.normalise(mean)
-        return mean if deviation is None else torch.cat([mean, deviation * scale], dim=1)
+    def normalised_posterior(self, images: Sequence[Tensor], precision: str) -> Tensor:
+        """Encode images that :meth:`resized` returned.
+
+        Parameters
+        ----------
+        images : sequence of Tensor of shape (n, C, H, W)
+            One batch for each encoder.
+        precision : {"float32", "bfloat16"}
+            Precision of the encoders.
+
+        Returns
+        -------
+        Tensor of shape (n, c + n_deviations, h, w)
+            Normalised means, features, and deviations if there are any.
+        """
+        means, deviations = [], []
+        for_encoder = iter(images)
+        if self.autoencoder is not None and self.scaling is not None:
+            mean, deviation = self.posterior(next(for_encoder), precision)
+            _, scale = self.scaling.factors(mean.device)
+            means.append(self.scaling.normalise(mean))
+            if deviation is not None:
+                deviations.append(deviation * scale)
+        if self.features is not None:
+            means.append(self.features.encode(next(for_encoder), precision))
+        return torch.cat([*means, *deviations], dim=1)
 
     def posterior(self, images: Tensor, precision: str) -> Encoded:
         """Encode images that have the size and the channels of the autoencoder."""
+        assert self.autoencoder is not None
         return self.autoencoder.encode(images, precision)
 
+    def digest(self) -> str:
+        """Identify all that latents depend on besides the images and the precision."""
+        digests = [encoder.fingerprint()[0] for encoder in self._encoders]
+        sizes = [part.size for part in (self.scaling, self.features) if part is not None]
+        return " ".join(map(str, (*digests, *sizes, self.shape)))
+
     def _decoded(self, latents: Tensor) -> Tensor:
+        assert self.autoencoder is not None
+        assert self.scaling is not None
         return self.autoencoder.decode(self.scaling.restore(latents)).clamp(-1, 1)
 
     def for_graphs(self) -> "LatentSpace":
         """Return the space with a copy of the autoencoder on the CPU that splits no batch."""
+        if self.autoencoder is None:
+            return self
         return replace(self, autoencoder=self.autoencoder.in_one_pass())
 
     # Files and pickles
@@ -146,15 +271,23 @@ class LatentSpace:
     def to_plain(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Describe the space for a file: plain data and tensors.
 
-        An autoencoder from the hub is named by id and revision instead of copied.
+        An autoencoder from the hub is named by id and revision instead of copied, as every backbone
+        is.
         """
-        metadata, weights = autoencoder_to_plain(self.autoencoder, by_name=True)
-        tensors = {f"autoencoder.{name}": value for name, value in weights.items()}
-        tensors |= {"shift": self.scaling.shift, "scale": self.scaling.scale}
-        if self.mask_codes is not None:
-            tensors["mask_codes"] = self.mask_codes
-        _, tensors["probe"] = self.autoencoder.fingerprint()
-        return {"autoencoder": metadata, "encoded_size": list(self.scaling.size)}, tensors
+        plain: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        if self.autoencoder is not None and self.scaling is not None:
+            metadata, weights = autoencoder_to_plain(self.autoencoder, by_name=True)
+            tensors = {f"autoencoder.{name}": value for name, value in weights.items()}
+            tensors |= {"shift": self.scaling.shift, "scale": self.scaling.scale}
+            if self.scaling.mask_codes is not None:
+                tensors["mask_codes"] = self.scaling.mask_codes
+            _, tensors["probe"] = self.autoencoder.fingerprint()
+            plain = {"autoencoder": metadata, "encoded_size": list(self.scaling.size)}
+        if self.features is not None:
+            plain["backbone"], of_features = features_to_plain(self.features)
+            tensors |= {f"{_FEATURES}.{name}": value for name, value in of_features.items()}
+        return plain, tensors
 
     @classmethod
     def from_plain(
@@ -163,13 +296,13 @@ class LatentSpace:
         tensors: dict[str, Tensor],
         image_format: ImageFormat,
         palette: LabelCodes | None,
-        given: Any,
-        opened: ImageAutoencoder | None = None,
+        given: GivenEncoders,
+        known: "LatentSpace | None" = None,
     ) -> "LatentSpace":
         """Restore the space from the data of a file, which may have been tampered with.
 
-        The same checks are for data that are about to be written: then the autoencoder is at hand,
-        and only its description is checked.
+        The same checks are for data that are about to be written: then the encoders are at hand,
+        and only their descriptions are checked.
 
         Parameters
         ----------
@@ -179,83 +312,147 @@ class LatentSpace:
             Layout and range of X.
         palette : LabelCodes or None
             Colours of the classes, if the field carries encoded masks of them.
-        given : object
-            Autoencoder to use if the file has only a name, or not even that; else None.
-        opened : ImageAutoencoder, optional
-            The autoencoder itself.
+        given : GivenEncoders
+            Encoders to use if the file has only names, or not even these.
+        known : LatentSpace, optional
+            The space itself.
 
         Raises
         ------
         ArchiveError
             For data that :meth:`to_plain` cannot have returned.
-        AutoencoderError
-            If the autoencoder cannot be opened, or makes other latents than the original one.
+        PretrainedModelError
+            If an encoder cannot be opened, or is another than the original one.
         ValueError
-            If the images have other channels than the autoencoder takes.
+            If the images have other channels than an encoder takes.
         """
-        size = plain["encoded_size"]
-        is_pair = isinstance(size, list) and len(size) == 2
-        if not is_pair or not all(type(n) is int and n > 0 for n in size):
-            raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
-        check_resized_size("encoded_size", size, image_format.size)
-        height, width = size
-        description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
-        if opened is None:
-            autoencoder = autoencoder_from_plain(description, weights, given)
-        else:
-            check_autoencoder(description, weights)
-            autoencoder = opened
-        _check_probe(autoencoder, tensors["probe"])
-        check_channels(image_format, autoencoder, encodes_masks=palette is not None)
-        factor, n_channels = autoencoder.factor, autoencoder.latent_channels
-        if height % factor or width % factor:
-            raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
-        shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
-        found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
-        shapes = {"shift": (n_channels,), "scale": (n_channels,), "probe": found["probe"].shape}
-        if codes is not None:
-            found["mask_codes"] = codes
-            shapes["mask_codes"] = (len(codes), n_channels, height // factor, width // factor)
-        # On the meta device, because a tensor without values can claim any shape.
-        wanted = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
-        check_tensors(found, wanted, "The scaling of the latents")
-        if not bool((scale > 0).all()):
-            raise ArchiveError("The scale factors of the latents must be positive.")
-        scaling = LatentScaling((height, width), shift, scale, codes)
-        return cls(image_format, autoencoder, scaling, palette)
+        has_autoencoder, has_backbone = "autoencoder" in plain, "backbone" in plain
+        if not has_autoencoder and not has_backbone:
+            raise ArchiveError("The model has neither an autoencoder nor a backbone.")
+        if given.backbone is not None and not has_backbone:
+            raise BackboneError(
+                "The model was fitted without a backbone: call from_pretrained without backbone."
+            )
+        if given.autoencoder is not None and not has_autoencoder:
+            raise AutoencoderError(
+                "The model was fitted without an autoencoder: call from_pretrained without "
+                "autoencoder."
+            )
+        if not has_autoencoder and palette is not None:
+            raise ArchiveError("The model has encoded masks, but no autoencoder.")
+        autoencoder, scaling = None, None
+        if has_autoencoder:
+            opened = None if known is None else known.autoencoder
+            autoencoder, scaling = _latents_from_plain(
+                plain, tensors, image_format, palette, given.autoencoder, opened
+            )
+        space = cls(image_format, autoencoder, scaling, palette)
+        if not has_backbone:
+            return space
+        own = None if known is None or known.features is None else known.features.backbone
+        features = features_from_plain(
+            plain["backbone"], part_of(tensors, _FEATURES), image_format.size, given.backbone, own
+        )
+        check_channels(image_format, features.backbone, encodes_masks=False)
+        if has_autoencoder and features.grid != space.shape[1:]:
+            raise ArchiveError(f"The features of the model have grid={features.grid}.")
+        return replace(space, features=features)
 
     def to_state(self) -> dict[str, Any]:
         """Describe the space for a pickle: plain data and tensors.
 
-        An autoencoder object of the user's own is added as it is, a torch module on the CPU. One
-        whose description could not be opened again is refused.
+        A backbone, and an autoencoder object of the user's own, are added as they are, a torch
+        module on the CPU. An autoencoder whose description could not be opened again is refused.
         """
-        metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
-        check_autoencoder(metadata, tensors)
-        module = None
-        if metadata["kind"] == "object":
-            module = self.autoencoder.module
-            if isinstance(module, nn.Module):
-                # A pickle from a GPU must open on a machine without one.
-                module = copy.deepcopy(module).cpu()
-        return {
-            "autoencoder": [metadata, tensors, module],
-            "scaling": dict(vars(self.scaling)),
+        state: dict[str, Any] = {
+            "autoencoder": None,
+            "scaling": None if self.scaling is None else dict(vars(self.scaling)),
             "palette": None if self.palette is None else dict(vars(self.palette)),
         }
+        if self.autoencoder is not None:
+            metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
+            check_autoencoder(metadata, tensors)
+            is_object = metadata["kind"] == "object"
+            module = copy_to_pickle(self.autoencoder.module) if is_object else None
+            state["autoencoder"] = [metadata, tensors, module]
+        if self.features is not None:
+            backbone = self.features.backbone
+            state["features"] = {
+                **vars(self.features),
+                "backbone": [
+                    copy_to_pickle(backbone.module),
+                    dict(vars(backbone.preprocessing)),
+                    dict(backbone.source),
+                ],
+            }
+        return state
 
     @classmethod
     def from_state(cls, state: dict[str, Any], image_format: ImageFormat) -> "LatentSpace":
         """Restore the space that :meth:`to_state` described."""
-        metadata, tensors, module = state["autoencoder"]
-        autoencoder = autoencoder_from_plain(metadata, tensors, module)
-        scaling = LatentScaling(**{**state["scaling"], "size": tuple(state["scaling"]["size"])})
+        autoencoder, scaling, features = None, None, None
+        if state["autoencoder"] is not None:
+            metadata, tensors, module = state["autoencoder"]
+            autoencoder = autoencoder_from_plain(metadata, tensors, module)
+        if state["scaling"] is not None:
+            size = tuple(state["scaling"]["size"])
+            scaling = LatentScaling(**{**state["scaling"], "size": size})
         palette = None if state["palette"] is None else LabelCodes(**state["palette"])
-        return cls(image_format, autoencoder, scaling, palette)
+        # Pickles from before there were backbones have no features.
+        plain = state.get("features")
+        if plain is not None:
+            module, expected, source = plain["backbone"]
+            as_tuples = {name: None if v is None else tuple(v) for name, v in expected.items()}
+            preprocessing = Preprocessing(**as_tuples)  # type: ignore[arg-type]
+            sides = {name: tuple(plain[name]) for name in ("size", "grid")}
+            backbone = ImageBackbone(module, preprocessing, source)
+            features = BackboneFeatures(**{**plain, **sides, "backbone": backbone})
+        return cls(image_format, autoencoder, scaling, palette, features)
 
     def move_to(self, device: torch.device) -> None:
-        """Move the autoencoder."""
-        self.autoencoder.to(device)
+        """Move the encoders."""
+        for encoder in self._encoders:
+            encoder.to(device)
+
+
+def _latents_from_plain(
+    plain: Any,
+    tensors: dict[str, Tensor],
+    image_format: ImageFormat,
+    palette: LabelCodes | None,
+    given: Any,
+    opened: ImageAutoencoder | None,
+) -> tuple[ImageAutoencoder, LatentScaling]:
+    """Restore the autoencoder and the scaling; see :meth:`LatentSpace.from_plain`."""
+    size = plain["encoded_size"]
+    is_pair = isinstance(size, list) and len(size) == 2
+    if not is_pair or not all(type(n) is int and n > 0 for n in size):
+        raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+    check_resized_size("encoded_size", size, image_format.size)
+    height, width = size
+    description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
+    if opened is None:
+        autoencoder = autoencoder_from_plain(description, weights, given)
+    else:
+        check_autoencoder(description, weights)
+        autoencoder = opened
+    _check_probe(autoencoder, tensors["probe"])
+    check_channels(image_format, autoencoder, encodes_masks=palette is not None)
+    factor, n_channels = autoencoder.factor, autoencoder.latent_channels
+    if height % factor or width % factor:
+        raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+    shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
+    found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
+    shapes = {"shift": (n_channels,), "scale": (n_channels,), "probe": found["probe"].shape}
+    if codes is not None:
+        found["mask_codes"] = codes
+        shapes["mask_codes"] = (len(codes), n_channels, height // factor, width // factor)
+    # On the meta device, because a tensor without values can claim any shape.
+    wanted = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
+    check_tensors(found, wanted, "The scaling of the latents")
+    if not bool((scale > 0).all()):
+        raise ArchiveError("The scale factors of the latents must be positive.")
+    return autoencoder, LatentScaling((height, width), shift, scale, codes)
 
 
 class LatentInputs:
@@ -319,9 +516,9 @@ def _filled_up(x: Tensor, size: int) -> Tensor:
 
 
 def check_channels(
-    image_format: ImageFormat, autoencoder: ImageAutoencoder, *, encodes_masks: bool
+    image_format: ImageFormat, encoder: ImageAutoencoder | ImageBackbone, *, encodes_masks: bool
 ) -> None:
-    """Refuse images or masks whose channels the autoencoder does not take.
+    """Refuse images or masks whose channels an encoder does not take.
 
     Raises
     ------
@@ -329,26 +526,27 @@ def check_channels(
         If the channels do not fit. The message says what to change.
     """
     n_channels = image_format.n_channels
-    if encodes_masks and autoencoder.image_channels != 3:
+    if encodes_masks and encoder.image_channels != 3:
         raise ValueError(
             f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
-            f"of {autoencoder.image_channels} channels: use label_prediction='posterior' "
+            f"of {encoder.image_channels} channels: use label_prediction='posterior' "
             "in flow_params."
         )
-    if n_channels not in (1, autoencoder.image_channels):
-        raise ValueError(
-            f"X has images of {n_channels} channels; the autoencoder takes "
-            f"{autoencoder.image_channels} (gray images are repeated). Select or convert "
-            "channels, or train one with autoencoder='fit'."
-        )
+    if n_channels in (1, encoder.image_channels):
+        return
+    named, remedy = "backbone", "pass a backbone for such images"
+    if isinstance(encoder, ImageAutoencoder):
+        named, remedy = "autoencoder", "train one with autoencoder='fit'"
+    raise ValueError(
+        f"X has images of {n_channels} channels; the {named} takes {encoder.image_channels} (gray "
+        f"images are repeated). Select or convert channels, or {remedy}."
+    )
 
 
 def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:
     """Refuse an autoencoder that encodes a fixed image to other latents."""
     _, found = autoencoder.fingerprint()
-    same = found.shape == wanted.shape
-    # "not <=" instead of ">", so that NaN is refused too.
-    if not same or not bool((found - wanted).abs().max() <= _PROBE_TOLERANCE * wanted.std()):
+    if not is_same_output(found, wanted):
         raise AutoencoderError(
             "The autoencoder makes other latents than the one that the model was fitted with "
             f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that one, "

@@ -17,6 +17,7 @@ __all__ = [
     "ENCODED_AT_ONCE",
     "LatentScaling",
     "learn_scaling",
+    "measured_rows",
     "prepare_images",
 ]
 
@@ -108,7 +109,7 @@ def _measure(
     images: ImagesOnDemand, autoencoder: ImageAutoencoder, size: tuple[int, int], precision: str
 ) -> tuple[Tensor, Tensor]:
     """Measure the mean and the inverse deviation of each channel of the latents."""
-    chosen = np.linspace(0, len(images) - 1, min(len(images), _N_MEASURED)).astype(int)
+    chosen = measured_rows(len(images))
 
     def encode(start: int, n: int) -> Tensor:
         x = ImageFormat.normalise(torch.from_numpy(images[chosen[start : start + n]]))
@@ -123,6 +124,11 @@ def _measure(
     return latents.mean(dim=(0, 2, 3)).float(), (1 / deviation).float()
 
 
+def measured_rows(n_images: int) -> np.ndarray:
+    """Choose the training images on which means and deviations are measured, evenly spaced."""
+    return np.linspace(0, n_images - 1, min(n_images, _N_MEASURED)).astype(int)
+
+
 def prepare_images(images: Tensor, size: tuple[int, int], n_channels: int) -> Tensor:
-    """Convert images to the size, range and channels of an autoencoder; gray is repeated."""
+    """Convert images to the size, range and channels of an encoder; gray is repeated."""
     return resize_images(images, size).clamp(-1, 1).expand(-1, n_channels, -1, -1)

@@ -46,6 +46,10 @@ class ImageSpace(Protocol):
     def autoencoder_source(self) -> dict[str, Any] | None:
         """Class and origin of the autoencoder as plain data, or None if there is none."""
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether outputs of the field can be converted to images."""
+
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images, (n, n_features), for a single classification."""
 
@@ -131,6 +135,11 @@ class PixelSpace:
     def autoencoder_source(self) -> None:
         """None, because there is no autoencoder."""
         return None
+
+    @property
+    def makes_images(self) -> bool:
+        """True, because outputs of the field are images."""
+        return True
 
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are converted and moved to the device batch by batch."""

