@@ -156,6 +156,6 @@ def test_documented_answers_are_rows_and_have_links(compare):
 
 def test_the_page_is_what_was_run(compare):
     documented = tomllib.loads((COMPARISON / "documented.toml").read_text(encoding="utf-8"))
-    seen = json.loads((ROOT / "docs" / "comparison.json").read_text(encoding="utf-8"))
-    written = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    seen = json.loads((ROOT / "docs" / "next_to_others.json").read_text(encoding="utf-8"))
+    written = (ROOT / "docs" / "next_to_others.md").read_text(encoding="utf-8")
     assert compare.page(seen, documented) == written

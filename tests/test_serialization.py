@@ -210,7 +210,7 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder):
         (lambda d: d["layout"].update(time_scale=True), "time_scale must be a number"),
         (lambda d: d["layout"].update(time_scale=1e30), "time_scale must be a number"),
         (lambda d: d["layout"].update(time_modulation="add"), "time_modulation must be one of"),
-        (lambda d: d["layout"].update(time_modulation="shift"), r"block\.modulation\."),
+        (lambda d: d["layout"].update(time_modulation="shift"), r"\.modulation\."),
         (lambda d: d["classes"].update(values=["c", "b", "a"]), "sorted and without duplicates"),
         (lambda d: d["image_format"].update(shape=[-1, 8, 3]), "not a valid image format"),
         (lambda d: d["image_format"].update(shape="88"), "not a valid image format"),

@@ -13,6 +13,7 @@ count everything, features included. With ``--max-epochs`` there is no budget: f
 others use too. ``--n-images`` takes only so many images of each split, to try the script.
 """
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import (
-    Runs,
     accuracy,
     add_data_options,
     as_tensor,
@@ -246,6 +246,28 @@ def table(records):
     return "\n".join([*lines, ""])
 
 
+class Runs:
+    """Runs in a JSON file, with their table in Markdown beside it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def __contains__(self, values):
+        return any(tuple(record.get(key) for key in IDENTITY) == values for record in self.records)
+
+    def add(self, record):
+        """Add a run and write the files."""
+        self.records.append(record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.records, indent=1) + "\n", encoding="utf-8")
+        self.path.with_suffix(".md").write_text(table(self.records), encoding="utf-8")
+
+    def show(self):
+        """Print the table."""
+        print(table(self.records))
+
+
 SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
 
 
@@ -258,7 +280,7 @@ def main():
     parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
     parser.add_argument("--n-images", type=int, help="of each split; all by default")
     arguments = parser.parse_args()
-    runs = Runs(arguments.output, IDENTITY, table)
+    runs = Runs(arguments.output)
     if arguments.max_epochs is None:
         budget = f"{arguments.seconds:g} s"
         limits = {"time_budget": local_seconds(arguments.seconds, gemm_gflops())}

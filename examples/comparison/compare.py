@@ -10,7 +10,7 @@ FOLDER has one virtual environment for each package, named as in `PACKAGES`, for
 Each package is asked in its own environment, without a network, by the functions in
 `probes/PACKAGE.py`: a function has the name of a feature, tries it, and returns True, False or a
 few words. What was not run is taken from `documented.toml`, where each answer has a link. The
-answers go to docs/comparison.json and the page to docs/comparison.md. A package that has no
+answers go to docs/next_to_others.json and the page to docs/next_to_others.md. A package that has no
 environment keeps the answers that the file has.
 """
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--environments", type=Path, required=True)
     parser.add_argument("--packages", nargs="*", choices=PACKAGES, default=list(PACKAGES))
-    parser.add_argument("--output", type=Path, default=DOCS / "comparison.json")
+    parser.add_argument("--output", type=Path, default=DOCS / "next_to_others.json")
     arguments = parser.parse_args()
     output = arguments.output
     seen = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}

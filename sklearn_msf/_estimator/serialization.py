@@ -369,9 +369,9 @@ def _checked(
 def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
-    # Files of older versions lack entries that have a default.
+    # Older files lack entries with a default: that of volumes, or all of them.
     needed = {field.name for field in fields(FieldLayout) if field.default is MISSING}
-    if not needed <= plain.keys() <= wanted:
+    if plain.keys() not in (wanted, wanted - {"n_spatial_dims"}, needed):
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
     for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])

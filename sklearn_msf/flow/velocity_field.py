@@ -9,6 +9,7 @@ Every field maps (x_t, y_t, t) to the velocities of image and mask:
   middle block give p; only v_x needs the upsampling half.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,13 +114,16 @@ class VelocityField(nn.Module):
         super().__init__()
         self.unet = unet
         self.codes = codes
-        # Predictions are decoded there. The codes are not copied for each, which waits for a GPU.
-        self.codes_on_cpu = codes.to("cpu")
         self.layout = layout
         self.image_parameterization = IMAGE_PREDICTIONS[layout.image_prediction]
 
     # Whether samples at t = 1 go through the upsampling half in training.
     decodes_at_one = True
+
+    @functools.cached_property
+    def codes_on_cpu(self) -> LabelCodes | EncodedLabelCodes:
+        """The codes on the CPU, where predictions are decoded; the copy waits for a GPU once."""
+        return self.codes.to("cpu")
 
     @property
     def device(self) -> torch.device:
@@ -400,7 +404,6 @@ class ClassPosteriorField(VelocityField):
     """Label branch as a class posterior, from which v_y follows in closed form."""
 
     codes: LabelCodes
-    codes_on_cpu: LabelCodes
     decodes_at_one = False
 
     def __init__(self, unet: UNet, codes: LabelCodes, layout: FieldLayout):
@@ -452,6 +455,7 @@ class ClassPosteriorField(VelocityField):
         """Return the probabilities, normalised again, and the distances of their mean code."""
         p = evidence / evidence.sum(dim=1, keepdim=True)
         codes = self.codes_on_cpu
+        assert isinstance(codes, LabelCodes)
         # The distance of a mask of one colour is that of one of its pixels.
         return p, codes.distances(codes.mean_codes(p)[:, :, None, None])
 
