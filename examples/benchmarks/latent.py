@@ -330,8 +330,13 @@ class EncodingData:
     def epoch(self, batch_size, generator, *, even=True):
         return self._data.epoch(batch_size, generator, even=even)
 
-    def batch(self, rows, n_varied, generator):
+    def select(self, rows, n_varied, generator):
+        """Choose the images of a step by their indices."""
+        return (rows,)
+
+    def batch(self, selected, n_varied, generator):
         """Encode images, and as the published loop does a mask for each."""
+        (rows,) = selected
         (x,) = self._space.resized(ImageFormat.normalise(self._images[rows]))
         if self._masks:
             self._space.posterior(x, self._precision)
