@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import itertools
 import json
-from functools import partial
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -158,15 +158,8 @@ def the_error_says_nothing(monkeypatch, checks):
     monkeypatch.setattr(checks, "little_memory", failing)
 
 
-def shapes_are_dynamic(monkeypatch, checks):
-    monkeypatch.setattr(
-        "sklearn_msf.training.step.compile_or_not",
-        lambda function: lambda *arguments: torch.compile(function, dynamic=True)(*arguments),
-    )
-
-
-def nothing_can_be_compiled(monkeypatch, checks):
-    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: None)
+def nothing_is_compiled(monkeypatch, checks):
+    monkeypatch.setattr("sklearn_msf.training.step.compile_or_not", lambda function: function)
 
 
 # The check, what it needs, and what it must find.
@@ -187,7 +180,7 @@ CASES = {
     ),
     "a thread predicts while another trains": (None, [predictions_change]),
     "a second GPU": (with_a_second_gpu, [each_fit_has_another_seed]),
-    "compiled training has the same losses": (None, [shapes_are_dynamic, nothing_can_be_compiled]),
+    "compiled training has the same losses": (None, [nothing_is_compiled]),
 }
 
 
@@ -228,6 +221,25 @@ def test_a_check_that_needs_another_machine_says_so(checks, size, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(checks.NotHereError, match="no second GPU"):
         run(checks, "a second GPU", size)
+
+
+@pytest.mark.parametrize("text", ["could not be captured as a CUDA graph", "could not be compiled"])
+def test_falling_back_to_a_slower_way_is_an_error(checks, text):
+    with pytest.raises(checks.CheckError, match=text), checks.no_fallbacks():
+        warnings.warn(f"The network {text} and runs as it is", stacklevel=1)
+    with pytest.warns(UserWarning, match="another"), checks.no_fallbacks():
+        warnings.warn("another", stacklevel=1)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_graphs_with_dynamic_shapes_are_noticed(checks, dynamic):
+    before = torch.compile
+    with checks.watched_compilation("eager") as are_dynamic:
+        compiled = torch.compile(lambda x: x.sin() + 1, dynamic=dynamic)
+        for n in (3, 4):
+            torch.testing.assert_close(compiled(torch.ones(n)), torch.ones(n).sin() + 1)
+    assert are_dynamic == ([True] if dynamic else [False, False])
+    assert torch.compile is before
 
 
 def test_arrays_are_compared_to_the_last_bit_or_to_a_tolerance(checks):
@@ -285,7 +297,8 @@ def test_every_measurement_has_its_line_in_the_table(
     np.savez(tmp_path / "retinamnist.npz", **arrays)
     monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path))
     monkeypatch.setattr("sklearn_msf.nn.precision._bfloat16_speed_up", lambda: 0.5)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(gpu, "count_kernels", lambda device, call: 14 * call().n_iter_)
     # In the process of the test, with fewer epochs than the defaults have.
     short = {"max_epochs": 1}
     monkeypatch.setattr(
@@ -298,8 +311,10 @@ def test_every_measurement_has_its_line_in_the_table(
     assert list(results["table"]) == [job.name for job in of_table]
     json.dumps(results)
     rates = [r["images_per_second"] for r in results["table"].values() if "images_per_second" in r]
-    assert len(rates) == 14
+    assert len(rates) == 16
     assert min(rates) > 0
+    # Two steps an epoch.
+    assert results["table"]["a step"]["defaults"]["kernels"] == 7
     page = gpu.page(results, work)
     best = gpu.best_batch(results["table"], "defaults", work)
     for line in (
@@ -335,6 +350,12 @@ def test_rates_stand_beside_the_plain_loop_and_the_peak(gpu, results):
         "| defaults | 1024 | - | 50,000 (25.0x) | - | 50.0% |",
     ]
     assert "| kernels of a step, defaults | 1,800 (graphs of a fit: 4) |" in gpu.page(results, work)
+
+
+def test_kernels_are_counted(gpu):
+    x = torch.ones(3)
+    counts = [gpu.count_kernels(CPU, lambda n=n: [x.sin() for _ in range(n)]) for n in (2, 5)]
+    assert counts[1] - counts[0] == 3
 
 
 def test_the_rate_is_that_of_the_second_half_of_the_epochs(gpu):
