@@ -3,6 +3,7 @@
 import atexit
 import functools
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,10 +21,14 @@ from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.latent.autoencoder import build_autoencoder
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelSpace
+from sklearn_msf.runtime.device import resolve_device
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)
 settings.load_profile("package")
+
+# Device of the tiny classifiers, "cuda" for the suite on a GPU. Tests with another device name it.
+DEVICE = os.environ.get("SKLEARN_MSF_TEST_DEVICE", "cpu")
 
 TINY = {
     "channels": 8,
@@ -35,7 +40,7 @@ TINY = {
     "dropout": 0.0,
     # Over so few steps the image branch would drown the label branch.
     "image_weight": 0.1,
-    "device": "cpu",
+    "device": DEVICE,
     "precision": "float32",
     "random_state": 0,
 }
@@ -290,7 +295,16 @@ def pytest_configure():
     Where the machine is busy threads that wait for each other take ten times as long, and so do
     the workers of xdist. What is about threads sets their number itself.
     """
+    try:
+        resolve_device(DEVICE)
+    except ValueError as error:
+        raise pytest.UsageError(f"SKLEARN_MSF_TEST_DEVICE: {error}") from error
     torch.set_num_threads(1)
+
+
+def pytest_report_header():
+    """Say which device the suite is about."""
+    return f"tiny classifiers on: {DEVICE}"
 
 
 def pytest_runtest_setup():

@@ -132,8 +132,9 @@ def test_samples_look_like_their_classes(digits):
     classifier = tiny_classifier(channels=16, max_epochs=60, classification_fraction=0.5).fit(
         *digits
     )
-    images = classifier.sample(["two", "zero"], n_samples=6, random_state=0)
-    assert np.mean(classifier.predict(images) == np.repeat(["two", "zero"], 6)) >= 0.75
+    images = classifier.sample(n_samples=30, random_state=0)
+    # By chance a third, with a standard deviation of 0.05.
+    assert np.mean(classifier.predict(images) == np.repeat(classifier.classes_, 30)) >= 0.55
 
 
 def test_samples_repeat_with_their_seed_and_only_then(fitted):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_classifier, tiny_latent_classifier
+from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
 
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
@@ -17,6 +17,7 @@ from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_a
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
 Y = np.array(["a", "b", "c"] * 8)
+OTHER_DEVICE = "cpu" if DEVICE.startswith("cuda") else "cuda"
 
 
 def make(folder=None, make_classifier=tiny_classifier, **overrides):
@@ -150,7 +151,7 @@ def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, s
         make(tmp_path).fit(X.reshape(shape), Y)
 
 
-@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("precision", "bfloat16")])
+@pytest.mark.parametrize(("name", "value"), [("device", OTHER_DEVICE), ("precision", "bfloat16")])
 def test_checkpoints_of_other_hardware_are_refused(tmp_path, name, value):
     make(tmp_path).fit(X, Y)
     for path in list(tmp_path.glob("*.json")):

@@ -161,10 +161,13 @@ def test_sources_of_random_numbers_are_left_out(tmp_path, random_state, make_cla
 def test_a_model_from_a_gpu_opens_on_a_machine_without(saved, tmp_path):
     classifier, _ = saved
     classifier.save_pretrained(tmp_path)
-    edit(tmp_path, lambda metadata: metadata["parameters"].update(device="cuda:5"))
+    edit(tmp_path, lambda metadata: metadata["parameters"].update(device="cpu"))
+    on_cpu = type(classifier).from_pretrained(tmp_path)
+    edit(tmp_path, lambda metadata: metadata["parameters"].update(device="cuda:99"))
     with pytest.warns(UserWarning, match="not available here"):
         opened = type(classifier).from_pretrained(tmp_path)
-    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    assert opened.model_.device.type == "cpu"
+    np.testing.assert_array_equal(opened.predict_proba(X), on_cpu.predict_proba(X))
 
 
 def test_saving_before_fit_is_refused(tmp_path, make_classifier):
