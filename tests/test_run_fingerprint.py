@@ -207,11 +207,11 @@ DEADLY = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = """
 import os, sys
 import torch
-from sklearn_msf.training.trainer import Trainer
+from sklearn_msf.training.step import TrainingStep
 
 # As many threads as the process that goes on.
 torch.set_num_threads({n_threads})
-step = Trainer._step
+step = TrainingStep._step
 count = 0
 
 def step_or_die(self, *arguments):
@@ -221,7 +221,7 @@ def step_or_die(self, *arguments):
         os.kill(os.getpid(), {deadly_signal})
     return step(self, *arguments)
 
-Trainer._step = step_or_die
+TrainingStep._step = step_or_die
 sys.path.insert(0, {tests!r})
 from test_run_fingerprint import X, Y, make
 make({folder!r}, batch_size=8).fit(X, Y)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -369,9 +369,9 @@ def _checked(
 def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
-    # Older files lack entries with a default: that of volumes, or all of them.
-    needed = {field.name for field in fields(FieldLayout) if field.default is MISSING}
-    if plain.keys() not in (wanted, wanted - {"n_spatial_dims"}, needed):
+    # Older files lack those about time, that of volumes, or both.
+    times, axes = {"time_scale", "time_modulation"}, {"n_spatial_dims"}
+    if plain.keys() not in (wanted, wanted - axes, wanted - times, wanted - times - axes):
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
     for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])

@@ -232,7 +232,7 @@ class LabelCodes(_Codes):
         -------
         Tensor of shape (n, C, H, W)
         """
-        codes = self.codes[labels].view(len(labels), self.n_channels, *[1] * len(size))
+        codes = self.codes[labels].view(labels.shape[0], self.n_channels, *[1] * len(size))
         masks = codes.expand(-1, -1, *size)
         if generator is None:
             return masks
