@@ -182,7 +182,7 @@ def page(seen: Mapping[str, Mapping[str, Any]], documented: Mapping[str, Mapping
     ]
     lines += [f"- {_title(key)} {_state(seen.get(key, {}))}" for key in PACKAGES]
     for heading, features in FEATURES.items():
-        lines += ["", f"## {heading}", ""]
+        lines += ["", f"## {heading}", "", "<!-- settings -->"]
         lines += [
             _row(["", *(_title(key) for key in PACKAGES)]),
             "|---" * (1 + len(PACKAGES)) + "|",
