@@ -195,10 +195,11 @@ def test_generated_images_are_held_once():
 
 def many(dtype, order="C"):
     """Images beside which two networks and the objects of a fit are small."""
-    return np.asarray(np.tile(images(dtype), (5, 1, 1, 1)), order=order)
+    return np.asarray(np.tile(images(dtype), (10, 1, 1, 1)), order=order)
 
 
-OF_A_FIT = 2**20
+# Objects of Python, mostly networks: 1 MB. A copy of the images as bytes is 3 MB.
+OF_A_FIT = 2**21
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ OF_A_FIT = 2**20
 )
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_fit_holds_one_copy_of_the_images(no_training, dtype, overrides):
-    X, y = many(dtype), np.tile(Y, 5)
+    X, y = many(dtype), np.tile(Y, 10)
     clf = tiny_classifier(max_epochs=1, n_draws=1, **overrides)
     arrays = memory_of(lambda: clf.fit(X, y))
     # uint8 is trained on as it is, other numbers as float32.
@@ -215,7 +216,7 @@ def test_fit_holds_one_copy_of_the_images(no_training, dtype, overrides):
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "float64"])
 def test_fit_holds_one_copy_of_fortrans_order_and_samples_without_weight(no_training, dtype):
-    X, y = many(dtype, "F"), np.tile(Y, 5)
+    X, y = many(dtype, "F"), np.tile(Y, 10)
     clf = tiny_classifier(max_epochs=1)
     weights = np.r_[np.zeros(20), np.ones(len(X) - 20)]
     arrays = memory_of(lambda: clf.fit(X, y, sample_weight=weights))

@@ -147,9 +147,9 @@ def test_a_fraction_of_the_samples_before_time_one_is_unconditional(
     )
     seen, losses = [], trainer._step._field_losses
 
-    def spied(sample, labels, n_at_one, n_dropped):
+    def spied(sample, labels, n_at_one, n_dropped, whole):
         seen.append((sample.t, sample.mask_t))
-        return losses(sample, labels, n_at_one, n_dropped)
+        return losses(sample, labels, n_at_one, n_dropped, whole)
 
     monkeypatch.setattr(trainer._step, "_field_losses", spied)
     trainer.fit(bright_and_dark)
@@ -450,9 +450,9 @@ def test_dropout_is_for_the_samples_at_time_one_where_there_are_any(
     )
     seen, losses = [], trainer._step._field_losses
 
-    def watched(sample, labels, n_at_one, n_dropped):
+    def watched(sample, labels, n_at_one, n_dropped, whole):
         seen.append((n_at_one, n_dropped, len(labels)))
-        return losses(sample, labels, n_at_one, n_dropped)
+        return losses(sample, labels, n_at_one, n_dropped, whole)
 
     trainer._step._field_losses = watched
     trainer.fit(bright_and_dark)
