@@ -29,6 +29,8 @@ settings.load_profile("package")
 
 # Device of the tiny classifiers, "cuda" for the suite on a GPU. Tests with another device name it.
 DEVICE = os.environ.get("SKLEARN_MSF_TEST_DEVICE", "cpu")
+# Without it torch refuses products on a GPU in the tests that ask for deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 TINY = {
     "channels": 8,

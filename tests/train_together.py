@@ -16,6 +16,8 @@ X, Y = X[:40], Y[:40]
 
 
 COMMON = {
+    # Processes of one machine share its CPU; GPUs they would need one each.
+    "device": "cpu",
     "max_epochs": 2,
     "batch_size": 13,
     "dropout": 0.2,
