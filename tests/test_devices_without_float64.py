@@ -26,6 +26,9 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
     X, y = three_digits()
     weights = np.linspace(0.5, 2, 12)
     parameters = {"max_epochs": 1, "optimizer": "muon", "augment": "flip+affine", "dropout": 0.1}
+    # Each operation of a full pass is looked at, which takes a minute at the usual sizes.
+    monkeypatch.setattr("sklearn_msf.model.classification._MAX_ROWS", 8)
+    monkeypatch.setattr("sklearn_msf.model.sampling._MAX_SAMPLED_ON_GPU", 2)
 
     def answers(classifier):
         return [
