@@ -111,9 +111,24 @@ def test_a_source_distribution_has_the_tracked_files(tmp_path, changes, differen
     assert tool("check_distributions").sdist_differences(sdist, TRACKED) == differences
 
 
-def test_packages_of_extras_are_optional_unless_they_are_required():
-    requirements = ["numpy>=1", "pooch>=1; extra == 'x'", "numpy>=2; extra == 'x'"]
-    assert tool("check_installation").optional_packages(requirements) == {"pooch"}
+def test_required_packages_are_followed_and_others_are_surplus(tmp_path, monkeypatch):
+    needs = {
+        "one": ["Two_B>=1", "three; extra == 'x'", "four; python_version < '3'"],
+        "two-b": ["five[fast]", "one"],
+        "five": ["six; extra == 'fast'", "seven; extra == 'slow'"],
+        "six": [],
+        "three": [],
+    }
+    for name, requirements in needs.items():
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", "Version: 1"]
+        lines += [f"Requires-Dist: {requirement}" for requirement in requirements]
+        folder = tmp_path / f"{name.replace('-', '_')}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    check = tool("check_installation")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert check.required_packages("one") == {"two-b", "one", "five", "six"}
+    assert check.surplus_packages("one") == ["three"]
 
 
 def raises(error):

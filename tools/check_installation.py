@@ -11,9 +11,10 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sklearn_msf
 from sklearn_msf import LatentMedSymmFlowClassifier
@@ -21,22 +22,30 @@ from sklearn_msf.datasets import fetch_medmnist
 from sklearn_msf.plotting import AccuracyRejectionDisplay
 
 DISTRIBUTION = "sklearn-msf"
+_OF_EVERY_ENVIRONMENT = ("pip", "setuptools")
 
 
-def optional_packages(requirements: Iterable[str]) -> set[str]:
-    """Return the names of the packages that only extras need."""
-    parsed = [Requirement(requirement) for requirement in requirements]
-    required = {r.name for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})}
-    return {r.name for r in parsed} - required
+def required_packages(distribution: str) -> set[str]:
+    """Return the names of the packages that one requires, and of those that these require."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(distribution, "")]
+    while waiting:
+        name, extra = waiting.pop()
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            required = canonicalize_name(requirement.name)
+            new = {(required, each) for each in ("", *requirement.extras)} - seen
+            seen |= new
+            waiting += new
+    return {name for name, _ in seen}
 
 
-def installed(names: Iterable[str]) -> Iterator[str]:
-    """Yield those of the packages that are installed."""
-    for name in sorted(names):
-        try:
-            yield f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def surplus_packages(distribution: str) -> list[str]:
+    """Return the packages that are installed beside one and what it requires."""
+    names = {canonicalize_name(d.name) for d in importlib.metadata.distributions()}
+    expected = required_packages(distribution) | {distribution, *_OF_EVERY_ENVIRONMENT}
+    return sorted(names - expected)
 
 
 def import_every_module() -> int:
@@ -60,9 +69,8 @@ def check_names_extra(call: Callable[[], object], extra: str) -> None:
 
 def main(readme: str) -> None:
     """Run every check; exit with an error at the first that fails."""
-    requirements = importlib.metadata.requires(DISTRIBUTION) or []
-    if present := list(installed(optional_packages(requirements))):
-        raise SystemExit(f"This environment should not have {', '.join(present)}.")
+    if surplus := surplus_packages(DISTRIBUTION):
+        raise SystemExit(f"This environment should not have {', '.join(surplus)}.")
     if importlib.metadata.version(DISTRIBUTION) != sklearn_msf.__version__:
         raise SystemExit("The metadata and the package state different versions.")
     n_modules = import_every_module()

@@ -44,7 +44,8 @@ def relative_weights(weights: np.ndarray, *, of_training: bool = True) -> tuple[
     if (weights == np.rint(weights)).all():
         # As Python's integers, because numpy's end at 2**63.
         divisor = math.gcd(*(int(weight) for weight in np.unique(weights)))
-        weights = weights / divisor
+        # Divisors of floats are exact as floats; numpy 1 would make objects of integers this large.
+        weights = weights / float(divisor)
         with np.errstate(over="ignore"):
             n_images = weights.sum()
         if n_images <= _MAX_REPETITIONS * n_samples:
