@@ -222,7 +222,7 @@ def files_without_code():
 
 def several_devices():
     modules = pkgutil.walk_packages(sklearn_msf.__path__)
-    return any("distributed" in module.name for module in modules)
+    return any("process_group" in module.name for module in modules)
 
 
 def onnx():
