@@ -128,8 +128,7 @@ def test_the_service_refuses_images_of_another_kind(exported):
 def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
-    classifier = tiny_latent_classifier(image_shape=(9, 7), augment="hflip")
-    classifier.fit(X, np.arange(24) % 3)
+    classifier = tiny_latent_classifier(image_shape=(9, 7), n_draws=1).fit(X, np.arange(24) % 3)
     classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
     session, metadata = session_of(tmp_path / "model.onnx")
     p, uncertainty = session.run(None, {"images": X})

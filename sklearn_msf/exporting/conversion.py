@@ -56,7 +56,7 @@ def to_onnx(
     batch = torch.export.Dim("n", min=2)
     # What is prepared at the first call then consists of tensors with values, not of traced ones.
     module.eval()(*examples)
-    shapes = _dynamic_shapes(module, [{0: batch} if e.ndim else {} for e in examples])
+    shapes = tuple({0: batch} if example.ndim else {} for example in examples)
     with _quiet():
         # Given a module itself, the exporter would try to trace it in other ways if this one fails,
         # and these take values of the example for constants.
@@ -76,13 +76,6 @@ def to_onnx(
     if not prefix:
         return model
     return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
-
-
-def _dynamic_shapes(module: nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
-    """Arrange the dynamic axes as torch.export wants them: those of *args in a tuple."""
-    n_named = module.forward.__code__.co_argcount - 1
-    named, others = shapes[:n_named], shapes[n_named:]
-    return (*named, tuple(others)) if others else tuple(named)
 
 
 def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Sequence[str]) -> Any:

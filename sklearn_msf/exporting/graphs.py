@@ -184,10 +184,18 @@ class SamplerStep(nn.Module):
         super().__init__()
         self.field, self._guidance = model.field, guidance
 
+    # No variable arguments, which the tracer of torch 2.9 cannot guard.
     def forward(
-        self, start: Tensor, end: Tensor, masks: Tensor, e_y: Tensor, *state: Tensor
+        self,
+        start: Tensor,
+        end: Tensor,
+        masks: Tensor,
+        e_y: Tensor,
+        x: Tensor,
+        y: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Move the state from the time `start` to `end`, both 0-d."""
+        """Move the state, x or x and y, from the time `start` to `end`, both 0-d."""
+        state = (x,) if y is None else (x, y)
 
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return self.field.generation_velocity(t, state, masks, e_y, self._guidance)

@@ -233,15 +233,17 @@ def _converted(model: FittedModel, convert: Callable[[], Any]) -> Any:
         return convert()
     # The exporter raises errors of many classes, and an autoencoder of the user's can raise any.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        # The exporter wraps them in advice to those who develop it.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         source = model.space.autoencoder_source
         if source is None:
-            raise ValueError(
-                f"The model cannot be exported to ONNX ({type(error).__name__}: {reason})."
-            ) from error
+            raise ValueError(f"The model cannot be exported to ONNX ({reason}).") from error
         raise ValueError(
             f"The model cannot be exported to ONNX together with its autoencoder {source['class']} "
-            f"({type(error).__name__}: {reason}). Fit with autoencoder='fit', or pass one of "
+            f"({reason}). Fit with autoencoder='fit', or pass one of "
             "diffusers, or another torch module whose operations do not depend on the values of "
             "the images."
         ) from error
