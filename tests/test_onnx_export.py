@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import (
     Averages,
+    tiny_autoencoder,
     tiny_classifier,
     tiny_feature_classifier,
     tiny_joint_classifier,
@@ -126,9 +127,17 @@ def test_the_service_refuses_images_of_another_kind(exported):
 
 
 def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
+    autoencoder = tiny_autoencoder(
+        down_block_types=["DownEncoderBlock2D"],
+        up_block_types=["UpDecoderBlock2D"],
+        block_out_channels=[8],
+        mid_block_add_attention=False,
+    )
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
-    classifier = tiny_latent_classifier(image_shape=(9, 7), n_draws=1).fit(X, np.arange(24) % 3)
+    classifier = tiny_latent_classifier(
+        autoencoder=autoencoder, encoded_size=(10, 8), image_shape=(9, 7), n_draws=1
+    ).fit(X, np.arange(24) % 3)
     classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
     session, metadata = session_of(tmp_path / "model.onnx")
     p, uncertainty = session.run(None, {"images": X})

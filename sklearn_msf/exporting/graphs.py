@@ -169,8 +169,8 @@ class SamplerStart(nn.Module):
 
     def forward(self, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """Start from labels (n,), int64, and noise (n, C_x + C_y, H, W), float32."""
-        n_channels, height, width = self._shape
-        masks = self.field.codes.masks(labels, (height, width)).contiguous()
+        n_channels, *size = self._shape
+        masks = self.field.codes.masks(labels, size).contiguous()
         e_x, e_y = noise[:, :n_channels], noise[:, n_channels:]
         # A graph cannot return one value under two names.
         state = [part.clone() for part in self.field.generation_start(e_x, masks)]
