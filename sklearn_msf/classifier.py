@@ -56,6 +56,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "time_modulation" ("scale_shift"): how the time embedding acts in a residual block.
           "scale_shift": it scales and shifts the features after the second norm. "shift": it is
           added before that norm (the paper's code).
+        - "upsampling" ("light"): the half of the U-Net that turns features into images. "light": as
+          small as the other half, with one residual block and one skip connection in each level.
+          "adm": that of ADM and of the paper, with one block more than `n_blocks` in each level, a
+          skip connection for each, and more than twice the operations.
         - "input_size" (None): side, or (height, width), to which images are resized for the
           network, by Pillow's bilinear filter. Generated images are brought back to the size of
           X. None leaves images as they are; the paper's code has 32.
@@ -249,6 +253,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             "dropout": 0.2,
             "time_scale": 1000.0,
             "time_modulation": "scale_shift",
+            "upsampling": "light",
             "input_size": None,
         },
         "flow_params": {

@@ -84,8 +84,8 @@ verbose
         no "input_size", because `encoded_size` is the parameter for it. Other defaults are
         chosen for classification, because training on latents of large images takes long:
         ``classification_fraction=0.8``; in `flow_params` ``image_prediction="velocity"``,
-        ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1`` and
-        ``patch_size=1``. To generate images, use the defaults of `MedSymmFlowClassifier`, which
+        ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1``,
+        ``patch_size=1`` and ``upsampling="adm"``. To generate images, use the defaults of `MedSymmFlowClassifier`, which
         train longer: ``classification_fraction=0.15``, ``flow_params={"image_prediction":
         "denoised", "image_weight": 0.7, "class_dropout": 0.1}``, ``network_params={"dropout":
         0.2}``. With ``label_prediction="posterior"`` masks are plain colours at the size of the
@@ -132,6 +132,7 @@ loss_curve_, rejection_, hub_source_
             "dropout": 0.1,
             "time_scale": 1000.0,
             "time_modulation": "scale_shift",
+            "upsampling": "adm",
         },
         "flow_params": {
             "label_encoding": "rgb",

@@ -325,6 +325,7 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
             "patch_size": 1,
             "time_scale": 1.0,
             "time_modulation": "shift",
+            "upsampling": "adm",
             "input_size": 32,
         },
         "flow_params": {
@@ -417,7 +418,7 @@ def test_several_steps_of_the_posterior_form_agree_with_one(fitted, digits):
     many = pickle.loads(pickle.dumps(fitted))
     for ode_solver in ("euler", "midpoint", "rk4"):
         many.set_params(n_steps=4, ode_solver=ode_solver)
-        assert np.mean(many.predict(X[:40]) == fitted.predict(X[:40])) > 0.9
+        assert np.mean(many.predict(X[:40]) == fitted.predict(X[:40])) >= 0.9
 
 
 def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):

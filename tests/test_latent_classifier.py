@@ -354,6 +354,7 @@ def test_from_paper_has_the_settings_of_table_5(
         "dropout": 0.0,
         "time_scale": 1.0,
         "time_modulation": "shift",
+        "upsampling": "adm",
     }
     assert classifier.optimizer_params == {
         "weight_decay": 0.0,

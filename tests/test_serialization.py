@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_plain_data_is_said(saved, tmp_path, change, mess
 
 
 # The entries of the layout that were added last, and what older files mean.
-NEW_ENTRIES = {"time_scale": 1000.0, "time_modulation": "scale_shift"}
+NEW_ENTRIES = {"time_scale": 1000.0, "time_modulation": "scale_shift", "upsampling": "adm"}
 
 
 def as_before(metadata):
@@ -257,9 +257,9 @@ def as_before(metadata):
 
 
 def test_a_model_from_before_the_times_were_settings_opens_and_predicts_the_same_bits(
-    saved, tmp_path
+    make_classifier, tmp_path
 ):
-    classifier, _ = saved
+    classifier = make_classifier(upsampling="adm").fit(X, LABELS["strings"])
     classifier.save_pretrained(tmp_path)
     edit(tmp_path, as_before)
     opened = type(classifier).from_pretrained(tmp_path)
@@ -273,10 +273,11 @@ def test_a_model_from_before_the_times_were_settings_opens_and_predicts_the_same
     assert NEW_ENTRIES.items() <= metadata["layout"].items()
 
 
-def test_a_pickle_from_before_the_times_were_settings_opens(fitted):
-    state = fitted.__getstate__()
+def test_a_pickle_from_before_the_times_were_settings_opens(make_classifier):
+    classifier = make_classifier(upsampling="adm").fit(X, LABELS["strings"])
+    state = classifier.__getstate__()
     as_before(state["model_"])
-    opened = type(fitted)()
+    opened = type(classifier)()
     opened.__setstate__(state)
     layout = opened.model_.field.layout
     assert {name: getattr(layout, name) for name in NEW_ENTRIES} == NEW_ENTRIES

@@ -3,10 +3,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
-from sklearn_msf.nn.unet import Downsample, ResidualBlock, SelfAttention, TimeEmbedding, UNet
+from sklearn_msf.nn.unet import (
+    UPSAMPLINGS,
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    Stage,
+    SubpixelUpsample,
+    TimeEmbedding,
+    UNet,
+)
 
 
 def tiny_unet(**overrides):
@@ -20,21 +30,30 @@ def tiny_unet(**overrides):
 
 
 @settings(max_examples=25)
-@given(st.integers(8, 33), st.integers(8, 33), st.integers(1, 3), st.integers(1, 3))
-def test_any_size_comes_back_uncropped(height, width, patch_size, n_levels):
-    net = tiny_unet(patch_size=patch_size, channel_mult=(1,) * n_levels)
+@given(
+    st.integers(8, 33),
+    st.integers(8, 33),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from(UPSAMPLINGS),
+)
+def test_any_size_comes_back_uncropped(height, width, patch_size, n_levels, upsampling):
+    net = tiny_unet(patch_size=patch_size, channel_mult=(1,) * n_levels, upsampling=upsampling)
     v = net(torch.randn(2, 3, height, width), torch.rand(2))
     assert v.shape == (2, 2, height, width)
 
 
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("size", [(1, 2), (1, 64), (3, 3)])
-def test_lines_and_very_small_images_work_too(size):
-    assert tiny_unet(patch_size=2)(torch.randn(2, 3, *size), torch.rand(2)).shape[2:] == size
+def test_lines_and_very_small_images_work_too(size, upsampling):
+    net = tiny_unet(patch_size=2, upsampling=upsampling)
+    assert net(torch.randn(2, 3, *size), torch.rand(2)).shape[2:] == size
 
 
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_every_border_pixel_matters_at_odd_sizes(patch_size):
-    net = tiny_unet(patch_size=patch_size)
+def test_every_border_pixel_matters_at_odd_sizes(patch_size, upsampling):
+    net = tiny_unet(patch_size=patch_size, upsampling=upsampling)
     z = torch.randn(1, 3, 9, 11, requires_grad=True)
     net(z, torch.tensor([0.5])).square().sum().backward()
     assert (z.grad.abs().amax(dim=(0, 1)) > 0).all()
@@ -44,6 +63,46 @@ def test_the_papers_network_has_the_size_of_the_papers_network():
     # ADM U-Net of appendix A.1: 64 channels, multipliers 1, 2, 2, 2, two blocks a level.
     n_parameters = sum(p.numel() for p in UNet(6, 6).parameters())
     assert 8.5e6 < n_parameters < 10e6
+
+
+def operations_of_halves(n_spatial_dims=2, **layout):
+    net = UNet(6, 3, channels=8, n_spatial_dims=n_spatial_dims, **layout)
+    with FlopCounterMode(display=False) as encoding_operations:
+        encoding = net.encode(torch.randn(1, 6, *[16] * n_spatial_dims), torch.rand(1))
+    with FlopCounterMode(display=False) as decoding_operations:
+        net.decode(encoding)
+    return encoding_operations.get_total_flops(), decoding_operations.get_total_flops()
+
+
+@pytest.mark.parametrize("n_spatial_dims", [2, 3])
+@pytest.mark.parametrize("n_blocks", [1, 2])
+def test_light_upsampling_needs_less_than_half_of_the_operations(n_blocks, n_spatial_dims):
+    encoded, light = operations_of_halves(n_spatial_dims, n_blocks=n_blocks, upsampling="light")
+    same, whole = operations_of_halves(n_spatial_dims, n_blocks=n_blocks)
+    assert encoded == same
+    assert light < whole / 2
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2])
+def test_light_upsampling_has_one_block_and_one_skip_connection_in_each_level(n_blocks):
+    net = tiny_unet(channel_mult=(1, 2, 4), n_blocks=n_blocks, upsampling="light")
+    skips = net.encode(torch.randn(2, 3, 12, 8), torch.rand(2)).skips
+    # The output of the last block of each level: before the size is halved.
+    assert [tuple(skip.shape) for skip in skips] == [
+        (2, 8, 12, 8),
+        (2, 16, 6, 4),
+        (2, 32, 3, 2),
+    ]
+    assert [type(module) for module in net.up] == [Stage, SubpixelUpsample] * 2 + [Stage]
+
+
+def test_a_position_becomes_a_square_and_what_exceeds_odd_sizes_is_cut_off():
+    torch.manual_seed(0)
+    upsample = SubpixelUpsample(4, 3)
+    h = torch.randn(2, 4, 2, 3)
+    patches = upsample.to_patches(h)
+    expected = nn.functional.pixel_shuffle(patches, 2)[:, :, :3, :5]
+    torch.testing.assert_close(upsample(h, (3, 5)), expected)
 
 
 def test_a_shift_alone_needs_half_of_the_modulation():

@@ -26,6 +26,7 @@ _NETWORK: dict[str, Any] = {
     "patch_size": 1,
     "time_scale": 1.0,
     "time_modulation": "shift",
+    "upsampling": "adm",
 }
 # The published code resizes pixels to this size, whatever the size of the files.
 _INPUT_SIZE = 32

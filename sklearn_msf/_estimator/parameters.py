@@ -27,7 +27,7 @@ from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
 from sklearn_msf.nn.precision import PRECISIONS
-from sklearn_msf.nn.unet import TIME_MODULATIONS
+from sklearn_msf.nn.unet import TIME_MODULATIONS, UPSAMPLINGS
 from sklearn_msf.training.optimizer import OPTIMIZERS
 from sklearn_msf.training.schedule import WARMUPS
 
@@ -257,6 +257,7 @@ PARAMETERS: dict[str, Parameter] = {
     "dropout": _network(_real("[0, 1)")),
     "time_scale": _network(_real("(0, 1e6]")),
     "time_modulation": _network(_one_of(*TIME_MODULATIONS)),
+    "upsampling": _network(_one_of(*UPSAMPLINGS)),
     # Not of the network itself, which takes images of any size.
     "input_size": _row(_or(None, _size), "training", group="network_params"),
     # Entries of flow_params

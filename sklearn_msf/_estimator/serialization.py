@@ -366,12 +366,17 @@ def _checked(
     )
 
 
+# Entries that the layout got later, in the groups that came together.
+_LATER_ENTRIES = ({"time_scale", "time_modulation"}, {"n_spatial_dims"}, {"upsampling"})
+
+
 def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) -> None:
     """Check each entry of the layout by itself, as the parameter of that name is checked."""
     wanted = {field.name for field in fields(FieldLayout)}
-    # Older files lack those about time, that of volumes, or both.
-    times, axes = {"time_scale", "time_modulation"}, {"n_spatial_dims"}
-    if plain.keys() not in (wanted, wanted - axes, wanted - times, wanted - times - axes):
+    # Older files lack some groups of entries, in any combination: versions differed in which.
+    lacking = wanted - plain.keys()
+    part_of_a_group = any(lacking & group not in (set(), group) for group in _LATER_ENTRIES)
+    if plain.keys() - wanted or lacking - set().union(*_LATER_ENTRIES) or part_of_a_group:
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
     for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])
@@ -404,8 +409,8 @@ def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Te
     width = layout.channels * layout.channel_mult[0]
     if shape != (width, n_inputs * layout.patch_size ** len(size), *[3] * len(size)):
         raise ArchiveError(f"The layout does not fit a first convolution of shape {shape}.")
-    # Downsampling has n_blocks at each level, and upsampling one more.
-    n_blocks = 2 * layout.n_blocks + 1
+    # Downsampling has n_blocks at each level, and upsampling one more, or one.
+    n_blocks = layout.n_blocks + (1 if layout.upsampling == "light" else layout.n_blocks + 1)
     check_blocks([(n_blocks, layout.channels * m) for m in layout.channel_mult], weights)
     # The meta device allocates no memory; the checks above bound the time by the number of weights.
     with torch.device("meta"):

@@ -77,6 +77,8 @@ class FieldLayout:
         As in :class:`~sklearn_msf.nn.unet.UNet`.
     n_spatial_dims : {2, 3}, default=2
         2 for images, 3 for volumes.
+    upsampling : {"adm", "light"}, default="adm"
+        As in :class:`~sklearn_msf.nn.unet.UNet`.
     """
 
     label_encoding: str
@@ -95,6 +97,7 @@ class FieldLayout:
     time_scale: float = 1000.0
     time_modulation: str = "scale_shift"
     n_spatial_dims: int = 2
+    upsampling: str = "adm"
 
 
 class VelocityField(nn.Module):
@@ -567,6 +570,7 @@ def make_field(layout: FieldLayout, codes: LabelCodes | EncodedLabelCodes) -> Ve
         dropout=layout.dropout,
         time_scale=layout.time_scale,
         time_modulation=layout.time_modulation,
+        upsampling=layout.upsampling,
         n_spatial_dims=layout.n_spatial_dims,
     )
     if not predicts_posterior:

@@ -3,7 +3,7 @@
 The layout is that of ADM (Dhariwal and Nichol 2021): residual blocks with GroupNorm and SiLU,
 scale and shift by the time embedding, self-attention at chosen levels, zero-initialised outputs.
 The paper's code adds the time embedding instead, and takes t as it is:
-``time_modulation="shift"`` and ``time_scale=1``. Two things are new here:
+``time_modulation="shift"`` and ``time_scale=1``. Three things are new here:
 
 - pixel-unshuffle patching: ``patch_size=2`` folds 2x2 pixels into channels at the input and
   unfolds them at the output, so that every level works on a quarter of the positions, or on an
@@ -29,8 +29,9 @@ from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.patches import fold_patches, unfold_patches
 from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
 
-__all__ = ["TIME_MODULATIONS", "Encoding", "UNet"]
+__all__ = ["TIME_MODULATIONS", "UPSAMPLINGS", "Encoding", "UNet"]
 
+UPSAMPLINGS = ("adm", "light")
 # How the time embedding acts in a residual block, and the numbers of it for each channel.
 TIME_MODULATIONS = {"scale_shift": 2, "shift": 1}
 
@@ -257,6 +258,53 @@ class Downsample(nn.Module):
         return F.conv2d(h, self.weight, self.bias, padding=1)[:, :, ::2]
 
 
+class NearestUpsample(nn.Module):
+    """Repetition of each position, then a 3x3 convolution at the larger size (ADM).
+
+    Parameters
+    ----------
+    channels : int
+        Channels in and out.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
+    """
+
+    def __init__(self, channels: int, n_spatial_dims: int = 2):
+        super().__init__()
+        convolution = CONVOLUTIONS[n_spatial_dims](channels, channels, 3)
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        """Map (n, C, h, w) to (n, C, *size)."""
+        h = F.interpolate(h, size=tuple(size), mode="nearest")
+        if h.ndim == 5:
+            return convolve_volumes(h, self.weight, self.bias, padding=1)
+        return F.conv2d(h, self.weight, self.bias, padding=1)
+
+
+class SubpixelUpsample(nn.Module):
+    """1x1 convolution at the smaller size, whose channels become squares of 2x2 positions.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels in and out.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, n_spatial_dims: int = 2):
+        super().__init__()
+        self.to_patches = CONVOLUTIONS[n_spatial_dims](
+            in_channels, out_channels * 2**n_spatial_dims, 1
+        )
+
+    def forward(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        """Map (n, in_channels, h, w) to (n, out_channels, *size), cropped where sizes are odd."""
+        h = unfold_patches(self.to_patches(h), 2)
+        return h[(slice(None), slice(None), *map(slice, size))]
+
+
 class Encoding(NamedTuple):
     """Output of the downsampling half of the U-Net and the middle block.
 
@@ -303,7 +351,7 @@ class UNet(nn.Module):
     channel_mult : sequence of int, default=(1, 2, 2, 2)
         Channels of each level in units of `channels`.
     n_blocks : int, default=2
-        Residual blocks per level (one more in the upsampling half).
+        Residual blocks per level in the downsampling half.
     attention_levels : sequence of int, default=(1,)
         Levels with self-attention, counted from 0 at full resolution.
     head_channels : int, default=64
@@ -317,6 +365,10 @@ class UNet(nn.Module):
         Factor on t before the sinusoidal features.
     time_modulation : {"scale_shift", "shift"}, default="scale_shift"
         How the time embedding acts, see :class:`ResidualBlock`.
+    upsampling : {"adm", "light"}, default="adm"
+        The upsampling half. "adm": `n_blocks` + 1 residual blocks per level, each with a skip
+        connection, and :class:`NearestUpsample` between levels. "light": one residual block per
+        level, with the last skip connection of the level, and :class:`SubpixelUpsample`.
     n_spatial_dims : {2, 3}, default=2
         2 for images, 3 for volumes, over which all convolutions are three-dimensional.
     """
@@ -335,6 +387,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         time_scale: float = 1000.0,
         time_modulation: str = "scale_shift",
+        upsampling: str = "adm",
         n_spatial_dims: int = 2,
     ):
         super().__init__()
@@ -359,16 +412,22 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(channels, time_width, time_scale)
         self.conv_in = convolution(in_channels * n_folded, widths[0], 3, padding=1)
 
+        # Widths of the outputs of `conv_in` and of the modules of `down`.
         self.down = nn.ModuleList()
         width, skip_widths = widths[0], [widths[0]]
+        ends_of_levels = []
         for level, level_width in enumerate(widths):
             for _ in range(n_blocks):
                 self.down.append(stage(width, level_width, level))
                 width = level_width
                 skip_widths.append(width)
+            ends_of_levels.append(len(self.down))
             if level < len(widths) - 1:
                 self.down.append(Downsample(width, n_spatial_dims))
                 skip_widths.append(width)
+        light = upsampling == "light"
+        # Which of these outputs the upsampling half gets.
+        self._skipped = frozenset(ends_of_levels if light else range(len(skip_widths)))
 
         self.middle_in = Stage(
             width,
@@ -386,12 +445,16 @@ class UNet(nn.Module):
         self.feature_channels = width
 
         self.up = nn.ModuleList()
+        skip_widths = [skip_widths[i] for i in sorted(self._skipped)]
         for level, level_width in reversed(list(enumerate(widths))):
-            for _ in range(n_blocks + 1):
+            for _ in range(1 if light else n_blocks + 1):
                 self.up.append(stage(width + skip_widths.pop(), level_width, level))
                 width = level_width
-            if level > 0:
-                self.up.append(convolution(width, width, 3, padding=1))
+            if level > 0 and light:
+                self.up.append(SubpixelUpsample(width, widths[level - 1], n_spatial_dims))
+                width = widths[level - 1]
+            elif level > 0:
+                self.up.append(NearestUpsample(width, n_spatial_dims))
 
         self.norm_out = GroupNorm(width)
         self.conv_out = _zeroed(convolution(width, out_channels * n_folded, 3, padding=1))
@@ -426,10 +489,11 @@ class UNet(nn.Module):
             z = fold_patches(z, self.patch_size)
         embedding = self.time_embedding(t)
         h = self.conv_in(z.contiguous(memory_format=channels_last(z.ndim)))
-        skips = [h]
-        for module in self.down:
+        skips = [h] if 0 in self._skipped else []
+        for i, module in enumerate(self.down, start=1):
             h = module(h, embedding, n_dropped) if isinstance(module, Stage) else module(h)
-            skips.append(h)
+            if i in self._skipped:
+                skips.append(h)
         h = self.middle_in(h, embedding, n_dropped)
         h = self.middle_out(h, embedding, n_dropped)
         return Encoding(h, tuple(skips), embedding, size, n_dropped)
@@ -443,7 +507,7 @@ class UNet(nn.Module):
                 h = module(h, encoding.time_embedding, encoding.n_dropped)
             else:
                 # Take the size of the next level from its skip connection: it may be odd.
-                h = module(F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
+                h = module(h, skips[-1].shape[2:])
         h = self.conv_out(F.silu(self.norm_out(h)))
         if self.patch_size > 1:
             h = unfold_patches(h, self.patch_size)
