@@ -32,11 +32,13 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         as (height, width) or (H, W), that of volumes is (depth, height, width) or (D, H, W), also
         in `image_shape`. The network is then a U-Net in three dimensions, whose steps take many
         times longer: see "Volumes" in the documentation for settings.
-    classification_fraction : float, default=0.15
+    classification_fraction : float or "auto", default="auto"
         Fraction of each batch at t = 1, in [0, 1]. There the image is clean and the mask is pure
         noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
         With ``max_epochs="auto"`` a smaller fraction makes training longer and generated images
-        better; 0.8 makes training short, for classification only.
+        better; 0.8 makes training short, for classification only. "auto": 0.15, or what a
+        `time_budget` needs to show each image 2.5 times at t = 1, at most 0.8. The first steps
+        measure this; `history_` says what was chosen.
     channels : int, default=32
         Number of channels of the first level of the U-Net; even.
     network_params : dict, default=None
@@ -201,8 +203,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     n_iter_ : int
         Number of epochs.
     history_ : list of dict
-        Log of each epoch: losses, learning rate, number of images, seconds, and the validation
-        score with `early_stopping`.
+        Log of each epoch: losses, learning rate, number of images, fraction at t = 1, seconds, and
+        the validation score with `early_stopping`.
     loss_curve_ : list of float
         Training loss of each epoch.
     rejection_ : RejectionRule
@@ -278,7 +280,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         *,
         image_shape: Sequence[int] | None = None,
         n_spatial_dims: int = 2,
-        classification_fraction: float = 0.15,
+        classification_fraction: float | str = "auto",
         channels: int = 32,
         network_params: Mapping[str, Any] | None = None,
         flow_params: Mapping[str, Any] | None = None,

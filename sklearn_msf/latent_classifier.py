@@ -85,13 +85,14 @@ verbose
         chosen for classification, because training on latents of large images takes long:
         ``classification_fraction=0.8``; in `flow_params` ``image_prediction="velocity"``,
         ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1``,
-        ``patch_size=1`` and ``upsampling="adm"``. To generate images, use the defaults of `MedSymmFlowClassifier`, which
-        train longer: ``classification_fraction=0.15``, ``flow_params={"image_prediction":
-        "denoised", "image_weight": 0.7, "class_dropout": 0.1}``, ``network_params={"dropout":
-        0.2}``. With ``label_prediction="posterior"`` masks are plain colours at the size of the
-        latents. With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. A
-        `time_budget` includes opening and training of the encoders and the encoding; with "fit"
-        a third of it is for the autoencoder. If it is over before training begins, `fit` raises a
+        ``patch_size=1`` and ``upsampling="adm"``. To generate images, use the defaults of
+        `MedSymmFlowClassifier`, which train longer: ``classification_fraction="auto"``,
+        ``flow_params={"image_prediction": "denoised", "image_weight": 0.7, "class_dropout":
+        0.1}``, ``network_params={"dropout": 0.2}``. With ``label_prediction="posterior"``
+        masks are plain colours at the size of the latents. With "velocity" they are encoded
+        masks, which need ``label_encoding="rgb"``. A `time_budget` includes opening and
+        training of the encoders and the encoding; with "fit" a third of it is for the
+        autoencoder. If it is over before training begins, `fit` raises a
         ValueError.
 
     Attributes
@@ -161,7 +162,7 @@ loss_curve_, rejection_, hub_source_
         n_variations: int | str = "auto",
         cache_bytes: int = 2**31,
         image_shape: Sequence[int] | None = None,
-        classification_fraction: float = 0.8,
+        classification_fraction: float | str = 0.8,
         channels: int = 32,
         network_params: Mapping[str, Any] | None = None,
         flow_params: Mapping[str, Any] | None = None,

@@ -19,6 +19,7 @@ from sklearn_msf.training.settings import TrainingSettings
 __all__ = [
     "classification_settings",
     "field_layout",
+    "initial_fraction",
     "resolve_augmentation",
     "training_settings",
 ]
@@ -29,6 +30,8 @@ _AUTO_IMAGES_AT_ONE = 36_000
 _AUTO_TIMES_AT_ONE = (15, 90)
 # A smaller fraction at t = 1 counts as this one: the number of epochs would grow without bound.
 _MIN_AUTO_FRACTION = 0.05
+# The fraction at t = 1 that "auto" stands for where time is not short.
+_AUTO_FRACTION = 0.15
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
 # Muon learns as much from half as many images, but is not reliable in short runs.
@@ -110,14 +113,23 @@ def training_settings(
     """
     optimizer, max_epochs = _optimizer_and_epochs(p, n_images, trained_by)
     n_steps = max_epochs * count_batches(n_images, int(p.batch_size), even=p.even_batches)
-    given = {field.name: getattr(p, field.name) for field in fields(TrainingSettings)}
+    names = {field.name for field in fields(TrainingSettings)} & vars(p).keys()
     resolved = {
+        "classification_fraction": initial_fraction(p),
+        "raises_fraction": p.classification_fraction == "auto" and p.time_budget is not None,
         "max_epochs": max_epochs,
         "optimizer": optimizer,
         "precision": resolve_precision(p.precision, device),
         "compile_network": _compilation(p, device, n_steps),
     }
+    given = {name: getattr(p, name) for name in names}
     return TrainingSettings(**_typed(TrainingSettings, {**given, **resolved}))
+
+
+def initial_fraction(p: Parameters) -> float:
+    """Return the fraction at t = 1 of the first steps: for "auto" the smallest one."""
+    wanted = p.classification_fraction
+    return _AUTO_FRACTION if wanted == "auto" else float(wanted)
 
 
 def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) -> tuple[str, int]:
@@ -140,8 +152,8 @@ def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
     if optimizer == "muon":
         times_at_one *= _MUON_SHARE
     # With a fraction of 0 all samples, at any t, teach classification: it counts as 1.
-    fraction = max(p.classification_fraction, _MIN_AUTO_FRACTION)
-    return math.ceil(times_at_one / (fraction if p.classification_fraction else 1.0))
+    fraction = initial_fraction(p)
+    return math.ceil(times_at_one / (max(fraction, _MIN_AUTO_FRACTION) if fraction else 1.0))
 
 
 def resolve_augmentation(p: Parameters, image_format: ImageFormat) -> str | None:

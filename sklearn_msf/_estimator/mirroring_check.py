@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sklearn_msf._estimator.auto_settings import initial_fraction
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf.data.images import ImageFormat
@@ -83,7 +84,7 @@ def _affordable_operations(
     """Compute the floating-point operations that are a twentieth of the fit, or fewer."""
     # Forwards and backwards. At t = 1 the image branch, about half of the network, is not run.
     of_an_image = 3 * _forward_operations(trainer.average, shape)
-    operations = of_an_image * n_images * (1 - p.classification_fraction / 2)
+    operations = of_an_image * n_images * (1 - initial_fraction(p) / 2)
     if trainer.field.device.type != "cpu":
         operations /= _SPEED_OF_GPU
     if p.time_budget is not None:

@@ -1,5 +1,7 @@
 """A short model card, which describes a saved model and how to open it."""
 
+from typing import Any
+
 from sklearn_msf._estimator.fit import Fit
 from sklearn_msf.data.axes import NOUNS
 from sklearn_msf.latent.latent_space import LatentSpace
@@ -59,7 +61,7 @@ is, and generates new images.
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}
 - Training: {len(fit.history)} epochs, {seen:,} images seen, last loss
-  {last.get("loss", float("nan")):.4g}
+  {last.get("loss", float("nan")):.4g}{_fraction(last)}
 {of_backbone}
 ```python
 from sklearn_msf import {name}
@@ -71,6 +73,12 @@ clf.predict_proba(X)
 Not a medical device. This card contains no performance measurements: evaluate the model on your
 own data before you rely on it.
 """
+
+
+def _fraction(last: dict[str, Any]) -> str:
+    """Say how many of the images taught classification; logs of older models do not have it."""
+    fraction = last.get("classification_fraction")
+    return "" if fraction is None else f", {100 * fraction:.0f} % of each batch at t = 1"
 
 
 def _backbone(space: ImageSpace) -> tuple[str, str]:

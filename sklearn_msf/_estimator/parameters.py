@@ -225,7 +225,7 @@ PARAMETERS: dict[str, Parameter] = {
     "n_spatial_dims": _row(_one_of(*NOUNS), "network", "training"),
     # Parameters of both estimators
     "image_shape": _row(_or(None, _integers(1)), "training"),
-    "classification_fraction": _row(_real("[0, 1]"), "training"),
+    "classification_fraction": _row(_or("auto", _real("[0, 1]")), "training"),
     "channels": _row(_even, "network", "training"),
     "max_epochs": _row(_or("auto", _POSITIVE), "training"),
     "time_budget": _row(_or(None, _real("(0, inf)")), "training"),

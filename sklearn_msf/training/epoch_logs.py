@@ -11,14 +11,23 @@ from sklearn_msf.persistence.json_data import is_finite_number
 
 __all__ = ["check_history", "history_as_tensor", "history_from_tensor"]
 
-_ENTRIES = ("epoch", "loss", "image_loss", "label_loss", "learning_rate", "n_images", "seconds")
+_ENTRIES = (
+    "epoch",
+    "loss",
+    "image_loss",
+    "label_loss",
+    "learning_rate",
+    "n_images",
+    "classification_fraction",
+    "seconds",
+)
 _COUNTS = ("epoch", "n_images")
 # Only where there is validation.
 _SCORE = "validation_score"
 
 
 def history_as_tensor(history: list[dict[str, Any]]) -> Tensor:
-    """Turn epoch logs into a tensor, (n_epochs, 8), float64, which holds all values exactly.
+    """Turn epoch logs into a tensor, (n_epochs, 9), float64, which holds all values exactly.
 
     Plain data grow with the number of epochs until they are too large to be read; a tensor has no
     such limit. An epoch without a validation score has NaN in the last column.
@@ -73,4 +82,5 @@ def _is_log(log: dict[str, Any], epoch: int) -> bool:
         and log["epoch"] == epoch
         and log["n_images"] > 0
         and all(map(is_finite_number, numbers))
+        and 0 <= log["classification_fraction"] <= 1
     )

@@ -34,6 +34,9 @@ class TrainingSettings:
         w, the weight of the image branch in the loss; the label branch has 1 - w.
     classification_fraction : float
         Fraction of each batch at t = 1.
+    raises_fraction : bool
+        Whether the first steps may show that the time budget needs a larger fraction, which then
+        replaces `classification_fraction`.
     class_dropout : float
         Fraction of the other samples that are trained unconditionally: their masks have no
         information about the class.
@@ -60,6 +63,7 @@ class TrainingSettings:
     ema_decay: float
     image_weight: float
     classification_fraction: float
+    raises_fraction: bool
     class_dropout: float
     precision: str
     compile_network: bool

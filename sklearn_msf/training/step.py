@@ -126,6 +126,10 @@ class TrainingStep:
         self._optimizer.end_step()
         self._n_unread += 1
 
+    def use_settings(self, settings: TrainingSettings) -> None:
+        """Use other settings, which differ in the fraction at t = 1, from the next step on."""
+        self._settings = settings
+
     def take_losses(self) -> Tensor:
         """Return the losses since the last call, at most `capacity`, and wait for the device.
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
+from sklearn_msf.training.fraction import FractionChoice
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
 from sklearn_msf.training.settings import TrainingSettings
@@ -126,6 +128,8 @@ class Trainer:
         self._generator.set_state(state.tensors["generator"].cpu())
         self._n_restarts = state.metadata["n_restarts"]
         self.history = [dict(epoch_log) for epoch_log in state.metadata["history"]]
+        if self.history:
+            self._use_fraction(self.history[-1]["classification_fraction"])
         if self._best is not None:
             self._best.load(state.tensors, state.metadata["best"])
 
@@ -327,6 +331,8 @@ class Trainer:
         losses: list[Tensor] = []
         rates: list[float] = []
         n_images = 0
+        # The first epoch of a run, which starts anew if it is repeated.
+        choice = self._fraction_choice() if epoch == 0 else None
         peak_rate = rate = self.settings.learning_rate * _RESTART_RATE**self._n_restarts
         for step, rows in enumerate(batches):
             # The first epoch makes at least one step, even if the time is up.
@@ -341,6 +347,8 @@ class Trainer:
             rates.append(rate)
             self._make_step(data, rows, rate)
             n_images += len(rows)
+            if choice is not None and self._choose_fraction(choice, data, len(rows)):
+                choice = None
             if self.settings.compile_network and self._optimizer.n_steps == 1:
                 # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
@@ -357,8 +365,31 @@ class Trainer:
             "label_loss": label_loss,
             "learning_rate": rate,
             "n_images": n_images,
+            "classification_fraction": self.settings.classification_fraction,
             "seconds": self.budget.elapsed - start,
         }
+
+    def _fraction_choice(self) -> FractionChoice | None:
+        settings = self.settings
+        if not settings.raises_fraction or self.budget.seconds is None:
+            return None
+        least = settings.classification_fraction
+        return FractionChoice(least, self.budget.seconds, self._device.type)
+
+    def _choose_fraction(self, choice: FractionChoice, data: TrainingData, n_images: int) -> bool:
+        """Take note of a step; return whether the fraction at t = 1 was chosen after it."""
+        # Wait for the device: the time of a step is that of its end.
+        self._queue.wait()
+        fraction = choice.after_step(n_images, self.budget.elapsed, data.epoch_size)
+        fraction = self.group.of_first(fraction)
+        if fraction is None:
+            return False
+        self._use_fraction(fraction)
+        return True
+
+    def _use_fraction(self, fraction: float) -> None:
+        self.settings = replace(self.settings, classification_fraction=fraction)
+        self._step.use_settings(self.settings)
 
     def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> None:
         try:
