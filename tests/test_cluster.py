@@ -27,7 +27,7 @@ example = importlib.import_module("cluster")
 X, Y = three_digits()
 X_NEW, X, Y = X[80:], X[:80], Y[:80]
 GRID = {"classification_fraction": [0.15, 0.8]}
-N_CHUNKS = 5
+N_CHUNKS = 8
 
 
 def classifier(**settings):
@@ -132,8 +132,9 @@ def test_the_model_does_not_travel_with_each_chunk(backend, tmp_path):
     here, lines = str(os.getpid()), Path(model.log).read_text().splitlines()
     opened = [line for line in lines if line.startswith("opened") and here not in line]
     if backend == "dask":
-        # Each worker keeps the model. (Here dask also pickles it to compute its digest.)
-        assert len(opened) == len(set(opened)) == 2
+        # Each worker keeps it. Now and then one gets a second copy when dask spreads the first.
+        assert len(set(opened)) == 2
+        assert len(opened) <= 3
     else:
         # Its bytes are stored once, and each task makes the model from them.
         assert lines.count(f"pickled {here}") == 1
