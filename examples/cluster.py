@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn_msf import MedSymmFlowClassifier
 
 # Results repeat to the last bit if all processes compute in one precision and with one number of
-# threads. Workers of dask and ray have one thread.
+# threads. Workers of dask and ray have one, unless OMP_NUM_THREADS is set where they are started.
 SETTINGS = {"device": "cpu", "precision": "float32", "random_state": 0}
 
 

@@ -28,6 +28,8 @@ X, Y = three_digits()
 X_NEW, X, Y = X[80:], X[:80], Y[:80]
 GRID = {"classification_fraction": [0.15, 0.8]}
 N_CHUNKS = 8
+# The default of both, but for a variable of the same name here.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def classifier(**settings):
@@ -38,7 +40,9 @@ def start_dask():
     distributed = pytest.importorskip("distributed", reason="dask's distributed is not installed")
     stack = ExitStack()
     cluster = stack.enter_context(
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, env=ONE_THREAD
+        )
     )
     stack.enter_context(distributed.Client(cluster))
     return stack
@@ -48,7 +52,7 @@ def start_ray():
     ray = pytest.importorskip("ray", reason="ray is not installed, see docs/CONTRIBUTING.md")
     stack = ExitStack()
     # Workers of ray do not look for modules where this process does.
-    variables = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD}
     runtime = {"env_vars": variables}
     stack.enter_context(ray.init(num_cpus=2, include_dashboard=False, runtime_env=runtime))
     importlib.import_module("ray.util.joblib").register_ray()

@@ -1,12 +1,13 @@
 """Training by several processes: what was measured here, and what the code needs for a large run.
 
-    python examples/benchmarks/scaling.py           # images a second, docs/benchmarks/scaling.json
-    python examples/benchmarks/scaling.py --count   # bytes and FLOP, docs/benchmarks/scaling_paper.json
+    python examples/benchmarks/scaling.py           # images a second
+    python examples/benchmarks/scaling.py --count   # bytes and FLOP of a large run
 
 The first measures the defaults on random images of 28 px: one process with all threads, one with a
 single thread, and as many processes with one thread each, which torchrun starts. The second times
 nothing: it counts for eight GPUs and a million images of 224 px, with the assumptions that are
-constants below, and its table shows.
+constants below, and its table shows. Records are scaling.json and scaling_paper.json in
+docs/benchmarks.
 """
 
 import argparse
@@ -137,7 +138,10 @@ def parameters(record):
 def table(records):
     records = sorted(records, key=lambda r: (r["processes"], r["threads"]))
     alone = next((r["images_per_second"] for r in records if _workers(r) == 1), None)
-    lines = ["| processes | threads of each | images a second | to one thread |", "|---|---|---|---|"]
+    lines = [
+        "| processes | threads of each | images a second | to one thread |",
+        "|---|---|---|---|",
+    ]
     for r in records:
         rate = r["images_per_second"]
         share = "-" if alone is None else f"{rate / alone:.2f}"
