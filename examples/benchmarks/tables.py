@@ -26,7 +26,11 @@ from sklearn_msf._version import RECIPE
 
 ROOT = Path(__file__).resolve().parents[2]
 # Benchmarks of scripts that are named otherwise.
-SCRIPTS = {"speed_sweep": ("speed", "SWEEP"), "summary": ("paper", "SUMMARY")}
+SCRIPTS = {
+    "scaling_paper": ("scaling", "PAPER"),
+    "speed_sweep": ("speed", "SWEEP"),
+    "summary": ("paper", "SUMMARY"),
+}
 # Pages whose tables are not those of today's records: what was typed by hand.
 TYPED_BY_HAND = "trials.md"
 EARLIER_PAGE = "earlier.md"
