@@ -46,6 +46,6 @@ docs-links: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
 
 clean:
-	rm -rf $(VENV) docs/_build docs/api docs/gallery docs/sg_execution_times.rst build/release
+	rm -rf $(VENV) docs/_build docs/api docs/gallery build/release
 
 include tools/release.mk

@@ -4,9 +4,13 @@
 """
 
 import os
+import sys
 import warnings
+from pathlib import Path
 
 import sklearn_msf
+
+sys.path.insert(0, str(Path(__file__).parent))  # gallery_order
 
 project = "sklearn_msf"
 author = "The sklearn_msf developers"
@@ -70,17 +74,18 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/plot_",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery_order.ReadingOrder",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("sklearn_msf",),
     "reference_url": {"sklearn_msf": None},
+    "capture_repr": (),
     "plot_gallery": True,
     "only_warn_on_example_error": False,
     "abort_on_example_error": False,
     "show_memory": False,
     "download_all_examples": False,
     "remove_config_comments": True,
-    "min_reported_time": 0,
+    "write_computation_times": False,
 }
 
 # Looks

@@ -16,8 +16,11 @@ generated images for another classifier (`augment_with_samples`).
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.plotting import SampleGridDisplay
@@ -27,7 +30,7 @@ digits = load_digits(n_class=4)
 images = (digits.images * 15.9).astype(np.uint8)
 X, X_test, y, y_test = train_test_split(images, digits.target, train_size=300, random_state=0)
 # Class 3 becomes rare.
-kept = (y != 3) | (np.cumsum(y == 3) <= 8)
+kept = (y != 3) | (np.cumsum(y == 3) <= 12)
 X, y = X[kept], y[kept]
 print(f"images of each class: {np.bincount(y)}")
 
@@ -49,7 +52,7 @@ for augment in (None, "affine"):
 # training images are left out, and so are images that a judge, another classifier, takes for
 # another class.
 
-judge = ExtraTreesClassifier(300, class_weight="balanced", random_state=0)
+judge = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", C=0.01))
 judge.fit(X.reshape(len(X), -1), y)
 
 

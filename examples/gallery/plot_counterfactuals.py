@@ -37,7 +37,7 @@ def draw(n, rng):
 
 
 rng = np.random.default_rng(0)
-X, y, _ = draw(400, rng)
+X, y, _ = draw(600, rng)
 X_test, y_test, places = draw(32, rng)
 
 # %%
@@ -50,7 +50,7 @@ X_test, y_test, places = draw(32, rng)
 classifier = MedSymmFlowClassifier(
     channels=16,
     network_params={"channel_mult": (1, 2, 2)},
-    max_epochs=40,
+    max_epochs=60,
     random_state=0,
 ).fit(X, y)
 print(f"accuracy {classifier.score(X_test, y_test):.3f}")

@@ -26,7 +26,7 @@ classifier = MedSymmFlowClassifier(
     channels=16,
     network_params={"patch_size": 1, "channel_mult": (1, 2)},
     augment="affine",
-    max_epochs=80,
+    max_epochs=60,
     random_state=0,
 ).fit(X, y)
 
