@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs docs-links clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,11 +30,22 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
-docs: $(INSTALLED)
+DOCS_INSTALLED := $(VENV)/.installed-docs
+
+$(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+	touch $@
+
+# Runs the examples of examples/gallery that have changed; needs no network.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# What needs a network: references into other packages, and links.
+docs-links: $(DOCS_INSTALLED)
+	SKLEARN_MSF_DOCS_ONLINE=1 $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/online
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
 
 clean:
-	rm -rf $(VENV) docs/_build build/release
+	rm -rf $(VENV) docs/_build docs/api docs/gallery build/release
 
 include tools/release.mk

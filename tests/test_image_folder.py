@@ -4,12 +4,13 @@ DICOM is in test_dicom_folder, tables in test_image_table, damage and attacks in
 test_hostile_image_files.
 """
 
-import importlib.util
 import os
+import runpy
 import sys
 import tracemalloc
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import tiny_classifier
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.datasets import _collecting, _folder_contents, load_image_folder
 from sklearn_msf.datasets._resizing import fit_to_size
 
@@ -652,12 +654,17 @@ def test_without_pillow_the_error_names_the_extra(two_classes, monkeypatch):
         load_image_folder(two_classes)
 
 
-def test_the_example_goes_from_a_folder_to_predictions(capsys, tmp_path):
-    path = Path(__file__).parent.parent / "examples" / "own_folder.py"
-    spec = importlib.util.spec_from_file_location("own_folder", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    example.main(tmp_path, max_epochs=2, channels=8, device="cpu")
-    shown = capsys.readouterr().out
-    assert "not read: 'scratched/notes.txt'" in shown
-    assert shown.count("new/") == 6
+def test_the_example_goes_from_a_folder_to_predictions(capsys, monkeypatch):
+    matplotlib.use("agg")
+    fit = MedSymmFlowClassifier.fit
+
+    def short_fit(self, *arrays, **named):
+        self.set_params(max_epochs=2, channels=8, device="cpu")
+        return fit(self, *arrays, **named)
+
+    monkeypatch.setattr(MedSymmFlowClassifier, "fit", short_fit)
+    path = Path(__file__).parent.parent / "examples" / "gallery" / "plot_own_folder.py"
+    example = runpy.run_path(str(path))
+    assert "not read: 'scratched/notes.txt'" in capsys.readouterr().out
+    assert len(example["labels"]) == 6
+    assert set(example["classifier"].classes_) == {"scratched", "smooth"}

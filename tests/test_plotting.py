@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sklearn_msf.plotting import (
     AccuracyRejectionDisplay,
+    CounterfactualDisplay,
     RejectionConfusionMatrixDisplay,
     RiskCoverageDisplay,
     SampleGridDisplay,
@@ -204,3 +205,80 @@ def test_image_and_mask_are_shown_on_their_way(digits, encoding):
     assert display.masks.max() <= 1
     with pytest.raises(ValueError, match="n_columns must be an integer >= 2, got 1"):
         TrajectoryDisplay.from_estimator(classifier, "two", n_columns=1)
+
+
+def test_counterfactuals_stand_below_their_images_with_what_changed(fitted, digits):
+    X, _ = digits
+    display = CounterfactualDisplay.from_estimator(fitted, X[:3], "two", n_steps=2)
+    changed = fitted.counterfactual(X[:3], "two", n_steps=2)
+    for column in range(3):
+        image, other, difference = (
+            ax.get_images()[0].get_array() for ax in display.axes_[:, column]
+        )
+        np.testing.assert_allclose(image[..., 0], X[column] / 16)
+        np.testing.assert_allclose(other[..., 0], changed[column] / 16)
+        np.testing.assert_allclose(difference, (changed[column] - X[column]) / 16)
+    assert [ax.get_ylabel() for ax in display.axes_[:, 0]] == [
+        "image",
+        "counterfactual",
+        "difference",
+    ]
+
+
+def test_a_counterfactual_is_named_by_what_it_is_taken_for_not_by_what_was_asked(fitted, digits):
+    X, _ = digits
+    # One step of so coarse a solver does not reach every class.
+    display = CounterfactualDisplay.from_estimator(
+        fitted, X[:8], "two", n_steps=1, class_names=["1", "2", "0"]
+    )
+    number = {"one": "1", "two": "2", "zero": "0"}
+    changed = fitted.counterfactual(X[:8], "two", n_steps=1)
+    assert display.titles == [
+        f"{number[source]} → {number[target]}"
+        for source, target in zip(fitted.predict(X[:8]), fitted.predict(changed), strict=True)
+    ]
+    assert [ax.get_title() for ax in display.axes_[0]] == display.titles
+
+
+def test_differences_have_one_scale_around_zero():
+    images = np.full((2, 4, 4), 0.5)
+    changed = images.copy()
+    changed[0, 0, 0], changed[1, 1, 1] = 0.1, 0.7
+    display = CounterfactualDisplay(
+        images=images, counterfactuals=changed, titles=["a", "b"]
+    ).plot()
+    scales = [ax.get_images()[0].get_clim() for ax in display.axes_[2]]
+    assert scales == [(-0.4, 0.4)] * 2
+    unchanged = display.axes_[2, 0].get_images()[0].to_rgba(np.zeros(1))
+    np.testing.assert_allclose(unchanged[0, :3], 0.97, atol=0.01)
+    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-0.4, 0.4)
+
+
+def test_changes_of_opposite_sign_do_not_cancel_over_channels():
+    images = np.full((1, 1, 2, 3), 0.5)
+    changed = images + np.array([[0.3, -0.4, 0.1], [0.2, 0, -0.1]])
+    display = CounterfactualDisplay(images=images, counterfactuals=changed, titles=["a"])
+    np.testing.assert_allclose(display.differences, [[[-0.4, 0.2]]])
+
+
+def test_images_without_any_change_are_shown_white():
+    images = np.zeros((1, 4, 4, 2))
+    display = CounterfactualDisplay(images=images, counterfactuals=images, titles=["a"]).plot()
+    low, high = display.axes_[2, 0].get_images()[0].get_clim()
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_names": ["a"]}, "class_names has 1 names for 3 classes"),
+        ({"to_class": "four"}, "to_class.*four"),
+        ({"to_class": ["one", "two", "one"]}, "one for each of the 2 images"),
+        ({"X": np.zeros((2, 9, 9))}, "9"),
+        ({"X": np.zeros((0, 8, 8))}, "0 sample"),
+    ],
+)
+def test_counterfactuals_that_cannot_be_shown_are_named(fitted, digits, settings, message):
+    asked = {"X": digits[0][:2], "to_class": "two", **settings}
+    with pytest.raises(ValueError, match=message):
+        CounterfactualDisplay.from_estimator(fitted, n_steps=1, **asked)

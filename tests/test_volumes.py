@@ -13,7 +13,7 @@ from sklearn.base import clone
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.generation_metrics import copying_check
 from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
-from sklearn_msf.plotting import SampleGridDisplay, TrajectoryDisplay
+from sklearn_msf.plotting import CounterfactualDisplay, SampleGridDisplay, TrajectoryDisplay
 from sklearn_msf.sample_augmentation import augment_with_samples
 from sklearn_msf.training.trainer import Trainer
 
@@ -284,6 +284,17 @@ def test_a_trajectory_shows_the_central_slices_of_volume_and_mask(fitted):
     assert display.masks.shape == (3, 24, 10, 3)
     titles = [ax.get_title() for ax in display.axes_[0]]
     assert titles == ["t = 0.00", "t = 0.50", "t = 1.00"]
+
+
+def test_counterfactuals_of_volumes_are_compared_by_their_central_slices(fitted):
+    display = CounterfactualDisplay.from_estimator(fitted, X[:2], "up", n_steps=1)
+    assert display.differences.shape == (2, 24, 10)
+    changed = fitted.counterfactual(X[:2], "up", n_steps=1) / 255
+    np.testing.assert_allclose(
+        display.differences[:, :7, :9], (changed - X[:2] / 255)[:, 3], atol=1e-12
+    )
+    # The lines between the slices do not change.
+    assert not display.differences[:, [7, 14, 21, 22, 23]].any()
 
 
 def test_metrics_and_augmentation_take_volumes(fitted):

@@ -10,12 +10,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind
-from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.plotting.curves import (
     AccuracyRejectionDisplay,
     RiskCoverageDisplay,
     pyplot_for,
 )
+from sklearn_msf.plotting.pictures import central_slices, in_colour, pictures_of
 from sklearn_msf.sample_augmentation import check_like, check_pairs
 
 __all__ = [
@@ -24,45 +24,6 @@ __all__ = [
     "SampleGridDisplay",
     "TrajectoryDisplay",
 ]
-
-
-def _in_colour(images: np.ndarray) -> np.ndarray:
-    """Convert images to RGB; the last dimension has any number of channels."""
-    if images.shape[-1] == 1:
-        return np.repeat(images, 3, axis=-1)
-    colours = images[..., :3]
-    missing = 3 - colours.shape[-1]
-    return np.pad(colours, [(0, 0)] * (images.ndim - 1) + [(0, missing)], constant_values=0.5)
-
-
-def _central_slices(images: np.ndarray, n_spatial_dims: int) -> np.ndarray:
-    """Put the central slices of each volume below each other; return images as they are.
-
-    Parameters
-    ----------
-    images : ndarray of shape (n, H, W), (n, H, W, C), (n, D, H, W) or (n, D, H, W, C)
-        Images in [0, 1].
-    n_spatial_dims : {2, 3}
-        2 for images, 3 for volumes.
-
-    Returns
-    -------
-    ndarray of shape (n, h, w) or (n, h, w, C)
-        Of volumes the slices across depth, height and width. White lines are below each slice and
-        to the right, and a wider one is below the volume.
-    """
-    if n_spatial_dims == 2:
-        return images
-    sides = images.shape[1 : 1 + n_spatial_dims]
-    slices = [images.take(side // 2, axis=axis) for axis, side in enumerate(sides, start=1)]
-    width = 1 + max(part.shape[2] for part in slices)
-
-    def framed(part: np.ndarray, n_below: int, n_right: int) -> np.ndarray:
-        of_channels = [(0, 0)] * (part.ndim - 3)
-        return np.pad(part, [(0, 0), (0, n_below), (0, n_right), *of_channels], constant_values=1)
-
-    below = np.concatenate([framed(part, 1, width - part.shape[2]) for part in slices], axis=1)
-    return framed(below, 2, 0)
 
 
 class SampleGridDisplay:
@@ -110,7 +71,7 @@ class SampleGridDisplay:
         parts, centres, column = [], [], 0
         for images in self.blocks.values():
             n_classes, n, height, width = images.shape[:4]
-            tiles = _in_colour(images.reshape(n_classes, n, height, width, -1))
+            tiles = in_colour(images.reshape(n_classes, n, height, width, -1))
             block = tiles.transpose(0, 2, 1, 3, 4).reshape(n_classes * height, n * width, 3)
             gap = np.ones((len(block), width // 2, 3))
             parts += [block, gap]
@@ -218,7 +179,7 @@ class SampleGridDisplay:
         image_format = estimator.model_.image_format
         suffix = "" if image_format.n_spatial_dims == 2 else "\n(central slices)"
         shown = {
-            f"{name}{suffix}": _pictures(image_format, images) for name, images in blocks.items()
+            f"{name}{suffix}": pictures_of(image_format, images) for name, images in blocks.items()
         }
         by_class = {
             name: pictures.reshape(len(classes), n_columns, *pictures.shape[1:])
@@ -279,7 +240,7 @@ class TrajectoryDisplay:
         for column, time in enumerate(self.times):
             for row, values in enumerate((self.images, self.masks)):
                 image = values[column]
-                image = _in_colour(image[..., None] if image.ndim == 2 else image)
+                image = in_colour(image[..., None] if image.ndim == 2 else image)
                 axes[row, column].imshow(image, interpolation="nearest")
                 axes[row, column].set_axis_off()
             axes[0, column].set_title(f"t = {time:.2f}", fontsize=9)
@@ -335,13 +296,7 @@ class TrajectoryDisplay:
         # Scale by the range of the code at t = 0; noise outside it is clipped.
         colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
         return cls(
-            images=_pictures(image_format, images[shown]),
-            masks=_central_slices(_in_colour(np.clip(colours, 0, 1)), image_format.n_spatial_dims),
+            images=pictures_of(image_format, images[shown]),
+            masks=central_slices(in_colour(np.clip(colours, 0, 1)), image_format.n_spatial_dims),
             times=times[shown],
         ).plot()
-
-
-def _pictures(image_format: ImageFormat, images: np.ndarray) -> np.ndarray:
-    """Convert images in the layout and range of X to pictures in [0, 1]."""
-    unit = image_format.to_unit_range(images).reshape(len(images), *image_format.shape)
-    return _central_slices(unit, image_format.n_spatial_dims)
