@@ -251,7 +251,7 @@ def step_flops(classifier, X, y):
     x = as_tensor(X)
     labels = torch.from_numpy(y)
     masks = field.codes.masks(labels, x.shape[2:])
-    n_at_one = int(classifier.classification_fraction * n)
+    n_at_one = int(classifier.history_[-1]["classification_fraction"] * n)
     t = torch.rand(n)
     sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
     with FlopCounterMode(display=False) as counter:
