@@ -10,5 +10,6 @@ BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 def script(name):
     """Module of a benchmark script; the scripts import each other."""
     if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
+        # First, because some examples have the names of benchmarks.
+        sys.path.insert(0, str(BENCHMARKS))
     return importlib.import_module(name)

@@ -369,7 +369,8 @@ def test_a_damaged_checkpoint_of_the_calibration_is_passed_over(tmp_path, digits
 
 def log(epoch, **changes):
     values = {"loss": 0.1, "image_loss": 1 / 3, "label_loss": 1e-300, "learning_rate": 3e-4}
-    return {"epoch": epoch, **values, "n_images": 2**40 + 1, "seconds": 7e8, **changes}
+    more = {"n_images": 2**40 + 1, "classification_fraction": 0.1, "seconds": 7e8}
+    return {"epoch": epoch, **values, **more, **changes}
 
 
 def test_a_history_comes_back_exactly():
@@ -395,6 +396,7 @@ def test_a_history_comes_back_exactly():
         [log(1, n_images=0)],
         [log(1, n_images=1.0)],
         [log(1, seconds=None)],
+        [log(1, classification_fraction=1.5)],
         [log(1, validation_score=math.inf)],
         [log(1, more=1)],
     ],

@@ -34,9 +34,6 @@ class TrainingSettings:
         w, the weight of the image branch in the loss; the label branch has 1 - w.
     classification_fraction : float
         Fraction of each batch at t = 1.
-    raises_fraction : bool
-        Whether the first steps may show that the time budget needs a larger fraction, which then
-        replaces `classification_fraction`.
     class_dropout : float
         Fraction of the other samples that are trained unconditionally: their masks have no
         information about the class.
@@ -49,6 +46,9 @@ class TrainingSettings:
         no longer improves.
     n_iter_no_change : int
         Epochs without a better validation score after which training stops.
+    raises_fraction : bool, default=False
+        Whether the first steps may show that the time budget needs a larger fraction, which then
+        replaces `classification_fraction`.
     """
 
     max_epochs: int
@@ -63,12 +63,12 @@ class TrainingSettings:
     ema_decay: float
     image_weight: float
     classification_fraction: float
-    raises_fraction: bool
     class_dropout: float
     precision: str
     compile_network: bool
     early_stopping: bool
     n_iter_no_change: int
+    raises_fraction: bool = False
 
     @property
     def unconditional_fraction(self) -> float:
