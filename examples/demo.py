@@ -1,6 +1,6 @@
 """Fit, evaluate, reject, generate: the whole package on RetinaMNIST in a few minutes.
 
-Run ``make demo``, or ``python examples/demo.py [--seconds 120] [--output demo.png]``. The
+Run ``make demo``, or ``python examples/demo.py [--seconds 200] [--output demo.png]``. The
 images come from MEDMNIST_ROOT or medmnist's cache, else from the network; where there is
 neither, from scikit-learn's bundled digits.
 """
@@ -53,7 +53,7 @@ def show_beside_real(classifier, X, y, names, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=120, help="training time")
+    parser.add_argument("--seconds", type=float, default=200, help="training time")
     parser.add_argument("--output", default="demo.png", help="picture to write")
     arguments = parser.parse_args()
 
