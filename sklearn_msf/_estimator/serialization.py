@@ -31,6 +31,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.model.temperature import MAX_LOG_TEMPERATURE
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.nn.unet import count_blocks_up
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
@@ -409,8 +410,8 @@ def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Te
     width = layout.channels * layout.channel_mult[0]
     if shape != (width, n_inputs * layout.patch_size ** len(size), *[3] * len(size)):
         raise ArchiveError(f"The layout does not fit a first convolution of shape {shape}.")
-    # Downsampling has n_blocks at each level, and upsampling one more, or one.
-    n_blocks = layout.n_blocks + (1 if layout.upsampling == "light" else layout.n_blocks + 1)
+    # On the way down and on the way up.
+    n_blocks = layout.n_blocks + count_blocks_up(layout.upsampling, layout.n_blocks)
     check_blocks([(n_blocks, layout.channels * m) for m in layout.channel_mult], weights)
     # The meta device allocates no memory; the checks above bound the time by the number of weights.
     with torch.device("meta"):

@@ -29,7 +29,7 @@ from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.patches import fold_patches, unfold_patches
 from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
 
-__all__ = ["TIME_MODULATIONS", "UPSAMPLINGS", "Encoding", "UNet"]
+__all__ = ["TIME_MODULATIONS", "UPSAMPLINGS", "Encoding", "UNet", "count_blocks_up"]
 
 UPSAMPLINGS = ("adm", "light")
 # How the time embedding acts in a residual block, and the numbers of it for each channel.
@@ -258,6 +258,11 @@ class Downsample(nn.Module):
         return F.conv2d(h, self.weight, self.bias, padding=1)[:, :, ::2]
 
 
+def count_blocks_up(upsampling: str, n_blocks: int) -> int:
+    """Count the residual blocks of a level in the upsampling half, see :class:`UNet`."""
+    return 1 if upsampling == "light" else n_blocks + 1
+
+
 class NearestUpsample(nn.Module):
     """Repetition of each position, then a 3x3 convolution at the larger size (ADM).
 
@@ -412,8 +417,8 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(channels, time_width, time_scale)
         self.conv_in = convolution(in_channels * n_folded, widths[0], 3, padding=1)
 
-        # Widths of the outputs of `conv_in` and of the modules of `down`.
         self.down = nn.ModuleList()
+        # Widths of the outputs of `conv_in` and of the modules of `down`.
         width, skip_widths = widths[0], [widths[0]]
         ends_of_levels = []
         for level, level_width in enumerate(widths):
@@ -447,7 +452,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         skip_widths = [skip_widths[i] for i in sorted(self._skipped)]
         for level, level_width in reversed(list(enumerate(widths))):
-            for _ in range(1 if light else n_blocks + 1):
+            for _ in range(count_blocks_up(upsampling, n_blocks)):
                 self.up.append(stage(width + skip_widths.pop(), level_width, level))
                 width = level_width
             if level > 0 and light:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf.plotting.curves import pyplot_for
-from sklearn_msf.plotting.pictures import in_colour, pictures_of
+from sklearn_msf.plotting.pictures import checked_names, in_colour, pictures_of
 
 __all__ = ["CounterfactualDisplay"]
 
@@ -153,9 +153,7 @@ class CounterfactualDisplay:
         """
         check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
-        names = [str(label) for label in classes] if class_names is None else class_names
-        if len(names) != len(classes):
-            raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
+        names = checked_names(classes, class_names)
         changed = estimator.counterfactual(X, to_class, n_steps=n_steps, guidance=guidance)
         name_of = dict(zip(classes.tolist(), names, strict=True))
         before, after = (estimator.predict(images).tolist() for images in (X, changed))

@@ -15,7 +15,7 @@ from sklearn_msf.plotting.curves import (
     RiskCoverageDisplay,
     pyplot_for,
 )
-from sklearn_msf.plotting.pictures import central_slices, in_colour, pictures_of
+from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
 from sklearn_msf.sample_augmentation import check_like, check_pairs
 
 __all__ = [
@@ -143,9 +143,7 @@ class SampleGridDisplay:
         """
         check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
-        names = [str(label) for label in classes] if class_names is None else class_names
-        if len(names) != len(classes):
-            raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
+        names = checked_names(classes, class_names)
         if (X is None) != (y is None):
             raise ValueError("X and y must be given together.")
         check_positive_integer("n_columns", n_columns)

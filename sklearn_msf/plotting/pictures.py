@@ -1,10 +1,20 @@
 """Arrays as pictures: values in [0, 1], any number of channels as RGB, volumes as slices."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sklearn_msf.data.images import ImageFormat
 
-__all__ = ["central_slices", "in_colour", "pictures_of"]
+__all__ = ["central_slices", "checked_names", "in_colour", "pictures_of"]
+
+
+def checked_names(classes: np.ndarray, class_names: Sequence[str] | None) -> Sequence[str]:
+    """Return a name for each class, the labels by default; refuse another number of names."""
+    names = [str(label) for label in classes] if class_names is None else class_names
+    if len(names) != len(classes):
+        raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
+    return names
 
 
 def in_colour(images: np.ndarray) -> np.ndarray:
