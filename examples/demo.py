@@ -19,6 +19,9 @@ from sklearn_msf.datasets import fetch_medmnist
 from sklearn_msf.selective import accuracy_rejection_curve
 
 N_COLUMNS = 6
+# From so many images on, repeated ones included, pictures of RetinaMNIST hardly get better
+# (docs/generation.md).
+IMAGES_FOR_PICTURES = 120_000
 
 
 def load():
@@ -49,6 +52,19 @@ def show_beside_real(classifier, X, y, names, path):
         classifier, X=X, y=y, n_columns=N_COLUMNS, class_names=names
     )
     display.figure_.savefig(path, dpi=100)
+
+
+def time_for_better_pictures(classifier):
+    """Say in one line how long the training would take after which pictures are at their best."""
+    n_images = sum(log["n_images"] for log in classifier.history_)
+    seen = f"The pictures are of a training on {n_images:,} images"
+    if n_images >= IMAGES_FOR_PICTURES:
+        return f"{seen}; more of it hardly makes them better."
+    seconds = sum(log["seconds"] for log in classifier.history_) * IMAGES_FOR_PICTURES / n_images
+    return (
+        f"{seen}; the best ones take about {max(seconds / 60, 1):.0f} minutes here: "
+        f"--seconds {seconds:.0f}."
+    )
 
 
 def main():
@@ -88,6 +104,7 @@ def main():
     start = time.perf_counter()
     show_beside_real(classifier, X_train, y_train, class_names, arguments.output)
     print(f"wrote {arguments.output} in {time.perf_counter() - start:.1f} s")
+    print(time_for_better_pictures(classifier))
 
 
 if __name__ == "__main__":

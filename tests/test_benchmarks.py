@@ -291,6 +291,7 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
         "N_CHANGED": 4,
         "JUDGE_IMAGES": 64,
         "JUDGE_WIDTH": 4,
+        "SAMPLERS": (("euler", 1), ("euler", 25), ("midpoint", 3)),
     }.items():
         monkeypatch.setattr(generation, name, value)
     monkeypatch.setattr(generation, "gemm_gflops", lambda: 150.0)
@@ -306,7 +307,6 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
         0,
         "tiny",
         tiny,
-        [1, 25],
         judge=judge,
         imagenet=judge.features,
         pictures=tmp_path,
@@ -321,7 +321,8 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
     records = [json.loads(json.dumps(record)) | {"seed": seed} for seed in (0, 1)]
     records[1]["accuracy_score"] = record["accuracy_score"] + 0.5
     text = generation.table(records)
-    assert text.count("| toy | tiny |") == 6
+    assert text.count("| toy | tiny |") == 5
+    assert all(f"| {sampler} | " in text for sampler in ("euler 1", "euler 25", "midpoint 3"))
     assert f"{record['accuracy_score'] + 0.25:.2f} ± 0.35" in text
 
 

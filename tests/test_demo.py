@@ -1,6 +1,7 @@
 """The demo, in little time, where the images are and where they are not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,4 +39,5 @@ def test_the_demo_runs_on_digits_where_there_is_no_network(offline, tmp_path):
     assert "accuracy" in shown.stdout
     assert "coverage  accuracy" in shown.stdout
     assert "100%" in shown.stderr
+    assert re.search(r"the best ones take about \d+ minutes here: --seconds \d+", shown.stdout)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 from conftest import tiny_classifier
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
@@ -326,3 +327,43 @@ def test_a_counterfactual_does_not_depend_on_the_other_samples(fitted, digits):
 def test_what_cannot_be_sampled_is_named(fitted, digits, call, message):
     with pytest.raises(ValueError, match=message):
         call(fitted, digits[0][:5])
+
+
+@pytest.mark.parametrize(
+    "generate",
+    [
+        lambda classifier: classifier.sample("one", n_steps=1),
+        lambda classifier: classifier.iter_samples("one", n_steps=1),
+        lambda classifier: classifier.sample_trajectory("one", n_steps=1),
+        lambda classifier: classifier.counterfactual(np.zeros((1, 8, 8)), "one", n_steps=1),
+    ],
+)
+def test_a_field_that_has_seen_few_images_warns_that_it_generates_blotches(fitted, generate):
+    seen = sum(log["n_images"] * (1 - log["classification_fraction"]) for log in fitted.history_)
+    assert 0 < seen < 12_000
+    with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+        generate(fitted)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize(("side", "fewest"), [(8, 12_000), (16, 20_000)])
+def test_a_field_that_has_seen_images_enough_does_not_warn(
+    make_classifier, fraction, side, fewest, recwarn
+):
+    X = np.random.default_rng(0).integers(0, 256, (12, side, side), dtype=np.uint8)
+    trained = make_classifier(max_epochs=1).fit(X, np.arange(12) % 3)
+    log = {**trained.history_[-1], "classification_fraction": fraction}
+    trained.history_ = [{**log, "n_images": round(fewest / (1 - fraction))}]
+    trained.sample(0, n_steps=1)
+    assert not recwarn.list
+    trained.history_ = [{**log, "n_images": round((fewest - 1000) / (1 - fraction))}]
+    with pytest.warns(ConvergenceWarning, match=f"seen {fewest - 1000:,} images"):
+        trained.sample(0, n_steps=1)
+
+
+def test_a_field_that_is_not_asked_for_new_images_does_not_warn(fitted, recwarn):
+    X = np.zeros((2, 8, 8))
+    fitted.predict(X)
+    fitted.reconstruct(X, n_steps=1)
+    fitted.score_samples(X)
+    assert not [w for w in recwarn.list if issubclass(w.category, ConvergenceWarning)]

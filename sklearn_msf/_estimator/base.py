@@ -47,7 +47,11 @@ from sklearn_msf._estimator.rejection import (
     prediction_parameters,
     rejects,
 )
-from sklearn_msf._estimator.sampling_requests import class_indices, sampling_ode
+from sklearn_msf._estimator.sampling_requests import (
+    class_indices,
+    sampling_ode,
+    warn_of_few_images,
+)
 from sklearn_msf._estimator.serialization import (
     SavedClass,
     SpaceReader,
@@ -57,6 +61,7 @@ from sklearn_msf._estimator.serialization import (
 from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.classification import (
     ClassificationSettings,
     Prediction,
@@ -467,6 +472,15 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             )
         return model
 
+    def _for_sampling(
+        self, wanted: str, n_steps: Any, ode_solver: Any, guidance: Any
+    ) -> tuple[FittedModel, OdeSettings]:
+        """Return the model and checked settings; warn if it was trained too little to sample."""
+        model = self._drawing_model(wanted)
+        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        warn_of_few_images(model, self.history_)
+        return model, ode
+
     # Rejecting
 
     def fit_reject(
@@ -667,10 +681,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             positive integer, for an unknown solver, for a guidance outside [0, 100], for a guidance
             above 0 if the field did not learn unconditional samples, and if ``image_weight=0`` or
             ``classification_fraction=1`` left the image branch untrained.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the image branch has seen too few images to generate more than blotches.
         """
         classes, seed = self._request(class_id, n_samples, random_state)
-        model = self._drawing_model("Sampling")
-        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
         labels = np.repeat(classes, n_samples)
         name, verbose = type(self).__name__, self._parameters().verbose
         with sampling_progress(name, len(labels), verbose=verbose) as report:
@@ -710,8 +728,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._request(class_id, n_samples, random_state)
-        model = self._drawing_model("Sampling")
-        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
         n_samples, batch_size = int(n_samples), int(batch_size)
         n_images = len(classes) * n_samples
         # The generator keeps the current model: a later fit does not change its images.
@@ -766,8 +783,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
                 f"class_id must be a single one of the classes {self.classes_.tolist()}, got "
                 f"{class_id!r}."
             )
-        model = self._drawing_model("Sampling")
-        ode = sampling_ode(model, n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
         return sample_trajectory(model, int(classes[0]), seed, ode)
 
     def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
@@ -841,8 +857,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
             `guidance` and an untrained image branch as in :meth:`sample`.
         """
-        generating = self._drawing_model("counterfactual")
-        ode = sampling_ode(generating, n_steps, ode_solver, guidance)
+        _, ode = self._for_sampling("counterfactual", n_steps, ode_solver, guidance)
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
         model, inputs, settings = self._checked(X)

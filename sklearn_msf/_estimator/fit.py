@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.run_fingerprint import (
     digest_samples,
-    open_checkpoints,
+    run_fingerprint,
     with_precision_of_run,
 )
 from sklearn_msf.exceptions import DivergenceError
@@ -362,9 +363,8 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     if p.checkpoint_dir is None:
         return None, state.group.of_first(draw_seed(random_state))
     state.preparation.open()
-    if not state.group.is_first:
-        return None, state.group.of_first(0)
-    checkpoints = open_checkpoints(
+    # In every process: to read large data takes longer than the others would wait for the first.
+    fingerprint = run_fingerprint(
         p,
         state.samples,
         state.device,
@@ -372,6 +372,15 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
         random_state,
         None if previous is None else previous.model.field,
         state.validation,
+    )
+    if not state.group.is_first:
+        return None, state.group.of_first(0)
+    checkpoints = Checkpoints(
+        Path(p.checkpoint_dir),
+        int(p.checkpoint_every),
+        fingerprint,
+        draw_seed(random_state),
+        any_seed=fingerprint["random_state"] is None,
     )
     # A resumed run keeps the seed it started with, whatever random_state is.
     return checkpoints, state.group.of_first(checkpoints.seed)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from sklearn_msf._estimator.data_validation import TrainingSamples
-from sklearn_msf._estimator.parameters import Parameters, affecting, draw_seed
+from sklearn_msf._estimator.parameters import Parameters, affecting
 from sklearn_msf._version import __version__
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.data.parts import parts_of
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
-from sklearn_msf.training.checkpoints import Checkpoints, stored_fingerprint
+from sklearn_msf.training.checkpoints import stored_fingerprint
 
-__all__ = ["digest_arrays", "digest_samples", "open_checkpoints", "with_precision_of_run"]
+__all__ = ["digest_arrays", "digest_samples", "run_fingerprint", "with_precision_of_run"]
 
 
 def with_precision_of_run(p: Parameters) -> Parameters:
@@ -34,7 +34,7 @@ def with_precision_of_run(p: Parameters) -> Parameters:
     return Parameters(**{**vars(p), "precision": precision})
 
 
-def open_checkpoints(
+def run_fingerprint(
     p: Parameters,
     samples: TrainingSamples,
     device: torch.device,
@@ -42,13 +42,13 @@ def open_checkpoints(
     random_state: np.random.RandomState,
     start_from: VelocityField | None,
     validation: TrainingSamples | None = None,
-) -> Checkpoints:
-    """Open the checkpoints of a fit.
+) -> dict[str, Any]:
+    """Describe a fit by all that its result depends on.
 
     Parameters
     ----------
     p : Parameters
-        Checked parameters with a `checkpoint_dir`.
+        Checked parameters.
     samples : TrainingSamples
         Training data.
     device : torch.device
@@ -56,7 +56,7 @@ def open_checkpoints(
     prepared : mapping
         Fingerprint of the preparation of the images; replaces parameters of the same name.
     random_state : RandomState
-        Made from the parameter; the seed of a new run is drawn from it.
+        Made from the parameter; nothing has been drawn from it yet.
     start_from : VelocityField or None
         Field to start from, if fit continues another one.
     validation : TrainingSamples or None
@@ -64,14 +64,8 @@ def open_checkpoints(
 
     Returns
     -------
-    Checkpoints
-
-    Raises
-    ------
-    CheckpointMismatchError
-        If the folder holds checkpoints of other data or parameters.
-    ValueError
-        If the folder cannot be written to.
+    dict
+        JSON data; large arrays are replaced by their digests.
     """
     values = {**vars(p), **prepared}
     if isinstance(p.class_weight, Mapping):
@@ -82,7 +76,7 @@ def open_checkpoints(
         name: to_plain(values[name]) for name in affecting("network", "training") if name in values
     }
     if isinstance(p.random_state, np.random.RandomState):
-        # Its state identifies the run, because nothing has been drawn from it yet.
+        # Its state identifies the run, as nothing was drawn from it.
         _, words, position, *_ = random_state.get_state(legacy=True)
         fingerprint["random_state"] = digest_arrays(np.asarray(words), np.asarray(position))
     fingerprint["version of sklearn_msf"] = __version__
@@ -101,9 +95,7 @@ def open_checkpoints(
     if start_from is not None:
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
         fingerprint["weights to start from"] = digest_arrays(*weights)
-    folder, every = Path(p.checkpoint_dir), int(p.checkpoint_every)
-    any_seed = fingerprint["random_state"] is None
-    return Checkpoints(folder, every, fingerprint, draw_seed(random_state), any_seed=any_seed)
+    return fingerprint
 
 
 def digest_samples(samples: TrainingSamples) -> str:

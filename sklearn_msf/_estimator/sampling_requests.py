@@ -1,20 +1,27 @@
-"""Checks of the arguments with which users ask for generated images."""
+"""Checks of what users ask of generated images, and of the field that generates them."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf._estimator.parameters import check_ode_solver, check_positive_integer
 from sklearn_msf._evaluation.labels import label_indices
 from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["class_indices", "sampling_ode"]
+__all__ = ["class_indices", "sampling_ode", "warn_of_few_images"]
 
 # Default if the field learned unconditional samples; otherwise the default is 0.
 _DEFAULT_GUIDANCE = 0.5
 _MAX_GUIDANCE = 100
+# Images that the image branch sees, repeated ones included, before it draws what was learned:
+# for each class, and at least for images of some size (docs/generation.md).
+_FEWEST_OF_A_CLASS = 4_000
+_FEWEST, _SIDE_OF_FEWEST = 20_000, 16
 
 
 def sampling_ode(model: FittedModel, n_steps: Any, ode_solver: Any, guidance: Any) -> OdeSettings:
@@ -61,3 +68,29 @@ def class_indices(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndar
     if unknown:
         raise ValueError(f"{name} must be one or more of the classes {known}, got {unknown[0]!r}.")
     return label_indices(labels, classes)
+
+
+def warn_of_few_images(model: FittedModel, history: Iterable[Mapping[str, Any]]) -> None:
+    """Warn if the image branch has seen too few images to generate new ones.
+
+    Parameters
+    ----------
+    model : FittedModel
+        The model that generates.
+    history : iterable of mapping
+        Log of each epoch, as in `history_`. Logs of earlier versions lack the fraction of samples
+        that taught classification alone, which then counts as 0.
+    """
+    n_images = sum(
+        log["n_images"] * (1 - log.get("classification_fraction", 0.0)) for log in history
+    )
+    fewest = _FEWEST_OF_A_CLASS * len(model.classes)
+    if min(model.image_format.size) >= _SIDE_OF_FEWEST:
+        fewest = max(fewest, _FEWEST)
+    if n_images < fewest:
+        warn_user(
+            f"The image branch has seen {n_images:,.0f} images, repeated ones included. With less "
+            f"than about {fewest:,} it mostly generates blotches: train for longer (max_epochs, "
+            "time_budget), or set a smaller classification_fraction.",
+            ConvergenceWarning,
+        )

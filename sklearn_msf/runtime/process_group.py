@@ -20,8 +20,10 @@ from sklearn_msf.exceptions import ProcessGroupError
 
 __all__ = ["ProcessGroup", "join_process_group"]
 
-# After this time without a sign of the others a process ends with an error.
+# After this time without a sign of the others a process that trains ends with an error.
 _TIMEOUT = timedelta(seconds=45)
+# So long it waits for the others to begin: some may read or download their data for longer.
+_TIMEOUT_OF_BEGIN = timedelta(minutes=30)
 # What torchrun sets for each process.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -162,7 +164,10 @@ def _answering() -> Iterator[None]:
 def _initialize(device: torch.device) -> None:
     backend = _BACKENDS.get(device.type, "gloo")
     try:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT_OF_BEGIN))
+        store.set(f"begins/{rank}", "")
+        store.wait([f"begins/{other}" for other in range(size)], _TIMEOUT_OF_BEGIN)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ProcessGroupError(
             f"The process group of torchrun could not be joined with {backend!r}: {error}"
