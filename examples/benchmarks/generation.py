@@ -340,10 +340,28 @@ def where_measured(key, cell):
     return some
 
 
-def mean_figures(records, part, sampler):
-    """Mean over the records of each figure of a sampler."""
-    figures = [record[part][sampler] for record in records]
-    return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
+def sampler_cell(records, sampler):
+    """Cell: means over those seeds that were measured with a solver and number of steps."""
+    records = [record for record in records if sampler in record["samplers"]]
+    if not records:
+        return "-"
+    seen = all(sampler in record["imagenet_samplers"] for record in records)
+
+    def mean(part, key):
+        return np.mean([record[part][sampler][key] for record in records])
+
+    part = "imagenet_samplers" if seen else "samplers"
+    text = f"{mean(part, 'coverage'):.2f}, {mean(part, 'kernel_distance'):.2f}"
+    if all("fidelity" in record["samplers"][sampler] for record in records):
+        text += f" ({mean('samplers', 'fidelity'):.2f})"
+    return text
+
+
+def time_of(records, sampler):
+    """Cell: time of a sampler as a multiple of the default's; earlier records lack it."""
+    samplers = [r["samplers"] for r in records if "seconds" in r["samplers"].get(sampler, {})]
+    times = [s[sampler]["seconds"] / s[DEFAULT_SAMPLER]["seconds"] for s in samplers]
+    return f"{np.mean(times):.2f}" if times else "-"
 
 
 def sampler_lines(groups):
@@ -353,21 +371,15 @@ def sampler_lines(groups):
     lines.append("| solver, steps | time | " + " | ".join(titles) + " |")
     lines.append("|" + "---|" * (len(titles) + 2))
     every = [record for records in groups.values() for record in records]
-    for sampler in sorted(every[0]["samplers"], key=lambda s: (s.split()[0], int(s.split()[1]))):
-        times = [
-            r["samplers"][sampler]["seconds"] / r["samplers"][DEFAULT_SAMPLER]["seconds"]
-            for r in every
-        ]
-        cells = [sampler, f"{np.mean(times):.2f}"]
-        for records in groups.values():
-            seen = all(r["imagenet_samplers"] for r in records)
-            figures = {
-                **mean_figures(records, "samplers", sampler),
-                **mean_figures(records, "imagenet_samplers" if seen else "samplers", sampler),
-            }
-            cells.append("{coverage:.2f}, {kernel_distance:.2f} ({fidelity:.2f})".format(**figures))
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", f"Time: as a multiple of that of {DEFAULT_SAMPLER}.", ""]
+    samplers = {sampler for record in every for sampler in record["samplers"]}
+    for sampler in sorted(samplers, key=lambda s: (s.split()[0], int(s.split()[1]))):
+        cells = [sampler_cell(records, sampler) for records in groups.values()]
+        lines.append("| " + " | ".join([sampler, time_of(every, sampler), *cells]) + " |")
+    text = (
+        "Coverage and KID: in ImageNet features where they were measured, else in the judge's. "
+        f"Time: as a multiple of that of {DEFAULT_SAMPLER}."
+    )
+    return [*lines, "", text, ""]
 
 
 def imagenet_view(key):

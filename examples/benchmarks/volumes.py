@@ -23,6 +23,7 @@ from _common import (
     gemm_gflops,
     group_parameters,
     load,
+    machines,
     make_parser,
     mean_and_spread,
     resolved_parameters,
@@ -43,6 +44,7 @@ SHORT = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "24 channels": {"channels": 24},
     "none": {**SHORT, "augment": None},
     "hflip+affine": {**SHORT, "augment": "hflip+affine"},
     "flip": {**SHORT, "augment": "flip"},
@@ -120,7 +122,8 @@ def table(records: list[dict]) -> str:
         parts = ["fold"] if n_folds else ["val", "test"]
         titles = {"fold": f"{n_folds} folds of training and validation split"}
         header = " | ".join(titles.get(part, f"{part} split") for part in parts)
-        lines += [f"| variant | {header} | seeds |", f"|---|{'---|' * len(parts)}---|"]
+        lines += [f"| variant | {header} | core minutes | seeds |"]
+        lines += [f"|---|{'---|' * len(parts)}---|---|"]
         for variant in dict.fromkeys(r["variant"] for r in chosen):
             rows = [r for r in chosen if r["variant"] == variant]
             cells = [
@@ -129,10 +132,11 @@ def table(records: list[dict]) -> str:
                 )
                 for part in parts
             ]
+            minutes = np.mean([r["core_seconds"] for r in rows]) / 60
             seeds = ", ".join(str(r["seed"]) for r in rows)
-            lines.append(f"| {variant} | {' | '.join(cells)} | {seeds} |")
+            lines.append(f"| {variant} | {' | '.join(cells)} | {minutes:.0f} | {seeds} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines) + f"\n{machines(records)}.\n"
 
 
 BENCHMARK = Benchmark("volumes", ("variant", "seed", "n_folds", "precision"), parameters, table)
