@@ -5,12 +5,14 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
 
+from sklearn_msf._estimator import fit as fitting
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
 
@@ -244,3 +246,22 @@ def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
     assert (tmp_path / "run" / "checkpoint-0000002.json").exists()
     resumed = make(tmp_path / "run", batch_size=8).fit(X, Y)
     assert torch.equal(weights(resumed), weights(make(batch_size=8).fit(X, Y)))
+
+
+def test_processes_that_write_no_checkpoints_digest_the_data_too(monkeypatch):
+    """Otherwise they would wait for the first one, which large data make longer than they may."""
+    digested = []
+    monkeypatch.setattr(fitting, "run_fingerprint", lambda *given: digested.append(given) or {})
+    second = SimpleNamespace(is_first=False, of_first=lambda _: 7)
+    state = SimpleNamespace(
+        p=SimpleNamespace(checkpoint_dir="folder", random_state=0),
+        preparation=SimpleNamespace(open=lambda: None, fingerprint=dict),
+        group=second,
+        samples="samples",
+        validation=None,
+        device=None,
+        previous=None,
+    )
+    assert fitting._open_run(state) == (None, 7)
+    assert len(digested) == 1
+    assert "samples" in digested[0]
