@@ -22,9 +22,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.katex",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "benchmarks"]
@@ -34,6 +34,10 @@ exclude_patterns = ["_build", "benchmarks"]
 default_role = "literal"  # of single backquotes in docstrings
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+# Browsers lay out MathML themselves, so a page needs neither the style sheet nor the fonts of KaTeX,
+# which its extension would take from the network.
+katex_options = 'output: "mathml"'
+katex_css_path = "katex-math.css"
 
 # API
 

@@ -37,7 +37,7 @@ print(f"images of each class: {np.bincount(y)}")
 settings = {
     "channels": 16,
     "network_params": {"patch_size": 1, "channel_mult": (1, 2)},
-    "max_epochs": 60,
+    "max_epochs": 85,
     "random_state": 0,
 }
 for augment in (None, "affine"):

@@ -52,7 +52,7 @@ TrajectoryDisplay.from_estimator(classifier, 3)
 # --------
 # With more guidance images are more typical of their class, and more alike.
 
-figure, axes = plt.subplots(3, 1, figsize=(6, 7), layout="constrained")
+figure, axes = plt.subplots(3, 1, figsize=(6, 5.5), layout="constrained")
 for ax, guidance in zip(axes, (0.0, 0.5, 3.0), strict=True):
     SampleGridDisplay(
         blocks={

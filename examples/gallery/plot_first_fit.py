@@ -39,7 +39,7 @@ classifier = MedSymmFlowClassifier(
     channels=16,
     network_params={"patch_size": 1, "channel_mult": (1, 2)},
     augment="affine",
-    max_epochs=60,
+    max_epochs=80,
     random_state=0,
 ).fit(X, y)
 print(f"{classifier.n_iter_} epochs, loss {classifier.loss_curve_[-1]:.3f}")

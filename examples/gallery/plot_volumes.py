@@ -47,7 +47,7 @@ classifier = MedSymmFlowClassifier(
     n_spatial_dims=3,
     channels=16,
     network_params={"patch_size": 2, "channel_mult": (1, 2)},
-    max_epochs=40,
+    max_epochs=120,
     random_state=0,
 ).fit(X, y)
 print(f"accuracy {classifier.score(X_test, y_test):.3f}")
