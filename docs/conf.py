@@ -36,7 +36,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 # Browsers lay out MathML themselves, so a page needs neither the style sheet nor the fonts of KaTeX,
 # which its extension would take from the network.
-katex_options = 'output: "mathml"'
+# KaTeX writes small spaces as bare characters, which browsers drop; a width is kept.
+katex_options = r'''output: "mathml", macros: {"\\,": "\\hspace{0.17em}", "\\;": "\\hspace{0.28em}"}'''
 katex_css_path = "katex-math.css"
 
 # API
