@@ -34,10 +34,12 @@ exclude_patterns = ["_build", "benchmarks"]
 default_role = "literal"  # of single backquotes in docstrings
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-# Browsers lay out MathML themselves, so a page needs neither the style sheet nor the fonts of KaTeX,
-# which its extension would take from the network.
-# KaTeX writes small spaces as bare characters, which browsers drop; a width is kept.
-katex_options = r'''output: "mathml", macros: {"\\,": "\\hspace{0.17em}", "\\;": "\\hspace{0.28em}"}'''
+# Browsers lay out MathML themselves, so a page needs neither the style sheet nor the fonts of
+# KaTeX, which its extension would take from the network. KaTeX writes small spaces as bare
+# characters, which browsers drop; a width is kept.
+katex_options = r"""
+output: "mathml", macros: {"\\,": "\\hspace{0.17em}", "\\;": "\\hspace{0.28em}"}
+"""
 katex_css_path = "katex-math.css"
 
 # API

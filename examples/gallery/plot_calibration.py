@@ -24,9 +24,9 @@ from sklearn.model_selection import train_test_split
 from sklearn_msf import MedSymmFlowClassifier
 
 digits = load_digits()
-noise = np.random.default_rng(0).normal(0, 70, digits.images.shape)
+noise = np.random.default_rng(0).normal(0, 50, digits.images.shape)
 images = np.clip(digits.images * 15.9 + noise, 0, 255).astype(np.uint8)
-X, X_rest, y, y_rest = train_test_split(images, digits.target, train_size=400, random_state=0)
+X, X_rest, y, y_rest = train_test_split(images, digits.target, train_size=500, random_state=0)
 X_cal, X_test, y_cal, y_test = train_test_split(X_rest, y_rest, train_size=400, random_state=0)
 
 settings = {

@@ -57,8 +57,8 @@ display.figure_.set_size_inches(6.5, 5.5)
 # With a confidence of 0.9 a calibration may fail, but at most one in ten. Here the images outside
 # of training are divided 300 times into 400 for calibration and the rest, and the risk on the rest
 # is measured. Where no threshold can be certified nothing is answered, and there is no risk. The
-# rest is a sample as well, so its error rate scatters around the true risk; some of the bars beyond
-# the line are due to that.
+# rest is a sample as well, so its error rate scatters around the true risk; bars beyond
+# the line may be due to that alone.
 
 errors = errors_of(y_rest, classifier.predict(X_rest))
 uncertainty = classifier.predict_uncertainty(X_rest)
