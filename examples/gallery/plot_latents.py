@@ -51,7 +51,8 @@ print(f"accuracy {classifier.score(X_test, y_test):.3f}")
 # %%
 # What latents lose, and what is drawn
 # ------------------------------------
-# The defaults of the class are for classification. With the settings of :doc:`/guide` for
+# The defaults of the class are for classification, so few images teach drawing, and `sample` warns
+# of that. With the settings of :doc:`/guide` for
 # generating images it draws better, and trains longer.
 
 drawn = classifier.sample(n_samples=2, random_state=0)

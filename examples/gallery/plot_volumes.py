@@ -60,8 +60,8 @@ print(f"answered {answers.count()} of {len(X_test)}")
 SampleGridDisplay.from_estimator(classifier, X=X, y=y, n_columns=4)
 
 # %%
-# Balls that become rods, and rods that become balls. With so little training not every volume gets
-# there: the titles say what the classifier takes it for.
+# Balls that become rods, and rods that become balls. With so little training few volumes get
+# there: the titles say what the classifier takes them for.
 
 to_class = np.where(y_test[:6] == "ball", "rod", "ball")
 CounterfactualDisplay.from_estimator(classifier, X_test[:6], to_class, n_steps=10)
