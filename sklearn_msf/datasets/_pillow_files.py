@@ -88,7 +88,8 @@ def _opened(path: Path) -> Iterator[Any]:
     with open(path, "rb") as file:
         try:
             image = pillow().Image.open(file, formats=_FORMATS)
-        except pillow().UnidentifiedImageError as error:
+        # Pillow 11.0 raises a ValueError where it finds no dimensions.
+        except (pillow().UnidentifiedImageError, ValueError) as error:
             raise ValueError(
                 "is damaged, or has bits, channels or a compression that Pillow cannot read: "
                 "convert it, for example to PNG"
