@@ -1,6 +1,7 @@
 """The fraction of samples at t = 1: larger where a time budget is short."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_classifier
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_msf.training.fraction import FractionChoice, fraction_within
-from sklearn_msf.training.trainer import Trainer
+from sklearn_msf.training.trainer import Trainer, _NotFiniteError
 
 
 @given(st.integers(1, 10**6), st.floats(1, 1e9), st.floats(0.15, 1))
@@ -56,24 +57,55 @@ def fractions(classifier, digits):
 
 
 @pytest.fixture
-def steps_of_a_second(monkeypatch):
-    """Let the time pass by the number of steps: one second each."""
-    n_steps = itertools.count(1)
-    elapsed = {"now": 0.0}
+def clock(monkeypatch):
+    """A clock on which each step takes one second; those in the list are the first ones."""
+    seconds: list[float] = []
+    now = 0.0
     whole = Trainer._make_step
 
     def timed(self, data, rows, rate):
+        nonlocal now
         whole(self, data, rows, rate)
-        elapsed["now"] = float(next(n_steps))
+        now += seconds.pop(0) if seconds else 1.0
 
     monkeypatch.setattr(Trainer, "_make_step", timed)
-    monkeypatch.setattr(
-        "sklearn_msf.training.schedule.TimeBudget.elapsed",
-        property(lambda self: elapsed["now"]),
-    )
+    for module in ("training.schedule", "_estimator.fit"):
+        fake = SimpleNamespace(perf_counter=lambda: now)
+        monkeypatch.setattr(f"sklearn_msf.{module}.time", fake)
+    return seconds
 
 
-@pytest.mark.usefixtures("steps_of_a_second")
+def let_diverge(monkeypatch):
+    """Let the next epoch end with a loss that is not finite."""
+    n_left = itertools.count(1, -1)
+    whole = Trainer._checked_losses
+
+    def checked(self, rates):
+        losses = whole(self, rates)
+        if next(n_left) > 0:
+            raise _NotFiniteError("The loss is not finite")
+        return losses
+
+    monkeypatch.setattr(Trainer, "_checked_losses", checked)
+
+
+def cut_off(classifier, digits, monkeypatch, n_steps):
+    """Fit, but end before the step after so many."""
+    n_left = itertools.count(n_steps, -1)
+    whole = Trainer._make_step
+
+    def stopping(self, data, rows, rate):
+        if not next(n_left):
+            raise InterruptedError
+        whole(self, data, rows, rate)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Trainer, "_make_step", stopping)
+        with pytest.raises(InterruptedError):
+            fractions(classifier, digits)
+
+
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
     ("seconds", "expected"), [(18, 2.5 / 6), (300, 0.15), (4, 0.8)], ids=["some", "much", "little"]
 )
@@ -88,7 +120,7 @@ def test_a_short_budget_raises_the_fraction_of_auto_and_the_history_says_so(
     assert found == [pytest.approx(expected)] * len(found)
 
 
-@pytest.mark.usefixtures("steps_of_a_second")
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("wanted", [0.3, 0.0])
 def test_a_fraction_that_was_named_stays(digits, wanted):
     classifier = tiny_classifier(
@@ -105,32 +137,93 @@ def test_without_a_time_budget_auto_is_the_smallest_fraction(digits):
     assert same.loss_curve_ == classifier.loss_curve_
 
 
-@pytest.mark.usefixtures("steps_of_a_second")
-def test_a_run_that_goes_on_keeps_the_fraction_that_it_chose(digits, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("clock")
+def test_steps_of_several_epochs_are_measured_where_an_epoch_has_fewer(digits):
+    # One step of 90 images an epoch. The third is the last one measured.
+    classifier = tiny_classifier(
+        classification_fraction="auto", time_budget=10, max_epochs=20, batch_size=90
+    )
+    found = fractions(classifier, digits)
+    assert found == pytest.approx([0.15] * 2 + [2.5 / 10] * (len(found) - 2))
+    assert len(found) > 5
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(
+    ("settings", "n_steps", "begins", "chosen"),
+    [
+        ({"batch_size": 30, "time_budget": 18}, 7, [], 2.5 / 6),
+        ({"batch_size": 90, "time_budget": 10}, 5, [0.15] * 2, 2.5 / 10),
+        # Those that are left are measured, from the first one on.
+        ({"batch_size": 90, "time_budget": 10}, 1, [0.15] * 3, 2.5 / 10),
+    ],
+    ids=["chosen in the first epoch", "chosen in a later one", "not yet chosen"],
+)
+def test_a_run_that_goes_on_keeps_the_fraction_that_it_chose(
+    digits, tmp_path, monkeypatch, settings, n_steps, begins, chosen
+):
     settings = {
         "classification_fraction": "auto",
-        "time_budget": 18,
-        "max_epochs": 10,
-        "batch_size": 30,
+        "max_epochs": 20,
         "checkpoint_dir": tmp_path,
         "checkpoint_every": 1,
+        **settings,
     }
-
-    n_left = itertools.count(7, -1)
-    whole = Trainer._make_step
-
-    def stopping(self, data, rows, rate):
-        if not next(n_left):
-            raise InterruptedError
-        whole(self, data, rows, rate)
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(Trainer, "_make_step", stopping)
-        with pytest.raises(InterruptedError):
-            fractions(tiny_classifier(**settings), digits)
+    cut_off(tiny_classifier(**settings), digits, monkeypatch, n_steps)
     found = fractions(tiny_classifier(**settings), digits)
-    assert len(found) > 2
-    assert found == [pytest.approx(2.5 / 6)] * len(found)
+    assert len(found) > 4
+    assert found == pytest.approx(begins + [chosen] * (len(found) - len(begins)))
+
+
+def test_an_epoch_that_is_repeated_is_measured_anew(digits, clock, monkeypatch):
+    classifier = tiny_classifier(
+        classification_fraction="auto", time_budget=60, max_epochs=3, batch_size=30
+    )
+    # These would need a fraction of 2.5 / 4.
+    clock += [5, 5, 5]
+    let_diverge(monkeypatch)
+    with pytest.warns(UserWarning, match="The epoch is repeated"):
+        found = fractions(classifier, digits)
+    # Three steps an epoch; 42 seconds are left after the third of the repeated ones.
+    assert found == [pytest.approx(2.5 / 15)] * 3
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_repeated_epoch_of_partial_fit_has_its_own_fraction(digits, monkeypatch, logged):
+    X, y = digits
+    classifier = tiny_classifier(classification_fraction=0.5, max_epochs=1).fit(X[:30], y[:30])
+    if not logged:
+        # As in models that an earlier version has saved.
+        del classifier.history_[0]["classification_fraction"]
+    let_diverge(monkeypatch)
+    with pytest.warns(UserWarning, match="The epoch is repeated"):
+        classifier.set_params(classification_fraction=0.25).partial_fit(X[:30], y[:30])
+    assert classifier.history_[-1]["classification_fraction"] == 0.25
+
+
+def test_a_calibration_run_has_the_fraction_of_the_model(digits, clock, monkeypatch):
+    runs = []
+    whole = Trainer.fit
+
+    def noted(self, data, **arguments):
+        runs.append(self)
+        # Measured anew, its steps would seem so long that it needs a larger fraction.
+        clock.extend([1, 1, 1] if len(runs) == 1 else [1, 2, 2])
+        whole(self, data, **arguments)
+
+    monkeypatch.setattr(Trainer, "fit", noted)
+    classifier = tiny_classifier(
+        classification_fraction="auto",
+        time_budget=40,
+        max_epochs=20,
+        batch_size=18,
+        calibration="temperature",
+    )
+    found = fractions(classifier, digits)
+    # The model has three fifths of the time, 24 steps of 18 images.
+    assert found == [pytest.approx(2.5 / 4.8)] * len(found)
+    assert len(runs) == 2
+    assert {log["classification_fraction"] for log in runs[1].history} == set(found)
 
 
 def test_the_model_card_says_what_was_chosen(digits, tmp_path):

@@ -53,6 +53,7 @@ def other_data():
 
 def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
     classifier = tiny_classifier(optimizer="auto", max_epochs=3).fit(X, Y)
+    classifier.history_[-1]["classification_fraction"] = 0.6
     begun = common.described(
         {"dataset": "toy"},
         parameters=common.asked_parameters(classifier),
@@ -70,6 +71,8 @@ def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
     assert provenance["resolved"]["optimizer"] == "adamw"
     assert provenance["resolved"]["max_epochs"] == provenance["resolved"]["epochs"] == 3
     assert provenance["resolved"]["images_seen"] == 36
+    # What the run has chosen within a time budget, as its history says.
+    assert provenance["resolved"]["classification_fraction"] == 0.6
     assert provenance["precision"] == "float32"
     # The machine has twice the rate of the reference.
     assert (provenance["seconds"], provenance["reference_seconds"]) == (30.0, 60.0)

@@ -230,11 +230,12 @@ def run(name, data, seed, title, settings, judge, imagenet, pictures):
         images, labels = sample_images(
             classifier, counts, n_steps=n_steps, ode_solver=solver, **sampling
         )
+        seconds_to_draw = time.perf_counter() - start
         sampler = f"{solver} {n_steps}"
         record["samplers"][sampler] = {
             **quality(judge.features, features, images),
             "fidelity": balanced_fidelity(judge, images, labels),
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds_to_draw,
         }
         if of_real is None:
             continue

@@ -124,7 +124,8 @@ def learn_temperature(
             device = trainer.field.device
             calibrating = Trainer(
                 field.move_to(device),
-                replace(trainer.settings, time_budget=left),
+                # With the model's fraction at t = 1: another one would teach another confidence.
+                replace(trainer.settings, time_budget=left, raises_fraction=False),
                 torch.Generator(device).manual_seed(plan.seed),
                 group=trainer.group,
             )

@@ -48,7 +48,7 @@ class TrainingSettings:
         Epochs without a better validation score after which training stops.
     raises_fraction : bool, default=False
         Whether the first steps may show that the time budget needs a larger fraction, which then
-        replaces `classification_fraction`.
+        replaces `classification_fraction`; False once it is settled.
     """
 
     max_epochs: int

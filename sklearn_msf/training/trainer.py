@@ -96,6 +96,8 @@ class Trainer:
         self._step = TrainingStep(field, self._optimizer, settings, generator, self.group)
         self._queue = DeviceQueue(self._device)
         self._n_restarts = 0
+        # While the first steps are measured to choose the fraction at t = 1.
+        self._choice: FractionChoice | None = None
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
         self.interrupted, self.survives_interrupts = False, True
@@ -128,8 +130,6 @@ class Trainer:
         self._generator.set_state(state.tensors["generator"].cpu())
         self._n_restarts = state.metadata["n_restarts"]
         self.history = [dict(epoch_log) for epoch_log in state.metadata["history"]]
-        if self.history:
-            self._use_fraction(self.history[-1]["classification_fraction"])
         if self._best is not None:
             self._best.load(state.tensors, state.metadata["best"])
 
@@ -213,6 +213,9 @@ class Trainer:
         if state is None:
             return False
         self.resume(state)
+        fraction = self.history[-1]["classification_fraction"]
+        if self.settings.raises_fraction and fraction != self.settings.classification_fraction:
+            self._use_fraction(fraction)
         self.budget.resume(state.metadata["elapsed"])
         return bool(state.metadata["finished"])
 
@@ -245,6 +248,7 @@ class Trainer:
             start = self.budget.elapsed
             validate(self.average)
             self.budget.end_pause(self.budget.elapsed - start)
+        self._choice = self._fraction_choice()
         self.budget.start_steps()
         finished = False
         while not finished:
@@ -297,6 +301,7 @@ class Trainer:
     def _restarting_epoch(self, data: TrainingData, epoch: int | None) -> dict[str, Any] | None:
         """Run one epoch; undo it and return None if loss or weights are not finite."""
         self._last_good = self.state()
+        settings, measured = self.settings, self._choice is not None
         try:
             return self._epoch(data, epoch=epoch)
         except _NotFiniteError as error:
@@ -309,6 +314,10 @@ class Trainer:
                     "for these data; lower it."
                 ) from None
             self._n_restarts = n_restarts + 1
+            if measured:
+                # The epoch may have chosen the fraction: measure its steps anew.
+                self._use_settings(settings)
+                self._choice = self._fraction_choice()
             # Use other noise, because the same noise may fail again.
             self._generator.manual_seed(self._generator.initial_seed() + self._n_restarts)
             warn_user(
@@ -331,8 +340,6 @@ class Trainer:
         losses: list[Tensor] = []
         rates: list[float] = []
         n_images = 0
-        # The first epoch of a run, which starts anew if it is repeated.
-        choice = self._fraction_choice() if epoch == 0 else None
         peak_rate = rate = self.settings.learning_rate * _RESTART_RATE**self._n_restarts
         for step, rows in enumerate(batches):
             # The first epoch makes at least one step, even if the time is up.
@@ -347,8 +354,8 @@ class Trainer:
             rates.append(rate)
             self._make_step(data, rows, rate)
             n_images += len(rows)
-            if choice is not None and self._choose_fraction(choice, data, len(rows)):
-                choice = None
+            if self._choice is not None:
+                self._measure_for_fraction(self._choice, data, len(rows))
             if self.settings.compile_network and self._optimizer.n_steps == 1:
                 # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
@@ -370,26 +377,35 @@ class Trainer:
         }
 
     def _fraction_choice(self) -> FractionChoice | None:
+        """Prepare the choice of the fraction at t = 1, unless it is settled."""
         settings = self.settings
         if not settings.raises_fraction or self.budget.seconds is None:
             return None
+        n_seen = sum(epoch_log["n_images"] for epoch_log in self.history)
         least = settings.classification_fraction
-        return FractionChoice(least, self.budget.seconds, self._device.type)
+        return FractionChoice(least, self.budget.seconds, self._device.type, n_seen)
 
-    def _choose_fraction(self, choice: FractionChoice, data: TrainingData, n_images: int) -> bool:
-        """Take note of a step; return whether the fraction at t = 1 was chosen after it."""
-        # Wait for the device: the time of a step is that of its end.
+    def _measure_for_fraction(
+        self, choice: FractionChoice, data: TrainingData, n_images: int
+    ) -> None:
+        """Take note of a step, and use the fraction at t = 1 if it is chosen after this step."""
+        # The CPU must not run ahead of the device, whose time is measured.
         self._queue.wait()
         fraction = choice.after_step(n_images, self.budget.elapsed, data.epoch_size)
         fraction = self.group.of_first(fraction)
-        if fraction is None:
-            return False
-        self._use_fraction(fraction)
-        return True
+        if fraction is not None:
+            self._use_fraction(fraction)
+            self._choice = None
 
     def _use_fraction(self, fraction: float) -> None:
-        self.settings = replace(self.settings, classification_fraction=fraction)
-        self._step.use_settings(self.settings)
+        """Use a fraction at t = 1 to the end of the run."""
+        self._use_settings(
+            replace(self.settings, classification_fraction=fraction, raises_fraction=False)
+        )
+
+    def _use_settings(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self._step.use_settings(settings)
 
     def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> None:
         try:

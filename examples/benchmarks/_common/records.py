@@ -78,6 +78,7 @@ def resolved_parameters(estimator: Any, n_images: int) -> dict[str, Any]:
     return _plain(
         {
             **asdict(settings),
+            "classification_fraction": estimator.history_[-1]["classification_fraction"],
             "augment": resolve_augmentation(p, estimator.model_.image_format),
             "device": device.type,
             "epochs": estimator.n_iter_,
