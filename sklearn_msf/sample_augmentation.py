@@ -1,10 +1,12 @@
 """Generated images to balance or enlarge training data."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
@@ -81,6 +83,11 @@ def augment_with_samples(
         estimator was not fitted on, for different numbers of images and labels, for images whose
         shape or dtype differs from the generated ones, for a judge that lacks a class, and with
         `remove_copies` for fewer than two different images.
+
+    Warns
+    -----
+    ConvergenceWarning
+        As :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`, once.
     """
     check_is_fitted(estimator, "classes_")
     X, y = check_pairs(X, y)
@@ -101,18 +108,21 @@ def augment_with_samples(
         check_like(X, estimator)
         is_copy = _CopyFilter(X) if remove_copies else None
     images, labels = [X], [y]
+    # The first call of `sample` may warn of too short a training, the others would repeat it.
+    warned = False
     for label, n_wanted in wanted.items():
         kept: list[np.ndarray] = []
         n_generated = n_kept = 0
         while n_kept < n_wanted and n_generated < _MAX_GENERATED_EACH * n_wanted:
             n = min(n_wanted - n_kept, _MAX_GENERATED_EACH * n_wanted - n_generated)
-            generated = estimator.sample(
-                label,
-                n,
-                n_steps=n_steps,
-                guidance=guidance,
-                random_state=draw_seed(random_state),
-            )
+            seed = draw_seed(random_state)
+            with warnings.catch_warnings():
+                if warned:
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                generated = estimator.sample(
+                    label, n, n_steps=n_steps, guidance=guidance, random_state=seed
+                )
+            warned = True
             n_generated += n
             good = np.ones(n, dtype=bool)
             if judge is not None:
@@ -154,7 +164,10 @@ def check_like(X: np.ndarray, estimator: Any) -> None:
     ValueError
         If they differ; the message names both.
     """
-    generated = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
+    with warnings.catch_warnings():
+        # Those who draw the images that are asked for are warned of too short a training.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        generated = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
     if X.shape[1:] != generated.shape[1:] or X.dtype != generated.dtype:
         raise ValueError(
             f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator generates "

@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import pickle
 import re
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.flow.ode_solver import ODE_SOLVERS
+from sklearn_msf.sample_augmentation import augment_with_samples
 
 
 def test_all_classes_are_sampled_where_none_is_named(fitted):
@@ -329,20 +332,67 @@ def test_what_cannot_be_sampled_is_named(fitted, digits, call, message):
         call(fitted, digits[0][:5])
 
 
+def images_of_image_branch(history):
+    return sum(log["n_images"] * (1 - log["classification_fraction"]) for log in history)
+
+
 @pytest.mark.parametrize(
     "generate",
     [
-        lambda classifier: classifier.sample("one", n_steps=1),
-        lambda classifier: classifier.iter_samples("one", n_steps=1),
-        lambda classifier: classifier.sample_trajectory("one", n_steps=1),
-        lambda classifier: classifier.counterfactual(np.zeros((1, 8, 8)), "one", n_steps=1),
+        lambda fitted, X, y: fitted.sample("one", n_steps=1),
+        lambda fitted, X, y: list(fitted.iter_samples("one", 3, batch_size=1, n_steps=1)),
+        lambda fitted, X, y: fitted.sample_trajectory("one", n_steps=1),
+        lambda fitted, X, y: fitted.counterfactual(X, "one", n_steps=1),
+        lambda fitted, X, y: augment_with_samples(fitted, X, y, n_per_class=2, n_steps=1),
     ],
+    ids=["sample", "iter_samples", "sample_trajectory", "counterfactual", "augment_with_samples"],
 )
-def test_a_field_that_has_seen_few_images_warns_that_it_generates_blotches(fitted, generate):
-    seen = sum(log["n_images"] * (1 - log["classification_fraction"]) for log in fitted.history_)
+def test_a_field_that_has_seen_few_images_warns_once_that_it_generates_blotches(
+    fitted, digits, generate, recwarn
+):
+    warnings.simplefilter("always")
+    seen = images_of_image_branch(fitted.history_)
     assert 0 < seen < 12_000
+    generate(fitted, digits[0][:20], digits[1][:20])
+    told = [w for w in recwarn.list if issubclass(w.category, ConvergenceWarning)]
+    assert [w.filename for w in told] == [__file__]
+    assert f"has seen {seen:,.0f} images" in str(told[0].message)
+
+
+def test_what_is_refused_is_not_warned_of(fitted, digits, recwarn):
+    for to_class in ("nine", ["one"] * 2):
+        with pytest.raises(ValueError, match="to_class"):
+            fitted.counterfactual(digits[0][:5], to_class)
+    assert not recwarn.list
+
+
+def test_images_of_fits_that_warm_start_has_continued_count(make_classifier, digits, tmp_path):
+    X, y = digits[0][:60], digits[1][:60]
+    trained = make_classifier(max_epochs=3, warm_start=True).fit(X, y)
+    seen = images_of_image_branch(trained.history_)
+    for method in (trained.fit, trained.fit, trained.partial_fit, trained.fit):
+        before = list(trained.history_)
+        method(X, y)
+        new = trained.history_[len(before) :] if method == trained.partial_fit else trained.history_
+        seen += images_of_image_branch(new)
+        with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+            trained.sample("one", n_steps=1)
+    trained.save_pretrained(tmp_path)
+    for opened in (type(trained).from_pretrained(tmp_path), pickle.loads(pickle.dumps(trained))):
+        with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+            opened.sample("one", n_steps=1)
+
+
+def test_epochs_that_did_not_train_the_image_branch_do_not_count(make_classifier, digits):
+    X, y = digits[0][:60], digits[1][:60]
+    trained = make_classifier(max_epochs=2, warm_start=True, image_weight=0.0).fit(X, y)
+    trained.set_params(flow_params={**trained.flow_params, "image_weight": 0.5}).fit(X, y)
+    seen = images_of_image_branch(trained.history_)
     with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
-        generate(fitted)
+        trained.sample("one", n_steps=1)
+    trained.set_params(flow_params={**trained.flow_params, "image_weight": 0.0}).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+        trained.sample("one", n_steps=1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -478,8 +478,13 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Return the model and checked settings; warn if it was trained too little to sample."""
         model = self._drawing_model(wanted)
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
-        warn_of_few_images(model, self.history_)
+        self._warn_of_few_images(model)
         return model, ode
+
+    def _warn_of_few_images(self, model: FittedModel) -> None:
+        done = self._fit_so_far()
+        assert done is not None
+        warn_of_few_images(model, done.n_images_of_image_branch)
 
     # Rejecting
 
@@ -857,16 +862,17 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
             `guidance` and an untrained image branch as in :meth:`sample`.
         """
-        _, ode = self._for_sampling("counterfactual", n_steps, ode_solver, guidance)
+        self._drawing_model("counterfactual")
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
         model, inputs, settings = self._checked(X)
-        sources = classify(model, inputs, settings).class_indices
-        if asked.shape not in ((), sources.shape):
+        if asked.shape not in ((), (len(inputs),)):
             raise ValueError(
                 f"to_class must be one class, or one for each of the {len(inputs)} images; "
                 f"got an array of shape {asked.shape}."
             )
+        _, ode = self._for_sampling("counterfactual", n_steps, ode_solver, guidance)
+        sources = classify(model, inputs, settings).class_indices
         targets = np.broadcast_to(indices, sources.shape)
         return change_class(model, inputs, sources, targets, ode)
 
@@ -1074,10 +1080,18 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If onnx, onnxscript or onnxruntime is not installed.
         OSError
             If the file cannot be written. A file that was already there is kept.
+
+        Warns
+        -----
+        ConvergenceWarning
+            For a sampler, as :meth:`sample`.
         """
         check_is_fitted(self)
         check_kind_of_export(kind)
-        model = self.model_ if kind == "classifier" else self._drawing_model(f"kind={kind!r}")
+        model = self.model_
+        if kind == "sampler":
+            self._drawing_model(f"kind={kind!r}")
+            self._warn_of_few_images(model)
         export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))
 
     # The paper's settings

@@ -41,6 +41,7 @@ from sklearn_msf._estimator.run_fingerprint import (
     run_fingerprint,
     with_precision_of_run,
 )
+from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
@@ -74,12 +75,16 @@ class Continuation:
         Weights, averages and moments; None if they were not kept.
     origin : object
         State that the preparation of the images needs.
+    n_images_before : float, default=0.0
+        Number of images that the image branch has learned from before the history begins, as
+        :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
     """
 
     optimizer: str | None
     n_continued: int
     training_state: TrainingState | None
     origin: Any
+    n_images_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,12 @@ class Fit:
     history: list[dict[str, Any]]
     continuation: Continuation
     features: dict[str, Any]
+
+    @property
+    def n_images_of_image_branch(self) -> float:
+        """Number of images that the image branch has learned from, repeated ones included."""
+        of_history = count_images_of_image_branch(self.history)
+        return self.continuation.n_images_before + of_history
 
     def attributes(self) -> dict[str, Any]:
         """Return the fitted attributes of the estimator."""
@@ -289,7 +300,7 @@ def fit_partially(
     trainer.history = [] if previous is None else list(previous.history)
     trainer.fit_epoch(data)
     model = model.with_field(trainer.average, model.temperature)
-    return _outcome(state, trainer, model, keep_state=True)
+    return _outcome(state, trainer, model, keep_state=True, keeps_history=True)
 
 
 def _begin(
@@ -535,15 +546,31 @@ def _train(
 
 
 def _outcome(
-    state: _FitState, trainer: Trainer, model: FittedModel, *, keep_state: bool = False
+    state: _FitState,
+    trainer: Trainer,
+    model: FittedModel,
+    *,
+    keep_state: bool = False,
+    keeps_history: bool = False,
 ) -> Fit:
-    """Collect the result; `keep_state` keeps the state that an exact continuation needs."""
-    previous = state.previous
+    """Collect the result.
+
+    `keep_state` keeps the state that an exact continuation needs. With `keeps_history` the history
+    of the trainer begins with that of the previous fit.
+    """
+    previous, n_images_before = state.previous, 0.0
+    if previous is not None:
+        n_images_before = (
+            previous.continuation.n_images_before
+            if keeps_history
+            else previous.n_images_of_image_branch
+        )
     continuation = Continuation(
         optimizer=trainer.settings.optimizer,
         n_continued=0 if previous is None else previous.continuation.n_continued + 1,
         training_state=trainer.state() if keep_state else None,
         origin=state.preparation.origin,
+        n_images_before=n_images_before,
     )
     return Fit(model, trainer.history, continuation, state.samples.features)
 

@@ -13,13 +13,14 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["class_indices", "sampling_ode", "warn_of_few_images"]
+__all__ = ["class_indices", "count_images_of_image_branch", "sampling_ode", "warn_of_few_images"]
 
 # Default if the field learned unconditional samples; otherwise the default is 0.
 _DEFAULT_GUIDANCE = 0.5
 _MAX_GUIDANCE = 100
 # Images that the image branch sees, repeated ones included, before it draws what was learned:
-# for each class, and at least for images of some size (docs/generation.md).
+# so many of each class, and of images from some side on so many in all (docs/trials.md, "How many
+# images before it draws").
 _FEWEST_OF_A_CLASS = 4_000
 _FEWEST, _SIDE_OF_FEWEST = 20_000, 16
 
@@ -70,20 +71,38 @@ def class_indices(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndar
     return label_indices(labels, classes)
 
 
-def warn_of_few_images(model: FittedModel, history: Iterable[Mapping[str, Any]]) -> None:
+def count_images_of_image_branch(history: Iterable[Mapping[str, Any]]) -> float:
+    """Count the images that the image branch has learned from, repeated ones included.
+
+    Parameters
+    ----------
+    history : iterable of mapping
+        Log of each epoch, as in `history_`. Logs of earlier versions lack the fraction of samples
+        that taught classification alone, which then counts as 0.
+
+    Returns
+    -------
+    float
+        Expected number: in a step the fraction is rounded.
+    """
+    return sum(
+        log["n_images"] * (1 - log.get("classification_fraction", 0.0))
+        for log in history
+        # It is exactly 0 in epochs with image_weight=0.
+        if log["image_loss"]
+    )
+
+
+def warn_of_few_images(model: FittedModel, n_images: float) -> None:
     """Warn if the image branch has seen too few images to generate new ones.
 
     Parameters
     ----------
     model : FittedModel
         The model that generates.
-    history : iterable of mapping
-        Log of each epoch, as in `history_`. Logs of earlier versions lack the fraction of samples
-        that taught classification alone, which then counts as 0.
+    n_images : float
+        Number of images that its image branch has learned from, repeated ones included.
     """
-    n_images = sum(
-        log["n_images"] * (1 - log.get("classification_fraction", 0.0)) for log in history
-    )
     fewest = _FEWEST_OF_A_CLASS * len(model.classes)
     if min(model.image_format.size) >= _SIDE_OF_FEWEST:
         fewest = max(fewest, _FEWEST)

@@ -167,6 +167,7 @@ def save_model(
         "image_format": model.image_format.to_plain(),
         "noise_seed": model.noise_seed,
         "n_continued": fit.continuation.n_continued,
+        "n_images_before": fit.continuation.n_images_before,
         "mirrored": model.mirrored,
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
@@ -343,6 +344,8 @@ def _checked(
     )
     _check_weights(layout, space, weights)
     n_continued = _integer("n_continued", metadata["n_continued"])
+    # Older files do not say it.
+    n_images_before = _n_images(metadata.get("n_images_before", 0.0))
     features: dict[str, Any] = {"n_features_in_": math.prod(image_format.shape)}
     if metadata["feature_names"] is not None:
         names = _feature_names(metadata["feature_names"], features["n_features_in_"])
@@ -361,7 +364,7 @@ def _checked(
         image_format,
         numbers,
         _history(metadata["history"]),
-        Continuation(None, n_continued, None, origin),
+        Continuation(None, n_continued, None, origin, n_images_before),
         features,
         _rejection(metadata["rejection"], classes),
     )
@@ -433,6 +436,12 @@ def _integer(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SEED:
         raise ArchiveError(f"The model has {name}={value!r}; expected an integer >= 0.")
     return value
+
+
+def _n_images(value: Any) -> float:
+    if not is_finite_number(value) or value < 0:
+        raise ArchiveError(f"The model has n_images_before={value!r}; expected a number >= 0.")
+    return float(value)
 
 
 def _temperature(value: Any) -> float:
