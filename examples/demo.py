@@ -19,8 +19,8 @@ from sklearn_msf.datasets import fetch_medmnist
 from sklearn_msf.selective import accuracy_rejection_curve
 
 N_COLUMNS = 6
-# From so many images on, repeated ones included, pictures of RetinaMNIST hardly get better
-# (docs/generation.md).
+# The defaults show so many images in all, repeated ones included, where there is time (see
+# "Training" in docs/guide.md).
 IMAGES_FOR_PICTURES = 120_000
 
 

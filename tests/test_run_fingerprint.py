@@ -15,6 +15,7 @@ from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
 from sklearn_msf._estimator import fit as fitting
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import ArchiveError, read_archive, write_archive
+from sklearn_msf.runtime.process_group import ProcessGroup
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8), dtype=np.uint8)
@@ -265,3 +266,25 @@ def test_processes_that_write_no_checkpoints_digest_the_data_too(monkeypatch):
     assert fitting._open_run(state) == (None, 7)
     assert len(digested) == 1
     assert "samples" in digested[0]
+
+
+class StopError(Exception):
+    """Stands for the rest of a fit."""
+
+
+def test_only_the_first_process_needs_the_checkpoints(tmp_path, monkeypatch):
+    """Their precision replaces "auto" after the processes have compared their parameters."""
+    make(tmp_path, precision="float32").fit(X, Y)
+    compared = {}
+
+    class First(ProcessGroup):
+        def check_same(self, what, value):
+            compared[what] = value
+
+        def of_first(self, value):
+            raise StopError(value)
+
+    monkeypatch.setattr(fitting, "join_process_group", lambda device: (First(size=2), device))
+    with pytest.raises(StopError, match="^float32$"):
+        make(tmp_path, precision="auto").fit(X, Y)
+    assert compared["The parameters"]["precision"] == "'auto'"

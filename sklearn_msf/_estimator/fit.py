@@ -206,11 +206,11 @@ def fit(
         A failure after which the model is usable.
     """
     started = time.perf_counter()
-    p = with_precision_of_run(p)
     known = None if previous is None else previous.model.classes
     if given.has_validation:
         _check_validation_is_used(p)
-    state = _begin(estimator, p, given, known, previous, preparation, started)
+    state = _begin(estimator, p, given, known, previous, preparation, started, resumes=True)
+    p = state.p
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
     state, held_out = _hold_out(state, random_state)
@@ -311,8 +311,13 @@ def _begin(
     previous: Fit | None,
     preparation: type[Preparation],
     started: float,
+    *,
+    resumes: bool = False,
 ) -> _FitState:
-    """Check X, y, weights and all else that can be checked before slow steps; begin the fit."""
+    """Check X, y, weights and all else that can be checked before slow steps; begin the fit.
+
+    With `resumes` the fit may go on from checkpoints, and then keeps their precision.
+    """
     samples = check_training_samples(
         estimator,
         given.X,
@@ -342,6 +347,10 @@ def _begin(
         _check_layout(previous.model.field.layout, layout)
     group, device = join_process_group(resolve_device(p.device))
     _check_same_in_all(group, p, samples, validation)
+    if resumes:
+        # Not before the check: only the first process may have the checkpoints.
+        precision = group.of_first(with_precision_of_run(p).precision)
+        p = Parameters(**{**vars(p), "precision": precision})
     space = None if previous is None else previous.model.space
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
@@ -358,7 +367,8 @@ def _check_same_in_all(
     if group.size == 1:
         return
     group.check_same("X, y, sample_weight or groups", digest_samples(samples))
-    group.check_same("X_val or y_val", None if validation is None else digest_samples(validation))
+    of_validation = None if validation is None else digest_samples(validation)
+    group.check_same("X_val, y_val or sample_weight_val", of_validation)
     named = {name: repr(value) for name, value in vars(p).items() if name not in _MAY_DIFFER}
     group.check_same("The parameters", named)
 

@@ -22,7 +22,7 @@ __all__ = ["ProcessGroup", "join_process_group"]
 
 # After this time without a sign of the others a process that trains ends with an error.
 _TIMEOUT = timedelta(seconds=45)
-# So long it waits for the others to begin: some may read or download their data for longer.
+# So long a process waits for the others to begin: some may read or download their data for longer.
 _TIMEOUT_OF_BEGIN = timedelta(minutes=30)
 # What torchrun sets for each process.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -167,6 +167,8 @@ def _initialize(device: torch.device) -> None:
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT_OF_BEGIN))
         store.set(f"begins/{rank}", "")
         store.wait([f"begins/{other}" for other in range(size)], _TIMEOUT_OF_BEGIN)
+        # From here on all are there. NCCL meets in the store as late as at its first message.
+        store.set_timeout(_TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ProcessGroupError(
