@@ -14,6 +14,8 @@ def as_tensor(fmt, rows):
     return fmt.normalise(torch.from_numpy(fmt.to_numpy_images(rows)))
 
 
+# Whether the values look like images is not the question here: any numbers must survive.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(IMAGES)
 def test_bytes_survive_the_way_there_and_back(X):
     rows, shape = flatten_images(X)
@@ -24,7 +26,6 @@ def test_bytes_survive_the_way_there_and_back(X):
     np.testing.assert_array_equal(fmt.from_tensor(tensor), X)
 
 
-# Whether the values look like images is not the question here: any numbers must survive.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(
     arrays(np.float64, (3, 8), elements=st.floats(-1e6, 1e6)),
