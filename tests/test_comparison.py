@@ -159,3 +159,12 @@ def test_the_page_is_what_was_run(compare):
     seen = json.loads((ROOT / "docs" / "next_to_others.json").read_text(encoding="utf-8"))
     written = (ROOT / "docs" / "next_to_others.md").read_text(encoding="utf-8")
     assert compare.page(seen, documented) == written
+
+
+def test_the_answers_about_this_package_were_found_by_questions_that_work():
+    """A question that has gone stale would say of the package that it lacks something."""
+    seen = json.loads((ROOT / "docs" / "next_to_others.json").read_text(encoding="utf-8"))
+    answers = seen["sklearn_msf"]["answers"]
+    assert not [name for name, found in answers.items() if "error" in found]
+    lacking = {name for name, found in answers.items() if found["answer"] is False}
+    assert lacking == {"conformal_regression", "own_network", "regression", "segmentation"}

@@ -159,8 +159,10 @@ def test_a_csv_file_of_a_spreadsheet_is_read_whatever_the_locale(images, tmp_pat
 
 
 def test_a_missing_csv_file_is_an_os_error(images):
-    with pytest.raises(FileNotFoundError, match=r"no.csv"):
+    with pytest.raises(FileNotFoundError, match=r"labels='no.csv' is no file"):
         load_image_folder(images, labels="no.csv")
+    with pytest.raises(OSError, match="labels=|denied"):  # Windows opens no folder at all.
+        load_image_folder(images, labels=images)
 
 
 def test_rows_of_one_volume_are_its_slices(tmp_path):

@@ -44,6 +44,8 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
     ValueError
         For missing columns and values, files that are not there, are outside of the folder or are
         named twice, and labels whose names differ only in case. The message names rows.
+    OSError
+        If `table` is a path, but of no file that can be read.
     """
     columns = _columns(table)
     _check_columns(columns, volumes)
@@ -101,6 +103,8 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
             reader = csv.reader(file, strict=True)
             names = next(reader, [])
             rows = [row for row in reader if row]
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise type(error)(f"labels={str(path)!r} is no file.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"labels={str(path)!r} is no CSV file in UTF-8 with commas: {error}."

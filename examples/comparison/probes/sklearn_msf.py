@@ -1,6 +1,5 @@
 """What this package does."""
 
-import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -79,9 +78,13 @@ def pretrained():
 
 
 def passes():
-    # The draws of an image go through the network as rows of one batch.
-    by_default = MedSymmFlowClassifier().get_params()
-    return str(by_default["n_draws"] * by_default["n_steps"])
+    by_default = MedSymmFlowClassifier(max_epochs=1, device="cpu").fit(IMAGES[:32], y[:32])
+    by_default.predict(IMAGES[:1])  # The first call also looks for a batch size.
+    field, n_samples = by_default.model_.field, []
+    encode = field.encode
+    field.encode = lambda x, *others: (n_samples.append(len(x)), encode(x, *others))[1]
+    by_default.predict(IMAGES[:1])
+    return f"{sum(n_samples)}, half of the network each"
 
 
 def estimator_checks():
@@ -189,7 +192,7 @@ step, count = TrainingStep.__call__, 0
 def step_or_die(self, *arguments):
     global count
     count += 1
-    if count == 8:
+    if count == 40:
         os._exit(9)
     return step(self, *arguments)
 TrainingStep.__call__ = step_or_die
@@ -199,15 +202,14 @@ _small(checkpoint_dir={runs!r}, checkpoint_every=1).fit(IMAGES, y)
 
 def resumes():
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "probes_of_sklearn_msf.py"
-        copy.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
         runs = str(Path(folder) / "runs")
-        code = _INTERRUPTED.format(folder=folder, runs=runs)
-        died = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        died = _run(_INTERRUPTED.format(folder=folder, runs=runs), folder)
+        if died.returncode != 9:
+            raise RuntimeError(f"the run was not interrupted: {died.stderr[-300:]}")
         resumed = _small(checkpoint_dir=runs, checkpoint_every=1).fit(IMAGES, y)
         whole = _small().fit(IMAGES, y)
         same = np.array_equal(resumed.predict_proba(IMAGES), whole.predict_proba(IMAGES))
-    return died.returncode == 9 and same and "bit by bit, on a CPU"
+    return same and "bit by bit, on a CPU"
 
 
 def files_without_code():
@@ -217,9 +219,26 @@ def files_without_code():
     return "safetensors and JSON" if names == {".safetensors", ".json", ".md"} else False
 
 
+_TOGETHER = """
+import os, sys
+import numpy as np
+sys.path.insert(0, {folder!r})
+from probes_of_sklearn_msf import IMAGES, _small, y
+answers = _small().fit(IMAGES, y).predict_proba(IMAGES)
+np.save(os.path.join({folder!r}, os.environ["RANK"] + ".npy"), answers)
+"""
+
+
 def several_devices():
-    modules = pkgutil.walk_packages(sklearn_msf.__path__, "sklearn_msf.")
-    return any("process_group" in module.name for module in modules)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with tempfile.TemporaryDirectory() as folder:
+        ended = _run(_TOGETHER.format(folder=folder), folder, *torchrun)
+        if ended.returncode != 0:
+            raise RuntimeError(f"torchrun failed: {ended.stderr[-300:]}")
+        first, second = (np.load(Path(folder) / f"{rank}.npy") for rank in (0, 1))
+    alone = _small().fit(IMAGES, y).predict_proba(IMAGES)
+    same = np.array_equal(first, second) and np.allclose(first, alone, atol=0.01)
+    return same and "by torchrun, tried on CPUs"
 
 
 def onnx():
@@ -236,6 +255,16 @@ def python_api():
 
 def licence():
     return metadata("sklearn-msf")["License-Expression"]
+
+
+def _run(code, folder, *options):
+    """Run a script beside a copy of these probes, in another process."""
+    probes = Path(__file__).read_text(encoding="utf-8")
+    (Path(folder) / "probes_of_sklearn_msf.py").write_text(probes, encoding="utf-8")
+    script = Path(folder) / "script.py"
+    script.write_text(code, encoding="utf-8")
+    command = [sys.executable, *options, str(script)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _has_name(word):
