@@ -40,7 +40,7 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
     HubError
         If the hub and its cache do not have the model.
     ValueError
-        For a revision of what cannot be an id on the hub.
+        For a revision of what cannot be an id on the hub, and one that is no text or empty.
     ImportError
         If the hub's client is needed and not installed.
     """
@@ -52,6 +52,10 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
         raise ValueError(
             f"revision={revision!r} is for models on the hub, and {given!r} is not the id of one, "
             "such as 'user/model': leave revision out."
+        )
+    if revision is not None and not (isinstance(revision, str) and revision):
+        raise ValueError(
+            f"revision must be None or a commit, branch or tag such as 'main', got {revision!r}."
         )
     _check_client()
     try:
