@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
+from sklearn_msf.datasets import load_image_folder
 from sklearn_msf.exceptions import DivergenceError
 
 X = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
@@ -102,6 +103,7 @@ def name_in_messages(parameter):
         ("ema_decay", None),
         ("calibration", "platt"),
         ("checkpoint_dir", 3),
+        ("checkpoint_dir", ""),
         ("checkpoint_every", 0),
         ("compile_network", "yes"),
         ("ode_solver", None),
@@ -486,3 +488,24 @@ def test_nan_is_refused_although_scikit_learn_assumes_that_there_is_none(make_cl
                 method(bad)
         with pytest.raises(ValueError, match="X contains NaN"):
             make_classifier().fit(bad, labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("folder", lambda classifier, path: classifier.save_pretrained(path)),
+        ("folder", lambda classifier, path: type(classifier).from_pretrained(path)),
+        ("path", lambda classifier, path: classifier.export_onnx(path)),
+        ("path", lambda classifier, path: load_image_folder(path)),
+    ],
+)
+def test_what_is_no_path_is_refused_by_name_and_nothing_is_written(
+    on_bytes, name, call, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for wrong in (None, 3, b"folder", ["folder"]):
+        with pytest.raises(TypeError, match=f"{name} must be a path, .*{re.escape(repr(wrong))}"):
+            call(on_bytes, wrong)
+    with pytest.raises(ValueError, match=f"{name} is empty: name a path"):
+        call(on_bytes, "")
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
 from sklearn_msf.exceptions import HubError
 from sklearn_msf.latent.hub import fetch_from_hub, is_hub_id, shortened
 from sklearn_msf.persistence.archives import name_of_weights
+from sklearn_msf.persistence.paths import as_path
 
 __all__ = ["check_upload", "find_model", "upload_model"]
 
@@ -44,10 +45,11 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
     ImportError
         If the hub's client is needed and not installed.
     """
+    folder = as_path("folder", given)
     name = os.fspath(given)
     can_be_id = not isinstance(given, PathLike) and _is_model_id(name)
     if revision is None and (not can_be_id or Path(name).is_dir()):
-        return Path(name), None
+        return folder, None
     if not can_be_id:
         raise ValueError(
             f"revision={revision!r} is for models on the hub, and {given!r} is not the id of one, "

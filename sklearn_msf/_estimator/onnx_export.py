@@ -1,8 +1,6 @@
 """Checks of a request for an ONNX file, and what the file must know of the estimator."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sklearn_msf._estimator.auto_settings import classification_settings
@@ -14,6 +12,7 @@ from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelSpace
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_kind_of_export", "export_model"]
@@ -54,7 +53,7 @@ def export_model(
     ValueError
         For a model that cannot be exported, and for a rule that was learned with other parameters.
     """
-    path = Path(os.fspath(path))
+    path = as_path("path", path)
     if isinstance(model.space, PixelSpace) and model.space.input_size is not None:
         raise ValueError(
             f"A model with input_size={p.input_size!r} in network_params resizes images as Pillow "

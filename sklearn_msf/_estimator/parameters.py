@@ -137,8 +137,8 @@ def _class_weight(name: str, value: Any) -> None:
 
 
 def _path(name: str, value: Any) -> None:
-    if not isinstance(value, (str, PathLike)):
-        _fail(name, value, "a path or None")
+    if not isinstance(value, (str, PathLike)) or value == "":
+        _fail(name, value, "a path ('.' for the working directory) or None")
 
 
 def _verbosity(name: str, value: Any) -> None:

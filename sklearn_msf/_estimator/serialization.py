@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +54,7 @@ from sklearn_msf.persistence.limits import (
     check_metadata_size,
     check_passes,
 )
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.torch_state import standard_torch
 
 __all__ = [
@@ -151,7 +151,7 @@ def save_model(
     ValueError
         For a model that :func:`open_model` would refuse; what is in the folder stays.
     """
-    path, model = Path(folder), fit.model
+    path, model = as_path("folder", folder), fit.model
     names = fit.features.get("feature_names_in_")
     # A label may hold half of a surrogate pair, which UTF-8 lacks.
     card = model_card(saved_class.name, fit, **of_card).encode(errors="backslashreplace")
@@ -255,7 +255,7 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
     ValueError
         For files that were cut off, changed or exchanged, and for a model of another class.
     """
-    path = Path(folder)
+    path = as_path("folder", folder)
     if not (path / f"{MODEL_NAME}.json").is_file():
         raise FileNotFoundError(
             f"folder={str(folder)!r} holds no model: {MODEL_NAME}.json is missing. "

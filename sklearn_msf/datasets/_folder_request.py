@@ -11,6 +11,7 @@ import numpy as np
 
 from sklearn_msf.datasets._dicom_files import Window
 from sklearn_msf.datasets._resizing import FITS
+from sklearn_msf.persistence.paths import as_path
 
 __all__ = ["FolderRequest", "checked_file", "checked_request"]
 
@@ -66,7 +67,7 @@ def checked_file(mmap_file: str | os.PathLike[str] | None, root: Path) -> Path |
     """Refuse a file that exists, or that would be taken for an image."""
     if mmap_file is None:
         return None
-    file = Path(mmap_file)
+    file = as_path("mmap_file", mmap_file)
     if os.path.lexists(file):
         raise FileExistsError(
             f"mmap_file={str(file)!r} exists: delete it, name another file, or open it with "

@@ -23,6 +23,7 @@ from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample
 from sklearn_msf.datasets._image_table import table_contents
 from sklearn_msf.datasets._pillow_files import REDUCED
 from sklearn_msf.datasets._resizing import fit_to_size, to_gray, to_rgb
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["load_image_folder"]
@@ -134,7 +135,7 @@ def load_image_folder(
     A file of more than 2^28 values is not read, nor one that Pillow takes for a decompression bomb.
     Memory is needed for `data` and one file.
     """
-    root = Path(path)
+    root = as_path("path", path)
     request = checked_request(size, color, fit, window, volumes)
     file = checked_file(mmap_file, root)
     contents = _contents(root, labels, volumes)

@@ -18,6 +18,7 @@ from sklearn_msf.datasets._folder_contents import (
     scan,
 )
 from sklearn_msf.datasets._image_reading import Sample
+from sklearn_msf.persistence.paths import as_path
 
 __all__ = ["table_contents"]
 
@@ -85,7 +86,7 @@ def _add(contents: FolderContents, root: Path, sample: Sample) -> None:
 def _columns(table: Any) -> dict[str, list[Any]]:
     """Read the columns that have a meaning here."""
     if isinstance(table, (str, os.PathLike)):
-        return _csv_columns(Path(table))
+        return _csv_columns(as_path("labels", table))
     if isinstance(table, Mapping) or not hasattr(table, "columns"):
         raise ValueError(
             "labels must be None, the path of a CSV file or a data frame with the columns file, "
