@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sklearn_msf
 
-sys.path.insert(0, str(Path(__file__).parent))  # gallery_order
+sys.path.insert(0, str(Path(__file__).parent))  # gallery_order, gallery_warnings
 
 project = "sklearn_msf"
 author = "The sklearn_msf developers"
@@ -86,6 +86,7 @@ sphinx_gallery_conf = {
     "doc_module": ("sklearn_msf",),
     "reference_url": {"sklearn_msf": None},
     "capture_repr": (),
+    "reset_modules": ("matplotlib", "gallery_warnings.without_place"),
     "plot_gallery": True,
     "only_warn_on_example_error": False,
     "abort_on_example_error": False,
