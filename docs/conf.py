@@ -45,6 +45,7 @@ katex_css_path = "katex-math.css"
 # API
 
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"  # the names of methods alone fit beside the page
 numpydoc_show_class_members = False  # the template of classes lists them
 numpydoc_attributes_as_param_list = True
 # Left out are checks against habits of this package: parameters that several methods share are

@@ -12,6 +12,7 @@ optimizer are dicts, so a grid has whole dicts.
 # Steps before the classifier may change values and shape of the images. Here rows, as a table has
 # them, become images.
 
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
@@ -41,9 +42,10 @@ pipeline = make_pipeline(
 # and by AURC, the mean risk over all coverages: the first asks how often the classifier is right,
 # the second whether it knows when.
 
+patch_sizes = [1, 2]
 grid = {
     "medsymmflowclassifier__network_params": [
-        {"channel_mult": (1, 2), "patch_size": patch_size} for patch_size in (1, 2)
+        {"channel_mult": (1, 2), "patch_size": patch_size} for patch_size in patch_sizes
     ]
 }
 search = GridSearchCV(
@@ -54,14 +56,22 @@ search = GridSearchCV(
     cv=StratifiedKFold(2, shuffle=True, random_state=0),
 ).fit(X, y)
 
-for params, accuracy, neg_aurc in zip(
-    search.cv_results_["params"],
-    search.cv_results_["mean_test_accuracy"],
-    search.cv_results_["mean_test_neg_aurc"],
-    strict=True,
+# %%
+# A point for each split, a bar for their mean. Two splits show whether the candidates differ by
+# more than the splits do, and no more than that.
+
+figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+for ax, score, title in zip(
+    axes, ("accuracy", "neg_aurc"), ("accuracy", "AURC, lower is better"), strict=True
 ):
-    network = params["medsymmflowclassifier__network_params"]
-    print(f"patch_size {network['patch_size']}: accuracy {accuracy:.3f}, AURC {-neg_aurc:.4f}")
+    sign = -1 if score.startswith("neg") else 1
+    splits = sign * np.stack([search.cv_results_[f"split{i}_test_{score}"] for i in range(2)])
+    places = np.arange(len(patch_sizes))
+    ax.bar(places, splits.mean(axis=0), width=0.5, alpha=0.5)
+    ax.plot(places, splits.T, "o", color="black")
+    ax.set(xticks=places, xticklabels=patch_sizes, xlabel="patch_size", title=title)
+    for patch_size, mean in zip(patch_sizes, splits.mean(axis=0), strict=True):
+        print(f"patch_size {patch_size}: {title.split(',')[0]} {mean:.4f}")
 
 # %%
 # The best candidate was fitted again on all training images. Methods that scikit-learn's search
