@@ -52,9 +52,8 @@ linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=100
 # The displays take any classifier. Of ours they ask `predict_uncertainty`, of others 1 minus the
 # largest probability. ``kind="distance"`` is the paper's uncertainty, the distance between the
 # predicted mask and the code of its class (equation 2); the default is the margin of the
-# probabilities. AURC is the area under the risk-coverage curve: the lower, the better. Here
-# the trees are level with our classifier, in seconds; after 40 epochs instead of 80 it is behind
-# both of the others.
+# probabilities. AURC is the area under the risk-coverage curve: the lower, the better. Here the
+# trees are level with our classifier; after 40 epochs instead of 80 it was behind both others.
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
 for display, ax in zip((AccuracyRejectionDisplay, RiskCoverageDisplay), axes, strict=True):
