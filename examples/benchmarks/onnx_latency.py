@@ -13,11 +13,13 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import MedSymmFlowClassifier
 
@@ -26,6 +28,8 @@ N_TRAINED = 64
 
 
 def main():
+    # What an untrained model generates does not matter here.
+    warnings.simplefilter("ignore", ConvergenceWarning)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=28, help="side of the images in pixels")
     parser.add_argument("--channels", type=int, default=3, help="channels of the images")
