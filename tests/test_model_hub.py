@@ -153,13 +153,13 @@ def test_what_is_a_path_is_never_taken_for_an_id(hub, name):
         open_model(name)
     with pytest.raises(ValueError, match="revision='main' is for models on the hub"):
         open_model(name, revision="main")
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize("revision", ["", 3, True])
 def test_a_revision_that_cannot_be_one_is_refused_before_the_hub_is_asked(hub, revision):
     with pytest.raises(ValueError, match="revision must be None or a commit, branch or tag"):
         open_model(NAME, revision=revision)
-    assert hub.asked == []
     assert hub.asked == []
 
 

@@ -106,9 +106,9 @@ def test_a_seed_has_one_temperature(make_classifier, digits):
 def test_labels_that_are_noise_soften_the_probabilities(make_classifier, digits):
     X, y = digits
     noise = np.random.default_rng(0).permutation(y)
-    settings = {"max_epochs": 30, "channels": 16, "calibration": "temperature"}
+    settings = {"max_epochs": 50, "channels": 16, "calibration": "temperature"}
     classifier = make_classifier(**settings).fit(X, noise)
-    assert classifier.model_.temperature > 1.1
+    assert classifier.model_.temperature > 1.3
 
 
 def test_without_calibration_the_temperature_is_one(fitted):
