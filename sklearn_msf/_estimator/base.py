@@ -473,10 +473,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         return model
 
     def _for_sampling(
-        self, wanted: str, n_steps: Any, ode_solver: Any, guidance: Any
+        self, n_steps: Any, ode_solver: Any, guidance: Any
     ) -> tuple[FittedModel, OdeSettings]:
         """Return the model and checked settings; warn if it was trained too little to sample."""
-        model = self._drawing_model(wanted)
+        model = self._drawing_model("Sampling")
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
         self._warn_of_few_images(model)
         return model, ode
@@ -693,7 +693,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If the image branch has seen too few images to generate more than blotches.
         """
         classes, seed = self._request(class_id, n_samples, random_state)
-        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling(n_steps, ode_solver, guidance)
         labels = np.repeat(classes, n_samples)
         name, verbose = type(self).__name__, self._parameters().verbose
         with sampling_progress(name, len(labels), verbose=verbose) as report:
@@ -733,7 +733,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._request(class_id, n_samples, random_state)
-        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling(n_steps, ode_solver, guidance)
         n_samples, batch_size = int(n_samples), int(batch_size)
         n_images = len(classes) * n_samples
         # The generator keeps the current model: a later fit does not change its images.
@@ -788,7 +788,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
                 f"class_id must be a single one of the classes {self.classes_.tolist()}, got "
                 f"{class_id!r}."
             )
-        model, ode = self._for_sampling("Sampling", n_steps, ode_solver, guidance)
+        model, ode = self._for_sampling(n_steps, ode_solver, guidance)
         return sample_trajectory(model, int(classes[0]), seed, ode)
 
     def reconstruct(self, X: Any, *, n_steps: int = 25, ode_solver: str = "midpoint") -> np.ndarray:
@@ -862,7 +862,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
             `guidance` and an untrained image branch as in :meth:`sample`.
         """
-        self._drawing_model("counterfactual")
+        generating = self._drawing_model("counterfactual")
+        ode = sampling_ode(generating, n_steps, ode_solver, guidance)
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
         model, inputs, settings = self._checked(X)
@@ -871,7 +872,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
                 f"to_class must be one class, or one for each of the {len(inputs)} images; "
                 f"got an array of shape {asked.shape}."
             )
-        _, ode = self._for_sampling("counterfactual", n_steps, ode_solver, guidance)
+        self._warn_of_few_images(generating)
         sources = classify(model, inputs, settings).class_indices
         targets = np.broadcast_to(indices, sources.shape)
         return change_class(model, inputs, sources, targets, ode)
@@ -1088,9 +1089,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_is_fitted(self)
         check_kind_of_export(kind)
-        model = self.model_
+        model = self.model_ if kind == "classifier" else self._drawing_model(f"kind={kind!r}")
         if kind == "sampler":
-            self._drawing_model(f"kind={kind!r}")
             self._warn_of_few_images(model)
         export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))
 

@@ -38,8 +38,8 @@ from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.run_fingerprint import (
     digest_samples,
+    precision_of_run,
     run_fingerprint,
-    with_precision_of_run,
 )
 from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
 from sklearn_msf.exceptions import DivergenceError
@@ -349,7 +349,7 @@ def _begin(
     _check_same_in_all(group, p, samples, validation)
     if resumes:
         # Not before the check: only the first process may have the checkpoints.
-        precision = group.of_first(with_precision_of_run(p).precision)
+        precision = group.of_first(precision_of_run(p))
         p = Parameters(**{**vars(p), "precision": precision})
     space = None if previous is None else previous.model.space
     origin = None if previous is None else previous.continuation.origin

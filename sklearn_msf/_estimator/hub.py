@@ -48,7 +48,7 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
     folder = as_path("folder", given)
     name = os.fspath(given)
     can_be_id = not isinstance(given, PathLike) and _is_model_id(name)
-    if revision is None and (not can_be_id or Path(name).is_dir()):
+    if revision is None and (not can_be_id or folder.is_dir()):
         return folder, None
     if not can_be_id:
         raise ValueError(

@@ -18,20 +18,18 @@ from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.training.checkpoints import stored_fingerprint
 
-__all__ = ["digest_arrays", "digest_samples", "run_fingerprint", "with_precision_of_run"]
+__all__ = ["digest_arrays", "digest_samples", "precision_of_run", "run_fingerprint"]
 
 
-def with_precision_of_run(p: Parameters) -> Parameters:
-    """Replace precision "auto" by the precision of the run that has checkpoints, if there is one.
+def precision_of_run(p: Parameters) -> str:
+    """Return the parameter, but for "auto" the precision of the run that has checkpoints, if any.
 
     "auto" is measured in each process, and another result would let the run end otherwise.
     """
     if p.precision != "auto" or p.checkpoint_dir is None:
-        return p
+        return str(p.precision)
     precision = stored_fingerprint(Path(p.checkpoint_dir)).get("precision")
-    if precision == "auto" or precision not in PRECISIONS:
-        return p
-    return Parameters(**{**vars(p), "precision": precision})
+    return str(precision) if precision in PRECISIONS else "auto"
 
 
 def run_fingerprint(

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,7 +256,7 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
     ValueError
         For files that were cut off, changed or exchanged, and for a model of another class.
     """
-    path = as_path("folder", folder)
+    path = Path(folder)
     if not (path / f"{MODEL_NAME}.json").is_file():
         raise FileNotFoundError(
             f"folder={str(folder)!r} holds no model: {MODEL_NAME}.json is missing. "
