@@ -76,6 +76,13 @@ def test_a_classifier_gives_the_same_probabilities_for_any_number_of_images(
     np.testing.assert_allclose(uncertainty, wanted, atol=1e-4)
 
 
+def test_the_axes_are_named_and_sized(classifier, exported):
+    session, _ = session_of(exported)
+    (images,) = session.get_inputs()
+    assert images.shape == ["n", *RGB.shape[1:]]
+    assert [output.shape for output in session.get_outputs()] == [["n", 3], ["n"]]
+
+
 def test_the_metadata_have_what_a_service_must_know(classifier, exported):
     _, metadata = session_of(exported)
     rule = classifier.rejection_
@@ -157,6 +164,9 @@ def test_a_sampler_draws_the_images_of_its_noise(tmp_path):
     labels = np.array([2, 0, 1, 2, 1])
     noise = noise_of(classifier, len(labels))
     assert list(noise.shape[1:]) == metadata["noise_shape"]
+    axes = {value.name: value.shape for value in [*session.get_inputs(), *session.get_outputs()]}
+    wanted = {"labels": ["n"], "noise": ["n", *noise.shape[1:]], "images": ["n", *X.shape[1:]]}
+    assert axes == wanted
     (images,) = session.run(None, {"labels": labels, "noise": noise})
     # Image i of a seed has the same noise whatever its class: draw each class, and select.
     wanted = [classifier.sample(c, 5, random_state=0)[i] for i, c in enumerate(labels)]

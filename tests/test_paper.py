@@ -342,7 +342,7 @@ def test_the_command_runs_what_is_missing_and_writes_all(tmp_path, capsys, monke
     # A process of its own measured it, and its memory.
     assert record["peak_memory_mib"] > 1
     assert (tmp_path / "out" / "paper_rejection_toy.png").stat().st_size > 1000
-    assert "**toy (rebuilt, own split)**" in capsys.readouterr().out
+    assert "### toy (rebuilt, own split)" in capsys.readouterr().out
     monkeypatch.setattr(paper, "in_own_process", lambda *a: pytest.fail("the run is recorded"))
     paper.main(argv)
     paper.main([*argv, "--seeds", "0", "1", "--list"])

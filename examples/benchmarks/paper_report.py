@@ -175,7 +175,7 @@ def classification_table(dataset: str, records: Sequence[dict]) -> str:
             rows.append([entry["system"], *[""] * 5, *published(entry["system"], name)])
     header = ["system", "trained", "chosen on", "seeds", "AUC", "ACC"]
     header += ["published AUC", "ACC", "chosen on"]
-    return f"**{titled(dataset, records)}**\n\n" + markdown(header, rows)
+    return f"### {titled(dataset, records)}\n\n" + markdown(header, rows)
 
 
 def _by_seconds(records: Sequence[dict]) -> list[list[dict]]:
@@ -313,14 +313,14 @@ def paper_tables(records: Sequence[dict]) -> str:
         "test set, by resampling]. Chosen on: the data on which settings and weights were chosen. "
         "Trained: the reference seconds, or to the end of the system's own recipe."
     )
-    parts = ["**Table 2**", explanation]
+    parts = ["## Table 2", explanation]
     parts += [classification_table(dataset, records) for dataset in datasets_of(records)]
     parts += [
         "Sources of the published figures: " + " ".join(PUBLISHED["sources"].values()),
         distance_table(records),
-        "**Table 6**",
+        "## Table 6",
         computation_table(records),
-        "**Figures 2 and 3**",
+        "## Figures 2 and 3",
         figures(records),
     ]
     if records:

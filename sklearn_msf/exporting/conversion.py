@@ -8,6 +8,7 @@ long to load.
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -21,6 +22,7 @@ __all__ = ["OPSET", "looped", "to_onnx"]
 
 # Of 2022: the first one with antialiased resizing, and what every runtime has by now.
 OPSET = 18
+_BATCH = "n"
 _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -53,7 +55,7 @@ def to_onnx(
 
     # The tracer takes a batch of 1 for one that is to be broadcast, and forbids it here; the graph
     # has no such distinction.
-    batch = torch.export.Dim("n", min=2)
+    batch = torch.export.Dim(_BATCH, min=2)
     # What is prepared at the first call then consists of tensors with values, not of traced ones.
     module.eval()(*examples)
     shapes = tuple({0: batch} if example.ndim else {} for example in examples)
@@ -73,6 +75,7 @@ def to_onnx(
         )
         assert program is not None
         model = program.model_proto
+    _name_batches(model.graph)
     if not prefix:
         return model
     return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
@@ -150,6 +153,15 @@ def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Seque
     return helper.make_model(
         graph, opset_imports=list(step.opset_import), ir_version=step.ir_version
     )
+
+
+def _name_batches(graph: Any) -> None:
+    """Name the batch axis `n`; the exporter numbers it anew in each graph."""
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for axis in value.type.tensor_type.shape.dim:
+            # Such as "s29" and "2*s29". Other axes have values, which a name would replace.
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"\bs\d+\b", _BATCH, axis.dim_param)
 
 
 @contextlib.contextmanager
