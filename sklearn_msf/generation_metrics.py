@@ -248,7 +248,7 @@ def class_fidelity(judge: Any, generated: ArrayLike, labels: ArrayLike) -> float
     return float(np.mean(judge_agrees(judge, generated, labels)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CopyingCheck:
     """Distances of generated and of held-out images to the nearest training image.
 

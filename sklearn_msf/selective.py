@@ -83,7 +83,7 @@ def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
     return accepted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AccuracyRejectionCurve:
     """Accuracy among the most certain samples, for every number of accepted samples.
 
@@ -147,7 +147,7 @@ def accuracy_rejection_curve(
     return AccuracyRejectionCurve(accepted / accepted[-1], 1 - wrong_accepted / accepted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskCoverageCurve:
     """Selective risk at every threshold.
 

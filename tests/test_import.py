@@ -1,6 +1,8 @@
 """What an import loads, and which names and modules are public."""
 
+import dataclasses
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -79,3 +81,27 @@ def test_every_public_name_is_there(module):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
+
+
+def records_of_arrays():
+    """Every dataclass of the package with a field that is an array or a tensor."""
+    modules = pkgutil.walk_packages(sklearn_msf.__path__, "sklearn_msf.")
+    members = [c for m in modules for c in vars(importlib.import_module(m.name)).values()]
+    records = {c for c in members if inspect.isclass(c) and dataclasses.is_dataclass(c)}
+    return [
+        record
+        for record in sorted(records, key=lambda record: record.__qualname__)
+        if record.__module__.startswith("sklearn_msf")
+        and any(
+            kind in str(field.type) and "Callable" not in str(field.type)
+            for field in dataclasses.fields(record)
+            for kind in ("Tensor", "ndarray")
+        )
+    ]
+
+
+@pytest.mark.parametrize("record", records_of_arrays(), ids=lambda record: record.__name__)
+def test_records_of_arrays_equal_only_themselves(record):
+    # Arrays have no single answer to "==": comparing field by field, as dataclasses do, raises.
+    assert record.__eq__ is object.__eq__
+    assert record.__hash__ is object.__hash__

@@ -41,7 +41,7 @@ MODEL_FRACTION = 1 / (2 - _HELD_OUT_FRACTION)
 _MIN_FRACTION_SEEN = 0.5 * (1 - _HELD_OUT_FRACTION)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CalibrationPlan:
     """A calibration run: training without some samples, on which the temperature is then fitted.
 

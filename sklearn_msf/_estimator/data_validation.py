@@ -61,7 +61,7 @@ _NUMBERS = {"dtype": "numeric", "ensure_all_finite": False}
 OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSamples:
     """Checked training data without samples of zero weight, sorted by class and content.
 

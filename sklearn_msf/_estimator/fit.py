@@ -126,7 +126,7 @@ class Fit:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingArguments:
     """Arguments of fit, as the user passed them.
 

@@ -106,7 +106,7 @@ class RejectionRule:
         return sum(sum(row[:-1]) - row[i] for i, row in enumerate(self.confusion_matrix))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskTarget:
     """Risk that a rule has to keep to.
 

@@ -26,7 +26,7 @@ _MIN_FALL = 0.1
 _SIGNIFICANCE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MirroringEffect:
     """Held-out accuracy of each class with and without mirror images.
 

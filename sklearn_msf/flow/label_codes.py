@@ -122,7 +122,7 @@ def _positive_weights(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Mixture:
     """How the weights of a mixture of codes follow from the mixture."""
 
@@ -176,7 +176,7 @@ _ENCODINGS = {
 LABEL_ENCODINGS = tuple(_ENCODINGS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Codes:
     """What all codes have: one for each of K classes, with C channels."""
 
@@ -197,7 +197,7 @@ class _Codes:
         return replace(self, codes=self.codes.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelCodes(_Codes):
     """The codes of K classes.
 
@@ -311,7 +311,7 @@ class LabelCodes(_Codes):
         return probabilities @ self.codes.to(probabilities.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedLabelCodes(_Codes):
     """Class masks as an autoencoder encodes them (paper, section 3.2).
 
@@ -367,7 +367,7 @@ class MaskReader(Protocol):
         """Compute the distances (n, K) of prepared masks to every code."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodeReader:
     """Compares masks with the codes of the field.
 
@@ -396,7 +396,7 @@ class CodeReader:
         return self.codes.distances(masks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PixelReader:
     """Decodes encoded masks to colours and compares them with the palette, as the paper does.
 

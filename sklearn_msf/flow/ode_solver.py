@@ -119,7 +119,7 @@ class OdeSettings:
         return replace(self, end=last, n_steps=n_before), last
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """End of a trajectory.
 

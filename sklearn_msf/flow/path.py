@@ -31,7 +31,7 @@ __all__ = [
 SIGMA_MIN = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathSample:
     """Points of the path with their target velocities.
 

@@ -27,7 +27,7 @@ __all__ = ["BackboneFeatures", "learn_features", "principal_components"]
 _KEPT_VARIANCE = 0.99
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BackboneFeatures:
     """Maps of a backbone, converted for the field.
 

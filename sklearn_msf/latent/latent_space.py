@@ -60,7 +60,7 @@ class GivenEncoders:
     backbone: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentSpace:
     """The latents of an autoencoder, scaled for the field, and the features of a backbone.
 

@@ -27,7 +27,7 @@ _N_MEASURED = 256
 ENCODED_AT_ONCE = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentScaling:
     """Size and scaling of the latents that fit learned.
 

@@ -62,7 +62,7 @@ class ClassificationSettings:
     label_decoding: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """Predictions of a model for n images.
 

@@ -13,7 +13,7 @@ from sklearn_msf.model.image_space import ImageSpace
 __all__ = ["FittedModel"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedModel:
     """Result of a fit that is needed for predictions.
 
