@@ -7,6 +7,8 @@ as a class), it does not, and neither the probabilities nor the estimated freque
 trusted; nothing here can notice it. The probabilities must be calibrated.
 """
 
+from collections.abc import Mapping, Set
+
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
@@ -18,6 +20,10 @@ __all__ = ["adjust_to_prior", "estimate_prior"]
 
 _MAX_ITER = 10_000
 _TOLERANCE = 1e-6
+# A class of which fewer samples than this are found may be there or not.
+_FEWEST = 0.5
+# Frequency of a class that may be missed without a warning.
+_NEGLIGIBLE = 1e-3
 
 
 def adjust_to_prior(
@@ -52,8 +58,9 @@ def adjust_to_prior(
     ------
     ValueError
         For probabilities that are not of shape (n, K), outside [0, 1] or with rows that do not sum
-        to 1; for frequencies of another shape, out of range, or that do not sum to 1; and if all
-        classes that are possible for a sample have the new frequency 0.
+        to 1; for frequencies that are no sequence of numbers, of another shape, out of range, or
+        that do not sum to 1; and if all classes that are possible for a sample have the new
+        frequency 0.
 
     Examples
     --------
@@ -103,6 +110,9 @@ def estimate_prior(probabilities: ArrayLike, *, old_prior: ArrayLike) -> np.ndar
 
     Warns
     -----
+    UserWarning
+        If less than half a sample of some class is found among so few samples that they do not
+        exclude a frequency of 0.001.
     ConvergenceWarning
         If the estimate still changes after 10,000 steps.
 
@@ -121,6 +131,7 @@ def estimate_prior(probabilities: ArrayLike, *, old_prior: ArrayLike) -> np.ndar
     for _ in range(_MAX_ITER):
         before, estimate = estimate, _adjusted(p, old, estimate).mean(axis=0)
         if np.abs(estimate - before).sum() < _TOLERANCE:
+            _warn_of_absent(estimate, len(p))
             return estimate
     warn_user(
         f"The estimated frequencies still change after {_MAX_ITER} steps, by "
@@ -129,6 +140,20 @@ def estimate_prior(probabilities: ArrayLike, *, old_prior: ArrayLike) -> np.ndar
         ConvergenceWarning,
     )
     return estimate
+
+
+def _warn_of_absent(estimate: np.ndarray, n: int) -> None:
+    """Warn of classes that too few samples cannot tell to be rare from being absent."""
+    absent = np.flatnonzero(estimate * n < _FEWEST)
+    # The largest frequency at which none of n samples is of a class in one of 20 draws.
+    largest = 1 - 0.05 ** (1 / n)
+    if len(absent) and largest > _NEGLIGIBLE:
+        warn_user(
+            f"Among these {n} samples fewer than {_FEWEST:g} are estimated to be of the classes of "
+            f"columns {absent.tolist()}; so few samples do not exclude frequencies up to "
+            f"{largest:.2g}. adjust_to_prior with this estimate would hardly ever answer these "
+            "classes: estimate from more samples, or set their frequencies yourself."
+        )
 
 
 def _adjusted(p: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -140,7 +165,15 @@ def _checked_prior(
     name: str, prior: ArrayLike, n_classes: int, *, may_be_zero: bool = False
 ) -> np.ndarray:
     """Check frequencies of classes, and return them in float64 with sum 1."""
-    values = np.asarray(prior, dtype=float)
+    try:
+        if isinstance(prior, (Mapping, Set)):
+            raise TypeError(f"a {type(prior).__name__} has no order of columns")
+        values = np.asarray(prior, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be {n_classes} numbers in the order of the columns of probabilities, got "
+            f"{prior!r} ({error}). From a dict: [{name}[label] for label in classifier.classes_]."
+        ) from error
     if values.shape != (n_classes,):
         raise ValueError(
             f"{name} must be of shape ({n_classes},), a frequency for each column of "

@@ -214,6 +214,12 @@ def test_a_path_that_leads_nowhere_never_becomes_a_hub_id(no_hub, name):
         as_autoencoder(Path(name))
 
 
+@pytest.mark.parametrize("name", ["https://huggingface.co/someone/vae", "someone/my vae"])
+def test_text_that_is_neither_a_folder_nor_an_id_gets_told_what_an_id_is(no_hub, name):
+    with pytest.raises(AutoencoderError, match="no such folder.*has the form 'user/model'"):
+        as_autoencoder(name)
+
+
 @pytest.mark.parametrize(
     "name",
     ["./vae", "../vae", "/models/vae", "~/vae", "a/b/c", "models\\vae", ".", "..", "../..", "a/.."],

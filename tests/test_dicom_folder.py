@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import set_pixel_data
 from pydicom.uid import (
+    MPEG2MPML,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
@@ -77,6 +78,18 @@ def test_gray_values_are_rescaled_to_their_units(tmp_path):
 def test_signed_values_and_values_without_a_slope_are_as_stored(tmp_path):
     write_dicom(tmp_path / "a.dcm", SIGNED)
     np.testing.assert_array_equal(load_one(tmp_path), SIGNED.astype(np.float32))
+
+
+def test_a_transfer_syntax_that_pydicom_cannot_decode_is_named_with_a_remedy(tmp_path):
+    path = write_dicom(tmp_path / "IM0001", STORED)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    dataset.PixelData = encapsulate([bytes(64)])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    message = "transfer syntax MPEG2 Main Profile / Main Level.*convert it to Explicit VR Little"
+    with pytest.raises(ValueError, match=message):
+        load_image_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

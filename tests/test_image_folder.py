@@ -393,7 +393,9 @@ def test_hidden_files_are_ignored_and_said_to_be(two_classes):
 
 def test_an_empty_folder_holds_no_image(tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"\0")
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(
+        ValueError, match="holds no image. What is read: a folder for each class.*DICOM"
+    ):
         load_image_folder(tmp_path)
 
 

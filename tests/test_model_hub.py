@@ -156,6 +156,16 @@ def test_what_is_a_path_is_never_taken_for_an_id(hub, name):
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("name", ["https://huggingface.co/someone/eyes", "someone/my eyes", "eyes"])
+def test_text_that_is_neither_a_folder_nor_an_id_gets_told_what_an_id_is(hub, name):
+    with pytest.raises(FileNotFoundError, match="no such folder.*has the form 'user/model'"):
+        open_model(name)
+    with pytest.raises(
+        FileNotFoundError, match=r"no such folder \(the working directory is '.*'\)\.$"
+    ):
+        open_model(Path(name))
+
+
 @pytest.mark.parametrize("revision", ["", 3, True])
 def test_a_revision_that_cannot_be_one_is_refused_before_the_hub_is_asked(hub, revision):
     with pytest.raises(ValueError, match="revision must be None or a commit, branch or tag"):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -271,6 +272,37 @@ def test_an_autoencoder_that_cannot_be_exported_is_named(tmp_path):
 
     classifier = tiny_latent_classifier(autoencoder=Remote(), max_epochs=1).fit(RGB, LABELS)
     refused(classifier, tmp_path / "m.onnx", "together with its autoencoder Remote.*Fit with")
+
+
+def test_an_autoencoder_that_depends_on_values_is_refused_in_one_message(tmp_path, capfd):
+    class Branching(Averages):
+        def encode(self, images):
+            return super().encode(images if float(images.mean()) > 0 else -images)
+
+    classifier = tiny_latent_classifier(autoencoder=Branching(), max_epochs=1).fit(RGB, LABELS)
+    capfd.readouterr()
+    # A long reason ends between two words.
+    refused(classifier, tmp_path / "m.onnx", r"its autoencoder Branching \(\w+: .* \[...\]\)\. Fit")
+    # Torch prints the graph that it has so far.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(classifier, tmp_path):
+    other = changed(classifier, precision="bfloat16")
+    del other.rejection_
+    with pytest.warns(
+        UserWarning, match="computes in bfloat16 here.*differ by up to [0-9.e-]+"
+    ) as w:
+        other.export_onnx(tmp_path / "m.onnx")
+    difference = float(re.search(r"up to (\S+)\.", str(w[0].message))[1])
+    assert 1e-4 < difference < 0.1
+
+
+def test_a_threshold_that_was_learned_in_bfloat16_is_refused(classifier, tmp_path):
+    other = changed(classifier, precision="bfloat16")
+    rule = classifier.rejection_
+    other.rejection_ = replace(rule, settings={**rule.settings, "precision": "bfloat16"})
+    refused(other, tmp_path / "m.onnx", "computed in bfloat16.*'float32'.* and fit_reject again")
 
 
 @pytest.mark.parametrize("make", [tiny_joint_classifier, tiny_feature_classifier])

@@ -68,8 +68,23 @@ def test_the_estimate_is_of_the_largest_likelihood():
 
 
 def test_an_absent_class_is_estimated_as_absent():
-    p = [[1.0, 0.0, 0.0]] * 3 + [[0.0, 1.0, 0.0]]
+    p = [[1.0, 0.0, 0.0]] * 3_000 + [[0.0, 1.0, 0.0]] * 1_000
     np.testing.assert_allclose(estimate_prior(p, old_prior=OLD), [0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize(
+    ("p", "message"),
+    [
+        ([[0.9, 0.05, 0.05]], r"these 1 samples fewer than 0.5 .*columns \[1, 2\].* up to 0.95"),
+        (
+            [[0.9, 0.1, 0]] * 15 + [[0, 0.9, 0.1]] * 15,
+            r"these 30 samples.*columns \[2\].* up to 0.095",
+        ),
+    ],
+)
+def test_few_samples_without_a_class_are_warned_of(p, message):
+    with pytest.warns(UserWarning, match=message):
+        estimate_prior(p, old_prior=OLD)
 
 
 def test_an_estimate_that_does_not_settle_is_warned_of(monkeypatch):
@@ -90,6 +105,13 @@ def test_an_estimate_that_does_not_settle_is_warned_of(monkeypatch):
         ({"probabilities": [[-0.5, 1.5]]}, r"must be in \[0, 1\], got \[-0.5, 1.5\] in row 0"),
         ({"probabilities": [[np.nan, 0.5]]}, r"must be in \[0, 1\]"),
         ({"old_prior": [0.5, 0.3, 0.2]}, r"old_prior must be of shape \(2,\).*got \(3,\)"),
+        (
+            {"old_prior": {"a": 0.5, "b": 0.5}},
+            r"old_prior must be 2 numbers in the order.*classes_",
+        ),
+        ({"new_prior": {0.9, 0.1}}, "new_prior must be 2 numbers in the order of the columns.*set"),
+        ({"new_prior": ["many", "few"]}, r"new_prior must be 2 numbers.*got \['many', 'few'\]"),
+        ({"new_prior": None}, r"new_prior must be of shape \(2,\).*got \(\)"),
         ({"old_prior": [1, 0]}, "old_prior must be above 0 for each class"),
         ({"old_prior": [30, 70]}, "old_prior must be above 0.*with sum 1; got .* with sum 100"),
         ({"new_prior": [1.5, -0.5]}, "new_prior must be at least 0"),

@@ -1,9 +1,11 @@
 """Training by two processes, as torchrun starts them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from sklearn_msf.nn.dropout import Dropout
+from sklearn_msf.runtime import process_group
 from sklearn_msf.runtime.process_group import ProcessGroup
 
 SCRIPT = Path(__file__).with_name("train_together.py")
@@ -81,11 +84,57 @@ def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
         np.testing.assert_array_equal(value, second[name])
 
 
-def test_processes_with_other_data_do_not_train_together(tmp_path):
-    codes, errors = run_together(tmp_path, "other data")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "other data",
+            r"X and y and sample_weight of process 1 differ .*\(X: \(39, 8, 8\) of float64,",
+        ),
+        (
+            "other parameters",
+            r"dropout of process 1 .*\(dropout: 0.3[0-9]*; process 0 has .*: 0.2\)",
+        ),
+    ],
+)
+def test_processes_with_other_data_or_parameters_do_not_train_together(tmp_path, kind, message):
+    codes, errors = run_together(tmp_path, kind)
     assert codes == [1, 1]
     for error in errors:
-        assert "X, y, sample_weight or groups of process 1 differ" in error
+        assert re.search(message, error), error
+        assert "with the same random_state" in error
+
+
+@pytest.mark.parametrize(("kind", "bad"), [("first", 0), ("second", 1), ("later", 1)])
+def test_a_process_that_is_refused_tells_the_others(tmp_path, kind, bad):
+    kind = "refused later" if kind == "later" else f"{kind} is refused"
+    codes, errors = run_together(tmp_path, kind)
+    assert codes == [1, 1]
+    assert "ValueError: Input X" in errors[bad].splitlines()[-1]
+    told = f"ProcessGroupError: Process {bad} of the group cannot train, so none does: ValueError: In"
+    assert told in errors[1 - bad]
+
+
+def test_batches_with_fewer_images_than_processes_are_refused_before_a_folder_is_made(tmp_path):
+    codes, errors = run_together(tmp_path, "tiny batches")
+    assert codes == [1, 1]
+    for error in errors:
+        assert "A step of 1 images (batch_size=1) is too small for 2 processes" in error
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_process_that_waits_says_so(monkeypatch):
+    warned, texts = threading.Event(), []
+
+    def warn(text):
+        texts.append(text)
+        warned.set()
+
+    monkeypatch.setattr(process_group.warnings, "warn", warn)
+    monkeypatch.setattr(process_group, "_SECONDS_OF_SILENCE", 0.0)
+    with process_group._saying_that_it_waits(1, 4):
+        assert warned.wait(5)
+    assert re.search("Process 1 of 4 waits in fit for the others: for 0:30:00", texts[0])
 
 
 def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):

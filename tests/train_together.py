@@ -37,6 +37,11 @@ KINDS = {
     "goes on": {"max_epochs": 4},
     "time": {"max_epochs": 10**6, "time_budget": 3.0, "random_state": None},
     "other data": {},
+    "other parameters": {},
+    "first is refused": {},
+    "second is refused": {},
+    "refused later": {},
+    "tiny batches": {"batch_size": 1},
     "dies": {},
 }
 
@@ -55,17 +60,27 @@ class CountedStep(TrainingStep):
 def fitted(kind, folder):
     images, rank = X, int(os.environ.get("RANK", "0"))
     settings = {**COMMON, **KINDS[kind]}
-    if kind in ("cut off", "goes on"):
+    if kind in ("cut off", "goes on", "tiny batches"):
         settings |= {"checkpoint_dir": folder / "checkpoints", "checkpoint_every": 1}
     if kind == "cut off":
         # In the third epoch of three steps each.
         DIES_AFTER.append(7)
     if kind == "other data":
-        images = X + rank
+        images = X[: 40 - rank]
+    if kind == "other parameters":
+        settings["dropout"] = 0.2 + 0.1 * rank
+    if kind == "refused later":
+        tiny_classifier(**settings).fit(X, Y)
+    if kind.endswith("is refused") and rank == ["first", "second"].index(kind.split()[0]):
+        images = np.full_like(X, np.nan)
+    if kind == "refused later" and rank == 1:
+        images = np.full_like(X, np.nan)
     if kind == "dies" and rank == 1:
         DIES_AFTER.append(2)
     make = tiny_latent_classifier if kind == "latents" else tiny_classifier
-    return make(**settings).fit(images, Y, sample_weight=np.linspace(0.5, 2, len(X)))
+    return make(**settings).fit(
+        images, Y[: len(images)], sample_weight=np.linspace(0.5, 2, 40)[: len(images)]
+    )
 
 
 def main(folder, kinds):

@@ -38,6 +38,7 @@ classifier = MedSymmFlowClassifier(
     network_params={"patch_size": 1, "channel_mult": (1, 2)},
     augment="affine",
     max_epochs=30,
+    precision="float32",  # as the file computes, so that the threshold holds for it
     random_state=0,
 ).fit(X, y)
 classifier.fit_reject(X_cal, y_cal, target_risk=0.05, confidence=0.9)

@@ -1059,7 +1059,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         kind : {"classifier", "sampler"}, default="classifier"
             - "classifier": input "images" of shape (n, ...) in the dtype, layout and range of the
               training X; outputs "probabilities" of shape (n, K), float32, and "uncertainty" of
-              shape (n,), float64, of the kind of :meth:`fit_reject`, else "margin".
+              shape (n,), float64, of the kind of :meth:`fit_reject`, else "margin". n is at least
+              1.
             - "sampler": inputs "labels" of shape (n,), int64, the places of the classes in
               `classes_`, and "noise" from a standard normal distribution, float32, of the shape
               that the file asks for; output "images" of shape (n, ...) as :meth:`sample` with its
@@ -1074,9 +1075,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If the estimator is not fitted.
         ValueError
             For another kind; for a classifier with several steps or another solver than "euler",
-            with a threshold for ``kind="image"``, or whose parameters have changed since
-            `fit_reject`; for a sampler without a trained image branch; for X of a dtype that ONNX
-            lacks; and for an autoencoder that cannot be exported. The message says what to change.
+            with a threshold for ``kind="image"`` or one that was learned in bfloat16, or whose
+            parameters have changed since `fit_reject`; for a sampler without a trained image
+            branch; for X of a dtype that ONNX lacks; and for an autoencoder that cannot be
+            exported. The message says what to change.
         ImportError
             If onnx, onnxscript or onnxruntime is not installed.
         OSError
@@ -1084,6 +1086,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
         Warns
         -----
+        UserWarning
+            For a classifier that computes in bfloat16 on this machine: its own answers differ from
+            those of the file.
         ConvergenceWarning
             For a sampler, as :meth:`sample`.
         """

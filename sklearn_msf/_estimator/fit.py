@@ -37,7 +37,7 @@ from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.run_fingerprint import (
-    digest_samples,
+    describe_samples,
     precision_of_run,
     run_fingerprint,
 )
@@ -49,11 +49,11 @@ from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.runtime.device import resolve_device
-from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group
+from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group, tell_refusal
 from sklearn_msf.runtime.progress import training_progress
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
-from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.batches import TrainingData, smallest_batch
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.state import TrainingState
 from sklearn_msf.training.trainer import Trainer
@@ -318,6 +318,34 @@ def _begin(
 
     With `resumes` the fit may go on from checkpoints, and then keeps their precision.
     """
+    try:
+        samples, validation = _checked_samples(estimator, p, given, classes, previous)
+        wanted_device = resolve_device(p.device)
+    except Exception as error:
+        tell_refusal(error)
+        raise
+    group, device = join_process_group(wanted_device)
+    _check_same_in_all(group, p, samples, validation)
+    smallest = smallest_batch(samples.n_images, int(p.batch_size), even=bool(p.even_batches))
+    group.check_batch(smallest, int(p.batch_size))
+    if resumes:
+        # Not before the check: only the first process may have the checkpoints.
+        precision = group.of_first(precision_of_run(p))
+        p = Parameters(**{**vars(p), "precision": precision})
+    space = None if previous is None else previous.model.space
+    origin = None if previous is None else previous.continuation.origin
+    prepared = preparation(p, device, space, origin)
+    return _FitState(p, samples, validation, device, group, prepared, previous, started)
+
+
+def _checked_samples(
+    estimator: BaseEstimator,
+    p: Parameters,
+    given: TrainingArguments,
+    classes: np.ndarray | None,
+    previous: Fit | None,
+) -> tuple[TrainingSamples, TrainingSamples | None]:
+    """Check training and validation data, and that a network can be made for them."""
     samples = check_training_samples(
         estimator,
         given.X,
@@ -345,16 +373,7 @@ def _begin(
     else:
         layout = field_layout(p, len(samples.classes), previous.model.space.shape[0])
         _check_layout(previous.model.field.layout, layout)
-    group, device = join_process_group(resolve_device(p.device))
-    _check_same_in_all(group, p, samples, validation)
-    if resumes:
-        # Not before the check: only the first process may have the checkpoints.
-        precision = group.of_first(precision_of_run(p))
-        p = Parameters(**{**vars(p), "precision": precision})
-    space = None if previous is None else previous.model.space
-    origin = None if previous is None else previous.continuation.origin
-    prepared = preparation(p, device, space, origin)
-    return _FitState(p, samples, validation, device, group, prepared, previous, started)
+    return samples, validation
 
 
 def _check_same_in_all(
@@ -366,11 +385,11 @@ def _check_same_in_all(
     """Refuse to train together with processes that have other data or parameters."""
     if group.size == 1:
         return
-    group.check_same("X, y, sample_weight or groups", digest_samples(samples))
-    of_validation = None if validation is None else digest_samples(validation)
-    group.check_same("X_val, y_val or sample_weight_val", of_validation)
+    described = describe_samples(samples, "X", "y", "sample_weight", "groups")
+    if validation is not None:
+        described |= describe_samples(validation, "X_val", "y_val", "sample_weight_val")
     named = {name: repr(value) for name, value in vars(p).items() if name not in _MAY_DIFFER}
-    group.check_same("The parameters", named)
+    group.check_same({**described, **named})
 
 
 # Parameters that may differ from process to process.

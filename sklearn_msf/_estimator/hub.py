@@ -9,7 +9,7 @@ from typing import Any
 from sklearn_msf._estimator.model_card import CARD_START
 from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
 from sklearn_msf.exceptions import HubError
-from sklearn_msf.latent.hub import fetch_from_hub, is_hub_id, shortened
+from sklearn_msf.latent.hub import fetch_from_hub, form_of_id, is_hub_id, shortened
 from sklearn_msf.persistence.archives import name_of_weights
 from sklearn_msf.persistence.paths import as_path
 
@@ -40,6 +40,8 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
     ------
     HubError
         If the hub and its cache do not have the model.
+    FileNotFoundError
+        If there is no such folder, and the name cannot be an id on the hub.
     ValueError
         For a revision of what cannot be an id on the hub, and one that is no text or empty.
     ImportError
@@ -49,6 +51,11 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
     name = os.fspath(given)
     can_be_id = not isinstance(given, PathLike) and _is_model_id(name)
     if revision is None and (not can_be_id or folder.is_dir()):
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"folder={name!r} holds no model: there is no such folder (the working directory "
+                f"is {str(Path.cwd())!r}).{form_of_id(given)}"
+            )
         return folder, None
     if not can_be_id:
         raise ValueError(

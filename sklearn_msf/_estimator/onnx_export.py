@@ -64,10 +64,11 @@ def export_model(
     if kind == "sampler":
         export_sampler(path, model, sampling_ode(model, _N_STEPS, _ODE_SOLVER, None), {})
         return
+    settings = classification_settings(p, model.device)
     if rule is not None:
         check_rule(rule, None, prediction_parameters(p))
+        _check_precision(settings.precision)
         _warn_of_low_threshold(rule)
-    settings = classification_settings(p, model.device)
     uncertainty = "margin" if rule is None else rule.kind
     # The settings are in the graph.
     rejection = None if rule is None else rejection_to_plain(replace(rule, settings={}))
@@ -81,6 +82,16 @@ def _check_encoders(space: LatentSpace) -> None:
             f"A classifier with backbone={space.features.backbone.name} cannot be exported to "
             "ONNX: fit with backbone=None, or serve the estimator itself, saved by "
             "save_pretrained and opened by from_pretrained."
+        )
+
+
+def _check_precision(precision: str) -> None:
+    """Refuse a threshold whose certificate is for other rounding than that of the file."""
+    if precision != "float32":
+        raise ValueError(
+            f"fit_reject computed in {precision} on this machine, and an exported classifier "
+            "computes in float32, where the threshold accepts other images than it was certified "
+            "for: call set_params(precision='float32') and fit_reject again."
         )
 
 

@@ -18,7 +18,7 @@ from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.training.checkpoints import stored_fingerprint
 
-__all__ = ["digest_arrays", "digest_samples", "precision_of_run", "run_fingerprint"]
+__all__ = ["describe_samples", "digest_arrays", "precision_of_run", "run_fingerprint"]
 
 
 def precision_of_run(p: Parameters) -> str:
@@ -96,11 +96,34 @@ def run_fingerprint(
     return fingerprint
 
 
-def digest_samples(samples: TrainingSamples) -> str:
-    """Compute a digest of images, labels, classes, weights and groups."""
-    groups = () if samples.groups is None else (samples.groups,)
-    classes = samples.classes.astype(str)
-    return digest_arrays(samples.rows, samples.labels, classes, samples.weights, *groups)
+def describe_samples(samples: TrainingSamples, *names: str) -> dict[str, str]:
+    """Describe images, labels, weights and groups by shapes, dtypes and digests.
+
+    Parameters
+    ----------
+    samples : TrainingSamples
+        Training data, or a validation set.
+    *names : str
+        Names of the images, labels, weights and, if they count, groups.
+
+    Returns
+    -------
+    dict of str to str
+        Equal for equal data.
+    """
+    image_format = samples.image_format
+    shape = (len(samples.rows), *image_format.shape)
+    values: list[tuple[str, Any]] = [
+        (f"{shape} of {image_format.dtype}", [samples.rows]),
+        (f"{samples.classes.tolist()}", [samples.labels, samples.classes.astype(str)]),
+        (f"{len(samples.weights)} numbers", [samples.weights]),
+    ]
+    if samples.groups is not None:
+        values.append((f"{samples.groups.max() + 1} groups", [samples.groups]))
+    return {
+        name: f"{text}, digest {digest_arrays(*arrays)}"
+        for name, (text, arrays) in zip(names, values, strict=False)
+    }
 
 
 def digest_arrays(*arrays: np.ndarray | RowsOnDemand | ImagesOnDemand) -> str:

@@ -79,7 +79,15 @@ def read_pixels(path: Path, window: Window) -> np.ndarray:
     """
     dataset = _opened(path)
     header = _header(dataset, window)
-    stored = _pydicom().pixels.pixel_array(dataset)
+    try:
+        stored = _pydicom().pixels.pixel_array(dataset)
+    except NotImplementedError as error:
+        syntax = dataset.file_meta.get("TransferSyntaxUID")
+        raise ValueError(
+            f"has the transfer syntax {getattr(syntax, 'name', syntax)}, which pydicom cannot "
+            "decode: convert it to Explicit VR Little Endian, for example with gdcmconv --raw or "
+            "dcmdjpeg"
+        ) from error
     n_samples = 1 if header.mode in (*_GRAY, _PALETTE) else 3
     shape = (header.n_frames, *header.size, n_samples)
     if stored.size != math.prod(shape):

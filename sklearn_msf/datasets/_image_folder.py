@@ -155,7 +155,7 @@ def load_image_folder(
                 kept.append(sample)
                 report.add(header, sample_size(header, request))
                 yield image
-        _check_any_read(root, report)
+        _check_any_read(root, report, request)
 
     data = collect(images(), (len(described), *shape), dtype, file)
     bunch = _bunch(data, kept, contents, groups, report)
@@ -229,15 +229,21 @@ def _described(
                 read_sample_header(root, sample, request.window, volumes=request.volumes)
             )
     if not described:
-        _check_any_read(root, report)
+        _check_any_read(root, report, request)
     return described
 
 
-def _check_any_read(root: Path, report: ImageFolderReport) -> None:
+def _check_any_read(root: Path, report: ImageFolderReport, request: FolderRequest) -> None:
     if report.n_read:
         return
     if not report.unreadable:
-        raise ValueError(f"path={str(root)!r} holds no image.")
+        ignored = f" Ignored: {examples(report.ignored)}." if report.ignored else ""
+        slices = ", or a folder of slices for each volume" * request.volumes
+        raise ValueError(
+            f"path={str(root)!r} holds no image. What is read: a folder for each class with "
+            f"images in it{slices}, images alone (then there are no labels), or with labels the "
+            f"files of a table; in the formats of Pillow and DICOM.{ignored}"
+        )
     raise ValueError(
         f"None of {len(report.unreadable)} files in path={str(root)!r} can be read: "
         f"{_reasons(report)}."

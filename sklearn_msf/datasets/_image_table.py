@@ -173,22 +173,32 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
             )
         path = Path(os.path.normpath(os.path.join(base, name)))
         if not path.is_relative_to(base) or path == Path(base):
-            outside.append(str(name))
+            outside.append((row, str(name)))
         elif not _is_there(path, volumes):
-            absent.append(str(name))
+            absent.append((row, str(name)))
         else:
             files.append(path.relative_to(base).as_posix())
     if outside:
         raise ValueError(
-            f"labels names {len(outside)} files that are not inside {str(root)!r}: "
-            f"{examples(outside)}. Name files relative to that folder."
+            f"labels names files that are not inside {str(root)!r}, {_rows(outside)}. Name files "
+            "relative to that folder."
         )
     if absent:
+        backslashes = any("\\" in name for _, name in absent) and os.sep != "\\"
+        hint = " Write paths with / and not with \\, as every system reads them." * backslashes
         raise ValueError(
-            f"labels names {len(absent)} files that are not in {str(root)!r}: {examples(absent)}."
+            f"labels names files that are not in {str(root)!r}, {_rows(absent)}. Correct these "
+            f"names, leave these rows out, or pass the folder that the names begin in.{hint}"
         )
     _check_unique(files)
     return files
+
+
+def _rows(named: list[tuple[int, str]]) -> str:
+    """Write how many rows of a table name such files, and the first of them."""
+    shown = ", ".join(f"row {row}: {name!r}" for row, name in named[:3])
+    others = f" and {len(named) - 3} more" * (len(named) > 3)
+    return f"in {len(named)} of its rows ({shown}{others})"
 
 
 def _is_there(path: Path, volumes: bool) -> bool:

@@ -7,6 +7,7 @@ long to load.
 """
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -23,7 +24,7 @@ __all__ = ["OPSET", "looped", "to_onnx"]
 # Of 2022: the first one with antialiased resizing, and what every runtime has by now.
 OPSET = 18
 _BATCH = "n"
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 @torch.no_grad()
@@ -166,9 +167,12 @@ def _name_batches(graph: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the remarks of the exporter, which are about itself."""
+    """Silence the remarks of the exporter, which are about itself.
+
+    Where it fails, it also prints the whole graph to the standard error stream, ahead of the error.
+    """
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ from sklearn_msf.exporting.graphs import (
 )
 from sklearn_msf.exporting.image_conversion import native_dtype
 from sklearn_msf.flow.ode_solver import OdeSettings
-from sklearn_msf.model.classification import ClassificationSettings, predict
+from sklearn_msf.model.classification import ClassificationSettings, Prediction, predict
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.sampling import image_noise, sample
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import labels_to_plain
 from sklearn_msf.persistence.whole_files import whole_file
 from sklearn_msf.runtime.torch_state import standard_torch
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["export_classifier", "export_sampler"]
 
@@ -42,6 +44,8 @@ _N_TRACED = 3
 _N_COMPARED = (1, 4)
 # What one file of ONNX can hold.
 _MAX_BYTES = 2**31 - 1
+# Characters of the message of an error of torch.
+_MAX_REASON = 300
 
 
 @standard_torch()
@@ -78,6 +82,12 @@ def export_classifier(
         If onnx, onnxscript or onnxruntime is not installed.
     OSError
         If the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If the settings have another precision than float32, in which the file computes, and
+        probabilities differ for it.
     """
     _check_can_write(path)
     _check_one_step(settings)
@@ -87,27 +97,45 @@ def export_classifier(
             "the whole network for each image and is not exported: call fit_reject with kind="
             f"{', '.join(map(repr, EXPORTED_UNCERTAINTIES))} on other calibration images."
         )
-    settings = replace(settings, precision="float32")
+    in_graph = replace(settings, precision="float32")
     X = _random_images(model.image_format, _N_TRACED)
 
     def convert() -> Any:
-        graph = ClassifierGraph(for_graphs(model), settings, kind)
+        graph = ClassifierGraph(for_graphs(model), in_graph, kind)
         return to_onnx(graph, [torch.from_numpy(X)], ["images"], ["probabilities", "uncertainty"])
 
     onnx_model = _converted(model, convert)
     entries = {"uncertainty": kind, **metadata}
     data = _serialized(onnx_model, "classifier", model, entries)
 
+    def predictions(X: np.ndarray, settings: ClassificationSettings) -> Prediction:
+        rows = RowsOnDemand(X.reshape(len(X), -1))
+        inputs = model.space.inputs(rows, model.device, settings.precision)
+        return predict(model, inputs, settings, kind)
+
     def compare(run: Callable[..., list[np.ndarray]], n: int) -> None:
         X = _random_images(model.image_format, n)
-        rows = RowsOnDemand(X.reshape(n, -1))
-        wanted = predict(model, model.space.inputs(rows, model.device, "float32"), settings, kind)
+        wanted = predictions(X, in_graph)
         p, uncertainty = run({"images": X})
         _check_close("probabilities", p, wanted.probabilities, _TOLERANCE)
         _check_close("uncertainty", uncertainty, UNCERTAINTIES[kind](wanted), _TOLERANCE)
 
     _compare(data, compare)
     _write(path, data)
+    if settings.precision != in_graph.precision:
+        X = _random_images(model.image_format, max(_N_COMPARED))
+        p, of_graph = (predictions(X, each).probabilities for each in (settings, in_graph))
+        _warn_of_precision(settings.precision, float(np.abs(p - of_graph).max()))
+
+
+def _warn_of_precision(precision: str, difference: float) -> None:
+    """Say by how much the estimator's own probabilities differ, as it computes less exactly."""
+    if not difference <= _TOLERANCE:
+        warn_user(
+            f"predict_proba computes in {precision} here and the exported classifier in float32: "
+            f"on random images their probabilities differ by up to {difference:.1g}. "
+            "set_params(precision='float32') makes the estimator compute as the file does."
+        )
 
 
 @standard_torch()
@@ -237,7 +265,7 @@ def _converted(model: FittedModel, convert: Callable[[], Any]) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        reason = f"{type(cause).__name__}: {shorten(str(cause), _MAX_REASON)}"
         source = model.space.autoencoder_source
         if source is None:
             raise ValueError(f"The model cannot be exported to ONNX ({reason}).") from error

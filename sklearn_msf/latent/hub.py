@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ __all__ = [
     "KNOWN_LICENSES",
     "HubFiles",
     "fetch_from_hub",
+    "form_of_id",
     "is_commit",
     "is_hub_id",
     "shortened",
@@ -44,6 +46,16 @@ class HubFiles(NamedTuple):
 def is_hub_id(name: str) -> bool:
     """Tell whether a name can be an id on the hub; names with parts of dots only are paths."""
     return re.fullmatch(rf"(?:{_ONE_PART}/)?{_ONE_PART}", name) is not None
+
+
+def form_of_id(name: str | PathLike[str]) -> str:
+    """Say what an id looks like, for errors about text that is neither an id nor a folder."""
+    if isinstance(name, PathLike) or ("/" in name and is_hub_id(name)):
+        return ""
+    return (
+        " An id on the Hugging Face hub has the form 'user/model', of letters, digits, '-', '_' "
+        "and '.', and is no URL."
+    )
 
 
 def is_commit(revision: object) -> bool:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sklearn_msf.exceptions import PretrainedModelError
-from sklearn_msf.latent.hub import CONFIG_NAME, HubFiles, fetch_from_hub, is_hub_id
+from sklearn_msf.latent.hub import CONFIG_NAME, HubFiles, fetch_from_hub, form_of_id, is_hub_id
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
 
 __all__ = ["ModelKind", "fetch_model", "find_folder", "read_json", "read_weights"]
@@ -71,7 +71,7 @@ def find_folder(kind: ModelKind, name: str | PathLike[str]) -> Path | None:
     if isinstance(name, PathLike) or not is_hub_id(path):
         raise kind.error(
             f"{kind.parameter}={name!r} is a path, and there is no such folder (the working "
-            f"directory is {str(Path.cwd())!r}). {kind.ways_out}"
+            f"directory is {str(Path.cwd())!r}).{form_of_id(name)} {kind.ways_out}"
         )
     return None
 

@@ -7,7 +7,9 @@ callbacks) is taken from the first one.
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,13 +19,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sklearn_msf.exceptions import ProcessGroupError
+from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["ProcessGroup", "join_process_group"]
+__all__ = ["ProcessGroup", "join_process_group", "tell_refusal"]
 
 # After this time without a sign of the others a process that trains ends with an error.
 _TIMEOUT = timedelta(seconds=45)
 # So long a process waits for the others to begin: some may read or download their data for longer.
 _TIMEOUT_OF_BEGIN = timedelta(minutes=30)
+# After this time it says that it waits.
+_SECONDS_OF_SILENCE = 60.0
 # What torchrun sets for each process.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -61,30 +66,63 @@ class ProcessGroup:
         received: Any = values[0]
         return received
 
-    def check_same(self, what: str, value: Any) -> None:
-        """Raise an error in every process if a value is not the same in all of them.
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, which must be possible to pickle."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _answering():
+            dist.all_gather_object(values, value)
+        return values
+
+    def check_same(self, values: Mapping[str, str]) -> None:
+        """Raise an error in every process if values are not the same in all of them.
 
         Parameters
         ----------
-        what : str
-            Names the value in the message.
-        value : object
-            A value that can be pickled and compared.
+        values : mapping of str to str
+            Descriptions of values by their names; both stand in the message.
 
         Raises
         ------
         ProcessGroupError
         """
-        if self.size == 1:
-            return
-        values: list[Any] = [None] * self.size
-        with _answering():
-            dist.all_gather_object(values, value)
-        others = [rank for rank in range(self.size) if values[rank] != values[0]]
-        if others:
-            raise ProcessGroupError(
-                f"{what} of process {others[0]} differ from those of process 0: all processes of "
-                "a group must be given the same. For separate fits start separate programs."
+        of_all = self.gather(dict(values))
+        for rank, others in enumerate(of_all):
+            names = [
+                name for name in {**of_all[0], **others} if of_all[0].get(name) != others.get(name)
+            ]
+            if names:
+                first, other = (
+                    ", ".join(f"{name}: {each.get(name)}" for name in names)
+                    for each in (of_all[0], others)
+                )
+                raise ProcessGroupError(
+                    f"{' and '.join(names)} of process {rank} differ from those of process 0 "
+                    f"({other}; process 0 has {first}). All processes of a group need the same: "
+                    "load and split the data alike everywhere, with the same random_state; fit "
+                    "gives each process its part. For separate fits start separate programs "
+                    "without torchrun."
+                )
+
+    def check_batch(self, n_images: int, batch_size: int) -> None:
+        """Refuse a batch that has not one image for each process.
+
+        Parameters
+        ----------
+        n_images : int
+            Number of images in the batch.
+        batch_size : int
+            The parameter, for the message.
+
+        Raises
+        ------
+        ValueError
+        """
+        if n_images < self.size:
+            raise ValueError(
+                f"A step of {n_images} images (batch_size={batch_size}) is too small for "
+                f"{self.size} processes: each needs one. Raise batch_size, or start fewer."
             )
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
@@ -127,16 +165,17 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
     Raises
     ------
     ProcessGroupError
-        If the group's backend cannot send tensors of the device, or the others do not answer.
+        If the group's backend cannot send tensors of the device, another process refuses its
+        arguments, or the others do not answer.
     """
     if not dist.is_available():
         return ProcessGroup(), device
-    if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or any(
-            name not in os.environ for name in _LAUNCHER
-        ):
-            return ProcessGroup(), device
+    if dist.is_initialized():
+        _check_none_refuses(ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(""))
+    elif _is_launched():
         _initialize(device)
+    else:
+        return ProcessGroup(), device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     backend = str(dist.get_backend())
@@ -147,6 +186,44 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
             "device='cpu' and 'gloo'."
         )
     return ProcessGroup(dist.get_rank(), dist.get_world_size()), device
+
+
+def tell_refusal(error: Exception) -> None:
+    """Tell the other processes, which join the group, that this one cannot train.
+
+    Without it they would wait until they give up.
+
+    Parameters
+    ----------
+    error : Exception
+        What this process is about to raise.
+    """
+    if not dist.is_available():
+        return
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        if dist.is_initialized():
+            ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(reason)
+        elif _is_launched():
+            warn_user(f"This process tells the others, and then ends with this error: {reason}")
+            _meet(reason)
+    # This process ends with its own error, whatever becomes of the others.
+    except (RuntimeError, ValueError):
+        return
+
+
+def _is_launched() -> bool:
+    """Whether a launcher such as torchrun started several processes."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and all(name in os.environ for name in _LAUNCHER)
+
+
+def _check_none_refuses(reasons: Sequence[str]) -> None:
+    for rank, reason in enumerate(reasons):
+        if reason:
+            raise ProcessGroupError(
+                f"Process {rank} of the group cannot train, so none does: {reason}"
+            )
 
 
 @contextmanager
@@ -164,18 +241,65 @@ def _answering() -> Iterator[None]:
 def _initialize(device: torch.device) -> None:
     backend = _BACKENDS.get(device.type, "gloo")
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT_OF_BEGIN))
-        store.set(f"begins/{rank}", "")
-        store.wait([f"begins/{other}" for other in range(size)], _TIMEOUT_OF_BEGIN)
+        store, rank, reasons = _meet("")
+        _check_none_refuses(reasons)
         # From here on all are there. NCCL meets in the store as late as at its first message.
         store.set_timeout(_TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=len(reasons), timeout=_TIMEOUT
+        )
     except (RuntimeError, ValueError) as error:
+        if isinstance(error, ProcessGroupError):
+            raise
         raise ProcessGroupError(
             f"The process group of torchrun could not be joined with {backend!r}: {error}"
         ) from error
     # Later fits of this process use the group too.
     atexit.register(_leave)
+
+
+def _meet(refusal: str) -> tuple[Any, int, list[str]]:
+    """Wait for the other processes, and exchange what keeps each of them from training, if any.
+
+    Returns
+    -------
+    store : torch.distributed.Store
+        Where they met.
+    rank : int
+        Number of this process.
+    refusals : list of str
+        Of all processes.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with _saying_that_it_waits(rank, size):
+        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT_OF_BEGIN))
+        # A later fit meets again if this one is refused.
+        meeting = store.add(f"meetings/{rank}", 1)
+        store.set(f"begins/{meeting}/{rank}", refusal)
+        keys = [f"begins/{meeting}/{other}" for other in range(size)]
+        store.wait(keys, _TIMEOUT_OF_BEGIN)
+    refusals = [store.get(key).decode() for key in keys]
+    if any(refusals):
+        # The store may end with this process.
+        store.set(f"has read/{meeting}/{rank}", "")
+        store.wait([f"has read/{meeting}/{other}" for other in range(size)], _TIMEOUT)
+    return store, rank, refusals
+
+
+@contextmanager
+def _saying_that_it_waits(rank: int, size: int) -> Iterator[None]:
+    """Warn once if the others do not come: they may have ended, or may never call fit."""
+    text = (
+        f"Process {rank} of {size} waits in fit for the others: for {_TIMEOUT_OF_BEGIN} in all, "
+        "then it ends with an error. See the output of those that do not come."
+    )
+    timer = threading.Timer(_SECONDS_OF_SILENCE, warnings.warn, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _leave() -> None:

@@ -189,6 +189,12 @@ def count_batches(n_images: int, batch_size: int, *, even: bool) -> int:
     return max(1, round(n_images / batch_size)) if even else math.ceil(n_images / batch_size)
 
 
+def smallest_batch(n_images: int, batch_size: int, *, even: bool) -> int:
+    """Return the number of images in the smallest batch of an epoch; as :func:`count_batches`."""
+    n_batches = count_batches(n_images, batch_size, even=even)
+    return n_images // n_batches if even else n_images - (n_batches - 1) * batch_size
+
+
 def _cumulative(weights: Tensor) -> Tensor:
     return weights.cumsum(0) / weights.sum()
 

@@ -113,12 +113,7 @@ class TrainingStep:
         rate : float
             Learning rate.
         """
-        if len(rows) < self._group.size:
-            raise ValueError(
-                f"A step of {len(rows)} images (batch_size={self._settings.batch_size}) is too "
-                f"small for {self._group.size} processes: each needs one. Raise batch_size, or "
-                "start fewer."
-            )
+        self._group.check_batch(len(rows), self._settings.batch_size)
         division = self._division(len(rows))
         inputs = data.select(rows, division.n_varied, self._generator)
         self._optimizer.begin_step(rate)
