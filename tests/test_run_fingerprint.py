@@ -278,8 +278,8 @@ def test_only_the_first_process_needs_the_checkpoints(tmp_path, monkeypatch):
     compared = {}
 
     class First(ProcessGroup):
-        def check_same(self, what, value):
-            compared[what] = value
+        def check_same(self, values):
+            compared.update(values)
 
         def of_first(self, value):
             raise StopError(value)
@@ -287,4 +287,4 @@ def test_only_the_first_process_needs_the_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "join_process_group", lambda device: (First(size=2), device))
     with pytest.raises(StopError, match="^float32$"):
         make(tmp_path, precision="auto").fit(X, Y)
-    assert compared["The parameters"]["precision"] == "'auto'"
+    assert compared["precision"] == "'auto'"
