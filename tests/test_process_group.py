@@ -111,7 +111,7 @@ def test_a_process_that_is_refused_tells_the_others(tmp_path, kind, bad):
     codes, errors = run_together(tmp_path, kind)
     assert codes == [1, 1]
     assert "ValueError: Input X" in errors[bad].splitlines()[-1]
-    told = f"ProcessGroupError: Process {bad} of the group cannot train, so none does: ValueError: I"
+    told = f"Error: Process {bad} of the group cannot train, so none does: ValueError: Input X"
     assert told in errors[1 - bad]
 
 
