@@ -6,11 +6,11 @@ callbacks) is taken from the first one.
 """
 
 import atexit
+import contextlib
 import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -226,7 +226,7 @@ def _check_none_refuses(reasons: Sequence[str]) -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _answering() -> Iterator[None]:
     """Turn the errors of torch about processes that are gone into one of ours."""
     try:
@@ -280,13 +280,16 @@ def _meet(refusal: str) -> tuple[Any, int, list[str]]:
         store.wait(keys, _TIMEOUT_OF_BEGIN)
     refusals = [store.get(key).decode() for key in keys]
     if any(refusals):
-        # The store may end with this process.
-        store.set(f"has read/{meeting}/{rank}", "")
-        store.wait([f"has read/{meeting}/{other}" for other in range(size)], _TIMEOUT)
+        # The store may be in the first process, and end with it as soon as the others have read.
+        with contextlib.suppress(RuntimeError):
+            store.set(f"has read/{meeting}/{rank}", "")
+            if rank == 0:
+                others = [f"has read/{meeting}/{other}" for other in range(1, size)]
+                store.wait(others, _TIMEOUT)
     return store, rank, refusals
 
 
-@contextmanager
+@contextlib.contextmanager
 def _saying_that_it_waits(rank: int, size: int) -> Iterator[None]:
     """Warn once if the others do not come: they may have ended, or may never call fit."""
     text = (
