@@ -90,10 +90,11 @@ verbose
         ``flow_params={"image_prediction": "denoised", "image_weight": 0.7, "class_dropout":
         0.1}``, ``network_params={"dropout": 0.2}``. With ``label_prediction="posterior"``
         masks are plain colours at the size of the latents. With "velocity" they are encoded
-        masks, which need ``label_encoding="rgb"``. A `time_budget` includes opening and
-        training of the encoders and the encoding; with "fit" a third of it is for the
-        autoencoder. If it is over before training begins, `fit` raises a
-        ValueError.
+        masks, which need ``label_encoding="rgb"``. Over the features of a backbone alone
+        (``autoencoder=None``) ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15
+        and at most 25 times. A `time_budget` includes opening and training of the encoders and the
+        encoding; with "fit" a third of it is for the autoencoder. If it is over before training
+        begins, `fit` raises a ValueError.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_msf._evaluation.validation import checked_probabilities
+from sklearn_msf._evaluation.validation import as_numbers, checked_probabilities
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["adjust_to_prior", "estimate_prior"]
@@ -148,11 +148,12 @@ def _warn_of_absent(estimate: np.ndarray, n: int) -> None:
     # The largest frequency at which none of n samples is of a class in one of 20 draws.
     largest = 1 - 0.05 ** (1 / n)
     if len(absent) and largest > _NEGLIGIBLE:
+        shown = ", ".join(map(str, absent[:5])) + ", ..." * (len(absent) > 5)
         warn_user(
-            f"Among these {n} samples fewer than {_FEWEST:g} are estimated to be of the classes of "
-            f"columns {absent.tolist()}; so few samples do not exclude frequencies up to "
-            f"{largest:.2g}. adjust_to_prior with this estimate would hardly ever answer these "
-            "classes: estimate from more samples, or set their frequencies yourself."
+            f"In {n} samples fewer than {_FEWEST:g} are estimated to be of {len(absent)} of the "
+            f"{len(estimate)} classes (columns {shown}): so few samples cannot tell rare classes "
+            f"from absent ones, and do not exclude frequencies up to {largest:.2g}. Estimate from "
+            "more samples, or set the frequencies yourself."
         )
 
 
@@ -165,15 +166,13 @@ def _checked_prior(
     name: str, prior: ArrayLike, n_classes: int, *, may_be_zero: bool = False
 ) -> np.ndarray:
     """Check frequencies of classes, and return them in float64 with sum 1."""
-    try:
-        if isinstance(prior, (Mapping, Set)):
-            raise TypeError(f"a {type(prior).__name__} has no order of columns")
-        values = np.asarray(prior, dtype=float)
-    except (TypeError, ValueError) as error:
+    if isinstance(prior, (Mapping, Set)) or hasattr(prior, "iloc"):
         raise ValueError(
-            f"{name} must be {n_classes} numbers in the order of the columns of probabilities, got "
-            f"{prior!r} ({error}). From a dict: [{name}[label] for label in classifier.classes_]."
-        ) from error
+            f"{name} must be {n_classes} numbers in the order of the columns of probabilities; a "
+            f"{type(prior).__name__} may have another order. Pass "
+            f"[{name}[label] for label in classifier.classes_]."
+        )
+    values = as_numbers(name, prior)
     if values.shape != (n_classes,):
         raise ValueError(
             f"{name} must be of shape ({n_classes},), a frequency for each column of "

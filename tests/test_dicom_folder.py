@@ -87,7 +87,7 @@ def test_a_transfer_syntax_that_pydicom_cannot_decode_is_named_with_a_remedy(tmp
     dataset.PixelData = encapsulate([bytes(64)])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
-    message = "transfer syntax MPEG2 Main Profile / Main Level.*convert it to Explicit VR Little"
+    message = "transfer syntax MPEG2 Main Profile / Main Level.*convert the file to Explicit VR"
     with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path)
 

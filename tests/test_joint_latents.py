@@ -5,6 +5,7 @@ fixtures of this file. Those that fit run over features alone, those of one fitt
 latents.
 """
 
+import math
 import pickle
 import re
 
@@ -44,8 +45,10 @@ from test_rejection import (
 from test_run_fingerprint import cut_off, make, weights
 
 from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf._estimator.auto_settings import training_settings
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.sample_augmentation import augment_with_samples
 
 RNG = np.random.default_rng(0)
@@ -345,6 +348,21 @@ DRAWING = {
     "counterfactual": lambda c: c.counterfactual(X, "a"),
     "Sampling for training": lambda c: augment_with_samples(c, X, Y, n_per_class=1),
 }
+
+
+@pytest.mark.parametrize(
+    ("make", "n_images", "times"),
+    [
+        (tiny_feature_classifier, 300, 25),
+        (tiny_feature_classifier, 1000, 20),
+        (tiny_feature_classifier, 9000, 15),
+        (tiny_joint_classifier, 1000, 36),
+    ],
+)
+def test_auto_trains_for_a_shorter_time_over_features_alone(make, n_images, times):
+    p = make(max_epochs="auto", classification_fraction=0.8)._parameters()
+    settings = training_settings(p, n_images, resolve_device("cpu"))
+    assert settings.max_epochs == math.ceil(times / 0.8)
 
 
 @pytest.mark.parametrize("method", DRAWING)

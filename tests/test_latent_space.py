@@ -121,10 +121,13 @@ def test_variations_of_an_image_do_not_depend_on_the_others():
     torch.testing.assert_close(alone, together[:2])
 
 
-def training_data(latents, n_drawable, n_channels):
-    labels = torch.arange(len(latents))
-    weights = torch.ones(len(latents), dtype=torch.float64)
-    return LatentTrainingData(latents, n_drawable, n_channels, labels, weights, len(latents), CPU)
+def training_data(latents, n_drawable, n_channels, n_features=0):
+    targets = (
+        torch.arange(len(latents)),
+        torch.ones(len(latents), dtype=torch.float64),
+        len(latents),
+    )
+    return LatentTrainingData(latents, n_drawable, n_channels, n_features, *targets, CPU)
 
 
 def test_a_batch_takes_one_variation_of_each_image():
@@ -151,6 +154,21 @@ def test_every_batch_has_fresh_samples_of_the_posterior():
     assert (first != second).all()
     assert first.mean() == pytest.approx(3.0, abs=0.02)
     assert first.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_only_samples_for_classification_and_only_features_have_noise():
+    values = torch.arange(10.0)[:, None, None, None, None].expand(-1, 1, 3, 8, 8)
+    data = training_data(values, 1, 3, n_features=2)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(10).repeat(20)
+    first, second = (data.batch((rows,), 150, generator)[0] for _ in range(2))
+    plain = rows.float()[:, None, None, None].expand(-1, 3, 8, 8)
+    assert torch.equal(first[150:], plain[150:])
+    assert torch.equal(first[:150, :1], plain[:150, :1])
+    assert (first[:150, 1:] != second[:150, 1:]).all()
+    noise = (first - plain)[:150, 1:]
+    assert noise.mean() == pytest.approx(0, abs=0.02)
+    assert noise.std() == pytest.approx(1, abs=0.02)
 
 
 def test_masks_of_classes_are_encoded_once():

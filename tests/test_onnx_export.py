@@ -299,9 +299,8 @@ def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(classifier, tm
 
 
 def test_a_threshold_that_was_learned_in_bfloat16_is_refused(classifier, tmp_path):
-    other = changed(classifier, precision="bfloat16")
-    rule = classifier.rejection_
-    other.rejection_ = replace(rule, settings={**rule.settings, "precision": "bfloat16"})
+    other = changed(classifier)
+    other.rejection_ = replace(classifier.rejection_, precision="bfloat16")
     refused(other, tmp_path / "m.onnx", "computed in bfloat16.*'float32'.* and fit_reject again")
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,10 +76,10 @@ def test_an_absent_class_is_estimated_as_absent():
 @pytest.mark.parametrize(
     ("p", "message"),
     [
-        ([[0.9, 0.05, 0.05]], r"these 1 samples fewer than 0.5 .*columns \[1, 2\].* up to 0.95"),
+        ([[0.9, 0.05, 0.05]], r"In 1 samples .* 2 of the 3 classes \(columns 1, 2\).* up to 0.95"),
         (
             [[0.9, 0.1, 0]] * 15 + [[0, 0.9, 0.1]] * 15,
-            r"these 30 samples.*columns \[2\].* up to 0.095",
+            r"In 30 samples .* 1 of the 3 classes \(columns 2\).* up to 0.095",
         ),
     ],
 )
@@ -109,8 +110,15 @@ def test_an_estimate_that_does_not_settle_is_warned_of(monkeypatch):
             {"old_prior": {"a": 0.5, "b": 0.5}},
             r"old_prior must be 2 numbers in the order.*classes_",
         ),
+        ({"new_prior": pd.Series({"b": 0.9, "a": 0.1})}, "a Series may have another order"),
         ({"new_prior": {0.9, 0.1}}, "new_prior must be 2 numbers in the order of the columns.*set"),
-        ({"new_prior": ["many", "few"]}, r"new_prior must be 2 numbers.*got \['many', 'few'\]"),
+        (
+            {"new_prior": ["0.9", "0.1"]},
+            r"new_prior must be an array of numbers, got \['0.9', '0.1'\]",
+        ),
+        ({"old_prior": [True, False]}, "old_prior must be an array of numbers"),
+        ({"probabilities": {"a": 1.0}}, "probabilities must be an array of numbers"),
+        ({"probabilities": [["0.5", "0.5"]]}, "probabilities must be an array of numbers"),
         ({"new_prior": None}, r"new_prior must be of shape \(2,\).*got \(\)"),
         ({"old_prior": [1, 0]}, "old_prior must be above 0 for each class"),
         ({"old_prior": [30, 70]}, "old_prior must be above 0.*with sum 1; got .* with sum 100"),

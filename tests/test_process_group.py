@@ -17,7 +17,7 @@ from sklearn_msf.runtime import process_group
 from sklearn_msf.runtime.process_group import ProcessGroup
 
 SCRIPT = Path(__file__).with_name("train_together.py")
-KINDS = ["pixels", "velocity", "one kind of sample", "early stopping", "latents"]
+KINDS = ["uneven", "pixels", "velocity", "one kind of sample", "early stopping", "latents"]
 
 
 def environment(**variables):
@@ -105,14 +105,56 @@ def test_processes_with_other_data_or_parameters_do_not_train_together(tmp_path,
         assert "with the same random_state" in error
 
 
-@pytest.mark.parametrize(("kind", "bad"), [("first", 0), ("second", 1), ("later", 1)])
-def test_a_process_that_is_refused_tells_the_others(tmp_path, kind, bad):
-    kind = "refused later" if kind == "later" else f"{kind} is refused"
+@pytest.mark.parametrize(
+    ("kind", "bad", "error"),
+    [
+        ("first is refused", 0, "ValueError: Input X"),
+        ("second is refused", 1, "ValueError: Input X"),
+        ("refused later", 1, "ValueError: Input X"),
+        ("bad parameter", 1, "ValueError: learning_rate"),
+        ("warnings are errors", 1, "ValueError: Input X"),
+    ],
+)
+def test_a_process_that_is_refused_tells_the_others(tmp_path, kind, bad, error):
     codes, errors = run_together(tmp_path, kind)
     assert codes == [1, 1]
-    assert "ValueError: Input X" in errors[bad].splitlines()[-1]
-    told = f"Error: Process {bad} of the group cannot train, so none does: ValueError: Input X"
+    assert error in errors[bad].splitlines()[-1]
+    told = f"Error: Process {bad} of the group cannot train, so none does: {error}"
     assert told in errors[1 - bad]
+
+
+class Store:
+    """Records what is waited for; the other process has said that it is well."""
+
+    def __init__(self):
+        self.values, self.waited_for = {"begins/1/0": b"", "begins/1/1": b""}, []
+
+    def add(self, key, amount):
+        return amount
+
+    def set(self, key, value):
+        self.values[key] = value.encode()
+
+    def get(self, key):
+        return self.values[key]
+
+    def wait(self, keys, timeout):
+        self.waited_for.append(keys)
+
+
+@pytest.mark.parametrize(("rank", "waits"), [(0, True), (1, False)])
+def test_the_process_with_the_store_does_not_end_before_the_others_have_read(
+    monkeypatch, rank, waits
+):
+    store = Store()
+    rendezvous = iter([(store, rank, 2)])
+    monkeypatch.setattr(process_group.dist, "rendezvous", lambda *_, **__: rendezvous)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, _, refusals = process_group._meet("bad X")
+    assert refusals[rank] == "bad X"
+    assert f"has read/1/{rank}" in store.values
+    assert (["has read/1/1"] in store.waited_for) == waits
 
 
 def test_batches_with_fewer_images_than_processes_are_refused_before_a_folder_is_made(tmp_path):

@@ -27,7 +27,7 @@ def latents():
     generator = torch.Generator().manual_seed(0)
     stored = torch.randn(N, 3, 2, 8, 8, generator=generator)
     weights = torch.ones(N, dtype=torch.float64)
-    return LatentTrainingData(stored, 2, 1, torch.arange(N) % 2, weights, N, torch.device("cpu"))
+    return LatentTrainingData(stored, 2, 1, 0, torch.arange(N) % 2, weights, N, torch.device("cpu"))
 
 
 DATA = {"pixels": pixels, "latents": latents}

@@ -41,6 +41,9 @@ KINDS = {
     "first is refused": {},
     "second is refused": {},
     "refused later": {},
+    "bad parameter": {},
+    "warnings are errors": {},
+    "uneven": {"batch_size": 10, "even_batches": False, "early_stopping": True},
     "tiny batches": {"batch_size": 1},
     "dies": {},
 }
@@ -57,30 +60,49 @@ class CountedStep(TrainingStep):
         super().__call__(*arguments)
 
 
-def fitted(kind, folder):
-    images, rank = X, int(os.environ.get("RANK", "0"))
+# The number of a process that is refused.
+REFUSED = {
+    "first is refused": 0,
+    "second is refused": 1,
+    "refused later": 1,
+    "warnings are errors": 1,
+}
+# The step in which a process ends without a word, and which one.
+DIES = {"cut off": (7, 0), "dies": (2, 1)}
+
+
+def images_of(kind, rank):
+    if REFUSED.get(kind) == rank:
+        return np.full_like(X, np.nan)
+    # Of 31 images one would be left over, were none of them held out.
+    n = {"other data": 40 - rank, "uneven": 31}.get(kind, 40)
+    return X[:n]
+
+
+def settings_of(kind, rank, folder):
     settings = {**COMMON, **KINDS[kind]}
     if kind in ("cut off", "goes on", "tiny batches"):
         settings |= {"checkpoint_dir": folder / "checkpoints", "checkpoint_every": 1}
-    if kind == "cut off":
-        # In the third epoch of three steps each.
-        DIES_AFTER.append(7)
-    if kind == "other data":
-        images = X[: 40 - rank]
     if kind == "other parameters":
         settings["dropout"] = 0.2 + 0.1 * rank
+    if kind == "bad parameter" and rank == 1:
+        settings["learning_rate"] = -1.0
+    return settings
+
+
+def fitted(kind, folder):
+    rank = int(os.environ.get("RANK", "0"))
+    images, settings = images_of(kind, rank), settings_of(kind, rank, folder)
+    step, of = DIES.get(kind, (0, None))
+    if of == rank:
+        DIES_AFTER.append(step)
+    if kind == "warnings are errors":
+        warnings.simplefilter("error")
     if kind == "refused later":
         tiny_classifier(**settings).fit(X, Y)
-    if kind.endswith("is refused") and rank == ["first", "second"].index(kind.split()[0]):
-        images = np.full_like(X, np.nan)
-    if kind == "refused later" and rank == 1:
-        images = np.full_like(X, np.nan)
-    if kind == "dies" and rank == 1:
-        DIES_AFTER.append(2)
     make = tiny_latent_classifier if kind == "latents" else tiny_classifier
-    return make(**settings).fit(
-        images, Y[: len(images)], sample_weight=np.linspace(0.5, 2, 40)[: len(images)]
-    )
+    n = len(images)
+    return make(**settings).fit(images, Y[:n], sample_weight=np.linspace(0.5, 2, 40)[:n])
 
 
 def main(folder, kinds):

@@ -28,6 +28,9 @@ __all__ = [
 # at most so many times.
 _AUTO_IMAGES_AT_ONE = 36_000
 _AUTO_TIMES_AT_ONE = (15, 90)
+# A field over the features of a backbone alone has to learn less, and memorises sooner.
+_AUTO_FEATURES_AT_ONE = 20_000
+_AUTO_TIMES_OF_FEATURES = (15, 25)
 # A smaller fraction at t = 1 counts as this one: the number of epochs would grow without bound.
 _MIN_AUTO_FRACTION = 0.05
 # The fraction at t = 1 that "auto" stands for where time is not short.
@@ -147,8 +150,10 @@ def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) 
 def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
     if p.max_epochs != "auto":
         return int(p.max_epochs)
-    low, high = _AUTO_TIMES_AT_ONE
-    times_at_one = min(high, max(low, _AUTO_IMAGES_AT_ONE / n_images))
+    at_one, (low, high) = _AUTO_IMAGES_AT_ONE, _AUTO_TIMES_AT_ONE
+    if getattr(p, "backbone", None) is not None and p.autoencoder is None:
+        at_one, (low, high) = _AUTO_FEATURES_AT_ONE, _AUTO_TIMES_OF_FEATURES
+    times_at_one = min(high, max(low, at_one / n_images))
     if optimizer == "muon":
         times_at_one *= _MUON_SHARE
     # With a fraction of 0 all samples, at any t, teach classification: it counts as 1.

@@ -4,6 +4,7 @@ import functools
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -74,6 +75,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.model.sampling import change_class, sample, sample_trajectory
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.runtime.process_group import telling_others
 from sklearn_msf.runtime.progress import sampling_progress
 from sklearn_msf.runtime.torch_state import standard_torch
 
@@ -230,7 +232,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             result.
         """
         with all_or_nothing(self):
-            p = self._parameters()
+            p = self._parameters_of_fit()
             previous = self._fit_so_far() if p.warm_start else None
             given = TrainingArguments(X, y, sample_weight, groups, X_val, y_val, sample_weight_val)
             done, failure = fit(self, p, given, previous, self._preparation)
@@ -268,10 +270,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             None.
         """
         with all_or_nothing(self):
-            p, previous = self._parameters(), self._fit_so_far()
+            p, previous = self._parameters_of_fit(), self._fit_so_far()
             make = self._preparation
             self._take(fit_partially(self, p, X, y, classes, sample_weight, previous, make))
         return self
+
+    def _parameters_of_fit(self) -> Parameters:
+        with telling_others():
+            return self._parameters()
 
     def _fit_so_far(self) -> Fit | None:
         """Collect the result of an earlier fit, if there is one."""
@@ -569,9 +575,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_numbers(labels[counted], model.classes, in_groups=groups is not None, target=target)
         prediction = predict(model, inputs, settings, kind)
         of_prediction = prediction_parameters(self._parameters())
-        self.rejection_ = learn_rule(
+        rule = learn_rule(
             prediction, labels, counted, kind, of_prediction, classes=model.classes, target=target
         )
+        self.rejection_ = replace(rule, precision=settings.precision)
         return self
 
     def predict_with_reject(

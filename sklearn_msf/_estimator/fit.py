@@ -49,7 +49,7 @@ from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.runtime.device import resolve_device
-from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group, tell_refusal
+from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group, telling_others
 from sklearn_msf.runtime.progress import training_progress
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -208,7 +208,8 @@ def fit(
     started = time.perf_counter()
     known = None if previous is None else previous.model.classes
     if given.has_validation:
-        _check_validation_is_used(p)
+        with telling_others():
+            _check_validation_is_used(p)
     state = _begin(estimator, p, given, known, previous, preparation, started, resumes=True)
     p = state.p
     checkpoints, seed = _open_run(state)
@@ -279,15 +280,8 @@ def fit_partially(
     Parameters are those of :func:`fit`, with `classes`: all classes of all parts.
     """
     started = time.perf_counter()
-    if p.calibration is not None:
-        raise ValueError(
-            f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
-            "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
-            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
-        )
-    known = check_partial_classes(
-        classes, p.class_weight, None if previous is None else previous.model.classes
-    )
+    with telling_others():
+        known = _check_partial(p, classes, previous)
     given = TrainingArguments(X, y, sample_weight)
     state = _begin(estimator, p, given, known, previous, preparation, started)
     random_state = make_random_state(p.random_state)
@@ -318,16 +312,17 @@ def _begin(
 
     With `resumes` the fit may go on from checkpoints, and then keeps their precision.
     """
-    try:
+    with telling_others():
         samples, validation = _checked_samples(estimator, p, given, classes, previous)
         wanted_device = resolve_device(p.device)
-    except Exception as error:
-        tell_refusal(error)
-        raise
     group, device = join_process_group(wanted_device)
     _check_same_in_all(group, p, samples, validation)
-    smallest = smallest_batch(samples.n_images, int(p.batch_size), even=bool(p.even_batches))
-    group.check_batch(smallest, int(p.batch_size))
+    n_images, batch_size = samples.n_images, int(p.batch_size)
+    smallest = min(n_images, batch_size)
+    if validation is not None or not p.early_stopping:
+        # Nothing is held out, so the last batch of an epoch is known too.
+        smallest = smallest_batch(n_images, batch_size, even=bool(p.even_batches))
+    group.check_batch(smallest, batch_size)
     if resumes:
         # Not before the check: only the first process may have the checkpoints.
         precision = group.of_first(precision_of_run(p))
@@ -336,6 +331,19 @@ def _begin(
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
     return _FitState(p, samples, validation, device, group, prepared, previous, started)
+
+
+def _check_partial(p: Parameters, classes: Any, previous: Fit | None) -> np.ndarray:
+    """Check what partial_fit does not support, and return all classes of all parts."""
+    if p.calibration is not None:
+        raise ValueError(
+            f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
+            "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
+            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
+        )
+    return check_partial_classes(
+        classes, p.class_weight, None if previous is None else previous.model.classes
+    )
 
 
 def _checked_samples(

@@ -250,7 +250,12 @@ class LatentPreparation:
         )
         n_plain = min(n_flips, n_variations)
         return LatentTrainingData(
-            latents, n_plain, space.shape[0], *training_targets(samples), self._device
+            latents,
+            n_plain,
+            space.shape[0],
+            space.shape[0] - space.n_latent,
+            *training_targets(samples),
+            self._device,
         )
 
     @property

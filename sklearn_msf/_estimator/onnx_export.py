@@ -67,7 +67,7 @@ def export_model(
     settings = classification_settings(p, model.device)
     if rule is not None:
         check_rule(rule, None, prediction_parameters(p))
-        _check_precision(settings.precision)
+        _check_precision(rule.precision or settings.precision)
         _warn_of_low_threshold(rule)
     uncertainty = "margin" if rule is None else rule.kind
     # The settings are in the graph.
@@ -89,9 +89,9 @@ def _check_precision(precision: str) -> None:
     """Refuse a threshold whose certificate is for other rounding than that of the file."""
     if precision != "float32":
         raise ValueError(
-            f"fit_reject computed in {precision} on this machine, and an exported classifier "
-            "computes in float32, where the threshold accepts other images than it was certified "
-            "for: call set_params(precision='float32') and fit_reject again."
+            f"fit_reject computed in {precision}, and an exported classifier computes in float32, "
+            "where the threshold accepts other images than it was certified for: call "
+            "set_params(precision='float32') and fit_reject again."
         )
 
 

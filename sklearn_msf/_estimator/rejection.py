@@ -76,6 +76,8 @@ class RejectionRule:
         Calibration images that count, by class (rows) and by answer under this rule (columns, the
         last one for rejected images), as of
         :func:`~sklearn_msf.selective.confusion_matrix_with_reject`.
+    precision : {"float32", "bfloat16"} or None
+        Precision in which the uncertainties were computed; None in rules of older files.
     """
 
     threshold: float | None
@@ -85,6 +87,7 @@ class RejectionRule:
     confidence: float | None = None
     cost_matrix: tuple[tuple[float, ...], ...] | None = None
     confusion_matrix: tuple[tuple[int, ...], ...] | None = None
+    precision: str | None = None
 
     @property
     def n_images(self) -> int | None:

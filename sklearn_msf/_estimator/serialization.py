@@ -31,6 +31,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.model.temperature import MAX_LOG_TEMPERATURE
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.nn.precision import PRECISIONS
 from sklearn_msf.nn.unet import count_blocks_up
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
@@ -428,6 +429,8 @@ def _history(plain: Any) -> list[dict[str, Any]]:
         raise ArchiveError("The history of the model is not a list of epoch logs.")
     for log in plain:
         values = [log.get(name) for name in _NUMBERS_OF_AN_EPOCH]
+        # Logs of older versions have no fraction.
+        values.append(log.get("classification_fraction", 0.0))
         if not all(map(is_finite_number, values)):
             raise ArchiveError(f"The history of the model has an invalid epoch log: {log!r}.")
     return plain
@@ -461,10 +464,13 @@ def _rejection(plain: Any, classes: np.ndarray) -> RejectionRule | None:
     if plain is None:
         return None
     threshold, kind, settings = plain["threshold"], plain["kind"], plain["settings"]
+    precision = plain.get("precision")
     certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
-    if not certified or kind not in UNCERTAINTIES or not isinstance(settings, dict):
+    known = kind in UNCERTAINTIES and precision in (None, *PRECISIONS)
+    if not certified or not known or not isinstance(settings, dict):
         raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    return RejectionRule(threshold, kind, settings, **_certificate(plain, classes))
+    certificate = _certificate(plain, classes)
+    return RejectionRule(threshold, kind, settings, precision=precision, **certificate)
 
 
 def _certificate(plain: dict[str, Any], classes: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = [
+    "as_numbers",
     "by_score",
     "check_share",
     "checked_probabilities",
@@ -75,16 +76,33 @@ def checked_rows(
     return losses[counts], scores[counts], weights[counts]
 
 
+def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Return values in float64.
+
+    Raises
+    ------
+    ValueError
+        For what is no array of numbers: sets and dicts, text, truth values, times.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iufO":
+            raise TypeError(f"it is of {array.dtype}")
+        return array.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {values!r}: {error}.") from error
+
+
 def checked_probabilities(name: str, probabilities: ArrayLike) -> np.ndarray:
     """Check class probabilities, and return them in float64 with rows that sum to 1.
 
     Raises
     ------
     ValueError
-        For another shape than (n, K) with n >= 1 and K >= 2, for values that are not in [0, 1], and
-        for rows that do not sum to 1.
+        For what are no numbers, for another shape than (n, K) with n >= 1 and K >= 2, for values
+        that are not in [0, 1], and for rows that do not sum to 1.
     """
-    p = np.asarray(probabilities, dtype=float)
+    p = as_numbers(name, probabilities)
     if p.ndim != 2 or not len(p) or p.shape[1] < 2:
         raise ValueError(
             f"{name} must be of shape (n, K), a column for each of two or more classes; got "

@@ -85,8 +85,8 @@ def read_pixels(path: Path, window: Window) -> np.ndarray:
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         raise ValueError(
             f"has the transfer syntax {getattr(syntax, 'name', syntax)}, which pydicom cannot "
-            "decode: convert it to Explicit VR Little Endian, for example with gdcmconv --raw or "
-            "dcmdjpeg"
+            "decode: convert the file to Explicit VR Little Endian with a program that knows this "
+            "syntax, or export the frames of a video as images"
         ) from error
     n_samples = 1 if header.mode in (*_GRAY, _PALETTE) else 3
     shape = (header.n_frames, *header.size, n_samples)

@@ -15,11 +15,17 @@ from sklearn_msf.training.batches import TrainingData
 
 __all__ = ["LatentTrainingData", "encode_variations"]
 
+# Deviation of the noise on features, whose channels had deviation 1 before they were rotated.
+_NOISE = 1.0
+
 
 class LatentTrainingData(TrainingData):
     """Latents of several variations of each image, with posterior deviations if there are any.
 
     Every batch takes one random variation of each of its images, and a new draw of its posterior.
+    Where a backbone's features are among the channels, those that teach nothing but classes see
+    them with noise: the class can be read from features within few steps, and without noise the
+    network goes on to memorise the training images.
 
     Parameters
     ----------
@@ -30,6 +36,8 @@ class LatentTrainingData(TrainingData):
         generated images look like these.
     n_channels : int
         Channels c of the means and features.
+    n_features : int
+        How many of these, the last ones, are features.
     labels, weights, epoch_size, device :
         As in :class:`TrainingData`.
     """
@@ -41,6 +49,7 @@ class LatentTrainingData(TrainingData):
         latents: Tensor,
         n_drawable: int,
         n_channels: int,
+        n_features: int,
         labels: Tensor,
         weights: Tensor,
         epoch_size: int,
@@ -50,6 +59,7 @@ class LatentTrainingData(TrainingData):
         self._n_variations = latents.shape[1]
         self._n_drawable = n_drawable
         self._n_channels = n_channels
+        self._n_features = n_features
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Collect what :meth:`batch` needs; streamed latents need their variations now."""
@@ -75,7 +85,16 @@ class LatentTrainingData(TrainingData):
             noise = torch.randn(deviations.shape, generator=generator, device=stored.device)
             drawn = x[:, :n_deviations] + deviations * noise
             x = torch.cat([drawn, x[:, n_deviations:]], dim=1)
-        return x, self.labels[rows]
+        return self._with_noise(x, n_varied, generator), self.labels[rows]
+
+    def _with_noise(self, x: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
+        """Add noise to the features of the first samples."""
+        if not self._n_features or not n_varied:
+            return x
+        features = x[:n_varied, -self._n_features :]
+        noise = torch.randn(features.shape, generator=generator, device=x.device)
+        varied = torch.cat([x[:n_varied, : -self._n_features], features + _NOISE * noise], dim=1)
+        return torch.cat([varied, x[n_varied:]])
 
     def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
         """Choose the index of a variation of each image."""

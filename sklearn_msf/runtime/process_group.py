@@ -21,7 +21,7 @@ from torch import Tensor
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["ProcessGroup", "join_process_group", "tell_refusal"]
+__all__ = ["ProcessGroup", "join_process_group", "telling_others"]
 
 # After this time without a sign of the others a process that trains ends with an error.
 _TIMEOUT = timedelta(seconds=45)
@@ -188,28 +188,32 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
     return ProcessGroup(dist.get_rank(), dist.get_world_size()), device
 
 
-def tell_refusal(error: Exception) -> None:
-    """Tell the other processes, which join the group, that this one cannot train.
+@contextlib.contextmanager
+def telling_others() -> Iterator[None]:
+    """Tell the other processes, which join the group, of an error that keeps this one from it.
 
-    Without it they would wait until they give up.
-
-    Parameters
-    ----------
-    error : Exception
-        What this process is about to raise.
+    Without it they would wait until they give up. What is inside must come before
+    :func:`join_process_group`.
     """
+    try:
+        yield
+    except Exception as error:
+        # This process ends with its own error, whatever becomes of the others.
+        with contextlib.suppress(RuntimeError, ValueError):
+            _tell(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _tell(refusal: str) -> None:
     if not dist.is_available():
         return
-    reason = f"{type(error).__name__}: {error}"
-    try:
-        if dist.is_initialized():
-            ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(reason)
-        elif _is_launched():
-            warn_user(f"This process tells the others, and then ends with this error: {reason}")
-            _meet(reason)
-    # This process ends with its own error, whatever becomes of the others.
-    except (RuntimeError, ValueError):
-        return
+    if dist.is_initialized():
+        ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(refusal)
+    elif _is_launched():
+        # The error itself comes only when all have been told. Warnings may be errors.
+        with contextlib.suppress(Warning):
+            warn_user(f"This process tells the others, and then ends with this error: {refusal}")
+        _meet(refusal)
 
 
 def _is_launched() -> bool:
