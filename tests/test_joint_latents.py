@@ -360,7 +360,8 @@ DRAWING = {
     ],
 )
 def test_auto_trains_for_a_shorter_time_over_features_alone(make, n_images, times):
-    p = make(max_epochs="auto", classification_fraction=0.8)._parameters()
+    settings = {"max_epochs": "auto", "classification_fraction": 0.8, "optimizer": "adamw"}
+    p = make(**settings)._parameters()
     settings = training_settings(p, n_images, resolve_device("cpu"))
     assert settings.max_epochs == math.ceil(times / 0.8)
 
