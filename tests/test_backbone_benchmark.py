@@ -53,6 +53,8 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setattr(benchmark, "measure", None)
     assert run(benchmark, monkeypatch, file, "--seeds", "0", "1") == records
     assert "| few | 1 epochs | field over features |" in capsys.readouterr().out
+    provenance = records[-1]["provenance"]
+    assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
 
 
 def test_the_first_images_of_each_class_are_taken(benchmark):

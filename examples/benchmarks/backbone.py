@@ -7,29 +7,37 @@ weights from ImageNet (Apache-2.0). The backbone is this network up to its block
 maps of 192 x 7 x 7 of images of 224 px. All systems see the four flips of each training image, and
 their predictions for the four flips of a test image are averaged (without: "plain").
 
-Each run is added to docs/benchmarks/backbone.json as it ends, and runs that the file has are not
-repeated; backbone.md is written beside it. Budgets are reference seconds, as in accuracy.py, and
-count everything, features included. With ``--max-epochs`` there is no budget: for a machine that
-others use too. ``--n-images`` takes only so many images of each split, to try the script.
+Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
+them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
+for a machine that others use too. ``--n-images`` takes only so many images of each split, to try
+the script.
 """
 
-import json
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from _common import (
+    Benchmark,
+    Records,
     accuracy,
     add_data_options,
     as_tensor,
+    asked_parameters,
     auc_score,
+    describe_data,
+    described,
     gemm_gflops,
     load,
     local_seconds,
+    machines,
     make_parser,
     mean_and_spread,
+    resolved_parameters,
 )
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -101,7 +109,10 @@ def pooled_features(backbone, X):
 
 
 def logistic_regression(data, seed, limits, *, n_views):
-    """The penalty is the one with the lowest log loss on the validation images."""
+    """The penalty is the one with the lowest log loss on the validation images.
+
+    Returns a function from images to probabilities, and what "auto" became: nothing.
+    """
     backbone = as_backbone(EfficientNetStage())
     (X, y), (X_val, y_val) = data["train"], data["val"]
     features = pooled_features(backbone, X)[:, :n_views]
@@ -120,22 +131,44 @@ def logistic_regression(data, seed, limits, *, n_views):
         for model in models
     ]
     best = models[int(np.argmin(losses))]
-    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views])
+    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), {}
 
 
-def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
-    """A fit on the training images; predictions see an image and its mirror image in two draws."""
-    classifier = LatentMedSymmFlowClassifier(
+def make_field(seed, *, taef2=None, backbone=True, **settings):
+    """The estimator of a system; `taef2` is the folder of the autoencoder."""
+    return LatentMedSymmFlowClassifier(
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
         **FIELD,
-        **limits,
         **settings,
-    ).fit(*data["train"])
+    )
+
+
+def field(data, seed, limits, **settings):
+    """A fit on the training images; predictions see an image and its mirror image in two draws."""
+    classifier = make_field(seed, **limits, **settings).fit(*data["train"])
+    resolved = resolved_parameters(classifier, len(data["train"][1]))
+
     # The draws see horizontal flips; the vertical ones are averaged here.
-    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
+    def probabilities(X):
+        return (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
+
+    return probabilities, resolved
+
+
+def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that a record must have to count today."""
+    title = record["system"]
+    encoder = {"backbone": "EfficientNet-Lite0", "block": BLOCK}
+    if title.startswith("logistic"):
+        return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
+    asked = asked_parameters(LatentMedSymmFlowClassifier(**FIELD))
+    # Objects, which the title names.
+    named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
+    # A budget in epochs is in the identity.
+    return {**asked, **named, **(encoder if "features" in title else {}), "max_epochs": None}
 
 
 def make_systems(taef2):
@@ -165,22 +198,26 @@ def first_images(data, n_images):
     return chosen
 
 
-def measure(name, data, system, title, seed, budget, limits, n_images):
-    start = time.perf_counter()
-    predict = system(data, seed, limits)
+def measure(identity, data, described_data, system, limits):
+    gflops, start = gemm_gflops(), time.perf_counter()
+    predict, resolved = system(data, identity["seed"], limits)
     seconds = time.perf_counter() - start
     X, y = data["test"]
     p = predict(X)
+    begun = described(
+        identity,
+        parameters=parameters(identity),
+        data=described_data,
+        gflops=gflops,
+        seconds=seconds,
+        seed=identity["seed"],
+        resolved=resolved,
+    )
     return {
-        "dataset": name,
-        "system": title,
-        "seed": seed,
-        "budget": budget,
-        "n_images": n_images,
+        **begun,
         "auc": round(100 * auc_score(y, p), 2),
         "acc": round(100 * accuracy(y, p), 2),
         "log_loss": round(log_loss(y, p), 4),
-        "seconds": round(seconds, 1),
         # For paired comparisons.
         "labels": y.tolist(),
         "probabilities": p.round(5).tolist(),
@@ -223,8 +260,9 @@ def resampled_auc(y, p, counts):
 
 def table(records):
     lines = [
-        "| data | budget | system | AUC | ACC | log loss | AUC against logistic regression |",
-        "|---|---|---|---|---|---|---|",
+        "| data | budget | system | AUC | ACC | log loss | AUC against logistic regression | "
+        "reference seconds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     keys = dict.fromkeys((r["dataset"], r["budget"], r["n_images"], r["system"]) for r in records)
     for dataset, budget, n_images, system in keys:
@@ -242,33 +280,16 @@ def table(records):
             against = f"{low:+.1f} to {high:+.1f}"
         scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
         name = dataset if n_images is None else f"{dataset}, {n_images} images"
-        lines.append(f"| {name} | {budget} | {system} | {' | '.join(scores)} | {against} |")
+        seconds = np.mean([r["provenance"]["reference_seconds"] for r in group])
+        cells = [name, budget, system, *scores, against, f"{seconds:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = sorted({r["seed"] for r in records if r["system"] != REFERENCE})
+    lines += ["", f"Test splits; seeds {seeds}, mean and range. {machines(records)}."]
     return "\n".join([*lines, ""])
 
 
-class Runs:
-    """Runs in a JSON file, with their table in Markdown beside it."""
-
-    def __init__(self, path):
-        self.path = path
-        self.records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def __contains__(self, values):
-        return any(tuple(record.get(key) for key in IDENTITY) == values for record in self.records)
-
-    def add(self, record):
-        """Add a run and write the files."""
-        self.records.append(record)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.records, indent=1) + "\n", encoding="utf-8")
-        self.path.with_suffix(".md").write_text(table(self.records), encoding="utf-8")
-
-    def show(self):
-        """Print the table."""
-        print(table(self.records))
-
-
 SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
+BENCHMARK = Benchmark("backbone", IDENTITY, parameters, table)
 
 
 def main():
@@ -280,25 +301,26 @@ def main():
     parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
     parser.add_argument("--n-images", type=int, help="of each split; all by default")
     arguments = parser.parse_args()
-    runs = Runs(arguments.output)
+    records = Records(BENCHMARK, arguments.output)
     if arguments.max_epochs is None:
         budget = f"{arguments.seconds:g} s"
         limits = {"time_budget": local_seconds(arguments.seconds, gemm_gflops())}
     else:
         budget, limits = f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
-    files = dict(arguments.npz)
+    files, n_images = dict(arguments.npz), arguments.n_images
     for name in [*arguments.datasets, *files]:
-        data = first_images(load(name, files), arguments.n_images)
+        data = first_images(load(name, files), n_images)
+        described_data = describe_data(name, data)
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
             # Logistic regression has no seed.
             for seed in arguments.seeds if "field" in title else arguments.seeds[:1]:
-                if (name, title, seed, budget, arguments.n_images) not in runs:
-                    runs.add(
-                        measure(name, data, system, title, seed, budget, limits, arguments.n_images)
-                    )
-    runs.show()
+                values = name, title, seed, budget, n_images
+                identity = dict(zip(IDENTITY, values, strict=True))
+                if not records.has(identity, described_data):
+                    records.add(measure(identity, data, described_data, system, limits))
+    records.show()
 
 
 if __name__ == "__main__":
