@@ -157,6 +157,14 @@ def test_the_process_with_the_store_does_not_end_before_the_others_have_read(
     assert (["has read/1/1"] in store.waited_for) == waits
 
 
+@pytest.mark.parametrize(("rank", "waits"), [(0, True), (1, False)])
+def test_the_process_with_the_store_leaves_last(rank, waits):
+    store = Store()
+    process_group._leave(store, rank, 2)
+    assert f"has left/{rank}" in store.values
+    assert (["has left/1"] in store.waited_for) == waits
+
+
 def test_batches_with_fewer_images_than_processes_are_refused_before_a_folder_is_made(tmp_path):
     codes, errors = run_together(tmp_path, "tiny batches")
     assert codes == [1, 1]

@@ -27,6 +27,7 @@ __all__ = ["ProcessGroup", "join_process_group", "telling_others"]
 _TIMEOUT = timedelta(seconds=45)
 # So long a process waits for the others to begin: some may read or download their data for longer.
 _TIMEOUT_OF_BEGIN = timedelta(minutes=30)
+_TIMEOUT_OF_LEAVING = timedelta(seconds=2)
 # After this time it says that it waits.
 _SECONDS_OF_SILENCE = 60.0
 # What torchrun sets for each process.
@@ -259,7 +260,7 @@ def _initialize(device: torch.device) -> None:
             f"The process group of torchrun could not be joined with {backend!r}: {error}"
         ) from error
     # Later fits of this process use the group too.
-    atexit.register(_leave)
+    atexit.register(_leave, store, rank, len(reasons))
 
 
 def _meet(refusal: str) -> tuple[Any, int, list[str]]:
@@ -309,6 +310,16 @@ def _saying_that_it_waits(rank: int, size: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _leave() -> None:
+def _leave(store: Any, rank: int, size: int) -> None:
+    """Leave the group; the first process, which may hold the store, goes last.
+
+    On a busy machine others were seen to abort at their end when the store was gone before them.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    # Processes that are gone already are not waited for.
+    with contextlib.suppress(RuntimeError):
+        store.set(f"has left/{rank}", "")
+        if rank == 0:
+            others = [f"has left/{other}" for other in range(1, size)]
+            store.wait(others, _TIMEOUT_OF_LEAVING)
