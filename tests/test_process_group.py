@@ -89,6 +89,10 @@ def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
     [
         (
             "other data",
+            r"X and sample_weight of process 1 differ .*\(X: \(40, 8, 8\) of float64, digest",
+        ),
+        (
+            "fewer data",
             r"X and y and sample_weight of process 1 differ .*\(X: \(39, 8, 8\) of float64,",
         ),
         (

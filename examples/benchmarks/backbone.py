@@ -134,21 +134,17 @@ def logistic_regression(data, seed, limits, *, n_views):
     return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), {}
 
 
-def make_field(seed, *, taef2=None, backbone=True, **settings):
-    """The estimator of a system; `taef2` is the folder of the autoencoder."""
-    return LatentMedSymmFlowClassifier(
+def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
+    """A fit on the training images; predictions see an image and its mirror image in two draws."""
+    classifier = LatentMedSymmFlowClassifier(
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
         **FIELD,
+        **limits,
         **settings,
-    )
-
-
-def field(data, seed, limits, **settings):
-    """A fit on the training images; predictions see an image and its mirror image in two draws."""
-    classifier = make_field(seed, **limits, **settings).fit(*data["train"])
+    ).fit(*data["train"])
     resolved = resolved_parameters(classifier, len(data["train"][1]))
 
     # The draws see horizontal flips; the vertical ones are averaged here.
@@ -158,7 +154,7 @@ def field(data, seed, limits, **settings):
     return probabilities, resolved
 
 
-def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
+def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a record must have to count today."""
     title = record["system"]
     encoder = {"backbone": "EfficientNet-Lite0", "block": BLOCK}

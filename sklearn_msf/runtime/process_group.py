@@ -172,7 +172,7 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
     if not dist.is_available():
         return ProcessGroup(), device
     if dist.is_initialized():
-        _check_none_refuses(ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(""))
+        _check_none_refuses(_initialized_group().gather(""))
     elif _is_launched():
         _initialize(device)
     else:
@@ -186,7 +186,11 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
             f"{device}: initialize it with {_BACKENDS.get(device.type, 'gloo')!r}, or set "
             "device='cpu' and 'gloo'."
         )
-    return ProcessGroup(dist.get_rank(), dist.get_world_size()), device
+    return _initialized_group(), device
+
+
+def _initialized_group() -> ProcessGroup:
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
 @contextlib.contextmanager
@@ -209,7 +213,7 @@ def _tell(refusal: str) -> None:
     if not dist.is_available():
         return
     if dist.is_initialized():
-        ProcessGroup(dist.get_rank(), dist.get_world_size()).gather(refusal)
+        _initialized_group().gather(refusal)
     elif _is_launched():
         # The error itself comes only when all have been told. Warnings may be errors.
         with contextlib.suppress(Warning):
@@ -285,12 +289,7 @@ def _meet(refusal: str) -> tuple[Any, int, list[str]]:
         store.wait(keys, _TIMEOUT_OF_BEGIN)
     refusals = [store.get(key).decode() for key in keys]
     if any(refusals):
-        # The store may be in the first process, and end with it as soon as the others have read.
-        with contextlib.suppress(RuntimeError):
-            store.set(f"has read/{meeting}/{rank}", "")
-            if rank == 0:
-                others = [f"has read/{meeting}/{other}" for other in range(1, size)]
-                store.wait(others, _TIMEOUT)
+        _let_first_be_last(store, f"has read/{meeting}", rank, size, _TIMEOUT)
     return store, rank, refusals
 
 
@@ -311,15 +310,21 @@ def _saying_that_it_waits(rank: int, size: int) -> Iterator[None]:
 
 
 def _leave(store: Any, rank: int, size: int) -> None:
-    """Leave the group; the first process, which may hold the store, goes last.
+    """Leave the group; the first process goes last.
 
     On a busy machine others were seen to abort at their end when the store was gone before them.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
-    # Processes that are gone already are not waited for.
+    _let_first_be_last(store, "has left", rank, size, _TIMEOUT_OF_LEAVING)
+
+
+def _let_first_be_last(store: Any, done: str, rank: int, size: int, timeout: timedelta) -> None:
+    """Note that this process has done something; in the first one, wait for the others to do it.
+
+    The store may be in the first process, and end with it. Others may be gone already.
+    """
     with contextlib.suppress(RuntimeError):
-        store.set(f"has left/{rank}", "")
+        store.set(f"{done}/{rank}", "")
         if rank == 0:
-            others = [f"has left/{other}" for other in range(1, size)]
-            store.wait(others, _TIMEOUT_OF_LEAVING)
+            store.wait([f"{done}/{other}" for other in range(1, size)], timeout)

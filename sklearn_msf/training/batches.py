@@ -11,7 +11,7 @@ from sklearn_msf.data.augmentation import augment_images
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.runtime.device import has_float64
 
-__all__ = ["TrainingData", "count_batches"]
+__all__ = ["TrainingData", "count_batches", "smallest_batch"]
 
 # If the images need more than this fraction of a GPU's free memory, they are streamed.
 _RESIDENT_SHARE = 0.5
