@@ -331,6 +331,21 @@ def test_images_that_are_not_finite_are_refused_by_a_certified_rule(
             rejecting.fit_reject(X, digits[1][:4])
 
 
+def test_a_threshold_of_another_precision_is_used_with_a_warning(rejecting, calibration, digits):
+    X = digits[0]
+    assert rejecting.rejection_.precision == "float32"
+    moved = pickle.loads(pickle.dumps(rejecting))
+    # As a machine on which precision="auto" is bfloat16 would have learned it.
+    moved.rejection_ = replace(rejecting.rejection_, precision="bfloat16")
+    with pytest.warns(UserWarning, match=r"fit_reject computed in bfloat16.* in float32.* again"):
+        labels = moved.predict_with_reject(X)
+    assert labels.mask.tolist() == rejecting.predict_with_reject(X).mask.tolist()
+    # A coverage needs no threshold.
+    moved.predict_with_reject(X, coverage=0.5)
+    moved.fit_reject(*calibration, target_risk=0.15)
+    moved.predict_with_reject(X)
+
+
 def test_fitting_anew_forgets_the_threshold(rejecting, digits):
     assert not hasattr(clone(rejecting), "rejection_")
     again = pickle.loads(pickle.dumps(rejecting))

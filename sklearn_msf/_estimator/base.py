@@ -47,6 +47,7 @@ from sklearn_msf._estimator.rejection import (
     mark_rejected,
     prediction_parameters,
     rejects,
+    warn_of_precision,
 )
 from sklearn_msf._estimator.sampling_requests import (
     class_indices,
@@ -625,6 +626,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             For a `reject_label` that is a class or has another type, and for a coverage outside
             (0, 1]. If the threshold of :meth:`fit_reject` is used: for another `kind`, and if
             `n_draws` or another parameter of predictions has changed since.
+
+        Warns
+        -----
+        UserWarning
+            If the threshold of :meth:`fit_reject` is used, and was learned in another precision,
+            as on a machine where ``precision="auto"`` is another one.
         """
         if coverage is not None:
             check_share("coverage", coverage, includes_one=True)
@@ -639,6 +646,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             kind = "margin" if learned is None else learned.kind
         self._checked_kind(kind)
         model, inputs, of_prediction = self._checked(X)
+        if rule is not None:
+            warn_of_precision(rule, of_prediction.precision)
         prediction = predict(model, inputs, of_prediction, kind)
         rejected = rejects(UNCERTAINTIES[kind](prediction), rule, coverage)
         labels = mark_rejected(_labels(model, prediction), rejected, reject_label)

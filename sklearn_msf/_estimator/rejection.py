@@ -38,6 +38,7 @@ __all__ = [
     "mark_rejected",
     "prediction_parameters",
     "rejects",
+    "warn_of_precision",
 ]
 
 _DEFAULT_COVERAGE = 0.9
@@ -409,6 +410,21 @@ def check_rule(rule: RejectionRule, kind: Any, settings: dict[str, Any]) -> None
                 f"{name}={value!r} was {before!r} when fit_reject learned its threshold: set "
                 "it back, or call fit_reject again."
             )
+
+
+def warn_of_precision(rule: RejectionRule, precision: str) -> None:
+    """Warn where the uncertainties of a rule were computed in another precision than this one.
+
+    ``precision="auto"`` depends on the machine, so a model that is moved may compute in another
+    one, and images near the threshold may be decided otherwise.
+    """
+    if rule.precision not in (None, precision):
+        warn_user(
+            f"fit_reject computed in {rule.precision}, and this machine computes in {precision}: "
+            "images near the threshold may be decided otherwise, and what fit_reject promised is "
+            "not proved here. Call fit_reject again on this machine.",
+            UserWarning,
+        )
 
 
 def rejects(
