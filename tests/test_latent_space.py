@@ -156,17 +156,19 @@ def test_every_batch_has_fresh_samples_of_the_posterior():
     assert first.std() == pytest.approx(0.5, abs=0.02)
 
 
-def test_only_samples_for_classification_and_only_features_have_noise():
-    values = torch.arange(10.0)[:, None, None, None, None].expand(-1, 1, 3, 8, 8)
-    data = training_data(values, 1, 3, n_features=2)
+@pytest.mark.parametrize(("n_features", "deviation"), [(2, 0.1118), (160, 1.0), (360, 1.5)])
+def test_only_samples_for_classification_and_only_features_have_noise(n_features, deviation):
+    n_channels = 1 + n_features
+    values = torch.arange(10.0)[:, None, None, None, None].expand(-1, 1, n_channels, 4, 4)
+    data = training_data(values, 1, n_channels, n_features)
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(10).repeat(20)
     first, second = (data.batch((rows,), 150, generator)[0] for _ in range(2))
-    plain = rows.float()[:, None, None, None].expand(-1, 3, 8, 8)
+    plain = rows.float()[:, None, None, None].expand_as(first)
     assert torch.equal(first[150:], plain[150:])
     assert torch.equal(first[:150, :1], plain[:150, :1])
     assert (first[:150, 1:] != second[:150, 1:]).all()
-    noise = (first - plain)[:150, 1:]
+    noise = (first - plain)[:150, 1:] / deviation
     assert noise.mean() == pytest.approx(0, abs=0.02)
     assert noise.std() == pytest.approx(1, abs=0.02)
 

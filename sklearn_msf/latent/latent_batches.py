@@ -1,5 +1,7 @@
 """Latents for training: several variations of each image, encoded once."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,8 +17,8 @@ from sklearn_msf.training.batches import TrainingData
 
 __all__ = ["LatentTrainingData", "encode_variations"]
 
-# Deviation of the noise on features, whose channels had deviation 1 before they were rotated.
-_NOISE = 1.0
+# Number of features whose noise has deviation 1. Each of them had deviation 1 before the rotation.
+_FEATURES_OF_UNIT_NOISE = 160
 
 
 class LatentTrainingData(TrainingData):
@@ -25,7 +27,8 @@ class LatentTrainingData(TrainingData):
     Every batch takes one random variation of each of its images, and a new draw of its posterior.
     Where a backbone's features are among the channels, those that teach nothing but classes see
     them with noise: the class can be read from features within few steps, and without noise the
-    network goes on to memorise the training images.
+    network goes on to memorise the training images. The more features there are, the more of an
+    image each position tells, so the deviation of the noise grows with the root of their number.
 
     Parameters
     ----------
@@ -93,7 +96,8 @@ class LatentTrainingData(TrainingData):
             return x
         features = x[:n_varied, -self._n_features :]
         noise = torch.randn(features.shape, generator=generator, device=x.device)
-        varied = torch.cat([x[:n_varied, : -self._n_features], features + _NOISE * noise], dim=1)
+        deviation = math.sqrt(self._n_features / _FEATURES_OF_UNIT_NOISE)
+        varied = torch.cat([x[:n_varied, : -self._n_features], features + deviation * noise], dim=1)
         return torch.cat([varied, x[n_varied:]])
 
     def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
