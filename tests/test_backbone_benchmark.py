@@ -30,6 +30,7 @@ def file(tmp_path):
 def run(benchmark, monkeypatch, file, *arguments):
     output = file.parent / "backbone.json"
     common = ["--npz", f"few={file}", "--max-epochs", "1", "--output", str(output)]
+    common += ["--least-side", "8"]
     monkeypatch.setattr(sys, "argv", ["backbone.py", *common, *arguments])
     benchmark.main()
     return json.loads(output.read_text())
@@ -51,22 +52,44 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("pixels at 4", 1),
     ]
     assert [record["acc"] for record in records[:2]] == [100.0, 100.0]
+    assert [sorted(record["unusual_auroc"]) for record in records[1:3]] == [[], ["digits", "noise"]]
     for record in records:
         np.testing.assert_allclose(np.sum(record["probabilities"], axis=1), 1, atol=1e-4)
     monkeypatch.setattr(benchmark, "measure", None)
     assert run(benchmark, monkeypatch, file, "--seeds", "0", "1") == records
-    assert "| few | 1 epochs | field over features |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| few | 1 epochs | field over features |" in printed
+    assert "| data | system | noise | digits |" in printed
     provenance = records[-1]["provenance"]
     assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
 
 
-def test_enlarged_images_are_records_of_their_own(benchmark, monkeypatch, file):
+def test_small_images_are_enlarged(benchmark, monkeypatch, file):
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
-    only = ["--systems", benchmark.REFERENCE]
-    records = run(benchmark, monkeypatch, file, *only)
-    records = run(benchmark, monkeypatch, file, *only, "--enlarge", "16")
-    assert [record["dataset"] for record in records] == ["few", "few at 16"]
-    assert records[1]["provenance"]["data"]["arrays"]["test_images"] == "(30, 16, 16, 3) uint8"
+    only = ["--systems", benchmark.REFERENCE, "--least-side", "16"]
+    (record,) = run(benchmark, monkeypatch, file, *only)
+    assert record["provenance"]["data"]["arrays"]["test_images"] == "(30, 16, 16, 3) uint8"
+    data = {"train": (np.zeros((2, 20, 20), "u1"), np.zeros(2))}
+    assert benchmark.enlarged(data, 16) is data
+
+
+@pytest.mark.parametrize("shape", [(30, 12, 12), (30, 12, 12, 3)], ids=["gray", "RGB"])
+def test_other_images_have_the_size_and_colours_of_those_of_training(benchmark, shape):
+    X = np.zeros(shape, "u1")
+    others = {"gray": np.full((5, 20, 20), 7, "u1"), "RGB": np.full((5, 20, 20, 3), 7, "u1")}
+    kinds = benchmark.other_images(X, others)
+    assert {kind: images.shape[1:] for kind, images in kinds.items()} == dict.fromkeys(
+        ["noise", "digits", "gray", "RGB"], shape[1:]
+    )
+    assert {images.dtype for images in kinds.values()} == {X.dtype}
+    assert (kinds["gray"] == 7).all()
+    assert (kinds["RGB"] == 7).all()
+
+
+def test_images_that_are_less_usual_are_told_apart(benchmark):
+    typical, other = np.full((4, 2, 2), 9, "u1"), np.zeros((4, 2, 2), "u1")
+    found = benchmark.separation(lambda X: X.mean(axis=(1, 2)), typical, {"dark": other})
+    assert found == {"dark": 1.0}
 
 
 def test_the_first_images_of_each_class_are_taken(benchmark):

