@@ -150,6 +150,18 @@ def test_records_of_another_recipe_or_other_parameters_do_not_count(tmp_path, ou
     assert json.loads(path.read_text()) == [outdated, record(1)]
 
 
+def test_each_list_of_numbers_is_a_line_and_nothing_changes(tmp_path):
+    path = tmp_path / "toy.json"
+    rows = [[0.25, None, -1e-7], [1, True, 0]]
+    measured = {"rows": rows, "names": ["a, b", "[1,\n 2]"], "none": [], "nested": [1, [2]]}
+    wanted = record(**measured)
+    common.Records(benchmark(), path).add(wanted)
+    assert json.loads(path.read_text()) == [wanted]
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    assert "[0.25, null, -1e-07]," in lines
+    assert "[1, true, 0]" in lines
+
+
 def test_records_of_other_data_under_the_same_name_do_not_count(tmp_path):
     records = common.Records(benchmark(), tmp_path / "toy.json")
     records.add(record(0))

@@ -14,6 +14,7 @@ without provenance is of recipe 0, the defaults of before records were kept in t
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,7 @@ __all__ = [
 EARLIER = 0
 # Parameters that a budget or a seed sets: the record has them apart.
 _SET_BY_THE_RUN = ("time_budget", "random_state")
+_LIST_OF_NUMBERS = re.compile(r'\[\n *([^\[\]{}"]*?)\n *\]')
 
 
 # Parameters
@@ -327,8 +329,17 @@ def read_records(path: Path) -> list[dict]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all, so that a run that is stopped leaves no half of a file."""
+    """Write JSON, whole or not at all, so that a run that is stopped leaves no half of a file.
+
+    A list of numbers has a line of its own, not a line for each number.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    # Text in JSON has no line breaks, so only lists match.
+    text = _LIST_OF_NUMBERS.sub(_on_one_line, json.dumps(content, indent=1))
+    part.write_text(text + "\n")
     os.replace(part, path)
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return "[" + re.sub(r",\n *", ", ", found[1]) + "]"
