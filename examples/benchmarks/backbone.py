@@ -32,6 +32,7 @@ from _common import (
     as_tensor,
     asked_parameters,
     auc_score,
+    auroc,
     describe_data,
     described,
     gemm_gflops,
@@ -45,7 +46,7 @@ from _common import (
 )
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from taef2 import TAEF2
@@ -259,12 +260,7 @@ def other_images(X, others):
 def separation(usualness, X, unusual):
     """AUROC of each kind of other images: their chance to be less usual than test images."""
     typical = usualness(X[:N_UNUSUAL])
-    aurocs = {}
-    for kind, images in unusual.items():
-        scores = usualness(images)
-        is_other = np.r_[np.zeros(len(typical)), np.ones(len(scores))]
-        aurocs[kind] = round(float(roc_auc_score(is_other, -np.r_[typical, scores])), 4)
-    return aurocs
+    return {kind: round(auroc(typical, usualness(other)), 4) for kind, other in unusual.items()}
 
 
 def measure(identity, data, described_data, system, limits, others):

@@ -22,6 +22,7 @@ from _common import (
     add_npz_option,
     as_tensor,
     asked_parameters,
+    auroc,
     describe_data,
     described,
     gemm_gflops,
@@ -31,7 +32,6 @@ from _common import (
 )
 from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_digits
-from sklearn.metrics import roc_auc_score
 from torchdiffeq import odeint
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -131,12 +131,6 @@ def log_likelihood(classifier, X, seed=0):
 def largest_probability(classifier, X):
     """Confidence of the predictions."""
     return classifier.predict_proba(X).max(axis=1)
-
-
-def auroc(typical, other):
-    """Chance that an image of another kind scores lower than a typical one."""
-    truth = np.r_[np.zeros(len(typical)), np.ones(len(other))]
-    return float(roc_auc_score(truth, -np.r_[typical, other]))
 
 
 def compare_kinds(seeds, records):

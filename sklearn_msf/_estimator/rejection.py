@@ -422,8 +422,7 @@ def warn_of_precision(rule: RejectionRule, precision: str) -> None:
         warn_user(
             f"fit_reject computed in {rule.precision}, and this machine computes in {precision}: "
             "images near the threshold may be decided otherwise, and what fit_reject promised is "
-            "not proved here. Call fit_reject again on this machine.",
-            UserWarning,
+            "not proved here. Call fit_reject again on this machine."
         )
 
 

@@ -2,7 +2,7 @@
 
 - `command_line`: options, and parameters of the classifier from them
 - `data`: data sets, and the digest of one
-- `scores`: AUC and accuracy as MedMNIST computes them, intervals
+- `scores`: AUC and accuracy as MedMNIST computes them, AUROC of unusual images, intervals
 - `machine`: reference seconds, description of the machine, processes of their own
 - `records`: what a record holds, and which records count today
 - `networks`: ResNets and a vision transformer in plain torch
@@ -51,7 +51,7 @@ from _common.records import (
     recipe_of,
     resolved_parameters,
 )
-from _common.scores import accuracy, auc_score, mean_and_spread, resampled_interval
+from _common.scores import accuracy, auc_score, auroc, mean_and_spread, resampled_interval
 from _common.systems import (
     RESNET18,
     SYSTEMS,
@@ -87,6 +87,7 @@ __all__ = [
     "as_tensor",
     "asked_parameters",
     "auc_score",
+    "auroc",
     "counts_of",
     "describe_data",
     "describe_machine",

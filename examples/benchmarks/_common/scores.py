@@ -1,11 +1,14 @@
-"""Scores as the Evaluator of the medmnist package computes them, their intervals and spreads."""
+"""Scores as the Evaluator of the medmnist package computes them, their intervals and spreads.
+
+And how well a score tells images of another kind.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-__all__ = ["accuracy", "auc_score", "mean_and_spread", "resampled_interval"]
+__all__ = ["accuracy", "auc_score", "auroc", "mean_and_spread", "resampled_interval"]
 
 N_RESAMPLES = 500
 
@@ -15,6 +18,12 @@ def auc_score(y_true: np.ndarray, p: np.ndarray) -> float:
     if p.shape[1] == 2:
         return float(roc_auc_score(y_true, p[:, 1]))
     return float(np.mean([roc_auc_score(y_true == c, p[:, c]) for c in range(p.shape[1])]))
+
+
+def auroc(typical: np.ndarray, other: np.ndarray) -> float:
+    """Chance that an image of another kind scores lower than a typical one."""
+    truth = np.r_[np.zeros(len(typical)), np.ones(len(other))]
+    return float(roc_auc_score(truth, -np.r_[typical, other]))
 
 
 def accuracy(y_true: np.ndarray, p: np.ndarray) -> float:
