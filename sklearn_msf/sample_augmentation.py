@@ -34,7 +34,7 @@ def augment_with_samples(
     n_per_class: int | Mapping[Any, int] | str = "balance",
     judge: Any = None,
     remove_copies: bool = True,
-    n_steps: int = 25,
+    n_steps: int = 5,
     guidance: float | None = None,
     random_state: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +59,8 @@ def augment_with_samples(
         Whether to leave out copies of training images. An image is a copy if it is nearer to a
         training image than 99 % of the training images are to their nearest neighbour, and if this
         distance is at most 0.8 times the distance to the second nearest training image.
-    n_steps : int, default=25
-        Number of steps of the ODE solver.
+    n_steps : int, default=5
+        Number of midpoint steps.
     guidance : float, default=None
         As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.
     random_state : int, RandomState instance or None, default=None

@@ -58,7 +58,9 @@ def test_scores_equal_those_of_the_medmnist_evaluator(common, capsys, task, n_cl
     assert common.accuracy(y, p) == pytest.approx(getACC(y[:, None], p, task))
 
 
-@pytest.mark.parametrize("system", ["defaults", "msf", "resnet18", "boosting"])
+@pytest.mark.parametrize(
+    "system", ["defaults", "alone", "balanced", "voting", "msf", "resnet18", "boosting"]
+)
 def test_every_system_trains_and_its_probabilities_are_scored(
     accuracy, common, system, monkeypatch
 ):
@@ -67,7 +69,7 @@ def test_every_system_trains_and_its_probabilities_are_scored(
     data = dict.fromkeys(("train", "val", "test"), (X, y))
     # A machine of four times the reference's speed has a quarter of the time.
     monkeypatch.setattr(accuracy, "gemm_gflops", lambda: 4 * common.REFERENCE_GFLOPS)
-    train, seen = accuracy.SYSTEMS[system].train, []
+    train, seen = accuracy.COMPARED[system].train, []
 
     def watched(task):
         assert task.seconds == pytest.approx(0.25)
@@ -77,7 +79,9 @@ def test_every_system_trains_and_its_probabilities_are_scored(
             trained, predict_proba=lambda images: seen.append(predict_proba(images)) or seen[-1]
         )
 
-    monkeypatch.setitem(accuracy.SYSTEMS, system, replace(accuracy.SYSTEMS[system], train=watched))
+    monkeypatch.setitem(
+        accuracy.COMPARED, system, replace(accuracy.COMPARED[system], train=watched)
+    )
     record = accuracy.run(system, "toy", data, reference_seconds=1.0, seed=0)
     p = seen[-1]
     assert p.shape == (12, 2)
@@ -98,6 +102,42 @@ def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
         for seed, auc in enumerate([70.0, 72.0, 74.0])
     ]
     assert "| toy | 10 | ours: defaults | 3 | 72.0 ± 2.0 | 50.0 ± 0.0 |" in accuracy.table(records)
+
+
+def test_classification_alone_is_compared_by_seed(accuracy):
+    scores = {"defaults": {0: (71.0, 0.50), 1: (73.0, 0.52), 2: (90.0, 0.9)}}
+    scores["alone_08"] = {1: (72.0, 0.55), 0: (71.0, 0.51)}
+    records = [
+        {"dataset": "toy", "system": system, "reference_seconds": 10, "gemm_gflops": 150}
+        | {"seed": seed, "test_auc": auc, "test_acc": 50.0, "test_log_loss": loss}
+        for system, by_seed in scores.items()
+        for seed, (auc, loss) in by_seed.items()
+    ]
+    # Differences 0 and 1: a deviation of 0.707, and t = 12.7 for two seeds.
+    cells = "+0.5 [-5.9, +6.9] | +0.0 [+0.0, +0.0] | -0.020 [-0.147, +0.107]"
+    expected = f"| toy | 10 | ours: `classification_fraction=0.8` | 2 | {cells} |"
+    assert expected in accuracy.table(records)
+
+
+def test_a_score_that_some_records_lack_is_not_averaged(accuracy):
+    record = {"dataset": "toy", "system": "defaults", "reference_seconds": 10, "gemm_gflops": 150}
+    record |= {"test_auc": 70.0, "test_acc": 50.0}
+    records = [record | {"seed": 0}, record | {"seed": 1, "test_log_loss": 0.4}]
+    assert "| 2 | 70.0 ± 0.0 | 50.0 ± 0.0 | - |" in accuracy.table(records)
+
+
+def test_the_unbalanced_set_has_the_first_normal_images(common, monkeypatch):
+    splits = {"train": np.r_[np.ones(3), np.zeros(400), np.ones(5)].astype(int)}
+    splits |= dict.fromkeys(("val", "test"), np.array([0, 1]))
+
+    def fetch(name, *, size, split, return_X_y):
+        assert (name, size, return_X_y) == ("pneumoniamnist", 28, True)
+        return np.arange(len(splits[split])), splits[split]
+
+    monkeypatch.setattr(common.data, "fetch_medmnist", fetch)
+    data = common.load("pneumoniamnist_unbalanced", {})
+    np.testing.assert_array_equal(data["train"][0], [*range(391), *range(403, 408)])
+    assert len(data["test"][1]) == 2
 
 
 def test_the_ablation_changes_only_parameters_that_exist():
@@ -291,7 +331,7 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
         "N_CHANGED": 4,
         "JUDGE_IMAGES": 64,
         "JUDGE_WIDTH": 4,
-        "SAMPLERS": (("euler", 1), ("euler", 25), ("midpoint", 3)),
+        "SAMPLERS": (("euler", 1), ("euler", 25), ("midpoint", 5)),
     }.items():
         monkeypatch.setattr(generation, name, value)
     monkeypatch.setattr(generation, "gemm_gflops", lambda: 150.0)
@@ -322,7 +362,7 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
     records[1]["accuracy_score"] = record["accuracy_score"] + 0.5
     text = generation.table(records)
     assert text.count("| toy | tiny |") == 5
-    assert all(f"| {sampler} | " in text for sampler in ("euler 1", "euler 25", "midpoint 3"))
+    assert all(f"| {sampler} | " in text for sampler in ("euler 1", "euler 25", "midpoint 5"))
     assert f"{record['accuracy_score'] + 0.25:.2f} ± 0.35" in text
 
 

@@ -126,9 +126,9 @@ def test_how_the_classifier_classifies_does_not_change_what_is_sampled(fitted, d
 @pytest.mark.parametrize(
     ("method", "n_steps", "ode_solver"),
     [
-        ("sample", 25, "euler"),
-        ("iter_samples", 25, "euler"),
-        ("sample_trajectory", 25, "euler"),
+        ("sample", 5, "midpoint"),
+        ("iter_samples", 5, "midpoint"),
+        ("sample_trajectory", 5, "midpoint"),
         ("reconstruct", 25, "midpoint"),
         ("counterfactual", 25, "midpoint"),
     ],

@@ -1,5 +1,8 @@
 """Accuracy at equal time: our defaults, the paper's settings, a ResNet-18, boosted trees.
 
+Beside them our settings for classification alone: what learning to draw costs the classifier at a
+budget shows a second table, of the same seeds.
+
 Budgets are reference seconds: seconds of a machine whose float32 matrix product reaches 150
 GFLOP/s on all cores. The script measures its own machine and scales. Each run is added to a
 JSON file as it ends, and runs that the file already has are not repeated, so the benchmark
@@ -7,15 +10,20 @@ can be stopped and continued.
 
     python examples/benchmarks/accuracy.py --datasets retinamnist breastmnist --seeds 0 1 2
 
-Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``.
+Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. ``pneumoniamnist_unbalanced`` is
+PneumoniaMNIST with a tenth of normal training images.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from _common import (
+    BALANCED,
     SYSTEMS,
+    VOTING,
     Benchmark,
     Records,
     Task,
@@ -32,15 +40,25 @@ from _common import (
     make_parser,
     mean_and_spread,
 )
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, log_loss
 
-# Keys of the registry; earlier records call the paper's settings "paper".
-COMPARED = ("defaults", "msf", "resnet18", "boosting")
-TITLES = {key: SYSTEMS[key].title for key in COMPARED} | {"paper": SYSTEMS["msf"].title}
+STANDARD = ("defaults", "msf", "resnet18", "boosting")
+# Systems that learn to classify and nothing else, or hardly anything else.
+ALONE = ("alone_08", "alone")
+COMPARED = {
+    **{key: SYSTEMS[key] for key in ("defaults", *ALONE, "wide")},
+    "voting": VOTING,
+    "balanced": BALANCED,
+    **{key: SYSTEMS[key] for key in STANDARD[1:]},
+}
+# Earlier records call the paper's settings "paper".
+TITLES = {key: system.title for key, system in COMPARED.items()} | {"paper": SYSTEMS["msf"].title}
 
 
 def parameters(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Settings that a record must have to count today."""
-    system = SYSTEMS.get(record["system"])
+    system = COMPARED.get(record["system"])
     return None if system is None else system.parameters(record["dataset"])
 
 
@@ -49,7 +67,7 @@ def run(system, name, data, reference_seconds, seed):
     gflops = gemm_gflops()
     seconds = local_seconds(reference_seconds, gflops)
     start = time.perf_counter()
-    trained = SYSTEMS[system].train(Task(name, data["train"], data["val"], seconds, seed))
+    trained = COMPARED[system].train(Task(name, data["train"], data["val"], seconds, seed))
     identity = {
         "dataset": name,
         "system": system,
@@ -67,33 +85,90 @@ def run(system, name, data, reference_seconds, seed):
     )
     for split in ("val", "test"):
         X, y = data[split]
-        p = trained.predict_proba(X)
+        p = trained.predict_proba(X).astype(np.float64)
+        p /= p.sum(axis=1, keepdims=True)
         record[f"{split}_auc"] = round(100 * auc_score(y, p), 2)
         record[f"{split}_acc"] = round(100 * accuracy(y, p), 2)
+        record[f"{split}_balanced_acc"] = round(
+            100 * balanced_accuracy_score(y, p.argmax(axis=1)), 2
+        )
+        record[f"{split}_log_loss"] = round(float(log_loss(y, p, labels=range(p.shape[1]))), 4)
     return record
 
 
+# Column and digits of each score of the test split; earlier records lack the last two.
+SCORES = {
+    "test_auc": ("AUC", 1),
+    "test_acc": ("ACC", 1),
+    "test_balanced_acc": ("balanced ACC", 1),
+    "test_log_loss": ("log loss", 3),
+}
+
+
 def table(records: list[dict]) -> str:
-    """Markdown table of mean and standard deviation over seeds of the test scores."""
-    lines = [
-        "| data | reference seconds | system | seeds | AUC | ACC |",
-        "|---|---|---|---|---|---|",
+    """Markdown: test scores of all systems, and the differences from classification alone."""
+    shown = {key: column for key, column in SCORES.items() if any(key in r for r in records)}
+    columns = [
+        "data",
+        "reference seconds",
+        "system",
+        "seeds",
+        *(title for title, _ in shown.values()),
     ]
-    keys = dict.fromkeys((r["dataset"], r["reference_seconds"], r["system"]) for r in records)
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    groups: dict[tuple[str, float, str], list[dict]] = {}
+    for record in records:
+        key = record["dataset"], record["reference_seconds"], record["system"]
+        groups.setdefault(key, []).append(record)
     order = list(TITLES)
-    for dataset, seconds, system in sorted(keys, key=lambda k: (k[0], k[1], order.index(k[2]))):
-        chosen = [
-            r
-            for r in records
-            if (r["dataset"], r["reference_seconds"], r["system"]) == (dataset, seconds, system)
+    for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]))):
+        dataset, seconds, system = key
+        cells = [
+            mean_and_spread([r[score] for r in groups[key]], digits)
+            if all(score in r for r in groups[key])
+            else "-"
+            for score, (_, digits) in shown.items()
         ]
-        cells = [mean_and_spread([r[key] for r in chosen], 1) for key in ("test_auc", "test_acc")]
-        title = TITLES[system]
-        lines.append(
-            f"| {dataset} | {seconds:g} | {title} | {len(chosen)} | {cells[0]} | {cells[1]} |"
-        )
+        cells = [dataset, f"{seconds:g}", TITLES[system], str(len(groups[key])), *cells]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Test splits; mean ± standard deviation over seeds. {machines(records)}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *difference_lines(groups)]) + "\n"
+
+
+def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> list[str]:
+    """Markdown: what the defaults score more than each system for classification alone."""
+    rows = []
+    for (dataset, seconds, system), alone in sorted(groups.items()):
+        ours = {r["seed"]: r for r in groups.get((dataset, seconds, "defaults"), [])}
+        pairs = [(ours[r["seed"]], r) for r in alone if r["seed"] in ours]
+        if system not in ALONE or not pairs:
+            continue
+        cells = [
+            paired_difference([first[key] - second[key] for first, second in pairs], digits)
+            for key, digits in (("test_auc", 1), ("test_acc", 1), ("test_log_loss", 3))
+        ]
+        seeds = str(len(pairs))
+        rows.append(f"| {' | '.join([dataset, f'{seconds:g}', TITLES[system], seeds, *cells])} |")
+    if not rows:
+        return []
+    return [
+        "",
+        "Defaults minus classification alone, at the same time and seeds; mean difference [95 % "
+        "interval of the seeds]:",
+        "",
+        "| data | reference seconds | beside | seeds | AUC | ACC | log loss |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def paired_difference(differences: Sequence[float], digits: int) -> str:
+    """Mean difference with its 95 % interval by Student's t; of one seed the difference alone."""
+    mean, n = float(np.mean(differences)), len(differences)
+    if n == 1:
+        return f"{mean:+.{digits}f}"
+    half = stats.t.ppf(0.975, n - 1) * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
 BENCHMARK = Benchmark(
@@ -104,7 +179,7 @@ BENCHMARK = Benchmark(
 def main():
     parser = make_parser(__doc__, "accuracy.json", [0, 1, 2])
     add_data_options(parser, ["retinamnist", "breastmnist"])
-    parser.add_argument("--systems", nargs="+", default=list(COMPARED), choices=list(COMPARED))
+    parser.add_argument("--systems", nargs="+", default=list(STANDARD), choices=list(COMPARED))
     parser.add_argument("--seconds", type=float, help="reference seconds for every data set")
     arguments = parser.parse_args()
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    DEFAULT_SAMPLER,
     Benchmark,
     Records,
     add_data_options,
@@ -56,7 +57,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     settings = {name: ast.literal_eval(value) for name, value in record["settings"].items()}
     grouped, sampling = split_settings(settings)
     ours = asked_parameters(MedSymmFlowClassifier(**grouped))
-    return {**ours, **sampling, "images": N_IMAGES, "width": WIDTH, "largest": LARGEST}
+    trained = {"images": N_IMAGES, "width": WIDTH, "largest": LARGEST}
+    return {**ours, **sampling, **trained, "sampler": DEFAULT_SAMPLER}
 
 
 def counts_to_add(y, at_most):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    DEFAULT_SAMPLER,
     Benchmark,
     Records,
     accuracy,
@@ -86,7 +87,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     # Of an autoencoder that is passed as an object the name of the data set tells which it is.
     settings = asked_parameters(LatentMedSymmFlowClassifier(**grouped))
     del settings["autoencoder"], settings["encoded_size"]
-    return {**settings, "generated": N_GENERATED, "changed": N_CHANGED, "side": SIDE}
+    measured = {"generated": N_GENERATED, "changed": N_CHANGED, "side": SIDE}
+    return {**settings, **measured, "sampler": DEFAULT_SAMPLER}
 
 
 class SmallJudge(Judge):

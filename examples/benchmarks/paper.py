@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import (
+    DEFAULT_SAMPLER,
     SYSTEMS,
     Benchmark,
     Records,
@@ -88,11 +89,14 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     system = system_of(record["system"])
     if system is None:
         return None
-    return {
+    found = {
         **system.parameters(record["dataset"]),
         "inference runs": N_INFERENCE_RUNS,
         "images generated": N_GENERATED,
     }
+    if record["system"] in (*MEASURED_IMAGES, *SHOWN_IMAGES):
+        found["sampler"] = system.sampling or DEFAULT_SAMPLER
+    return found
 
 
 BENCHMARK = Benchmark(
@@ -151,7 +155,7 @@ def run(
         "n_train": len(data["train"][1]),
         "images_seen": trained.images_seen,
         **test_scores(trained, *data["test"]),
-        **latencies(trained, data["test"][0]),
+        **latencies(trained, data["test"][0], system.sampling),
     }
     X_val, y_val = data["val"]
     p = trained.predict_proba(X_val)
@@ -161,10 +165,10 @@ def run(
     }
     if generates(trained):
         if identity["system"] in MEASURED_IMAGES:
-            record["imagenet"] = image_quality(trained.estimator, data)
+            record["imagenet"] = image_quality(trained.estimator, data, system.sampling)
         if pictures is not None and identity["system"] in SHOWN_IMAGES:
             path = pictures / f"paper_samples_{name.replace('@', '_')}_{identity['system']}.png"
-            record["picture"] = save_samples(trained.estimator, path)
+            record["picture"] = save_samples(trained.estimator, path, system.sampling)
     return record
 
 
@@ -276,7 +280,7 @@ def predict_with_fresh_noise(
     return p, distances
 
 
-def latencies(trained: Trained, X: np.ndarray) -> dict[str, Any]:
+def latencies(trained: Trained, X: np.ndarray, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Median milliseconds to classify one image alone, and to generate one."""
     found = {
         "milliseconds_for_one": median_milliseconds(
@@ -286,7 +290,7 @@ def latencies(trained: Trained, X: np.ndarray) -> dict[str, Any]:
     if generates(trained):
         label = trained.estimator.classes_[0]
         found["milliseconds_to_sample_one"] = median_milliseconds(
-            lambda i: trained.estimator.sample(label, random_state=i), N_SINGLE_SAMPLES
+            lambda i: trained.estimator.sample(label, random_state=i, **sampling), N_SINGLE_SAMPLES
         )
     return found
 
@@ -302,7 +306,9 @@ def median_milliseconds(call: Callable[[int], Any], n_calls: int) -> float:
     return round(1000 * float(np.median(times)), 2)
 
 
-def image_quality(estimator: Any, data: Mapping[str, Any]) -> dict[str, Any] | None:
+def image_quality(
+    estimator: Any, data: Mapping[str, Any], sampling: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Generated images, and as many training images, beside test images in ImageNet features.
 
     None without the package of the features.
@@ -313,7 +319,7 @@ def image_quality(estimator: Any, data: Mapping[str, Any]) -> dict[str, Any] | N
     (X, y), (X_test, _) = data["train"], data["test"]
     rng = np.random.default_rng(0)
     real = features_of(X_test[rng.permutation(len(X_test))[:1500]])
-    images, _ = sample_images(estimator, counts_of(y, N_GENERATED))
+    images, _ = sample_images(estimator, counts_of(y, N_GENERATED), **sampling)
     some = X[rng.permutation(len(X))[:N_GENERATED]]
     return {
         kind: {key: round(value, 4) for key, value in quality(features_of, real, of).items()}
@@ -321,13 +327,13 @@ def image_quality(estimator: Any, data: Mapping[str, Any]) -> dict[str, Any] | N
     }
 
 
-def save_samples(estimator: Any, path: Path) -> dict[str, str]:
+def save_samples(estimator: Any, path: Path, sampling: Mapping[str, Any]) -> dict[str, str]:
     """Write a picture of generated images, a row a class; returns its name and digest."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     import matplotlib.pyplot as plt
 
     n_columns, labels = 6, estimator.classes_
-    images = estimator.sample(n_samples=n_columns, random_state=0)
+    images = estimator.sample(n_samples=n_columns, random_state=0, **sampling)
     size = (n_columns, len(labels))
     figure, axes = plt.subplots(len(labels), n_columns, figsize=size, squeeze=False)
     for axis, image in zip(axes.ravel(), images, strict=True):

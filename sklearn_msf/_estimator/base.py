@@ -660,8 +660,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         class_id: Any = None,
         n_samples: int = 1,
         *,
-        n_steps: int = 25,
-        ode_solver: str = "euler",
+        n_steps: int = 5,
+        ode_solver: str = "midpoint",
         guidance: float | None = None,
         random_state: Any = None,
     ) -> np.ndarray:
@@ -673,11 +673,13 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             Class or classes of the images, from `classes_`; None means all classes.
         n_samples : int, default=1
             Number of images of each class.
-        n_steps : int, default=25
-            Number of steps of the ODE solver; the paper's figures have 25 Euler steps. Sampling is
-            always in float32.
-        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
-            ODE solver. "dopri5" chooses its own steps, whatever `n_steps`, and generates one image
+        n_steps : int, default=5
+            Number of steps of the ODE solver. Measured on three data sets, 5 midpoint steps drew
+            images as near to the real ones as any other choice, or nearer, in less than half the
+            time of the 25 Euler steps of the paper's figures. Sampling is always in float32.
+        ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="midpoint"
+            ODE solver; a step of "midpoint" takes two passes of the network, one of "rk4" four.
+            "dopri5" chooses its own steps, whatever `n_steps`, and generates one image
             at a time.
         guidance : float, default=None
             How far to go beyond the velocity of the class, away from the unconditional one, in
@@ -721,8 +723,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         n_samples: int = 1,
         *,
         batch_size: int = 64,
-        n_steps: int = 25,
-        ode_solver: str = "euler",
+        n_steps: int = 5,
+        ode_solver: str = "midpoint",
         guidance: float | None = None,
         random_state: Any = None,
     ) -> Iterator[np.ndarray]:
@@ -763,8 +765,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         self,
         class_id: Any,
         *,
-        n_steps: int = 25,
-        ode_solver: str = "euler",
+        n_steps: int = 5,
+        ode_solver: str = "midpoint",
         guidance: float | None = None,
         random_state: Any = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

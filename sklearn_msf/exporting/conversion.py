@@ -2,8 +2,8 @@
 
 Torch has two exporters. This is the one over `torch.export`: the other is deprecated, and makes
 graphs of several times as many operations, most of which compute shapes. The steps of an ODE are an
-ONNX Loop over the graph of one step; unrolled, 25 steps would be 25 networks, which a runtime takes
-long to load.
+ONNX Loop over the graph of one evaluation of the velocity; unrolled, 25 evaluations would be 25
+networks, which a runtime takes long to load.
 """
 
 import contextlib
@@ -11,8 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,13 @@ def to_onnx(
     return compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False)
 
 
-def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Sequence[str]) -> Any:
+def looped(
+    start: Any,
+    step: Any,
+    end: Any,
+    numbers: Mapping[str, Sequence[float]],
+    state: Sequence[str],
+) -> Any:
     """Join three models: one that makes a state, one that is repeated, one that reads the state.
 
     Parameters
@@ -90,12 +95,12 @@ def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Seque
     start : onnx.ModelProto
         Its outputs are the first state and what the step needs besides.
     step : onnx.ModelProto
-        Its inputs are "start" and "end", two times, the state, and other outputs of `start`; its
-        outputs are the next state, in the same order.
+        Its inputs are the numbers, the state, and other outputs of `start`; its outputs are the
+        next state, in the same order.
     end : onnx.ModelProto
         Its inputs are named "last_" and the name of a part of the state.
-    times : sequence of float
-        Times: one step leads from each to the next.
+    numbers : mapping of str to sequence of float
+        Inputs of the step that differ from one repetition to the next: values of each one.
     state : sequence of str
         Names of the state.
 
@@ -105,18 +110,13 @@ def looped(start: Any, step: Any, end: Any, times: Sequence[float], state: Seque
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    pairs = np.array(list(pairwise(times)), dtype=np.float32)
-    constants: dict[str, np.ndarray] = {
-        "starts": pairs[:, 0],
-        "ends": pairs[:, 1],
-        "n_steps": np.array(len(pairs), dtype=np.int64),
-        "always": np.array(True),
-    }
+    constants = {f"all_{name}": np.array(of, dtype=np.float32) for name, of in numbers.items()}
+    (n_repetitions,) = {len(values) for values in constants.values()}
+    constants |= {"n_steps": np.array(n_repetitions, dtype=np.int64), "always": np.array(True)}
     values = {value.name: value for value in step.graph.input}
     body = helper.make_graph(
         [
-            helper.make_node("Gather", ["starts", "iteration"], ["start"]),
-            helper.make_node("Gather", ["ends", "iteration"], ["end"]),
+            *[helper.make_node("Gather", [f"all_{name}", "iteration"], [name]) for name in numbers],
             helper.make_node("Identity", ["goes_on"], ["still_goes_on"]),
             *step.graph.node,
         ],

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_msf.exporting.image_conversion import exact, from_field, to_field
-from sklearn_msf.flow.ode_solver import fixed_step
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.model.fitted_model import FittedModel
@@ -168,17 +167,21 @@ class SamplerStart(nn.Module):
         self.field, self._shape = model.field, model.space.shape
 
     def forward(self, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Start from labels (n,), int64, and noise (n, C_x + C_y, H, W), float32."""
+        """Start from labels (n,), int64, and noise (n, C_x + C_y, H, W), float32.
+
+        The state comes twice: as the beginning of a step, and as what is evaluated first.
+        """
         n_channels, *size = self._shape
         masks = self.field.codes.masks(labels, size).contiguous()
         e_x, e_y = noise[:, :n_channels], noise[:, n_channels:]
+        state = self.field.generation_start(e_x, masks)
         # A graph cannot return one value under two names.
-        state = [part.clone() for part in self.field.generation_start(e_x, masks)]
-        return *state, masks, e_y
+        twice = [part.clone() for part in state for _ in range(2)]
+        return *twice, masks, e_y
 
 
 class SamplerStep(nn.Module):
-    """One guided Euler step from one time to another."""
+    """One guided evaluation of the velocity, see :class:`Evaluation`."""
 
     def __init__(self, model: FittedModel, guidance: float):
         super().__init__()
@@ -187,20 +190,28 @@ class SamplerStep(nn.Module):
     # No variable arguments, which the tracer of torch 2.9 cannot guard.
     def forward(
         self,
-        start: Tensor,
-        end: Tensor,
+        time: Tensor,
+        ahead: Tensor,
+        moved: Tensor,
         masks: Tensor,
         e_y: Tensor,
+        from_x: Tensor,
         x: Tensor,
+        from_y: Tensor | None = None,
         y: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Move the state, x or x and y, from the time `start` to `end`, both 0-d."""
+        """Move the beginning of a step, (from_x, from_y), and the state of the evaluation, (x, y).
+
+        Without masks in the state there is no y; `time`, `ahead` and `moved` are 0-d.
+        """
+        beginning = (from_x,) if from_y is None else (from_x, from_y)
         state = (x,) if y is None else (x, y)
-
-        def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return self.field.generation_velocity(t, state, masks, e_y, self._guidance)
-
-        return fixed_step(velocity, start, end, state, "euler")
+        v = self.field.generation_velocity(time, state, masks, e_y, self._guidance)
+        return tuple(
+            part + factor * of_part
+            for part, of_part in zip(beginning, v, strict=True)
+            for factor in (moved, ahead)
+        )
 
 
 class SamplerEnd(nn.Module):

@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -25,7 +25,7 @@ from sklearn_msf.exporting.graphs import (
     for_graphs,
 )
 from sklearn_msf.exporting.image_conversion import native_dtype
-from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow.ode_solver import Evaluation, OdeSettings
 from sklearn_msf.model.classification import ClassificationSettings, Prediction, predict
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.sampling import image_noise, sample
@@ -142,7 +142,7 @@ def _warn_of_precision(precision: str, difference: float) -> None:
 def export_sampler(
     path: Path, model: FittedModel, ode: OdeSettings, metadata: Mapping[str, Any]
 ) -> None:
-    """Write a sampler with Euler steps as an ONNX file.
+    """Write a sampler with steps of a fixed length as an ONNX file.
 
     The inputs are "labels", (n,) in int64, the numbers of classes in the order of the metadata, and
     "noise", (n, ...) in float32, from a standard normal distribution. The output "images" has the
@@ -153,7 +153,7 @@ def export_sampler(
     path, model, metadata :
         As in :func:`export_classifier`.
     ode : OdeSettings
-        Integration from t = 0 to 1 with Euler steps.
+        Integration from t = 0 to 1 with steps of "euler" or "midpoint".
 
     Raises
     ------
@@ -167,6 +167,7 @@ def export_sampler(
     entries = {
         "noise_shape": list(noise.shape[1:]),
         "n_steps": ode.n_steps,
+        "ode_solver": ode.method,
         "guidance": ode.guidance,
         **metadata,
     }
@@ -187,27 +188,31 @@ def export_sampler(
 
 
 def _sampler(model: FittedModel, ode: OdeSettings) -> Any:
-    """Make the ONNX model of a sampler: start, a loop over steps, end."""
+    """Make the ONNX model of a sampler: start, a loop over evaluations of the velocity, end."""
+    evaluations = model.field.path_evaluations(ode)
     labels = torch.arange(_N_TRACED) % len(model.classes)
     noise = image_noise(model, 0, 0, _N_TRACED)
     start, step, end = SamplerStart(model), SamplerStep(model, ode.guidance), SamplerEnd(model)
     with torch.no_grad():
         *state, masks, e_y = start(labels, noise)
-    names = ["x", "y"][: len(state)]
-    first, last = ([f"{which}_{name}" for name in names] for which in ("first", "last"))
-    moved = [f"next_{name}" for name in names]
-    times = (torch.tensor(0.0), torch.tensor(0.5))
+    names = ["from_x", "x", "from_y", "y"][: len(state)]
+    first, following = ([f"{which}_{name}" for name in names] for which in ("first", "next"))
+    numbers = {
+        field.name: [getattr(evaluation, field.name) for evaluation in evaluations]
+        for field in fields(Evaluation)
+    }
+    of_one = [torch.tensor(0.5) for _ in numbers]
     return looped(
         to_onnx(start, [labels, noise], ["labels", "noise"], [*first, "masks", "e_y"], "start_"),
         to_onnx(
             step,
-            [*times, masks, e_y, *state],
-            ["start", "end", "masks", "e_y", *names],
-            moved,
+            [*of_one, masks, e_y, *state],
+            [*numbers, "masks", "e_y", *names],
+            following,
             "step_",
         ),
-        to_onnx(end, [state[0]], last[:1], ["images"], "end_"),
-        model.field.path_times(ode.n_steps),
+        to_onnx(end, [state[0]], ["last_x"], ["images"], "end_"),
+        numbers,
         names,
     )
 

@@ -44,6 +44,9 @@ class ImageParameterization(Protocol):
     def times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into n_steps: n_steps + 1 times."""
 
+    def last_method(self, method: str) -> str:
+        """Return the method of the last step to t = 1, where those before are of `method`."""
+
 
 class ImageVelocity:
     """The network returns the velocity itself (paper, section 3)."""
@@ -65,6 +68,10 @@ class ImageVelocity:
     def times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into equal steps."""
         return [step / n_steps for step in range(n_steps + 1)]
+
+    def last_method(self, method: str) -> str:
+        """Return the method of the other steps."""
+        return method
 
 
 class DenoisedImage:
@@ -98,7 +105,8 @@ class DenoisedImage:
         before, last = ode.last_step(_MIN_LAST_STEP)
         if before is not None:
             state = integrate(velocity, state, before).state
-        return integrate(velocity, state, OdeSettings(last, ode.end)).state
+        last_step = OdeSettings(last, ode.end, method=self.last_method(ode.method))
+        return integrate(velocity, state, last_step).state
 
     def times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into equal steps, except that the last one is >= 0.05."""
@@ -107,6 +115,10 @@ class DenoisedImage:
         # In this order of operations the time before the last step is exactly `last`, as it is
         # in `integrate_to_image`.
         return [last * (step / n_before) for step in range(n_steps)] + [1.0]
+
+    def last_method(self, method: str) -> str:
+        """Return "euler": one evaluation leads straight to the denoised image."""
+        return "euler"
 
 
 IMAGE_PREDICTIONS: dict[str, ImageParameterization] = {

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-__all__ = ["ADAPTIVE_SOLVERS", "ODE_SOLVERS", "OdeSettings", "Solution", "fixed_step", "integrate"]
+__all__ = [
+    "ADAPTIVE_SOLVERS",
+    "ODE_SOLVERS",
+    "Evaluation",
+    "OdeSettings",
+    "Solution",
+    "evaluations",
+    "integrate",
+]
 
 State = tuple[Tensor, ...]
 Velocity = Callable[[Tensor, State], State]
@@ -135,10 +143,36 @@ class Solution:
     nfe: int
 
 
-def fixed_step(velocity: Velocity, start: Tensor, end: Tensor, state: State, method: str) -> State:
-    """Make one step of a fixed-step method from one time to another, both 0-d Tensors."""
-    step, _ = _FIXED_STEPS[method]
-    return step(velocity, start, end - start, end, state)
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the velocity v within the steps of a method, as a loop can repeat it.
+
+    The loop keeps the state at the beginning of a step, and the state z at which v is evaluated.
+    The next z is that beginning plus `ahead` times v, and the next beginning is it plus `moved`
+    times v.
+
+    Attributes
+    ----------
+    time : float
+        Time of the evaluation.
+    ahead, moved : float
+        Factors of v; `moved` is 0 within a step.
+    """
+
+    time: float
+    ahead: float
+    moved: float
+
+
+def evaluations(start: float, end: float, method: str) -> list[Evaluation]:
+    """Divide a step of "euler" or "midpoint" into its evaluations."""
+    length = end - start
+    if method == "euler":
+        return [Evaluation(start, length, length)]
+    if method == "midpoint":
+        half = 0.5 * length
+        return [Evaluation(start, half, 0.0), Evaluation(start + half, length, length)]
+    raise NotImplementedError(f"{method!r} needs more than the last velocity.")
 
 
 def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -> Solution:
@@ -159,9 +193,10 @@ def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -
     """
     times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
     if not ode.is_adaptive:
+        step, n_evaluations = _FIXED_STEPS[ode.method]
         for start, end in pairwise(times.unbind()):
-            state = fixed_step(velocity, start, end, state, ode.method)
-        return Solution(state, ode.n_steps * _FIXED_STEPS[ode.method][1])
+            state = step(velocity, start, end - start, end, state)
+        return Solution(state, ode.n_steps * n_evaluations)
     nfe = 0
 
     def counted(t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

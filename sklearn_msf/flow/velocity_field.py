@@ -26,7 +26,7 @@ from sklearn_msf.flow.label_codes import (
     MaskReader,
     make_label_codes,
 )
-from sklearn_msf.flow.ode_solver import OdeSettings, integrate
+from sklearn_msf.flow.ode_solver import Evaluation, OdeSettings, evaluations, integrate
 from sklearn_msf.flow.path import PathSample, denoise_masks
 from sklearn_msf.nn.unet import Encoding, UNet
 from sklearn_msf.runtime.device import seeded_weights, to_channels_last
@@ -250,6 +250,23 @@ class VelocityField(nn.Module):
     def path_times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into n_steps: n_steps + 1 times."""
         return self.image_parameterization.times(n_steps)
+
+    def path_evaluations(self, ode: OdeSettings) -> list[Evaluation]:
+        """List the evaluations of the velocity by which :meth:`generate` goes from t = 0 to 1.
+
+        Parameters
+        ----------
+        ode : OdeSettings
+            Steps of "euler" or "midpoint".
+        """
+        steps = list(pairwise(self.path_times(ode.n_steps)))
+        last_method = self.image_parameterization.last_method(ode.method)
+        methods = [ode.method] * (len(steps) - 1) + [last_method]
+        return [
+            evaluation
+            for (start, end), method in zip(steps, methods, strict=True)
+            for evaluation in evaluations(start, end, method)
+        ]
 
     def _carry(
         self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings

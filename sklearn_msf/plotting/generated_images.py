@@ -98,7 +98,7 @@ class SampleGridDisplay:
         X: ArrayLike | None = None,
         y: ArrayLike | None = None,
         n_columns: int = 8,
-        n_steps: int = 25,
+        n_steps: int = 5,
         guidance: float | None = None,
         class_names: Sequence[str] | None = None,
         random_state: Any = 0,
@@ -117,8 +117,8 @@ class SampleGridDisplay:
             Labels of X.
         n_columns : int, default=8
             Number of images of each class.
-        n_steps : int, default=25
-            Number of steps of the ODE solver.
+        n_steps : int, default=5
+            Number of midpoint steps.
         class_names : sequence of str, default=None
             Names of the classes, in their order; None means the labels.
         guidance : float, default=None
@@ -251,8 +251,8 @@ class TrajectoryDisplay:
         estimator: Any,
         class_id: Any,
         *,
-        n_columns: int = 9,
-        n_steps: int = 25,
+        n_columns: int = 6,
+        n_steps: int = 5,
         guidance: float | None = None,
         random_state: Any = 0,
     ) -> "TrajectoryDisplay":
@@ -264,10 +264,10 @@ class TrajectoryDisplay:
             Fitted MedSymmFlow classifier.
         class_id : label
             Class of the image.
-        n_columns : int, default=9
+        n_columns : int, default=6
             Number of times that are shown, including the first and the last; at least 2.
-        n_steps : int, default=25
-            Number of steps of the ODE solver.
+        n_steps : int, default=5
+            Number of midpoint steps.
         guidance : float, default=None
             As in :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`.
         random_state : int, RandomState instance or None, default=0

@@ -22,7 +22,13 @@ from _common.command_line import (
     split_settings,
 )
 from _common.data import SPLITS, as_bytes, as_tensor, describe_data, load, resized
-from _common.generated import counts_of, make_imagenet_features, quality, sample_images
+from _common.generated import (
+    DEFAULT_SAMPLER,
+    counts_of,
+    make_imagenet_features,
+    quality,
+    sample_images,
+)
 from _common.machine import (
     REFERENCE_GFLOPS,
     describe_machine,
@@ -53,8 +59,10 @@ from _common.records import (
 )
 from _common.scores import accuracy, auc_score, auroc, mean_and_spread, resampled_interval
 from _common.systems import (
+    BALANCED,
     RESNET18,
     SYSTEMS,
+    VOTING,
     System,
     Task,
     Trained,
@@ -64,6 +72,8 @@ from _common.systems import (
 )
 
 __all__ = [
+    "BALANCED",
+    "DEFAULT_SAMPLER",
     "EARLIER",
     "MEDMNIST_RECIPE",
     "RECORDS_FOLDER",
@@ -71,6 +81,7 @@ __all__ = [
     "RESNET18",
     "SPLITS",
     "SYSTEMS",
+    "VOTING",
     "Benchmark",
     "Recipe",
     "Records",

@@ -17,6 +17,9 @@ __all__ = ["SPLITS", "as_bytes", "as_tensor", "describe_data", "load", "resized"
 SPLITS = ("train", "val", "test")
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
+# Sets of which a class has only its first training images: name, class and number.
+_FEWER = {"pneumoniamnist_unbalanced": ("pneumoniamnist", 0, 388)}
+
 
 def load(name: str, files: Mapping[str, str]) -> Splits:
     """Images and labels of each split of a data set.
@@ -24,8 +27,9 @@ def load(name: str, files: Mapping[str, str]) -> Splits:
     Parameters
     ----------
     name : str
-        Name of MedMNIST, for another size than 28 px with it as in "retinamnist@224", or of one of
-        the files.
+        Name of MedMNIST, for another size than 28 px with it as in "retinamnist@224", of one of
+        the files, or "pneumoniamnist_unbalanced": PneumoniaMNIST with the first 388 of its 1,214
+        normal training images.
     files : mapping of str to str
         Names and paths of npz files. They hold arrays as MedMNIST's (``train_images``,
         ``train_labels`` and so on), or encoded images: ``bytes`` (uint8) and ``offsets`` (n + 1) of
@@ -35,6 +39,12 @@ def load(name: str, files: Mapping[str, str]) -> Splits:
     -------
     dict of str to (ndarray of shape (n, H, W) or (n, H, W, 3), ndarray of shape (n,))
     """
+    if name in _FEWER:
+        whole, label, n_kept = _FEWER[name]
+        splits = load(whole, files)
+        X, y = splits["train"]
+        kept = (y != label) | (np.cumsum(y == label) <= n_kept)
+        return {**splits, "train": (X[kept], y[kept])}
     if name not in files:
         name, _, size = name.partition("@")
         return {

@@ -1,5 +1,6 @@
 """Generated images: how many to make of each class, and how close they are to real ones."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,16 @@ import torch
 from torch.nn import functional as F
 
 from _common.data import as_tensor
+from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.generation_metrics import kernel_distance, manifold_metrics
 
-__all__ = ["counts_of", "make_imagenet_features", "quality", "sample_images"]
+__all__ = ["DEFAULT_SAMPLER", "counts_of", "make_imagenet_features", "quality", "sample_images"]
 
 Features = Callable[[np.ndarray], np.ndarray]
+
+_DEFAULTS = inspect.signature(MedSymmFlowClassifier.sample).parameters
+# Solver and steps by which images are generated unless others are asked for.
+DEFAULT_SAMPLER = f"{_DEFAULTS['ode_solver'].default} {_DEFAULTS['n_steps'].default}"
 
 
 def counts_of(y: np.ndarray, n: int) -> np.ndarray:
