@@ -4,7 +4,13 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from sklearn_msf.flow.ode_solver import ODE_SOLVERS, OdeSettings, integrate
+from sklearn_msf.flow.ode_solver import (
+    ODE_SOLVERS,
+    Evaluation,
+    OdeSettings,
+    evaluations,
+    integrate,
+)
 
 # Errors over 40 steps of dz/dt = -2 z from 0 to 1, by the order of the method.
 TOLERANCE = {"euler": 0.06, "midpoint": 1e-3, "rk4": 1e-6, "dopri5": 1e-3}
@@ -116,3 +122,11 @@ def test_fixed_steps_are_those_of_torchdiffeq_to_the_last_bit(method, start, end
     wanted = odeint(velocity, state, times, method=method)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other[-1])
+
+
+def test_evaluations_of_a_step_are_those_of_its_method():
+    assert evaluations(0.5, 1.0, "euler") == [Evaluation(0.5, 0.5, 0.5)]
+    middle = [Evaluation(0.5, 0.25, 0.0), Evaluation(0.75, 0.5, 0.5)]
+    assert evaluations(0.5, 1.0, "midpoint") == middle
+    with pytest.raises(NotImplementedError, match="'rk4' needs more than the last velocity"):
+        evaluations(0.5, 1.0, "rk4")

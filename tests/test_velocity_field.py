@@ -368,6 +368,28 @@ def test_the_steps_of_a_way_are_equal_but_for_the_last_one(
 
 
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("image_prediction", ["velocity", "denoised"])
+@pytest.mark.parametrize(("method", "n_steps"), [("euler", 1), ("euler", 25), ("midpoint", 5)])
+def test_a_loop_over_evaluations_generates_the_same(
+    make_tiny_field, label_prediction, image_prediction, method, n_steps
+):
+    field = make_tiny_field(label_prediction, image_prediction=image_prediction)
+    masks = CODES.masks(torch.tensor([0, 1]), (8, 8))
+    e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
+    ode = OdeSettings(0.0, 1.0, n_steps, method, guidance=0.5)
+    with torch.no_grad():
+        wanted = field.generate(e_x, masks, e_y, ode)
+        beginning = state = field.generation_start(e_x, masks)
+        for evaluation in field.path_evaluations(ode):
+            t = torch.tensor(evaluation.time)
+            v = field.generation_velocity(t, state, masks, e_y, ode.guidance)
+            pairs = list(zip(beginning, v, strict=True))
+            state = tuple(part + evaluation.ahead * of_part for part, of_part in pairs)
+            beginning = tuple(part + evaluation.moved * of_part for part, of_part in pairs)
+    torch.testing.assert_close(state[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
 def test_guidance_goes_beyond_the_class_away_from_the_unconditional(
     make_tiny_field, label_prediction
 ):
