@@ -124,6 +124,9 @@ def test_a_score_that_some_records_lack_is_not_averaged(accuracy):
     record |= {"test_auc": 70.0, "test_acc": 50.0}
     records = [record | {"seed": 0}, record | {"seed": 1, "test_log_loss": 0.4}]
     assert "| 2 | 70.0 ± 0.0 | 50.0 ± 0.0 | - |" in accuracy.table(records)
+    records += [record | {"seed": 1, "system": "alone_08", "test_log_loss": 0.5}]
+    records += [record | {"seed": 0, "system": "alone_08", "test_log_loss": 0.5}]
+    assert "| 2 | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | - |" in accuracy.table(records)
 
 
 def test_the_unbalanced_set_has_the_first_normal_images(common, monkeypatch):

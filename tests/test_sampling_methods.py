@@ -189,7 +189,7 @@ def test_going_on_does_not_forget_how_to_sample(make_classifier, digits, image_p
     assert np.abs(again.astype(float) - sampled).mean() < 4
 
 
-def test_one_euler_step_goes_all_the_way(fitted):
+def test_one_step_goes_all_the_way(fitted):
     sampled = fitted.sample("one", 3, n_steps=1, random_state=0)
     images, _, times = fitted.sample_trajectory("one", n_steps=1, random_state=0)
     assert times.tolist() == [0, 1]

@@ -11,7 +11,7 @@ can be stopped and continued.
     python examples/benchmarks/accuracy.py --datasets retinamnist breastmnist --seeds 0 1 2
 
 Further data in MedMNIST's npz format: ``--npz bloodcells=PATH``. ``pneumoniamnist_unbalanced`` is
-PneumoniaMNIST with a tenth of normal training images.
+PneumoniaMNIST with a third of its normal training images.
 """
 
 import math
@@ -145,6 +145,8 @@ def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> lis
             continue
         cells = [
             paired_difference([first[key] - second[key] for first, second in pairs], digits)
+            if all(key in record for pair in pairs for record in pair)
+            else "-"
             for key, digits in (("test_auc", 1), ("test_acc", 1), ("test_log_loss", 3))
         ]
         seeds = str(len(pairs))

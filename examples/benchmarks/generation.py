@@ -47,6 +47,7 @@ from _common import (
     reference_seconds,
     resolved_parameters,
     sample_images,
+    sampler_of,
     settings_of,
     shown_settings,
     split_settings,
@@ -313,11 +314,6 @@ def seeds_of(records):
     return " ".join(str(r["seed"]) for r in records)
 
 
-def sampler_of(record):
-    """Solver and steps of the images that a record is about; earlier ones had 25 Euler steps."""
-    return record.get("provenance", {}).get("parameters", {}).get("sampler", "euler 25")
-
-
 def lines_of(title, columns, groups):
     """Markdown: one line for each data set and recipe, cells from functions of its records."""
     lines = [f"**{title}**", "", "| data | recipe | " + " | ".join(columns) + " |"]
@@ -367,7 +363,7 @@ def sampler_cell(records, sampler):
 
 
 def time_of(records, sampler):
-    """Cell: time of a sampler as a multiple of the default's; earlier records lack it."""
+    """Cell: time of a sampler as a multiple of the paper's; earlier records lack it."""
     samplers = [r["samplers"] for r in records if "seconds" in r["samplers"].get(sampler, {})]
     times = [s[sampler]["seconds"] / s[REFERENCE_SAMPLER]["seconds"] for s in samplers]
     return f"{np.mean(times):.2f}" if times else "-"

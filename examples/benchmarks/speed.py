@@ -30,6 +30,7 @@ from _common import (
     gemm_gflops,
     in_own_process,
     make_resnet,
+    sampler_of,
 )
 from torch import nn
 from torch.nn import functional as F
@@ -420,6 +421,7 @@ def engine_table(results):
             f"{r['peak_memory_mib']:.0f} |"
         )
     d = results["our engine, defaults"]
+    sampler = sampler_of(results)
     lines += ["", "| defaults, 28 px | |", "|---|---|"]
     lines += [
         f"| classified, 1 draw | {d['classified_per_second']:.0f} images/s, "
@@ -427,8 +429,8 @@ def engine_table(results):
         f"| the same blocks over ready tensors | {d['bare_per_second']:.0f} images/s; "
         f"predict_proba reaches {d['classified_per_second'] / d['bare_per_second']:.0%} of it |",
         f"| one image classified | {d['milliseconds_for_one']:.1f} ms |",
-        f"| one image drawn | {d['seconds_to_draw_1']:.2f} s |",
-        f"| 64 images drawn | {d['seconds_to_draw_64']:.2f} s |",
+        f"| one image drawn, {sampler} | {d['seconds_to_draw_1']:.2f} s |",
+        f"| 64 images drawn, {sampler} | {d['seconds_to_draw_64']:.2f} s |",
     ]
     lines += [
         "",

@@ -28,6 +28,7 @@ from _common.generated import (
     make_imagenet_features,
     quality,
     sample_images,
+    sampler_of,
 )
 from _common.machine import (
     REFERENCE_GFLOPS,
@@ -125,6 +126,7 @@ __all__ = [
     "resized",
     "resolved_parameters",
     "sample_images",
+    "sampler_of",
     "settings_of",
     "shown_settings",
     "split_settings",

@@ -1,7 +1,7 @@
 """Generated images: how many to make of each class, and how close they are to real ones."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from _common.data import as_tensor
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.generation_metrics import kernel_distance, manifold_metrics
 
-__all__ = ["DEFAULT_SAMPLER", "counts_of", "make_imagenet_features", "quality", "sample_images"]
+__all__ = [
+    "DEFAULT_SAMPLER",
+    "counts_of",
+    "make_imagenet_features",
+    "quality",
+    "sample_images",
+    "sampler_of",
+]
 
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -37,6 +44,12 @@ def sample_images(
         images.append(classifier.sample(label, int(n), random_state=index, **settings))
         labels.append(np.full(n, label))
     return np.concatenate(images), np.concatenate(labels)
+
+
+def sampler_of(record: Mapping[str, Any]) -> str:
+    """Solver and steps of the images that a record is about; earlier ones had 25 Euler steps."""
+    parameters = record.get("provenance", {}).get("parameters", {})
+    return str(parameters.get("sampler", "euler 25"))
 
 
 def quality(features_of: Features, features: np.ndarray, generated: np.ndarray) -> dict[str, Any]:
