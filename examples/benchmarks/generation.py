@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from _common import (
     DEFAULT_SAMPLER,
+    PAPERS_SAMPLER,
     Benchmark,
     Records,
     accuracy,
@@ -78,8 +79,6 @@ SAMPLERS = (
     *(("euler", n_steps) for n_steps in (1, 2, 4, 8, 12, 25, 50, 100)),
     *(("midpoint", n_steps) for n_steps in (2, 3, 5, 6)),
 )
-# The paper's, whose time the others are compared with.
-REFERENCE_SAMPLER = "euler 25"
 # On the way back of counterfactuals.
 GUIDANCES = (0.0, 0.5, 2.0)
 IMAGENET_KINDS = ("generated", "fresh", "training")
@@ -365,7 +364,7 @@ def sampler_cell(records, sampler):
 def time_of(records, sampler):
     """Cell: time of a sampler as a multiple of the paper's; earlier records lack it."""
     samplers = [r["samplers"] for r in records if "seconds" in r["samplers"].get(sampler, {})]
-    times = [s[sampler]["seconds"] / s[REFERENCE_SAMPLER]["seconds"] for s in samplers]
+    times = [s[sampler]["seconds"] / s[PAPERS_SAMPLER]["seconds"] for s in samplers]
     return f"{np.mean(times):.2f}" if times else "-"
 
 
@@ -382,7 +381,7 @@ def sampler_lines(groups):
         lines.append("| " + " | ".join([sampler, time_of(every, sampler), *cells]) + " |")
     text = (
         "Coverage and KID: in ImageNet features where they were measured, else in the judge's. "
-        f"Time: as a multiple of that of {REFERENCE_SAMPLER}."
+        f"Time: as a multiple of that of {PAPERS_SAMPLER}."
     )
     return [*lines, "", text, ""]
 

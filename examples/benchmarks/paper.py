@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from _common import (
-    DEFAULT_SAMPLER,
     SYSTEMS,
     Benchmark,
     Records,
@@ -51,6 +50,7 @@ from _common import (
     local_seconds,
     make_imagenet_features,
     make_parser,
+    name_sampler,
     quality,
     resampled_interval,
     sample_images,
@@ -96,7 +96,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     }
     # Estimators of the package draw, which is timed too.
     if "estimator" in found:
-        found["sampler"] = system.sampling or DEFAULT_SAMPLER
+        found["sampler"] = name_sampler(**system.sampling)
     return found
 
 

@@ -24,8 +24,10 @@ from _common.command_line import (
 from _common.data import SPLITS, as_bytes, as_tensor, describe_data, load, resized
 from _common.generated import (
     DEFAULT_SAMPLER,
+    PAPERS_SAMPLER,
     counts_of,
     make_imagenet_features,
+    name_sampler,
     quality,
     sample_images,
     sampler_of,
@@ -77,6 +79,7 @@ __all__ = [
     "DEFAULT_SAMPLER",
     "EARLIER",
     "MEDMNIST_RECIPE",
+    "PAPERS_SAMPLER",
     "RECORDS_FOLDER",
     "REFERENCE_GFLOPS",
     "RESNET18",
@@ -117,6 +120,7 @@ __all__ = [
     "make_resnet",
     "make_vit",
     "mean_and_spread",
+    "name_sampler",
     "paper_name",
     "peak_memory_mib",
     "quality",

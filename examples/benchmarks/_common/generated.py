@@ -14,8 +14,12 @@ from sklearn_msf.generation_metrics import kernel_distance, manifold_metrics
 
 __all__ = [
     "DEFAULT_SAMPLER",
+    "DEFAULT_SAMPLING",
+    "PAPERS_SAMPLER",
+    "PAPERS_SAMPLING",
     "counts_of",
     "make_imagenet_features",
+    "name_sampler",
     "quality",
     "sample_images",
     "sampler_of",
@@ -23,9 +27,19 @@ __all__ = [
 
 Features = Callable[[np.ndarray], np.ndarray]
 
-_DEFAULTS = inspect.signature(MedSymmFlowClassifier.sample).parameters
-# Solver and steps by which images are generated unless others are asked for.
-DEFAULT_SAMPLER = f"{_DEFAULTS['ode_solver'].default} {_DEFAULTS['n_steps'].default}"
+_PARAMETERS = inspect.signature(MedSymmFlowClassifier.sample).parameters
+# Solver and steps by which `sample` generates images, and those of the paper's Figure 3.
+DEFAULT_SAMPLING = {name: _PARAMETERS[name].default for name in ("n_steps", "ode_solver")}
+PAPERS_SAMPLING = {"n_steps": 25, "ode_solver": "euler"}
+
+
+def name_sampler(n_steps: int, ode_solver: str) -> str:
+    """Name solver and steps, as in "euler 25"."""
+    return f"{ode_solver} {n_steps}"
+
+
+DEFAULT_SAMPLER = name_sampler(**DEFAULT_SAMPLING)
+PAPERS_SAMPLER = name_sampler(**PAPERS_SAMPLING)
 
 
 def counts_of(y: np.ndarray, n: int) -> np.ndarray:
@@ -47,9 +61,9 @@ def sample_images(
 
 
 def sampler_of(record: Mapping[str, Any]) -> str:
-    """Solver and steps of the images that a record is about; earlier ones had 25 Euler steps."""
+    """Solver and steps of the images that a record is about; earlier ones had the paper's."""
     parameters = record.get("provenance", {}).get("parameters", {})
-    return str(parameters.get("sampler", "euler 25"))
+    return str(parameters.get("sampler", PAPERS_SAMPLER))
 
 
 def quality(features_of: Features, features: np.ndarray, generated: np.ndarray) -> dict[str, Any]:
