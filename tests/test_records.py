@@ -8,8 +8,8 @@ import torch
 from benchmark_scripts import script
 from conftest import tiny_classifier
 
-from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf._version import RECIPE, __version__
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._version import RECIPES, __version__
 
 common = script("_common")
 records_module = script("_common.records")
@@ -64,8 +64,8 @@ def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
         resolved=common.resolved_parameters(classifier, len(Y)),
     )
     provenance = json.loads(json.dumps(begun))["provenance"]
-    assert provenance["recipe"] == RECIPE
     assert provenance["version"] == __version__
+    assert provenance["parameters"]["recipe"] == RECIPES["MedSymmFlowClassifier"]
     assert provenance["parameters"]["optimizer"] == "auto"
     assert provenance["parameters"]["channel_mult"] == [1]
     assert provenance["resolved"]["optimizer"] == "adamw"
@@ -131,13 +131,12 @@ def test_records_of_the_same_recipe_parameters_and_data_are_shown_and_not_repeat
 @pytest.mark.parametrize(
     "outdated",
     [
-        changed(record(), recipe=RECIPE + 1),
         record(settings={"width": 8}),
         {"dataset": "toy", "seed": 0},
     ],
-    ids=["recipe", "parameters", "no provenance"],
+    ids=["parameters", "no provenance"],
 )
-def test_records_of_another_recipe_or_other_parameters_do_not_count(tmp_path, outdated):
+def test_records_of_other_parameters_do_not_count(tmp_path, outdated):
     path = tmp_path / "toy.json"
     path.write_text(json.dumps([outdated]))
     records = common.Records(benchmark(), path)
@@ -160,6 +159,19 @@ def test_each_list_of_numbers_is_a_line_and_nothing_changes(tmp_path):
     lines = [line.strip() for line in path.read_text().splitlines()]
     assert "[0.25, null, -1e-07]," in lines
     assert "[1, true, 0]" in lines
+
+
+def test_a_new_recipe_makes_records_of_its_estimator_outdated_and_no_others(monkeypatch):
+    estimators = {"pixels": MedSymmFlowClassifier(), "latents": LatentMedSymmFlowClassifier()}
+
+    def settings(record):
+        return common.asked_parameters(estimators[record["system"]])
+
+    by_estimator = common.Benchmark("toy", ("system", "seed"), settings, lambda rs: "")
+    runs = [record(0, settings({"system": name}), system=name) for name in estimators]
+    assert by_estimator.current(runs) == runs
+    monkeypatch.setitem(RECIPES, "MedSymmFlowClassifier", RECIPES["MedSymmFlowClassifier"] + 1)
+    assert by_estimator.current(runs) == runs[1:]
 
 
 def test_records_of_other_data_under_the_same_name_do_not_count(tmp_path):
@@ -197,14 +209,15 @@ def test_what_a_script_no_longer_measures_does_not_count():
 
 def test_records_without_provenance_are_those_of_the_earlier_defaults():
     earlier = {"dataset": "toy", "seed": 0}
-    assert common.recipe_of(earlier) == common.EARLIER == 0
-    assert benchmark().chosen([earlier, record()], 0) == [earlier]
-    assert benchmark().markdown([earlier, record()], 0) == "1 runs\n"
+    assert common.is_earlier(earlier)
+    assert not common.is_earlier(record())
+    assert benchmark().chosen([earlier, record()], earlier=True) == [earlier]
+    assert benchmark().markdown([earlier, record()], earlier=True) == "1 runs\n"
 
 
 def test_a_table_without_records_says_how_to_measure_it():
     text = benchmark().markdown([{"dataset": "toy", "seed": 0}])
-    assert f"Not measured yet with recipe {RECIPE}" in text
+    assert "Not measured yet with today's settings" in text
     assert "python examples/benchmarks/toy.py" in text
 
 

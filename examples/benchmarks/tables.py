@@ -4,7 +4,7 @@
     python examples/benchmarks/tables.py --check    # says what is not as the records have it
 
 A page holds a table between two comments, ``<!-- table: NAME -->`` and ``<!-- end of table -->``,
-with NAME of a benchmark. ``<!-- table: NAME, recipe 0 -->`` shows records of the earlier defaults;
+with NAME of a benchmark. ``<!-- table: NAME, earlier -->`` shows records of the earlier defaults;
 only docs/earlier.md may. What stands in between is replaced. No other table of a page that has one
 may show a figure, and no table elsewhere a decimal number, unless it is code: figures typed by hand
 belong to docs/trials.md. A table of settings, which are no measurements, follows
@@ -22,8 +22,6 @@ from pathlib import Path
 from _common import Benchmark
 from _common.records import read_records
 
-from sklearn_msf._version import RECIPE
-
 ROOT = Path(__file__).resolve().parents[2]
 # Benchmarks of scripts that are named otherwise.
 SCRIPTS = {
@@ -36,7 +34,7 @@ TYPED_BY_HAND = "trials.md"
 EARLIER_PAGE = "earlier.md"
 
 BLOCK = re.compile(
-    r"<!-- table: (?P<name>\w+)(?:, recipe (?P<recipe>\d+))? -->\n(?P<content>.*?)"
+    r"<!-- table: (?P<name>\w+)(?P<earlier>, earlier)? -->\n(?P<content>.*?)"
     r"<!-- end of table -->",
     re.DOTALL,
 )
@@ -53,20 +51,20 @@ def benchmark_of(name: str) -> Benchmark:
     return getattr(importlib.import_module(module), attribute)
 
 
-def table_of(name: str, recipe: int, root: Path = ROOT) -> str:
-    """Markdown of a benchmark's records of a recipe."""
+def table_of(name: str, root: Path = ROOT, *, earlier: bool = False) -> str:
+    """Markdown of a benchmark's records, those of today or the earlier ones."""
     benchmark = benchmark_of(name)
     records = read_records(root / "docs" / "benchmarks" / f"{benchmark.file}.json")
-    return benchmark.markdown(records, recipe)
+    return benchmark.markdown(records, earlier=earlier)
 
 
 def with_tables(text: str, root: Path = ROOT) -> str:
     """Text of a page with every table as the records have it."""
 
     def filled(block: re.Match[str]) -> str:
-        recipe = RECIPE if block["recipe"] is None else int(block["recipe"])
         opening = block[0].partition("\n")[0]
-        return f"{opening}\n\n{table_of(block['name'], recipe, root)}\n<!-- end of table -->"
+        table = table_of(block["name"], root, earlier=block["earlier"] is not None)
+        return f"{opening}\n\n{table}\n<!-- end of table -->"
 
     return BLOCK.sub(filled, text)
 
@@ -84,8 +82,8 @@ def faults(root: Path = ROOT) -> Iterator[str]:
             yield f"{name}: a table is not that of the records; run tables.py"
         if page.name != EARLIER_PAGE:
             for block in BLOCK.finditer(text):
-                if block["recipe"] is not None:
-                    yield f"{name}: shows recipe {block['recipe']}, which belongs to {EARLIER_PAGE}"
+                if block["earlier"] is not None:
+                    yield f"{name}: shows earlier records, which belong to {EARLIER_PAGE}"
         if page.name != TYPED_BY_HAND:
             for line in typed_figures(text):
                 yield f"{name}: this line of a table comes from no record: {line}"

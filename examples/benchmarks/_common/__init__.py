@@ -51,13 +51,12 @@ from _common.networks import (
     train_network,
 )
 from _common.records import (
-    EARLIER,
     Benchmark,
     Records,
     asked_parameters,
     described,
+    is_earlier,
     machines,
-    recipe_of,
     resolved_parameters,
 )
 from _common.scores import accuracy, auc_score, auroc, mean_and_spread, resampled_interval
@@ -77,7 +76,6 @@ from _common.systems import (
 __all__ = [
     "BALANCED",
     "DEFAULT_SAMPLER",
-    "EARLIER",
     "MEDMNIST_RECIPE",
     "PAPERS_SAMPLER",
     "RECORDS_FOLDER",
@@ -112,6 +110,7 @@ __all__ = [
     "gemm_gflops",
     "group_parameters",
     "in_own_process",
+    "is_earlier",
     "load",
     "local_seconds",
     "machines",
@@ -124,7 +123,6 @@ __all__ = [
     "paper_name",
     "peak_memory_mib",
     "quality",
-    "recipe_of",
     "reference_seconds",
     "resampled_interval",
     "resized",

@@ -1,14 +1,15 @@
 """Records: what was measured, and everything that it depends on.
 
 A benchmark keeps its records in a JSON file, docs/benchmarks/NAME.json. A record has the keys that
-tell the runs of the benchmark apart, what was measured, and its `provenance`: recipe number,
-version and commit of the package, parameters (as they were asked for, and what "auto" became), a
-digest of the data, machine, precision, time and seed.
+tell the runs of the benchmark apart, what was measured, and its `provenance`: version and commit
+of the package, parameters (as they were asked for, and what "auto" became), a digest of the data,
+machine, precision, time and seed. The number of its recipe (`sklearn_msf._version.RECIPES`) is one
+of the parameters of an estimator of the package. What the package does not train has none.
 
-Only records that today's code would make again count as current: those of this recipe
-(`sklearn_msf._version.RECIPE`), of the parameters that the script asks for today, and of the same
-data. The others stay in the file, and are neither shown nor averaged nor continued from. A record
-without provenance is of recipe 0, the defaults of before records were kept in this way.
+Only records that today's code would make again count as current: those of the parameters that the
+script asks for today, and of the same data. The others stay in the file, and are neither shown nor
+averaged nor continued from. A record without provenance is an earlier one, of the defaults of
+before records were kept in this way.
 """
 
 import json
@@ -29,21 +30,18 @@ import sklearn_msf
 from _common.machine import describe_machine, reference_seconds
 from sklearn_msf._estimator.auto_settings import resolve_augmentation, training_settings
 from sklearn_msf._estimator.parameters import PARAMETERS, with_defaults
-from sklearn_msf._version import RECIPE, __version__
+from sklearn_msf._version import RECIPES, __version__
 
 __all__ = [
-    "EARLIER",
     "Benchmark",
     "Records",
     "asked_parameters",
     "described",
+    "is_earlier",
     "machines",
-    "recipe_of",
     "resolved_parameters",
 ]
 
-# Recipe of records without provenance.
-EARLIER = 0
 # Parameters that a budget or a seed sets: the record has them apart.
 _SET_BY_THE_RUN = ("time_budget", "random_state")
 _LIST_OF_NUMBERS = re.compile(r'\[\n *([^\[\]{}"]*?)\n *\]')
@@ -55,8 +53,8 @@ _LIST_OF_NUMBERS = re.compile(r'\[\n *([^\[\]{}"]*?)\n *\]')
 def asked_parameters(estimator: Any) -> dict[str, Any]:
     """Parameters of an estimator of the package that change what is learned or predicted.
 
-    Entries of the dict parameters stand beside the others. Time budget and seed are left out:
-    they are of a run, and the first depends on the machine.
+    The number of its recipe is one of them. Entries of the dict parameters stand beside the others.
+    Time budget and seed are left out: they are of a run, and the first depends on the machine.
     """
     values = with_defaults(estimator.get_params(deep=False), estimator._group_defaults)
     kept = {
@@ -64,7 +62,9 @@ def asked_parameters(estimator: Any) -> dict[str, Any]:
         for name, value in values.items()
         if PARAMETERS[name].affects - {"folder"} and name not in _SET_BY_THE_RUN
     }
-    return {"estimator": type(estimator).__name__, **_plain(kept)}
+    names = [cls.__name__ for cls in type(estimator).__mro__]
+    recipe = next(RECIPES[name] for name in names if name in RECIPES)
+    return {"estimator": names[0], "recipe": recipe, **_plain(kept)}
 
 
 def resolved_parameters(estimator: Any, n_images: int) -> dict[str, Any]:
@@ -139,7 +139,6 @@ def described(
     """
     resolved = dict(resolved or {})
     provenance = {
-        "recipe": RECIPE,
         "version": __version__,
         "commit": _commit(),
         "software": {
@@ -175,9 +174,9 @@ def _commit() -> str | None:
         return None
 
 
-def recipe_of(record: Mapping[str, Any]) -> int:
-    """Recipe number of a record."""
-    return int(record.get("provenance", {}).get("recipe", EARLIER))
+def is_earlier(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of the defaults of before records had a provenance."""
+    return "provenance" not in record
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class Benchmark:
         Of a record (or of the identity of a run to come): the parameters that the script asks for
         today; None for something that it no longer measures.
     table : callable
-        Markdown of a list of records, of one recipe.
+        Markdown of a list of records, all of today or all earlier.
     script : str
         Name of the script, if it is not that of the benchmark.
     file : str
@@ -221,24 +220,22 @@ class Benchmark:
         The last record decides where there are several contents of a data set, several settings
         of what would be averaged, or several runs of one identity.
         """
-        kept = [r for r in records if recipe_of(r) == RECIPE and self._asked_today(r)]
+        kept = [r for r in records if not is_earlier(r) and self._asked_today(r)]
         kept = _like_the_last(kept, lambda r: r["provenance"]["data"]["name"], _digest)
         kept = _like_the_last(kept, self._averaged_with, lambda r: r["provenance"]["parameters"])
         return _like_the_last(kept, self._values, id)
 
-    def chosen(self, records: Sequence[dict], recipe: int = RECIPE) -> list[dict]:
+    def chosen(self, records: Sequence[dict], *, earlier: bool = False) -> list[dict]:
         """Records to show: the current ones, or those of the earlier defaults as they are."""
-        if recipe == EARLIER:
-            return [r for r in records if recipe_of(r) == EARLIER]
-        return self.current(records)
+        return list(filter(is_earlier, records)) if earlier else self.current(records)
 
-    def markdown(self, records: Sequence[dict], recipe: int = RECIPE) -> str:
-        """Table of the records of a recipe, or a line that says that there are none."""
-        chosen = self.chosen(records, recipe)
+    def markdown(self, records: Sequence[dict], *, earlier: bool = False) -> str:
+        """Table of the records, or a line that says that there are none."""
+        chosen = self.chosen(records, earlier=earlier)
         if chosen or self.shows_missing:
             return self.table(chosen)
         command = f"python examples/benchmarks/{self.script}.py"
-        return f"*Not measured yet with recipe {recipe}: `{command}` measures it.*\n"
+        return f"*Not measured yet with today's settings: `{command}` measures it.*\n"
 
     def _asked_today(self, record: Mapping[str, Any]) -> bool:
         asked = self.parameters(record)
@@ -307,7 +304,7 @@ class Records:
         return self._benchmark.current(self._all)
 
     def has(self, identity: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
-        """Tell whether a run is recorded, of this recipe, of today's parameters, of these data."""
+        """Tell whether a run is recorded, of today's parameters and of these data."""
         return any(
             identity.items() <= record.items() and _digest(record) == data["digest"]
             for record in self.current
