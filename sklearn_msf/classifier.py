@@ -37,8 +37,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
         With ``max_epochs="auto"`` a smaller fraction makes training longer and generated images
         better; 0.8 makes training short, for classification only. "auto": 0.15, or what a
-        `time_budget` needs to show each image 2.5 times at t = 1, at most 0.8. The first steps
-        measure this; `history_` says what was chosen.
+        `time_budget` needs to show each image five times at t = 1, at most 0.4; or half as often,
+        at most 0.8. The first steps measure this; `history_` says what was chosen.
     channels : int, default=32
         Number of channels of the first level of the U-Net; even.
     network_params : dict, default=None

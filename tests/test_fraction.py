@@ -13,14 +13,17 @@ from sklearn_msf.training.trainer import Trainer, _NotFiniteError
 
 
 @given(st.integers(1, 10**6), st.floats(1, 1e9), st.floats(0.15, 1))
-def test_each_image_is_seen_two_and_a_half_times_at_one_if_the_fraction_allows_it(
+def test_each_image_is_seen_five_times_at_one_or_half_as_often_where_that_takes_most_samples(
     n_images, n_affordable, least
 ):
     fraction = fraction_within(n_images, n_affordable, least)
     assert least <= fraction <= max(least, 0.8)
     times = fraction * n_affordable / n_images
+    assert times >= 5 * (1 - 1e-9) or fraction >= 0.4
     assert times >= 2.5 * (1 - 1e-9) or fraction >= 0.8
-    assert times <= 2.5 * (1 + 1e-9) or fraction == least
+    # No larger than it must be.
+    assert times <= 5 * (1 + 1e-9) or fraction == least
+    assert times <= 2.5 * (1 + 1e-9) or fraction <= max(least, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +38,13 @@ def test_the_first_steps_do_not_count_because_they_take_longer(
     for step in itertools.count(1):
         if step > n_before:
             elapsed += 0.5
-        fraction = choice.after_step(100, elapsed, epoch_size=20_000)
+        fraction = choice.after_step(100, elapsed, epoch_size=8_000)
         if fraction is not None:
             break
     assert step == n_steps
     # Those that were seen, and what 200 images a second see in the seconds that are left.
     n_affordable = 100 * n_steps + 200 * (1000 - elapsed)
-    assert fraction == pytest.approx(2.5 * 20_000 / n_affordable)
+    assert fraction == pytest.approx(5 * 8_000 / n_affordable)
 
 
 def test_no_time_left_gives_the_largest_fraction():
@@ -107,7 +110,9 @@ def cut_off(classifier, digits, monkeypatch, n_steps):
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(18, 2.5 / 6), (300, 0.15), (4, 0.8)], ids=["some", "much", "little"]
+    ("seconds", "expected"),
+    [(18, 2.5 / 6), (24, 0.4), (60, 5 / 20), (300, 0.15), (4, 0.8)],
+    ids=["some", "more", "still more", "much", "little"],
 )
 def test_a_short_budget_raises_the_fraction_of_auto_and_the_history_says_so(
     digits, seconds, expected
@@ -144,7 +149,7 @@ def test_steps_of_several_epochs_are_measured_where_an_epoch_has_fewer(digits):
         classification_fraction="auto", time_budget=10, max_epochs=20, batch_size=90
     )
     found = fractions(classifier, digits)
-    assert found == pytest.approx([0.15] * 2 + [2.5 / 10] * (len(found) - 2))
+    assert found == pytest.approx([0.15] * 2 + [0.4] * (len(found) - 2))
     assert len(found) > 5
 
 
@@ -153,9 +158,9 @@ def test_steps_of_several_epochs_are_measured_where_an_epoch_has_fewer(digits):
     ("settings", "n_steps", "begins", "chosen"),
     [
         ({"batch_size": 30, "time_budget": 18}, 7, [], 2.5 / 6),
-        ({"batch_size": 90, "time_budget": 10}, 5, [0.15] * 2, 2.5 / 10),
+        ({"batch_size": 90, "time_budget": 10}, 5, [0.15] * 2, 0.4),
         # Those that are left are measured, from the first one on.
-        ({"batch_size": 90, "time_budget": 10}, 1, [0.15] * 3, 2.5 / 10),
+        ({"batch_size": 90, "time_budget": 10}, 1, [0.15] * 3, 0.4),
     ],
     ids=["chosen in the first epoch", "chosen in a later one", "not yet chosen"],
 )
@@ -179,13 +184,13 @@ def test_an_epoch_that_is_repeated_is_measured_anew(digits, clock, monkeypatch):
     classifier = tiny_classifier(
         classification_fraction="auto", time_budget=60, max_epochs=3, batch_size=30
     )
-    # These would need a fraction of 2.5 / 4.
+    # With these the fraction would be 0.4.
     clock += [5, 5, 5]
     let_diverge(monkeypatch)
     with pytest.warns(UserWarning, match="The epoch is repeated"):
         found = fractions(classifier, digits)
     # Three steps an epoch; 42 seconds are left after the third of the repeated ones.
-    assert found == [pytest.approx(2.5 / 15)] * 3
+    assert found == [pytest.approx(5 / 15)] * 3
 
 
 @pytest.mark.parametrize("logged", [True, False])

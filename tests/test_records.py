@@ -10,6 +10,7 @@ from conftest import tiny_classifier
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._version import RECIPES, __version__
+from sklearn_msf.training.fraction import FRACTION_AIMS
 
 common = script("_common")
 records_module = script("_common.records")
@@ -95,6 +96,15 @@ def test_parameters_that_do_not_move_results_are_no_part_of_a_record():
     assert asked != common.asked_parameters(MedSymmFlowClassifier(n_draws=1))
     wider = MedSymmFlowClassifier(network_params={"dropout": 0.1})
     assert asked != common.asked_parameters(wider)
+
+
+def test_what_auto_aims_at_within_a_budget_is_part_of_a_record_that_has_one():
+    of_budget = common.asked_parameters(MedSymmFlowClassifier(), has_budget=True)
+    aims = of_budget.pop("fraction_aims")
+    assert aims == [list(aim) for aim in FRACTION_AIMS]
+    assert of_budget == common.asked_parameters(MedSymmFlowClassifier())
+    named = MedSymmFlowClassifier(classification_fraction=0.8)
+    assert "fraction_aims" not in common.asked_parameters(named, has_budget=True)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if record["variant"] not in VARIANTS:
         return None
     grouped = group_parameters(VARIANTS[record["variant"]])
-    return asked_parameters(MedSymmFlowClassifier(**grouped))
+    return asked_parameters(MedSymmFlowClassifier(**grouped), has_budget=True)
 
 
 def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Arrays, Arrays]]:

@@ -188,7 +188,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     if title.startswith("logistic"):
         return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
     if title.startswith("pixels"):
-        return {**asked_parameters(MedSymmFlowClassifier()), "max_epochs": None}
+        return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     asked = asked_parameters(LatentMedSymmFlowClassifier(**FIELD))
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))

@@ -134,7 +134,9 @@ def pixels(side):
         classifier.fit(resized(X, side), y)
         return lambda X: classifier.predict_proba(resized(X, side)), classifier
 
-    return LatentSystem(train, {**asked_parameters(MedSymmFlowClassifier()), "side": side})
+    return LatentSystem(
+        train, {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "side": side}
+    )
 
 
 def _train_resnet(X, y, seconds, seed, taef2):

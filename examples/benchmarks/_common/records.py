@@ -31,6 +31,7 @@ from _common.machine import describe_machine, reference_seconds
 from sklearn_msf._estimator.auto_settings import resolve_augmentation, training_settings
 from sklearn_msf._estimator.parameters import PARAMETERS, with_defaults
 from sklearn_msf._version import RECIPES, __version__
+from sklearn_msf.training.fraction import FRACTION_AIMS
 
 __all__ = [
     "Benchmark",
@@ -50,11 +51,12 @@ _LIST_OF_NUMBERS = re.compile(r'\[\n *([^\[\]{}"]*?)\n *\]')
 # Parameters
 
 
-def asked_parameters(estimator: Any) -> dict[str, Any]:
+def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, Any]:
     """Parameters of an estimator of the package that change what is learned or predicted.
 
     The number of its recipe is one of them. Entries of the dict parameters stand beside the others.
-    Time budget and seed are left out: they are of a run, and the first depends on the machine.
+    Time budget and seed are left out: they are of a run, and the first depends on the machine. What
+    "auto" aims at within a budget is part of those of a run that `has_budget`.
     """
     values = with_defaults(estimator.get_params(deep=False), estimator._group_defaults)
     kept = {
@@ -64,6 +66,8 @@ def asked_parameters(estimator: Any) -> dict[str, Any]:
     }
     names = [cls.__name__ for cls in type(estimator).__mro__]
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
+    if has_budget and kept["classification_fraction"] == "auto":
+        kept["fraction_aims"] = FRACTION_AIMS
     return {"estimator": names[0], "recipe": recipe, **_plain(kept)}
 
 

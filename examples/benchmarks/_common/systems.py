@@ -167,7 +167,9 @@ def _estimator_system(title: str, make: Callable[[str], Any], **kwargs: Any) -> 
         resolved = resolved_parameters(estimator, len(task.train[1]))
         return Trained(estimator.predict_proba, estimator, resolved["images_seen"], resolved)
 
-    return System(title, train, lambda name: asked_parameters(make(name)), **kwargs)
+    return System(
+        title, train, lambda name: asked_parameters(make(name), has_budget=True), **kwargs
+    )
 
 
 def _ours(title: str, **parameters: Any) -> System:
@@ -414,7 +416,10 @@ def _train_voting(task: Task) -> Trained:
 VOTING = System(
     "ours: three that vote, a third of the time each",
     _train_voting,
-    lambda name: {"voting": _N_VOTING, **asked_parameters(MedSymmFlowClassifier())},
+    lambda name: {
+        "voting": _N_VOTING,
+        **asked_parameters(MedSymmFlowClassifier(), has_budget=True),
+    },
 )
 
 # For unbalanced sets; not in the registry, because the paper's sets are taken as they are.
