@@ -32,9 +32,6 @@ def main():
     classifier = MedSymmFlowClassifier(
         # Said, not guessed: four axes could also be images with 28 channels.
         n_spatial_dims=3,
-        # Cubes of 4 x 4 x 4 voxels are folded into channels; cubes of 2 x 2 x 2 need four times as
-        # many operations.
-        network_params={"patch_size": 4},
         max_epochs="auto" if arguments.epochs is None else arguments.epochs,
         random_state=0,
         verbose=1,

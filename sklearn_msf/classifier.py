@@ -49,8 +49,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "n_blocks" (1): residual blocks in each level.
         - "attention_levels" (1,): levels with self-attention, counted from 0. The middle block
           always has self-attention.
-        - "patch_size" (2): side of the squares of pixels, of volumes the cubes, that are folded
-          into channels before the U-Net; 1 folds nothing.
+        - "patch_size" ("auto"): side of the squares of pixels, of volumes the cubes, that are
+          folded into channels before the U-Net; 1 folds nothing. "auto": the smallest power of 2,
+          from 2 on, that leaves at most 512 positions: 2 up to 44 pixels a side, 4 for 64 pixels
+          and for 28 voxels, 8 for 128 pixels.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
         - "time_scale" (1000.0): factor on t in [0, 1] before its sinusoidal features, in (0, 1e6].
@@ -251,7 +253,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             "channel_mult": (1, 2, 2, 2),
             "n_blocks": 1,
             "attention_levels": (1,),
-            "patch_size": 2,
+            "patch_size": "auto",
             "dropout": 0.2,
             "time_scale": 1000.0,
             "time_modulation": "scale_shift",

@@ -161,12 +161,13 @@ def count_field(classifier, channels, side):
     """Count parameters, and GFLOP of an image in training and in classification."""
     p = classifier._parameters()
     settings = training_settings(p, N_IMAGES, torch.device("cpu"))
-    field = build_field(field_layout(p, N_CLASSES, channels), 0)
+    layout = field_layout(p, N_CLASSES, (channels, side, side))
+    field = build_field(layout, 0)
     fraction = settings.classification_fraction
     at_one, general = (step_gflop(field, channels, side, at_one=x) for x in (True, False))
     return {
         "input": [channels, side, side],
-        "patch_size": p.patch_size,
+        "patch_size": layout.patch_size,
         "parameters": sum(weights.numel() for weights in field.parameters()),
         "train_gflop": fraction * at_one + (1 - fraction) * general,
         "epochs": settings.max_epochs,

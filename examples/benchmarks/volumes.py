@@ -33,8 +33,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn_msf import MedSymmFlowClassifier
 
 DATASET = "adrenalmnist3d"
-# Cubes of 4 x 4 x 4 voxels are folded into channels: see docs/volumes.md.
-VOLUMES = {"n_spatial_dims": 3, "patch_size": 4}
+VOLUMES = {"n_spatial_dims": 3}
 # Shorter runs, to compare variations; most volumes of a batch then teach classification.
 SHORT = {
     "channels": 16,

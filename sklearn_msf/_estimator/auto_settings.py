@@ -35,6 +35,10 @@ _AUTO_TIMES_OF_FEATURES = (15, 25)
 _MIN_AUTO_FRACTION = 0.05
 # The fraction at t = 1 that "auto" stands for where time is not short.
 _AUTO_FRACTION = 0.15
+# Side of the squares, or cubes, of "auto": the smallest power of 2, from 2 on, that leaves at most
+# so many positions. 28 pixels a side are folded by 2, 64 pixels and 28 voxels by 4, 224 by 16.
+_SMALLEST_PATCH = 2
+_MOST_POSITIONS = 512
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
 # Muon learns as much from half as many images, but is not reliable in short runs.
@@ -46,8 +50,17 @@ _MIN_STEPS_TO_COMPILE = 10_000
 _MIN_SECONDS_TO_COMPILE = 900.0
 
 
-def field_layout(p: Parameters, n_classes: int, image_channels: int) -> FieldLayout:
+def field_layout(p: Parameters, n_classes: int, shape: Sequence[int]) -> FieldLayout:
     """Collect the layout of the field.
+
+    Parameters
+    ----------
+    p : Parameters
+        Checked parameters.
+    n_classes : int
+        Number of classes.
+    shape : sequence of int
+        (C, H, W) of the images or latents, (C, D, H, W) of volumes.
 
     Raises
     ------
@@ -55,8 +68,20 @@ def field_layout(p: Parameters, n_classes: int, image_channels: int) -> FieldLay
         If masks without a class would look like those of a class.
     """
     _check_unconditional(p, n_classes)
-    entries = _typed(FieldLayout, {name: getattr(p, name) for name in affecting("network")})
-    return FieldLayout(n_classes=n_classes, image_channels=image_channels, **entries)
+    given = {name: getattr(p, name) for name in affecting("network")}
+    given["patch_size"] = _resolve_patch_size(p, shape[1:])
+    entries = _typed(FieldLayout, given)
+    return FieldLayout(n_classes=n_classes, image_channels=shape[0], **entries)
+
+
+def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
+    """Choose how many pixels a side are folded into channels; "auto" depends on the size."""
+    if p.patch_size != "auto":
+        return int(p.patch_size)
+    patch_size = _SMALLEST_PATCH
+    while math.prod(-(-side // patch_size) for side in size) > _MOST_POSITIONS:
+        patch_size *= 2
+    return patch_size
 
 
 def _typed(record: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

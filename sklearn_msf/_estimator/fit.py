@@ -379,7 +379,7 @@ def _checked_samples(
     if previous is None:
         _check_codes(p, len(samples.classes))
     else:
-        layout = field_layout(p, len(samples.classes), previous.model.space.shape[0])
+        layout = field_layout(p, len(samples.classes), previous.model.space.shape)
         _check_layout(previous.model.field.layout, layout)
     return samples, validation
 
@@ -466,7 +466,7 @@ def _divide_time(
 def _check_codes(p: Parameters, n_classes: int) -> None:
     """Refuse numbers of classes that the label codes do not allow, before any slow step."""
     make_label_codes(p.label_encoding, n_classes, float(p.beta))
-    field_layout(p, n_classes, 1)
+    field_layout(p, n_classes, (1, 1, 1))
 
 
 def _check_validation_is_used(p: Parameters) -> None:
@@ -509,7 +509,7 @@ def _prepare_training(
     space = _space(state, random_state)
     data = state.preparation.training_data(space, state.samples, state.augment, state.started)
     p, device, previous = state.p, state.device, state.previous
-    layout = field_layout(p, len(state.samples.classes), space.shape[0])
+    layout = field_layout(p, len(state.samples.classes), space.shape)
     seed = draw_seed(random_state)
     if previous is None:
         noise_seed, temperature, trained_by = draw_seed(random_state), 1.0, None

@@ -253,7 +253,7 @@ PARAMETERS: dict[str, Parameter] = {
     "channel_mult": _network(_integers(1)),
     "n_blocks": _network(_POSITIVE),
     "attention_levels": _network(_integers(0, empty=True)),
-    "patch_size": _network(_POSITIVE),
+    "patch_size": _network(_or("auto", _POSITIVE)),
     "dropout": _network(_real("[0, 1)")),
     "time_scale": _network(_real("(0, 1e6]")),
     "time_modulation": _network(_one_of(*TIME_MODULATIONS)),

@@ -1,0 +1,55 @@
+"""What "auto" stands for, from the size of the images."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import tiny_classifier
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf._estimator.auto_settings import field_layout
+
+
+def patch_size_of(size, wanted="auto"):
+    classifier = MedSymmFlowClassifier(network_params={"patch_size": wanted})
+    return field_layout(classifier._parameters(), 2, (1, *size)).patch_size
+
+
+def n_positions(size, patch_size):
+    return math.prod(math.ceil(side / patch_size) for side in size)
+
+
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=3))
+def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(size):
+    patch_size = patch_size_of(size)
+    assert patch_size >= 2
+    assert patch_size & (patch_size - 1) == 0
+    assert n_positions(size, patch_size) <= 512
+    assert patch_size == 2 or n_positions(size, patch_size // 2) > 512
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((8, 8), 2),
+        ((28, 28), 2),
+        ((64, 64), 4),
+        ((128, 128), 8),
+        ((224, 224), 16),
+        ((28, 28, 28), 4),
+        ((1, 784), 2),
+    ],
+)
+def test_usual_sizes(size, expected):
+    assert patch_size_of(size) == expected
+    assert patch_size_of(size, wanted=1) == 1
+
+
+def test_a_fitted_network_has_the_patch_size_of_its_images_and_goes_on_with_it():
+    X = np.random.default_rng(0).integers(0, 256, (8, 48, 48), dtype=np.uint8)
+    classifier = tiny_classifier(patch_size="auto", max_epochs=1, augment=None)
+    classifier.fit(X, [0, 1] * 4).partial_fit(X, [0, 1] * 4)
+    assert classifier.model_.field.layout.patch_size == 4
+    assert classifier.sample(1, n_steps=1).shape == (1, 48, 48)
