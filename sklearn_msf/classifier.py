@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
 from sklearn_msf._estimator.paper import paper_settings
-from sklearn_msf._estimator.parameters import checked_entries
+from sklearn_msf._estimator.parameters import GROUP_DEFAULTS, checked_entries
 from sklearn_msf._estimator.preparation import PixelPreparation, Preparation
 
 __all__ = ["MedSymmFlowClassifier"]
@@ -248,34 +248,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     """
 
     _preparation: ClassVar[type[Preparation]] = PixelPreparation
-    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "network_params": {
-            "channel_mult": (1, 2, 2, 2),
-            "n_blocks": 1,
-            "attention_levels": (1,),
-            "patch_size": "auto",
-            "dropout": 0.2,
-            "time_scale": 1000.0,
-            "time_modulation": "scale_shift",
-            "upsampling": "light",
-            "input_size": None,
-        },
-        "flow_params": {
-            "label_encoding": "rgb",
-            "label_prediction": "posterior",
-            "image_prediction": "denoised",
-            "beta": 4.0,
-            "class_dropout": 0.1,
-            "image_weight": 0.7,
-        },
-        "optimizer_params": {
-            "weight_decay": 0.01,
-            "max_grad_norm": 1.0,
-            "ema_decay": 0.99,
-            "warmup": "linear",
-            "even_batches": True,
-        },
-    }
+    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = GROUP_DEFAULTS
 
     def __init__(
         self,

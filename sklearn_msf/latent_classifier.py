@@ -13,6 +13,7 @@ from sklearn_msf._estimator.latent_preparation import (
     encoder_parameter,
 )
 from sklearn_msf._estimator.paper import latent_paper_settings
+from sklearn_msf._estimator.parameters import LATENT_GROUP_DEFAULTS
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf.latent.latent_space import GivenEncoders, LatentSpace
 
@@ -80,21 +81,18 @@ time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, cl
 early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
 warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, \
 verbose
-        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels; `network_params` have
-        no "input_size", because `encoded_size` is the parameter for it. Other defaults are
-        chosen for classification, because training on latents of large images takes long:
-        ``classification_fraction=0.8``; in `flow_params` ``image_prediction="velocity"``,
-        ``image_weight=0.5`` and ``class_dropout=0``; in `network_params` ``dropout=0.1``,
-        ``patch_size=1`` and ``upsampling="adm"``. To generate images, use the defaults of
-        `MedSymmFlowClassifier`, which train longer: ``classification_fraction="auto"``,
-        ``flow_params={"image_prediction": "denoised", "image_weight": 0.7, "class_dropout":
-        0.1}``, ``network_params={"dropout": 0.2}``. With ``label_prediction="posterior"``
-        masks are plain colours at the size of the latents. With "velocity" they are encoded
-        masks, which need ``label_encoding="rgb"``. Over the features of a backbone alone
-        (``autoencoder=None``) ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15
-        and at most 25 times. A `time_budget` includes opening and training of the encoders and the
-        encoding; with "fit" a third of it is for the autoencoder. If it is over before training
-        begins, `fit` raises a ValueError.
+        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels. In `network_params` the
+        default of "patch_size" is ``patch_size=1``, and there is no "input_size", because
+        `encoded_size` is the parameter for it. With ``label_prediction="posterior"`` masks are
+        plain colours at the size of the latents. With "velocity" they are encoded masks, which need
+        ``label_encoding="rgb"``. Over the features of a backbone alone (``autoencoder=None``), from
+        which nothing is drawn, defaults are chosen for classification:
+        ``classification_fraction="auto"`` is 0.8; ``max_epochs="auto"`` shows 20,000 images at
+        t = 1, each at least 15 and at most 25 times; in `flow_params`
+        ``image_prediction="velocity"``, ``class_dropout=0`` and ``image_weight=0.5``; in
+        `network_params` ``dropout=0.1`` and ``upsampling="adm"``. A `time_budget` includes opening
+        and training of the encoders and the encoding; with "fit" a third of it is for the
+        autoencoder. If it is over before training begins, `fit` raises a ValueError.
 
     Attributes
     ----------
@@ -125,33 +123,7 @@ loss_curve_, rejection_, hub_source_
     """
 
     _preparation: ClassVar[type[Preparation]] = LatentPreparation
-    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "network_params": {
-            "channel_mult": (1, 2, 2, 2),
-            "n_blocks": 1,
-            "attention_levels": (1,),
-            "patch_size": 1,
-            "dropout": 0.1,
-            "time_scale": 1000.0,
-            "time_modulation": "scale_shift",
-            "upsampling": "adm",
-        },
-        "flow_params": {
-            "label_encoding": "rgb",
-            "label_prediction": "posterior",
-            "image_prediction": "velocity",
-            "beta": 4.0,
-            "class_dropout": 0.0,
-            "image_weight": 0.5,
-        },
-        "optimizer_params": {
-            "weight_decay": 0.01,
-            "max_grad_norm": 1.0,
-            "ema_decay": 0.99,
-            "warmup": "linear",
-            "even_batches": True,
-        },
-    }
+    _group_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = LATENT_GROUP_DEFAULTS
 
     def __init__(
         self,
@@ -163,7 +135,7 @@ loss_curve_, rejection_, hub_source_
         n_variations: int | str = "auto",
         cache_bytes: int = 2**31,
         image_shape: Sequence[int] | None = None,
-        classification_fraction: float | str = 0.8,
+        classification_fraction: float | str = "auto",
         channels: int = 32,
         network_params: Mapping[str, Any] | None = None,
         flow_params: Mapping[str, Any] | None = None,

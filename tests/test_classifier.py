@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS, affecting
+from sklearn_msf._estimator.parameters import FEATURE_DEFAULTS, GROUPS, PARAMETERS, affecting
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.training.optimizer import OPTIMIZERS
@@ -544,6 +544,23 @@ def test_every_parameter_and_every_entry_is_documented(estimator):
                 shown = f"{default:g}" if isinstance(default, float) else f'"{default}"'
                 shown = repr(default) if isinstance(default, int) else shown
                 assert f"``{name}={shown}``" in documented
+    if estimator is LatentMedSymmFlowClassifier:
+        for entries in FEATURE_DEFAULTS.values():
+            for name, default in entries.items():
+                shown = f'"{default}"' if isinstance(default, str) else f"{default:g}"
+                assert f"``{name}={shown}``" in documented
+
+
+def test_over_the_features_of_a_backbone_alone_some_defaults_are_others():
+    def values(**given):
+        return vars(LatentMedSymmFlowClassifier(**given)._parameters())
+
+    images, features = values(autoencoder="fit"), values(autoencoder=None, backbone="folder")
+    differ = {name: value for name, value in features.items() if value != images[name]}
+    expected = {**FEATURE_DEFAULTS["network_params"], **FEATURE_DEFAULTS["flow_params"]}
+    assert differ == {**expected, "autoencoder": None, "backbone": "folder"}
+    named = values(autoencoder=None, backbone="folder", flow_params={"image_weight": 0.7})
+    assert named == {**features, "image_weight": 0.7}
 
 
 def test_there_are_few_parameters():

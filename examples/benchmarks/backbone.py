@@ -189,7 +189,10 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
         return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
     if title.startswith("pixels"):
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
-    asked = asked_parameters(LatentMedSymmFlowClassifier(**FIELD))
+    has_autoencoder = "TAEF2" in title
+    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **FIELD)
+    # Over features alone a budget does not change the fraction at t = 1.
+    asked = asked_parameters(classifier, has_budget=has_autoencoder)
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
     # A budget in epochs is in the identity.

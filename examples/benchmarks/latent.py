@@ -123,7 +123,9 @@ def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
         classifier = cls(opened, time_budget=seconds, random_state=seed, **grouped)
         return classifier.fit(X, y).predict_proba, classifier
 
-    return LatentSystem(train, asked_parameters(cls(autoencoder, **grouped)), needs_taef2)
+    return LatentSystem(
+        train, asked_parameters(cls(autoencoder, **grouped), has_budget=True), needs_taef2
+    )
 
 
 def pixels(side):

@@ -51,9 +51,8 @@ print(f"accuracy {classifier.score(X_test, y_test):.3f}")
 # %%
 # What latents lose, and what is drawn
 # ------------------------------------
-# The defaults of the class are for classification, so few images teach drawing, and `sample` warns
-# of that. With the settings of :doc:`/guide` for
-# generating images it draws better, and trains longer.
+# Half a minute is too short for drawing, and `sample` warns of that: without a limit of the time
+# it draws better.
 
 drawn = classifier.sample(n_samples=2, random_state=0)
 restored = classifier.reconstruct(X_test[:6])

@@ -33,8 +33,10 @@ _AUTO_FEATURES_AT_ONE = 20_000
 _AUTO_TIMES_OF_FEATURES = (15, 25)
 # A smaller fraction at t = 1 counts as this one: the number of epochs would grow without bound.
 _MIN_AUTO_FRACTION = 0.05
-# The fraction at t = 1 that "auto" stands for where time is not short.
+# The fraction at t = 1 that "auto" stands for where time is not short, and over the features of a
+# backbone alone, from which nothing is drawn.
 _AUTO_FRACTION = 0.15
+_AUTO_FRACTION_OF_FEATURES = 0.8
 # Side of the squares, or cubes, of "auto": the smallest power of 2, from 2 on, that leaves at most
 # so many positions. 28 pixels a side are folded by 2, 64 pixels and 28 voxels by 4, 224 by 16.
 _SMALLEST_PATCH = 2
@@ -156,8 +158,14 @@ def training_settings(
 
 def initial_fraction(p: Parameters) -> float:
     """Return the fraction at t = 1 of the first steps: for "auto" the smallest one."""
-    wanted = p.classification_fraction
-    return _AUTO_FRACTION if wanted == "auto" else float(wanted)
+    if p.classification_fraction != "auto":
+        return float(p.classification_fraction)
+    return _AUTO_FRACTION_OF_FEATURES if _has_features_alone(p) else _AUTO_FRACTION
+
+
+def _has_features_alone(p: Parameters) -> bool:
+    """Whether the field works over the features of a backbone, without an autoencoder."""
+    return getattr(p, "backbone", None) is not None and p.autoencoder is None
 
 
 def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) -> tuple[str, int]:
@@ -176,7 +184,7 @@ def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
     if p.max_epochs != "auto":
         return int(p.max_epochs)
     at_one, (low, high) = _AUTO_IMAGES_AT_ONE, _AUTO_TIMES_AT_ONE
-    if getattr(p, "backbone", None) is not None and p.autoencoder is None:
+    if _has_features_alone(p):
         at_one, (low, high) = _AUTO_FEATURES_AT_ONE, _AUTO_TIMES_OF_FEATURES
     times_at_one = min(high, max(low, at_one / n_images))
     if optimizer == "muon":

@@ -32,6 +32,9 @@ from sklearn_msf.training.optimizer import OPTIMIZERS
 from sklearn_msf.training.schedule import WARMUPS
 
 __all__ = [
+    "FEATURE_DEFAULTS",
+    "GROUP_DEFAULTS",
+    "LATENT_GROUP_DEFAULTS",
     "PARAMETERS",
     "Parameters",
     "affecting",
@@ -277,6 +280,51 @@ PARAMETERS: dict[str, Parameter] = {
 
 GROUPS = tuple(dict.fromkeys(row.group for row in PARAMETERS.values() if row.group is not None))
 
+# Entries of the dict parameters with their defaults, over pixels.
+GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "network_params": {
+        "channel_mult": (1, 2, 2, 2),
+        "n_blocks": 1,
+        "attention_levels": (1,),
+        "patch_size": "auto",
+        "dropout": 0.2,
+        "time_scale": 1000.0,
+        "time_modulation": "scale_shift",
+        "upsampling": "light",
+        "input_size": None,
+    },
+    "flow_params": {
+        "label_encoding": "rgb",
+        "label_prediction": "posterior",
+        "image_prediction": "denoised",
+        "beta": 4.0,
+        "class_dropout": 0.1,
+        "image_weight": 0.7,
+    },
+    "optimizer_params": {
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.99,
+        "warmup": "linear",
+        "even_batches": True,
+    },
+}
+# Latents are small already, and `encoded_size` is the parameter for the size of the images.
+LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    **GROUP_DEFAULTS,
+    "network_params": {
+        name: 1 if name == "patch_size" else value
+        for name, value in GROUP_DEFAULTS["network_params"].items()
+        if name != "input_size"
+    },
+}
+# Other defaults over the features of a backbone alone (``autoencoder=None``), from which nothing is
+# drawn: there the velocity classifies better than the denoised features (docs/trials.md).
+FEATURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "network_params": {"dropout": 0.1, "upsampling": "adm"},
+    "flow_params": {"image_prediction": "velocity", "class_dropout": 0.0, "image_weight": 0.5},
+}
+
 
 def affecting(*what: str) -> list[str]:
     """List the parameters and entries that affect any of these, in the table's order."""
@@ -324,12 +372,14 @@ def with_defaults(
     parameters: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Merge the entries of the dicts, or their defaults, with the parameters; check only names."""
+    over_features = "autoencoder" in parameters and parameters["autoencoder"] is None
     values: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in GROUPS:
             values[name] = value
             continue
-        values |= {**defaults[name], **checked_entries(name, value, defaults[name])}
+        others = FEATURE_DEFAULTS.get(name, {}) if over_features else {}
+        values |= {**defaults[name], **others, **checked_entries(name, value, defaults[name])}
     return values
 
 
