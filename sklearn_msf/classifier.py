@@ -37,8 +37,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
         With ``max_epochs="auto"`` a smaller fraction makes training longer and generated images
         better; 0.8 makes training short, for classification only. "auto": 0.15, or what a
-        `time_budget` needs to show each image five times at t = 1, at most 0.4; or half as often,
-        at most 0.8. The first steps measure this; `history_` says what was chosen.
+        `time_budget` needs to show each image five times at t = 1, at most 0.4. Where that is not
+        enough to show each image 2.5 times, it is what shows it so often, at most 0.8. The first
+        steps measure this; `history_` says what was chosen.
     channels : int, default=32
         Number of channels of the first level of the U-Net; even.
     network_params : dict, default=None
@@ -52,7 +53,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "patch_size" ("auto"): side of the squares of pixels, of volumes the cubes, that are
           folded into channels before the U-Net; 1 folds nothing. "auto": the smallest power of 2,
           from 2 on, that leaves at most 512 positions: 2 up to 44 pixels a side, 4 for 64 pixels
-          and for 28 voxels, 8 for 128 pixels.
+          and for 28 voxels, 8 for 128 pixels; no longer than the shortest side. The more is folded,
+          the faster is training, and the less detail do generated images have.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
         - "time_scale" (1000.0): factor on t in [0, 1] before its sinusoidal features, in (0, 1e6].

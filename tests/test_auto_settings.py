@@ -26,7 +26,9 @@ def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(size)
     patch_size = patch_size_of(size)
     assert patch_size >= 2
     assert patch_size & (patch_size - 1) == 0
-    assert n_positions(size, patch_size) <= 512
+    # No axis is padded to a multiple of its length.
+    assert patch_size == 2 or patch_size <= min(size)
+    assert n_positions(size, patch_size) <= 512 or 2 * patch_size > min(size)
     assert patch_size == 2 or n_positions(size, patch_size // 2) > 512
 
 
@@ -40,6 +42,9 @@ def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(size)
         ((224, 224), 16),
         ((28, 28, 28), 4),
         ((1, 784), 2),
+        ((1, 50_000), 2),
+        ((28, 200), 4),
+        ((5, 256, 256), 4),
     ],
 )
 def test_usual_sizes(size, expected):

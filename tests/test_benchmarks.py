@@ -4,6 +4,7 @@ import argparse
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmark_scripts import BENCHMARKS, script
 from conftest import tiny_autoencoder
 from scipy.stats import norm
 
+from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.latent.autoencoder import build_autoencoder
 from sklearn_msf.latent.autoencoder_training import layout_for
@@ -67,6 +69,10 @@ def test_every_system_trains_and_its_probabilities_are_scored(
     rng = np.random.default_rng(0)
     X, y = rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), np.arange(12) % 2
     data = dict.fromkeys(("train", "val", "test"), (X, y))
+    # The paper's network takes a minute for its passes of many images.
+    small = {"channels": 8, "network_params": {"channel_mult": (1, 2), "n_blocks": 1}}
+    from_paper = partial(MedSymmFlowClassifier.from_paper, **small)
+    monkeypatch.setattr(MedSymmFlowClassifier, "from_paper", from_paper)
     # A machine of four times the reference's speed has a quarter of the time.
     monkeypatch.setattr(accuracy, "gemm_gflops", lambda: 4 * common.REFERENCE_GFLOPS)
     train, seen = accuracy.COMPARED[system].train, []

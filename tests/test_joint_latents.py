@@ -366,6 +366,22 @@ def test_auto_trains_for_a_shorter_time_over_features_alone(make, n_images, time
     assert settings.max_epochs == math.ceil(times / 0.8)
 
 
+def test_training_that_goes_on_names_the_autoencoder_and_not_what_depends_on_it():
+    classifier = LatentMedSymmFlowClassifier(
+        None,
+        backbone=TinyBackbone(),
+        channels=8,
+        network_params={"channel_mult": (1,)},
+        max_epochs=1,
+        warm_start=True,
+        device="cpu",
+    ).fit(X, Y)
+    classifier.set_params(autoencoder=Averages())
+    for method in (classifier.fit, classifier.partial_fit):
+        with pytest.raises(ValueError, match="cannot go on with another autoencoder, "):
+            method(X, Y)
+
+
 @pytest.mark.parametrize("method", DRAWING)
 def test_images_asked_of_a_model_without_autoencoder_name_the_way_out(method):
     classifier = tiny_feature_classifier(max_epochs=1).fit(X, Y)

@@ -190,7 +190,7 @@ def test_the_autoencoder_is_not_opened_for_classes_that_have_no_codes():
 
 def test_a_fit_that_goes_on_refuses_class_dropout_of_gray_codes_before_it_encodes():
     classifier = tiny_latent_classifier(
-        autoencoder=Averages(), label_encoding="grayscale", warm_start=True
+        autoencoder=Averages(), label_encoding="grayscale", class_dropout=0, warm_start=True
     ).fit(X, Y)
 
     def unused(images):

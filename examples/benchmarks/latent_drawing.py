@@ -68,6 +68,7 @@ RECIPES = {
         "image_weight": 0.5,
         "class_dropout": 0.0,
         "dropout": 0.1,
+        "upsampling": "adm",
     },
     "draws too": {
         "image_prediction": "denoised",

@@ -132,7 +132,7 @@ def measure(n_images, seconds, n_cores, folder):
 
 def parameters(record):
     """Settings that a record must have to count today."""
-    return asked_parameters(MedSymmFlowClassifier())
+    return asked_parameters(MedSymmFlowClassifier(), has_budget=True)
 
 
 def table(records):

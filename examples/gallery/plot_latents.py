@@ -51,8 +51,8 @@ print(f"accuracy {classifier.score(X_test, y_test):.3f}")
 # %%
 # What latents lose, and what is drawn
 # ------------------------------------
-# Half a minute is too short for drawing, and `sample` warns of that: without a limit of the time
-# it draws better.
+# Forty epochs of 200 images are too few for drawing, and `sample` warns of that: with more of them
+# (``max_epochs="auto"``, and no limit of the time) it draws better.
 
 drawn = classifier.sample(n_samples=2, random_state=0)
 restored = classifier.reconstruct(X_test[:6])

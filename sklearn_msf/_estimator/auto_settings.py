@@ -38,7 +38,8 @@ _MIN_AUTO_FRACTION = 0.05
 _AUTO_FRACTION = 0.15
 _AUTO_FRACTION_OF_FEATURES = 0.8
 # Side of the squares, or cubes, of "auto": the smallest power of 2, from 2 on, that leaves at most
-# so many positions. 28 pixels a side are folded by 2, 64 pixels and 28 voxels by 4, 224 by 16.
+# so many positions. 28 pixels a side are folded by 2, 64 pixels and 28 voxels by 4, 224 by 16. It
+# is no longer than the shortest side, which would have to be padded.
 _SMALLEST_PATCH = 2
 _MOST_POSITIONS = 512
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
@@ -81,7 +82,9 @@ def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
     if p.patch_size != "auto":
         return int(p.patch_size)
     patch_size = _SMALLEST_PATCH
-    while math.prod(-(-side // patch_size) for side in size) > _MOST_POSITIONS:
+    while math.prod(
+        -(-side // patch_size) for side in size
+    ) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
 

@@ -330,6 +330,10 @@ def _begin(
     space = None if previous is None else previous.model.space
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
+    if previous is not None:
+        # After the preparation: without its autoencoder a field has other defaults.
+        layout = field_layout(p, len(samples.classes), previous.model.space.shape)
+        _check_layout(previous.model.field.layout, layout)
     return _FitState(p, samples, validation, device, group, prepared, previous, started)
 
 
@@ -378,9 +382,6 @@ def _checked_samples(
         )
     if previous is None:
         _check_codes(p, len(samples.classes))
-    else:
-        layout = field_layout(p, len(samples.classes), previous.model.space.shape)
-        _check_layout(previous.model.field.layout, layout)
     return samples, validation
 
 

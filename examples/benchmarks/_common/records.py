@@ -85,6 +85,7 @@ def resolved_parameters(estimator: Any, n_images: int) -> dict[str, Any]:
         {
             **asdict(settings),
             "classification_fraction": estimator.history_[-1]["classification_fraction"],
+            "patch_size": estimator.model_.field.layout.patch_size,
             "augment": resolve_augmentation(p, estimator.model_.image_format),
             "device": device.type,
             "epochs": estimator.n_iter_,
