@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sklearn_msf._estimator.parameters import Parameters, affecting
+from sklearn_msf._estimator.parameters import Parameters, affecting, has_features_alone
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
@@ -81,10 +81,12 @@ def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
     """Choose how many pixels a side are folded into channels; "auto" depends on the size."""
     if p.patch_size != "auto":
         return int(p.patch_size)
+
+    def n_positions(patch_size: int) -> int:
+        return math.prod(math.ceil(side / patch_size) for side in size)
+
     patch_size = _SMALLEST_PATCH
-    while math.prod(
-        -(-side // patch_size) for side in size
-    ) > _MOST_POSITIONS and 2 * patch_size <= min(size):
+    while n_positions(patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
 
@@ -163,12 +165,7 @@ def initial_fraction(p: Parameters) -> float:
     """Return the fraction at t = 1 of the first steps: for "auto" the smallest one."""
     if p.classification_fraction != "auto":
         return float(p.classification_fraction)
-    return _AUTO_FRACTION_OF_FEATURES if _has_features_alone(p) else _AUTO_FRACTION
-
-
-def _has_features_alone(p: Parameters) -> bool:
-    """Whether the field works over the features of a backbone, without an autoencoder."""
-    return getattr(p, "backbone", None) is not None and p.autoencoder is None
+    return _AUTO_FRACTION_OF_FEATURES if has_features_alone(vars(p)) else _AUTO_FRACTION
 
 
 def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) -> tuple[str, int]:
@@ -187,7 +184,7 @@ def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
     if p.max_epochs != "auto":
         return int(p.max_epochs)
     at_one, (low, high) = _AUTO_IMAGES_AT_ONE, _AUTO_TIMES_AT_ONE
-    if _has_features_alone(p):
+    if has_features_alone(vars(p)):
         at_one, (low, high) = _AUTO_FEATURES_AT_ONE, _AUTO_TIMES_OF_FEATURES
     times_at_one = min(high, max(low, at_one / n_images))
     if optimizer == "muon":

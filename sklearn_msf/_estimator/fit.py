@@ -510,9 +510,9 @@ def _prepare_training(
     space = _space(state, random_state)
     data = state.preparation.training_data(space, state.samples, state.augment, state.started)
     p, device, previous = state.p, state.device, state.previous
-    layout = field_layout(p, len(state.samples.classes), space.shape)
     seed = draw_seed(random_state)
     if previous is None:
+        layout = field_layout(p, len(state.samples.classes), space.shape)
         noise_seed, temperature, trained_by = draw_seed(random_state), 1.0, None
         field = build_field(layout, seed, space.mask_codes)
     else:

@@ -42,6 +42,7 @@ __all__ = [
     "check_positive_integer",
     "checked_entries",
     "draw_seed",
+    "has_features_alone",
     "make_random_state",
     "resolve_parameters",
     "with_defaults",
@@ -372,7 +373,7 @@ def with_defaults(
     parameters: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Merge the entries of the dicts, or their defaults, with the parameters; check only names."""
-    over_features = "autoencoder" in parameters and parameters["autoencoder"] is None
+    over_features = has_features_alone(parameters)
     values: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in GROUPS:
@@ -381,6 +382,11 @@ def with_defaults(
         others = FEATURE_DEFAULTS.get(name, {}) if over_features else {}
         values |= {**defaults[name], **others, **checked_entries(name, value, defaults[name])}
     return values
+
+
+def has_features_alone(parameters: Mapping[str, Any]) -> bool:
+    """Whether the field works over the features of a backbone, without an autoencoder."""
+    return "autoencoder" in parameters and parameters["autoencoder"] is None
 
 
 def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:

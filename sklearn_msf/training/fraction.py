@@ -11,7 +11,8 @@ __all__ = ["FRACTION_AIMS", "FractionChoice", "fraction_within"]
 # How often each image should be seen at t = 1, and the largest fraction for it. With five times
 # images classify better, as long as most samples are left for generation. Where the time is too
 # short for this, half as often is worth more than what generation can still learn; but with fewer
-# than a fifth of the samples it learns nothing. Measured on 800 to 12,000 images (docs/trials.md).
+# than a fifth of the samples it learns nothing that is worth its time. Measured on 800 to 12,000
+# images (docs/trials.md).
 FRACTION_AIMS = ((5.0, 0.4), (2.5, 0.8))
 # Steps before the measured ones, which take longer, and measured ones. On a GPU the first steps
 # capture graphs.
