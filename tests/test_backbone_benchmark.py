@@ -43,6 +43,8 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setitem(benchmark.FIELD, "channels", 8)
     monkeypatch.setitem(benchmark.FIELD, "network_params", {"channel_mult": (1,)})
     monkeypatch.setattr(benchmark, "PIXEL_SIDES", (4,))
+    monkeypatch.setattr(benchmark, "N_VOTING", 2)
+    monkeypatch.setattr(benchmark, "VOTING", "2 fields over features that vote")
     records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")
     titles = [(record["system"], record["seed"]) for record in records]
     assert titles == [
@@ -50,6 +52,8 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("logistic regression, flips", 0),
         ("field over features", 0),
         ("field over features", 1),
+        ("2 fields over features that vote", 0),
+        ("2 fields over features that vote", 1),
         ("pixels at 4", 0),
         ("pixels at 4", 1),
     ]

@@ -445,41 +445,6 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     assert torch.corrcoef(torch.stack([x.flatten(), mean.flatten()]))[0, 1] > 0.99
 
 
-def test_sampling_over_latents_is_measured_as_over_pixels(generation, monkeypatch, tmp_path):
-    module = script("latent_drawing")
-    monkeypatch.setattr(generation, "JUDGE_IMAGES", 64)
-    monkeypatch.setattr(generation, "JUDGE_WIDTH", 4)
-    monkeypatch.setattr(module, "N_GENERATED", 24)
-    monkeypatch.setattr(module, "N_CHANGED", 2)
-    monkeypatch.setattr(module, "gemm_gflops", lambda: 150.0)
-    rng = np.random.default_rng(0)
-    y = np.arange(24) % 2
-    X = rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
-    data = dict.fromkeys(("train", "val", "test"), (X, y))
-    judge = module.SmallJudge(module.resized(X, module.SIDE), y)
-    tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
-    autoencoder = ShrinkingAutoencoder()
-    records = [
-        module.run(
-            "toy",
-            data,
-            0,
-            recipe,
-            {"autoencoder": autoencoder, **tiny, **settings},
-            judge,
-            imagenet=judge.features,
-            pictures=tmp_path / f"{recipe}.png",
-        )
-        for recipe, settings in module.RECIPES.items()
-    ]
-    assert records[0]["changed_classes"]["guidance"].keys() == {"0.0"}
-    assert records[1]["changed_classes"]["guidance"].keys() == {"0.0", "0.5", "2.0"}
-    assert records[0]["judge"]["fresh"]["kernel_distance"] < 0.1
-    assert len(list(tmp_path.iterdir())) == 2
-    text = module.table(json.loads(json.dumps(records)))
-    assert text.count("| toy | draws too |") == 4
-
-
 class ShrinkingAutoencoder:
     """Latents are means of 2 x 2 squares."""
 

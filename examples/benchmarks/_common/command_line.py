@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _common.machine import gemm_gflops, local_seconds
 from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 
 __all__ = [
     "RECORDS_FOLDER",
+    "add_budget_options",
     "add_data_options",
     "add_npz_option",
     "add_settings_option",
+    "budget_of",
     "group_parameters",
     "make_parser",
     "settings_of",
@@ -50,6 +53,29 @@ def add_data_options(parser: argparse.ArgumentParser, datasets: Sequence[str]) -
 def add_npz_option(parser: argparse.ArgumentParser) -> None:
     """Option for npz files, see :func:`load`; ``dict(arguments.npz)`` has name and path."""
     parser.add_argument("--npz", nargs="*", type=_name_and_path, default=[], metavar="NAME=PATH")
+
+
+def add_budget_options(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Options for the length of a fit; :func:`budget_of` reads them.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Parser of the script.
+    seconds : float
+        Reference seconds by default.
+    """
+    parser.add_argument("--seconds", type=float, default=seconds, help="reference seconds of a fit")
+    parser.add_argument("--max-epochs", type=int, help="instead of a budget in seconds")
+    parser.add_argument("--n-images", type=int, help="of each split; all by default")
+
+
+def budget_of(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Name of the budget, and the parameters of a classifier that keep to it on this machine."""
+    if arguments.max_epochs is not None:
+        return f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
+    seconds = local_seconds(arguments.seconds, gemm_gflops())
+    return f"{arguments.seconds:g} s", {"time_budget": seconds}
 
 
 def add_settings_option(parser: argparse.ArgumentParser) -> None:

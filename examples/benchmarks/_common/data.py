@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from sklearn_msf.datasets import fetch_medmnist
 
-__all__ = ["SPLITS", "as_bytes", "as_tensor", "describe_data", "load", "resized"]
+__all__ = [
+    "SPLITS",
+    "as_bytes",
+    "as_tensor",
+    "describe_data",
+    "first_images",
+    "load",
+    "resized",
+]
 
 SPLITS = ("train", "val", "test")
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -115,3 +123,17 @@ def resized(X: np.ndarray, side: int) -> np.ndarray:
     x = F.interpolate(as_tensor(X), (side, side), mode="bicubic", antialias=True)
     images = as_bytes(x.clamp(-1, 1)).transpose(0, 2, 3, 1)
     return images[..., 0] if X.ndim == 3 else images
+
+
+def first_images(
+    data: Mapping[str, tuple[np.ndarray, np.ndarray]], n_images: int | None
+) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+    """Select the first images of each class, about `n_images` of each split; None means all."""
+    if n_images is None:
+        return data
+    chosen = {}
+    for split, (X, y) in data.items():
+        each = -(-n_images // len(np.unique(y)))
+        rows = np.sort(np.concatenate([np.flatnonzero(y == c)[:each] for c in np.unique(y)]))
+        chosen[split] = X[rows], y[rows]
+    return chosen

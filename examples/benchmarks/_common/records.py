@@ -315,6 +315,11 @@ class Records:
             for record in self.current
         )
 
+    def has_picture(self, identity: Mapping[str, Any]) -> bool:
+        """Tell whether a run with another seed has a picture, which a second one would replace."""
+        same = {key: value for key, value in identity.items() if key != "seed"}
+        return any("picture" in r and same.items() <= r.items() for r in self.current)
+
     def add(self, record: dict) -> None:
         """Add a record and write the file."""
         self._all.append(record)
