@@ -8,12 +8,12 @@ from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.auto_settings import field_layout
 
 
-def patch_size_of(size, wanted="auto"):
-    classifier = MedSymmFlowClassifier(network_params={"patch_size": wanted})
+def patch_size_of(size, wanted="auto", estimator=MedSymmFlowClassifier):
+    classifier = estimator(network_params={"patch_size": wanted})
     return field_layout(classifier._parameters(), 2, (1, *size)).patch_size
 
 
@@ -21,15 +21,18 @@ def n_positions(size, patch_size):
     return math.prod(math.ceil(side / patch_size) for side in size)
 
 
-@given(st.lists(st.integers(1, 300), min_size=2, max_size=3))
-def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(size):
-    patch_size = patch_size_of(size)
-    assert patch_size >= 2
+@pytest.mark.parametrize(
+    ("estimator", "least"), [(MedSymmFlowClassifier, 2), (LatentMedSymmFlowClassifier, 1)]
+)
+@given(size=st.lists(st.integers(1, 300), min_size=2, max_size=3))
+def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(estimator, least, size):
+    patch_size = patch_size_of(size, estimator=estimator)
+    assert patch_size >= least
     assert patch_size & (patch_size - 1) == 0
     # No axis is padded to a multiple of its length.
-    assert patch_size == 2 or patch_size <= min(size)
+    assert patch_size == least or patch_size <= min(size)
     assert n_positions(size, patch_size) <= 512 or 2 * patch_size > min(size)
-    assert patch_size == 2 or n_positions(size, patch_size // 2) > 512
+    assert patch_size == least or n_positions(size, patch_size // 2) > 512
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,11 @@ def test_auto_folds_by_the_smallest_power_of_two_that_leaves_512_positions(size)
 def test_usual_sizes(size, expected):
     assert patch_size_of(size) == expected
     assert patch_size_of(size, wanted=1) == 1
+
+
+@pytest.mark.parametrize(("size", "expected"), [((7, 7), 1), ((16, 16), 1), ((28, 28), 2)])
+def test_usual_sizes_of_latents(size, expected):
+    assert patch_size_of(size, estimator=LatentMedSymmFlowClassifier) == expected
 
 
 def test_a_fitted_network_has_the_patch_size_of_its_images_and_goes_on_with_it():

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from sklearn_msf._estimator.parameters import Parameters, affecting, has_features_alone
+from sklearn_msf._estimator.parameters import (
+    Parameters,
+    affecting,
+    has_features_alone,
+    is_over_latents,
+)
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
@@ -37,10 +42,10 @@ _MIN_AUTO_FRACTION = 0.05
 # backbone alone, from which nothing is drawn.
 _AUTO_FRACTION = 0.15
 _AUTO_FRACTION_OF_FEATURES = 0.8
-# Side of the squares, or cubes, of "auto": the smallest power of 2, from 2 on, that leaves at most
-# so many positions. 28 pixels a side are folded by 2, 64 pixels and 28 voxels by 4, 224 by 16. It
-# is no longer than the shortest side, which would have to be padded.
-_SMALLEST_PATCH = 2
+# Side of the squares, or cubes, of "auto": the smallest power of 2, over pixels from 2 and over
+# latents from 1 on, that leaves at most so many positions. 28 pixels a side are folded by 2, 64
+# pixels and 28 voxels by 4, 224 by 16, latents of 28 x 28 by 2. It is no longer than the shortest
+# side, which would have to be padded.
 _MOST_POSITIONS = 512
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
@@ -85,7 +90,7 @@ def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
     def n_positions(patch_size: int) -> int:
         return math.prod(math.ceil(side / patch_size) for side in size)
 
-    patch_size = _SMALLEST_PATCH
+    patch_size = 1 if is_over_latents(vars(p)) else 2
     while n_positions(patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size

@@ -43,6 +43,7 @@ __all__ = [
     "checked_entries",
     "draw_seed",
     "has_features_alone",
+    "is_over_latents",
     "make_random_state",
     "resolve_parameters",
     "with_defaults",
@@ -310,11 +311,11 @@ GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "even_batches": True,
     },
 }
-# Latents are small already, and `encoded_size` is the parameter for the size of the images.
+# Over latents `encoded_size` is the parameter for the size of the images.
 LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     **GROUP_DEFAULTS,
     "network_params": {
-        name: 1 if name == "patch_size" else value
+        name: value
         for name, value in GROUP_DEFAULTS["network_params"].items()
         if name != "input_size"
     },
@@ -363,7 +364,7 @@ def resolve_parameters(
         PARAMETERS[name].check(name if group is None else f"{group}[{name!r}]", value)
     resolved = Parameters(**values)
     _check_image_shape(resolved)
-    if "autoencoder" in values:
+    if is_over_latents(values):
         _check_encoders(resolved)
         _check_latent_codes(resolved)
     return resolved
@@ -384,9 +385,14 @@ def with_defaults(
     return values
 
 
+def is_over_latents(parameters: Mapping[str, Any]) -> bool:
+    """Whether the parameters are those of the estimator over latents."""
+    return "autoencoder" in parameters
+
+
 def has_features_alone(parameters: Mapping[str, Any]) -> bool:
     """Whether the field works over the features of a backbone, without an autoencoder."""
-    return "autoencoder" in parameters and parameters["autoencoder"] is None
+    return is_over_latents(parameters) and parameters["autoencoder"] is None
 
 
 def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
