@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +56,9 @@ def test_usual_sizes(size, expected):
     assert patch_size_of(size, wanted=1) == 1
 
 
-@pytest.mark.parametrize(("size", "expected"), [((7, 7), 1), ((16, 16), 1), ((28, 28), 2)])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((7, 7), 1), ((22, 22), 1), ((23, 23), 2), ((28, 28), 2)]
+)
 def test_usual_sizes_of_latents(size, expected):
     assert patch_size_of(size, estimator=LatentMedSymmFlowClassifier) == expected
 
@@ -66,3 +69,23 @@ def test_a_fitted_network_has_the_patch_size_of_its_images_and_goes_on_with_it()
     classifier.fit(X, [0, 1] * 4).partial_fit(X, [0, 1] * 4)
     assert classifier.model_.field.layout.patch_size == 4
     assert classifier.sample(1, n_steps=1).shape == (1, 48, 48)
+
+
+def test_larger_latents_are_folded_and_come_back_whole():
+    X = np.random.default_rng(0).integers(0, 256, (8, 48, 48), dtype=np.uint8)
+    tiny = {"channel_mult": (1,), "attention_levels": ()}
+    classifier = LatentMedSymmFlowClassifier(
+        HalvingAutoencoder(), channels=8, network_params=tiny, max_epochs=1, augment=None
+    ).fit(X, [0, 1] * 4)
+    assert classifier.model_.field.layout.patch_size == 2
+    assert classifier.sample(1, n_steps=1).shape == (1, 48, 48)
+
+
+class HalvingAutoencoder:
+    """Latents are means of 2 x 2 pixels."""
+
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2.0)

@@ -9,6 +9,8 @@ from conftest import TinyBackbone
 from PIL import Image
 from test_benchmarks import ShrinkingAutoencoder, script
 
+describe_picture = script("_common").describe_picture
+
 CLASSES = np.arange(24) % 2
 
 
@@ -75,19 +77,79 @@ def test_generated_images_stand_beside_decoded_and_real_ones(benchmark, monkeypa
         # Means over squares of 2 x 2 pixels keep the brightness and lose detail.
         assert record["decoded"]["fidelity"] == 1.0
         assert record["decoded"]["sharpness"] < 1.0
-        with Image.open(file.parent / record["picture"]) as picture:
+        with Image.open(file.parent / record["picture"]["file"]) as picture:
             n_tiles = sum(benchmark.PICTURED)
             assert picture.size == (16 * n_tiles, 16 * 2)
     monkeypatch.setattr(benchmark, "measure", None)
     assert run(benchmark, monkeypatch, file) == records
+    assert all(
+        describe_picture(file.parent / r["picture"]["file"]) == r["picture"] for r in records
+    )
     printed = capsys.readouterr().out
     assert "| few | 16 | TAEF2 and features | 1 epochs | 0 |" in printed
-    assert "![few at 16 px, TAEF2](benchmarks/latent_drawing_few_16_TAEF2.jpg)" in printed
+    assert "![few at 16 px, TAEF2](benchmarks/latent_drawing_few_16_TAEF2_1_epochs.jpg)" in printed
 
 
-def test_only_the_first_seed_has_a_picture(benchmark, monkeypatch, file):
-    records = run(benchmark, monkeypatch, file, "--seeds", "1", "2", "--systems", "TAEF2")
-    assert ["picture" in record for record in records] == [True, False]
+def test_each_sampler_is_measured_and_stands_in_its_column(benchmark, monkeypatch, file, capsys):
+    asked = []
+
+    def sample_images(classifier, counts, **sampling):
+        asked.append(sampling)
+        labels = np.repeat([0, 1], counts)
+        shape = (len(labels), *classifier.image_shape_)
+        # Nearly white images, which are those of class 1.
+        return np.full(shape, 250 - len(asked), "u1"), labels
+
+    monkeypatch.setattr(benchmark, "sample_images", sample_images)
+    (record,) = run(benchmark, monkeypatch, file, "--systems", "TAEF2")
+    assert asked == [{}, {"n_steps": 25, "ode_solver": "euler"}]
+    assert record["midpoint 5"]["fidelity"] == record["euler 25"]["fidelity"] == 0.5
+    assert record["midpoint 5"]["sharpness"] == pytest.approx(0, abs=1e-4)
+    assert record["near_duplicates"] == 0.0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| few"))
+    assert (
+        f"| 0.00, 0.00, {record['decoded']['sharpness']:.2f}, 1.00 | 0.50, 0.50, 1.00, 1.00 |"
+        in row
+    )
+
+
+def test_a_run_has_one_picture_of_all_seeds(benchmark, monkeypatch, file):
+    system = ("--systems", "TAEF2")
+    first = run(benchmark, monkeypatch, file, "--seeds", "1", "2", *system)
+    assert ["picture" in record for record in first] == [True, False]
+    content = (file.parent / first[0]["picture"]["file"]).read_bytes()
+    again = run(benchmark, monkeypatch, file, "--seeds", "1", "2", "3", *system)
+    assert ["picture" in record for record in again] == [True, False, False]
+    # Another budget has a picture of its own.
+    other = run(benchmark, monkeypatch, file, "--max-epochs", "2", *system)[-1]
+    assert other["picture"]["file"] != first[0]["picture"]["file"]
+    assert (file.parent / first[0]["picture"]["file"]).read_bytes() == content
+
+
+def test_a_trial_with_few_images_leaves_the_other_records_in_place(benchmark, monkeypatch, file):
+    system = ("--systems", "TAEF2")
+    run(benchmark, monkeypatch, file, *system)
+    records = run(benchmark, monkeypatch, file, "--n-images", "20", *system)
+    assert len(benchmark.BENCHMARK.current(records)) == 2
+
+
+def test_a_picture_is_white_where_a_class_has_too_few_images(benchmark, tmp_path):
+    labels = np.array([0, 1, 1])
+    parts = [(np.zeros((3, 4, 4), "u1"), labels)] * 3
+    benchmark.save_picture(tmp_path / "new" / "few.jpg", parts, 4)
+    with Image.open(tmp_path / "new" / "few.jpg") as picture:
+        tiles = np.asarray(picture).reshape(2, 4, sum(benchmark.PICTURED), 4).mean(axis=(1, 3))
+    # Five generated, two decoded and two real images in each row.
+    few, two = [1, 0, 0, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1, 1, 1]
+    assert (tiles < 128).astype(int).tolist() == [few, two]
+
+
+def test_without_anything_to_measure_it_says_so(benchmark, monkeypatch, capsys):
+    for arguments in (["--systems", "TAEF2", "--npz", "few=file.npz"], ["--systems", "fit"]):
+        monkeypatch.setattr(sys, "argv", ["latent_drawing.py", *arguments])
+        with pytest.raises(SystemExit):
+            benchmark.main()
+        assert "nothing to measure" in capsys.readouterr().err
 
 
 def test_sharpness_is_that_of_the_brightness(benchmark):

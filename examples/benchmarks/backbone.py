@@ -43,6 +43,7 @@ from _common import (
     machines,
     make_parser,
     mean_and_spread,
+    name_of_first,
     resized,
     resolved_parameters,
 )
@@ -178,7 +179,10 @@ def field(data, seed, limits, **encoders):
 
 
 def voting_fields(data, seed, limits):
-    """Fields of other seeds that vote, within one budget; scikit-learn averages them."""
+    """Fields of other seeds that vote; scikit-learn averages them.
+
+    A budget in seconds is shared; one in epochs is that of each. What is resolved is of the first.
+    """
     shared = {name: v / N_VOTING if name == "time_budget" else v for name, v in limits.items()}
     members = [field_classifier(N_VOTING * seed + i, shared) for i in range(N_VOTING)]
     vote = VotingClassifier([(f"field_{i}", one) for i, one in enumerate(members)], voting="soft")
@@ -364,7 +368,7 @@ def table(records):
             low, high = paired_interval(group, references)
             against = f"{low:+.1f} to {high:+.1f}"
         scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
-        name = dataset if n_images is None else f"{dataset}, {n_images} images"
+        name = name_of_first(dataset, n_images)
         seconds = np.mean([r["provenance"]["reference_seconds"] for r in group])
         cells = [name, budget, system, *scores, against, f"{seconds:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -423,7 +427,7 @@ def main():
         for name in [*arguments.datasets, *files]
     }
     for name, data in sets.items():
-        described_data = describe_data(name, data)
+        described_data = describe_data(name_of_first(name, n_images), data)
         others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:

@@ -16,6 +16,7 @@ the defaults decide how long is trained. With ``--max-epochs`` there is no budge
 not repeated.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from _common import (
     budget_of,
     counts_of,
     describe_data,
+    describe_picture,
     described,
     first_images,
     gemm_gflops,
@@ -48,6 +50,7 @@ from _common import (
     make_imagenet_features,
     make_parser,
     mean_and_spread,
+    name_of_first,
     quality,
     resized,
     resolved_parameters,
@@ -69,7 +72,8 @@ SIDES = (112, 224)
 N_GENERATED = 400
 # Near-duplicates are looked for in small images.
 SMALL_SIDE = 28
-# Of each row of the picture: generated, decoded and real images of one class.
+# Generated, decoded and real images in a row of the picture, which shows one class; and the most
+# rows.
 PICTURED, MAX_ROWS = (5, 2, 2), 5
 DRAWN = {DEFAULT_SAMPLER: {}, PAPERS_SAMPLER: PAPERS_SAMPLING}
 
@@ -171,16 +175,28 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in values.items()}
 
 
-def save_picture(path: Path, parts: list[tuple[np.ndarray, np.ndarray]], side: int) -> None:
-    """Save a row of images for each class: generated, decoded and real ones."""
+def save_picture(
+    path: Path, parts: list[tuple[np.ndarray, np.ndarray]], side: int
+) -> dict[str, str]:
+    """Save a row for each class: generated, decoded and real images, white where there are few."""
     rows = []
     for label in np.unique(parts[0][1])[:MAX_ROWS]:
         tiles = []
         for n, (images, labels) in zip(PICTURED, parts, strict=True):
-            of_class = resized(images[labels == label][:n], side)
-            tiles += list(np.resize(of_class, (n, *of_class.shape[1:])))
+            row = np.full((n, side, side, *images.shape[3:]), 255, dtype=np.uint8)
+            if len(of_class := images[labels == label][:n]):
+                row[: len(of_class)] = resized(of_class, side)
+            tiles += list(row)
         rows.append(np.concatenate(tiles, axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path, quality=90)
+    return describe_picture(path)
+
+
+def name_picture(identity: Mapping[str, Any]) -> str:
+    """Name of the file of a run; all seeds have one."""
+    parts = [str(identity[key]) for key in IDENTITY if key != "seed" and identity[key] is not None]
+    return "latent_drawing_" + re.sub(r"\W+", "_", "_".join(parts)) + ".jpg"
 
 
 def measure(identity, data, settings, measures, described_data, path):
@@ -216,8 +232,8 @@ def measure(identity, data, settings, measures, described_data, path):
     small = [resized(images, SMALL_SIDE) for images in (drawn[DEFAULT_SAMPLER][0], X, X_test)]
     record["near_duplicates"] = round(copying_check(*small).near_duplicates, 4)
     if path is not None:
-        save_picture(path, [drawn[DEFAULT_SAMPLER], decoded, real], identity["side"])
-        record["picture"] = path.name
+        shown = [drawn[DEFAULT_SAMPLER], decoded, real]
+        record["picture"] = save_picture(path, shown, identity["side"])
     return record
 
 
@@ -247,8 +263,13 @@ def table(records):
         key = tuple(record[name] for name in IDENTITY if name != "seed")
         groups.setdefault(key, []).append(record)
     for (dataset, side, system, budget, n_images), group in groups.items():
-        name = dataset if n_images is None else f"{dataset}, {n_images} images"
-        cells = [name, side, system, budget, " ".join(str(r["seed"]) for r in group)]
+        cells = [
+            name_of_first(dataset, n_images),
+            side,
+            system,
+            budget,
+            " ".join(str(r["seed"]) for r in group),
+        ]
         cells += [mean_and_spread([r[key] for r in group], 1) for key in ("auc", "acc")]
         cells += [
             ", ".join(
@@ -270,7 +291,9 @@ def table(records):
         f"of the training images. {machines(records)}.",
     ]
     pictures = {
-        r["picture"]: (r["dataset"], r["side"], r["system"]) for r in records if "picture" in r
+        r["picture"]["file"]: (r["dataset"], r["side"], r["system"])
+        for r in records
+        if "picture" in r
     }
     for picture, (dataset, side, system) in pictures.items():
         lines += ["", f"![{dataset} at {side} px, {system}](benchmarks/{picture})"]
@@ -278,8 +301,8 @@ def table(records):
         n_drawn, n_decoded, n_real = PICTURED
         lines += [
             "",
-            f"A row for each class: {n_drawn} generated images, {n_decoded} decoded test images, "
-            f"{n_real} test images.",
+            f"A row for each of at most {MAX_ROWS} classes: {n_drawn} generated images, "
+            f"{n_decoded} decoded test images, {n_real} test images.",
         ]
     return "\n".join([*lines, ""])
 
@@ -300,12 +323,14 @@ def main():
         for title, encoders in SYSTEMS.items()
         if title in arguments.systems and (arguments.taef2 or not encoders.is_pretrained)
     }
+    if not systems or not (arguments.datasets or arguments.npz):
+        parser.error("nothing to measure: give --npz, and --taef2 for a pretrained autoencoder")
     records = Records(BENCHMARK, arguments.output)
     budget, limits = budget_of(arguments)
     files = dict(arguments.npz)
     for name in [*arguments.datasets, *files]:
         data = first_images(load(name, files), arguments.n_images)
-        described_data = describe_data(name, data)
+        described_data = describe_data(name_of_first(name, arguments.n_images), data)
         for side in arguments.sides:
             features_of = make_imagenet_features(side)
             if features_of is None:
@@ -322,9 +347,8 @@ def main():
                         "encoded_size": side,
                         **limits,
                     }
-                    picture = f"latent_drawing_{name}_{side}_{title.replace(' ', '_')}.jpg"
-                    path = arguments.output.with_name(picture)
-                    if records.has_picture(identity):
+                    path = arguments.output.with_name(name_picture(identity))
+                    if records.has_picture(identity, described_data):
                         path = None
                     records.add(measure(identity, data, settings, measures, described_data, path))
                     print(name, side, title, seed, flush=True)

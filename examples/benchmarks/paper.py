@@ -18,7 +18,6 @@ docs/comparison.md and the README.
 """
 
 import argparse
-import hashlib
 import itertools
 import os
 import time
@@ -41,6 +40,7 @@ from _common import (
     auc_score,
     counts_of,
     describe_data,
+    describe_picture,
     described,
     equal_seconds,
     frozen_backbone,
@@ -168,7 +168,9 @@ def run(
         if identity["system"] in MEASURED_IMAGES:
             record["imagenet"] = image_quality(trained.estimator, data, system.sampling)
         if pictures is not None and identity["system"] in SHOWN_IMAGES:
-            path = pictures / f"paper_samples_{name.replace('@', '_')}_{identity['system']}.png"
+            of_run = "" if identity["run"] == "equal" else f"_{identity['run']}"
+            of_system = f"{name.replace('@', '_')}_{identity['system']}"
+            path = pictures / f"paper_samples_{of_system}{of_run}.png"
             record["picture"] = save_samples(trained.estimator, path, system.sampling)
     return record
 
@@ -344,8 +346,7 @@ def save_samples(estimator: Any, path: Path, sampling: Mapping[str, Any]) -> dic
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return {"file": path.name, "sha256": digest}
+    return describe_picture(path)
 
 
 # What is missing
@@ -492,13 +493,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = Records(BENCHMARK, arguments.output)
     data_sets = data_at_hand([*arguments.datasets, *files], files)
     total = 0.0
+    descriptions = {data.name: data.description for data in data_sets}
     for identity, expected in missing_runs(records, data_sets, arguments):
         if arguments.list:
             total += expected or 0.0
             how_long = "unknown time" if expected is None else about(expected)
             print(f"missing: {named(identity)}: {how_long}")
             continue
-        folder = None if records.has_picture(identity) else arguments.output.parent
+        is_pictured = records.has_picture(identity, descriptions[identity["dataset"]])
+        folder = None if is_pictured else arguments.output.parent
         measure(records, identity, files, folder)
     if arguments.list:
         print(f"in all {about(total)} of training on a machine of 150 GFLOP/s, and scoring")

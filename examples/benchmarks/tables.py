@@ -12,14 +12,13 @@ belong to docs/trials.md. A table of settings, which are no measurements, follow
 """
 
 import argparse
-import hashlib
 import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from _common import Benchmark
+from _common import Benchmark, describe_picture
 from _common.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +28,8 @@ SCRIPTS = {
     "speed_sweep": ("speed", "SWEEP"),
     "summary": ("paper", "SUMMARY"),
 }
+# Benchmarks whose records name a picture.
+WITH_PICTURES = ("paper", "latent_drawing")
 # Pages whose tables are not those of today's records: what was typed by hand.
 TYPED_BY_HAND = "trials.md"
 EARLIER_PAGE = "earlier.md"
@@ -106,14 +107,13 @@ def typed_figures(text: str) -> list[str]:
 def wrong_pictures(root: Path) -> Iterator[str]:
     """Pictures of current records that are missing or were made by another run."""
     folder = root / "docs" / "benchmarks"
-    benchmark = benchmark_of("paper")
-    for record in benchmark.chosen(read_records(folder / f"{benchmark.file}.json")):
-        if "picture" not in record:
-            continue
-        path = folder / record["picture"]["file"]
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest()[:16] != record["picture"]["sha256"]:
-            yield f"{path.relative_to(root)}: is not the picture of its record"
+    for benchmark in map(benchmark_of, WITH_PICTURES):
+        for record in benchmark.chosen(read_records(folder / f"{benchmark.file}.json")):
+            if "picture" not in record:
+                continue
+            path = folder / record["picture"]["file"]
+            if not path.is_file() or describe_picture(path) != record["picture"]:
+                yield f"{path.relative_to(root)}: is not the picture of its record"
 
 
 def rewrite_pages(root: Path = ROOT) -> list[Path]:

@@ -30,6 +30,7 @@ from _common.data import (
     describe_data,
     first_images,
     load,
+    name_of_first,
     resized,
 )
 from _common.generated import (
@@ -65,6 +66,7 @@ from _common.records import (
     Benchmark,
     Records,
     asked_parameters,
+    describe_picture,
     described,
     is_earlier,
     machines,
@@ -118,6 +120,7 @@ __all__ = [
     "counts_of",
     "describe_data",
     "describe_machine",
+    "describe_picture",
     "described",
     "equal_seconds",
     "first_images",
@@ -134,6 +137,7 @@ __all__ = [
     "make_resnet",
     "make_vit",
     "mean_and_spread",
+    "name_of_first",
     "name_sampler",
     "paper_name",
     "peak_memory_mib",

@@ -19,6 +19,7 @@ __all__ = [
     "describe_data",
     "first_images",
     "load",
+    "name_of_first",
     "resized",
 ]
 
@@ -137,3 +138,8 @@ def first_images(
         rows = np.sort(np.concatenate([np.flatnonzero(y == c)[:each] for c in np.unique(y)]))
         chosen[split] = X[rows], y[rows]
     return chosen
+
+
+def name_of_first(name: str, n_images: int | None) -> str:
+    """Name of what :func:`first_images` selects of a data set."""
+    return name if n_images is None else f"{name}, {n_images} images"

@@ -12,6 +12,7 @@ averaged nor continued from. A record without provenance is an earlier one, of t
 before records were kept in this way.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -37,6 +38,7 @@ __all__ = [
     "Benchmark",
     "Records",
     "asked_parameters",
+    "describe_picture",
     "described",
     "is_earlier",
     "machines",
@@ -315,10 +317,15 @@ class Records:
             for record in self.current
         )
 
-    def has_picture(self, identity: Mapping[str, Any]) -> bool:
-        """Tell whether a run with another seed has a picture, which a second one would replace."""
+    def has_picture(self, identity: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+        """Tell whether a run of any seed has a picture, which that of another would replace."""
         same = {key: value for key, value in identity.items() if key != "seed"}
-        return any("picture" in r and same.items() <= r.items() for r in self.current)
+        return any(
+            "picture" in record
+            and same.items() <= record.items()
+            and _digest(record) == data["digest"]
+            for record in self.current
+        )
 
     def add(self, record: dict) -> None:
         """Add a record and write the file."""
@@ -328,6 +335,11 @@ class Records:
     def show(self) -> None:
         """Print the table of the current records."""
         print(self._benchmark.markdown(self._all))
+
+
+def describe_picture(path: Path) -> dict[str, str]:
+    """Name and digest of a picture, for the record of its run."""
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
 
 def read_records(path: Path) -> list[dict]:
