@@ -64,6 +64,16 @@ def tiny_classifier(**overrides):
     return MedSymmFlowClassifier(**grouped({**TINY, **overrides}))
 
 
+class ShrinkingAutoencoder:
+    """Latents are means of 2 x 2 squares."""
+
+    def encode(self, x):
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z, scale_factor=2.0)
+
+
 class Averages:
     """The simplest autoencoder: means over squares of four pixels."""
 

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from conftest import tiny_classifier
+from conftest import ShrinkingAutoencoder, tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,17 +74,7 @@ def test_larger_latents_are_folded_and_come_back_whole():
     X = np.random.default_rng(0).integers(0, 256, (8, 48, 48), dtype=np.uint8)
     tiny = {"channel_mult": (1,), "attention_levels": ()}
     classifier = LatentMedSymmFlowClassifier(
-        HalvingAutoencoder(), channels=8, network_params=tiny, max_epochs=1, augment=None
+        ShrinkingAutoencoder(), channels=8, network_params=tiny, max_epochs=1, augment=None
     ).fit(X, [0, 1] * 4)
     assert classifier.model_.field.layout.patch_size == 2
     assert classifier.sample(1, n_steps=1).shape == (1, 48, 48)
-
-
-class HalvingAutoencoder:
-    """Latents are means of 2 x 2 pixels."""
-
-    def encode(self, x):
-        return torch.nn.functional.avg_pool2d(x, 2)
-
-    def decode(self, z):
-        return torch.nn.functional.interpolate(z, scale_factor=2.0)

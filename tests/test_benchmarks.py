@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_scripts import BENCHMARKS, script
-from conftest import tiny_autoencoder
+from conftest import ShrinkingAutoencoder, tiny_autoencoder
 from scipy.stats import norm
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -443,13 +443,3 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     mean = classifier.model_.space.encode(images.float() / 127.5 - 1, "float32")
     assert x.shape == mean.shape
     assert torch.corrcoef(torch.stack([x.flatten(), mean.flatten()]))[0, 1] > 0.99
-
-
-class ShrinkingAutoencoder:
-    """Latents are means of 2 x 2 squares."""
-
-    def encode(self, x):
-        return torch.nn.functional.avg_pool2d(x, 2)
-
-    def decode(self, z):
-        return torch.nn.functional.interpolate(z, scale_factor=2.0)

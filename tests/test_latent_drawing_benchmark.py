@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TinyBackbone
+from conftest import ShrinkingAutoencoder, TinyBackbone
 from PIL import Image
-from test_benchmarks import ShrinkingAutoencoder, script
+from test_benchmarks import script
 
 describe_picture = script("_common").describe_picture
 

@@ -16,6 +16,7 @@ the defaults decide how long is trained. With ``--max-epochs`` there is no budge
 not repeated.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ from _common import (
     make_parser,
     mean_and_spread,
     name_of_first,
-    quality,
+    quality_of_features,
     resized,
     resolved_parameters,
     sample_images,
@@ -142,37 +143,45 @@ def reconstructed(classifier: LatentMedSymmFlowClassifier, X: np.ndarray) -> np.
 class Measures:
     """How near images come to the training images of a data set, at one side.
 
+    Features of real images are computed once, for all systems.
+
     Parameters
     ----------
-    X : ndarray of shape (n, H, W) or (n, H, W, 3), uint8
-        Training images.
-    y : ndarray of shape (n,)
-        Class indices.
+    data : mapping of str to (ndarray, ndarray)
+        Images, (n, H, W) or (n, H, W, 3) of uint8, and class indices of each split.
     side : int
         Side at which images are compared, in pixels.
     features_of : callable
         Maps images to features.
+
+    Attributes
+    ----------
+    real : tuple of ndarray
+        Test images that stand beside generated ones, and their class indices.
+    of_real : dict
+        What was measured of them.
     """
 
-    def __init__(self, X: np.ndarray, y: np.ndarray, side: int, features_of: Callable):
+    def __init__(self, data: Mapping[str, tuple], side: int, features_of: Callable):
+        (X, y), (X_test, y_test) = data["train"], data["test"]
         self._side, self._features_of = side, features_of
         self._features = features_of(X)
         self._sharpness = sharpness(resized(X, side))
         judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
         self._judge = judge.fit(self._features, y)
+        some = np.random.default_rng(0).permutation(len(X_test))[:N_GENERATED]
+        self.real = X_test[some], y_test[some]
+        self.of_real = self(*self.real)
 
     def __call__(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Measure images; `labels` are the classes that were asked for."""
-        judged = self._judge.predict(self._features_of(images))
-        return {
-            **quality(self._features_of, self._features, images),
+        features = self._features_of(images)
+        values = {
+            **quality_of_features(self._features, features),
             "sharpness": sharpness(resized(images, self._side)) / self._sharpness,
-            "fidelity": float(balanced_accuracy_score(labels, judged)),
+            "fidelity": float(balanced_accuracy_score(labels, self._judge.predict(features))),
         }
-
-
-def rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in values.items()}
+        return {key: round(value, 4) for key, value in values.items()}
 
 
 def save_picture(
@@ -217,27 +226,31 @@ def measure(identity, data, settings, measures, described_data, path):
     p = classifier.predict_proba(X_test)
     record["auc"] = round(100 * auc_score(y_test, p), 2)
     record["acc"] = round(100 * accuracy(y_test, p), 2)
-    some = np.random.default_rng(0).permutation(len(X_test))[:N_GENERATED]
-    real = X_test[some], y_test[some]
-    decoded = reconstructed(classifier, real[0]), real[1]
+    X_real, y_real = measures.real
+    decoded = reconstructed(classifier, X_real), y_real
     # As many as there are test images, because coverage depends on the number.
-    counts = counts_of(y, len(some))
+    counts = counts_of(y, len(y_real))
     drawn = {}
     for sampler, sampling in DRAWN.items():
         start = time.perf_counter()
         drawn[sampler] = sample_images(classifier, counts, **sampling)
-        seconds = (time.perf_counter() - start) / len(some)
-        record[sampler] = rounded(measures(*drawn[sampler]) | {"seconds_an_image": seconds})
-    record["decoded"], record["real"] = (rounded(measures(*part)) for part in (decoded, real))
+        seconds = round((time.perf_counter() - start) / len(y_real), 4)
+        record[sampler] = measures(*drawn[sampler]) | {"seconds_an_image": seconds}
+    record["decoded"], record["real"] = measures(*decoded), measures.of_real
     small = [resized(images, SMALL_SIDE) for images in (drawn[DEFAULT_SAMPLER][0], X, X_test)]
     record["near_duplicates"] = round(copying_check(*small).near_duplicates, 4)
     if path is not None:
-        shown = [drawn[DEFAULT_SAMPLER], decoded, real]
+        shown = [drawn[DEFAULT_SAMPLER], decoded, measures.real]
         record["picture"] = save_picture(path, shown, identity["side"])
     return record
 
 
 # The table
+
+
+def mean_of(group: list[dict], kind: str, key: str, digits: int = 2) -> str:
+    """Cell: mean over the records of a figure of one kind of images."""
+    return f"{np.mean([record[kind][key] for record in group]):.{digits}f}"
 
 
 def table(records):
@@ -249,10 +262,10 @@ def table(records):
         "real": "real",
     }
     metrics = {
-        "coverage": ("coverage", 2),
-        "KID": ("kernel_distance", 2),
-        "sharpness": ("sharpness", 2),
-        "class fidelity": ("fidelity", 2),
+        "coverage": "coverage",
+        "KID": "kernel_distance",
+        "sharpness": "sharpness",
+        "class fidelity": "fidelity",
     }
     head = ["data", "side", "latents", "budget", "seeds", "AUC", "ACC"]
     head += [f"{metric}: {', '.join(kinds)}" for metric in metrics]
@@ -272,14 +285,12 @@ def table(records):
         ]
         cells += [mean_and_spread([r[key] for r in group], 1) for key in ("auc", "acc")]
         cells += [
-            ", ".join(
-                f"{np.mean([r[kind][key] for r in group]):.{digits}f}" for kind in kinds.values()
-            )
-            for key, digits in metrics.values()
+            ", ".join(mean_of(group, kind, key) for kind in kinds.values())
+            for key in metrics.values()
         ]
         cells.append(f"{np.mean([r['near_duplicates'] for r in group]):.3f}")
-        cells.append(f"{np.mean([r[DEFAULT_SAMPLER]['seconds_an_image'] for r in group]):.3f}")
-        cells.append(f"{np.mean([r['provenance']['reference_seconds'] for r in group]):.0f}")
+        cells.append(mean_of(group, DEFAULT_SAMPLER, "seconds_an_image", 3))
+        cells.append(mean_of(group, "provenance", "reference_seconds", 0))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
@@ -332,26 +343,23 @@ def main():
         data = first_images(load(name, files), arguments.n_images)
         described_data = describe_data(name_of_first(name, arguments.n_images), data)
         for side in arguments.sides:
+            wanted = itertools.product(systems, [budget], [arguments.n_images], arguments.seeds)
+            identities = [dict(zip(IDENTITY, (name, side, *rest), strict=True)) for rest in wanted]
+            missing = [each for each in identities if not records.has(each, described_data)]
+            if not missing:
+                continue
             features_of = make_imagenet_features(side)
             if features_of is None:
                 parser.error("the packages of EfficientNet-Lite0 are needed")
-            measures = Measures(*data["train"], side, features_of)
-            for title, encoders in systems.items():
-                for seed in arguments.seeds:
-                    values = name, side, title, budget, arguments.n_images, seed
-                    identity = dict(zip(IDENTITY, values, strict=True))
-                    if records.has(identity, described_data):
-                        continue
-                    settings = {
-                        **encoders.settings(arguments.taef2),
-                        "encoded_size": side,
-                        **limits,
-                    }
-                    path = arguments.output.with_name(name_picture(identity))
-                    if records.has_picture(identity, described_data):
-                        path = None
-                    records.add(measure(identity, data, settings, measures, described_data, path))
-                    print(name, side, title, seed, flush=True)
+            measures = Measures(data, side, features_of)
+            for identity in missing:
+                encoders = systems[identity["system"]].settings(arguments.taef2)
+                settings = {**encoders, "encoded_size": side, **limits}
+                path = arguments.output.with_name(name_picture(identity))
+                if records.has_picture(identity, described_data):
+                    path = None
+                records.add(measure(identity, data, settings, measures, described_data, path))
+                print(name, side, identity["system"], identity["seed"], flush=True)
     records.show()
 
 

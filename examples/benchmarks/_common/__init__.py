@@ -41,6 +41,7 @@ from _common.generated import (
     make_imagenet_features,
     name_sampler,
     quality,
+    quality_of_features,
     sample_images,
     sampler_of,
 )
@@ -142,6 +143,7 @@ __all__ = [
     "paper_name",
     "peak_memory_mib",
     "quality",
+    "quality_of_features",
     "reference_seconds",
     "resampled_interval",
     "resized",

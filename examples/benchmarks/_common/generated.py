@@ -21,6 +21,7 @@ __all__ = [
     "make_imagenet_features",
     "name_sampler",
     "quality",
+    "quality_of_features",
     "sample_images",
     "sampler_of",
 ]
@@ -68,7 +69,11 @@ def sampler_of(record: Mapping[str, Any]) -> str:
 
 def quality(features_of: Features, features: np.ndarray, generated: np.ndarray) -> dict[str, Any]:
     """Overlap and distance of images from the features of real ones."""
-    of_generated = features_of(generated)
+    return quality_of_features(features, features_of(generated))
+
+
+def quality_of_features(features: np.ndarray, of_generated: np.ndarray) -> dict[str, Any]:
+    """Overlap and distance of features of generated images from those of real ones."""
     overlap = manifold_metrics(features, of_generated)
     distance = kernel_distance(features, of_generated)
     return {

@@ -312,20 +312,20 @@ class Records:
 
     def has(self, identity: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
         """Tell whether a run is recorded, of today's parameters and of these data."""
-        return any(
-            identity.items() <= record.items() and _digest(record) == data["digest"]
-            for record in self.current
-        )
+        return bool(self._runs(identity, data))
 
     def has_picture(self, identity: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
         """Tell whether a run of any seed has a picture, which that of another would replace."""
         same = {key: value for key, value in identity.items() if key != "seed"}
-        return any(
-            "picture" in record
-            and same.items() <= record.items()
-            and _digest(record) == data["digest"]
+        return any("picture" in record for record in self._runs(same, data))
+
+    def _runs(self, identity: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict]:
+        """Records of an identity, or of a part of one, that are of these data."""
+        return [
+            record
             for record in self.current
-        )
+            if identity.items() <= record.items() and _digest(record) == data["digest"]
+        ]
 
     def add(self, record: dict) -> None:
         """Add a record and write the file."""
