@@ -47,7 +47,7 @@ from sklearn_msf.training.losses import field_losses
 N_CLASSES = 8
 # How the defaults classify: a single Euler step.
 CLASSIFICATION = OdeSettings(1.0, 0.0)
-# Side of the images that the paper's network sees: its code pads those of 28 px.
+# Side of the images that the paper's network sees: its code enlarges those of 28 px.
 PAPER_SIDE = 32
 # Of the measurement of one peak.
 PEAK_SECONDS = 5.0
