@@ -49,7 +49,7 @@ N_CLASSES = 8
 CLASSIFICATION = OdeSettings(1.0, 0.0)
 # Side of the images that the paper's network sees: its code enlarges those of 28 px.
 PAPER_SIDE = 32
-# Of the measurement of one peak.
+# After this time the measurement of one peak begins no further product.
 PEAK_SECONDS = 5.0
 
 
@@ -397,8 +397,8 @@ def measure_size(n, size, device):
 def measure_peaks(device):
     """Best rate of a matrix product in each precision, in GFLOP/s.
 
-    Of twelve products, or as many as PEAK_SECONDS allow: CPUs without bfloat16 instructions
-    compute one about a hundred times as slowly.
+    The best of twelve products, of which none is begun after PEAK_SECONDS: CPUs without bfloat16
+    instructions compute one more than a hundred times as slowly. There the products are small.
     """
     peaks = {}
     size = 8192 if device != "cpu" else 1024

@@ -249,7 +249,10 @@ def table(records):
             "",
         ]
     if of_corruptions:
-        lines += ["| data, corruption | accuracy, severity 0 to 5 | mean margin | mean score |"]
+        lines += [
+            "| data, seed, corruption | accuracy, severity 0 to 5 | mean margin uncertainty "
+            "| mean score |"
+        ]
         lines += ["|---" * 4 + "|"]
     for record in of_corruptions:
         for kind in CORRUPTIONS:
@@ -258,7 +261,9 @@ def table(records):
                 " ".join(f"{r[value]:.{digits}f}" for r in rows)
                 for value, digits in (("acc", 1), ("margin", 2), ("usual", 2))
             ]
-            lines.append(f"| {record['dataset']}, {kind} | " + " | ".join(cells) + " |")
+            lines.append(
+                f"| {record['dataset']}, {record['seed']}, {kind} | " + " | ".join(cells) + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
