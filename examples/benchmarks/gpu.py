@@ -13,7 +13,6 @@ if a check or a measurement failed. Without a GPU nothing is done.
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import accuracy, add_npz_option, auc_score, load
+from _common import accuracy, add_npz_option, auc_score, load, product_gflops
 from gpu_checks import (
     CHECKS,
     CHECKS_OF_COMPILATION,
@@ -132,14 +131,7 @@ def measure_plain(device: torch.device, work: Work) -> Result:
 
 def measure_products(device: torch.device, work: Work) -> Result:
     """Best rate of a bfloat16 matrix product."""
-    a, b = torch.randn(2, work.gemm_side, work.gemm_side, device=device, dtype=torch.bfloat16)
-    best = math.inf
-    for _ in range(20):
-        start = time.perf_counter()
-        # Reading an element waits for the device.
-        (a @ b)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return {"flop_per_second": 2 * work.gemm_side**3 / best}
+    return {"flop_per_second": 1e9 * product_gflops(device, torch.bfloat16, work.gemm_side, 20)}
 
 
 def measure_training(

@@ -30,6 +30,7 @@ from _common import (
     gemm_gflops,
     in_own_process,
     make_resnet,
+    product_gflops,
     sampler_of,
 )
 from torch import nn
@@ -400,19 +401,11 @@ def measure_peaks(device):
     The best of twelve products, of which none is begun after PEAK_SECONDS: CPUs without bfloat16
     instructions compute one more than a hundred times as slowly. There the products are small.
     """
-    peaks = {}
     size = 8192 if device != "cpu" else 1024
-    for name in ("float32", "bfloat16"):
-        a, b = torch.randn(2, size, size, device=device, dtype=getattr(torch, name))
-        best, begun = math.inf, time.perf_counter()
-        for _ in range(12):
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()
-            best = min(best, time.perf_counter() - start)
-            if time.perf_counter() - begun > PEAK_SECONDS:
-                break
-        peaks[name] = 2 * size**3 / best / 1e9
-    return peaks
+    return {
+        name: product_gflops(device, getattr(torch, name), size, 12, PEAK_SECONDS)
+        for name in ("float32", "bfloat16")
+    }
 
 
 def table(records):

@@ -52,6 +52,7 @@ from _common.machine import (
     in_own_process,
     local_seconds,
     peak_memory_mib,
+    product_gflops,
     reference_seconds,
 )
 from _common.networks import (
@@ -142,6 +143,7 @@ __all__ = [
     "name_sampler",
     "paper_name",
     "peak_memory_mib",
+    "product_gflops",
     "quality",
     "quality_of_features",
     "reference_seconds",

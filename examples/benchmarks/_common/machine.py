@@ -22,6 +22,7 @@ __all__ = [
     "in_own_process",
     "local_seconds",
     "peak_memory_mib",
+    "product_gflops",
     "reference_seconds",
 ]
 
@@ -30,12 +31,26 @@ REFERENCE_GFLOPS = 150.0
 
 def gemm_gflops(size: int = 2048, n_repeats: int = 12) -> float:
     """Best float32 matrix product rate of the CPU, all cores, in GFLOP/s."""
-    a, b = torch.randn(2, size, size)
-    best = np.inf
+    return product_gflops("cpu", torch.float32, size, n_repeats)
+
+
+def product_gflops(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    size: int,
+    n_repeats: int,
+    seconds: float = np.inf,
+) -> float:
+    """Best rate of n_repeats products of square matrices; none is begun after so many seconds."""
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    best, begun = np.inf, time.perf_counter()
     for _ in range(n_repeats):
         start = time.perf_counter()
-        _ = a @ b
+        # Reading an element waits for the device.
+        (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begun > seconds:
+            break
     return 2 * size**3 / best / 1e9
 
 
