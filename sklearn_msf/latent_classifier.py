@@ -258,8 +258,8 @@ loss_curve_, rejection_, hub_source_
 
         Channels, levels, blocks, attention, dropout, batch size, epochs, learning rate, warm-up
         epochs and beta are those of Table 5, the autoencoder that of section 3.2. Image weight, EMA
-        decay, weight decay and bfloat16 are those of the published commands, which are for
-        BloodMNIST. The other settings come from the published code, as in
+        decay and weight decay are those of the published commands, which are for BloodMNIST. The
+        other settings come from the published code, as in
         :meth:`MedSymmFlowClassifier.from_paper`; "The paper's settings" in the documentation lists
         them, and what differs on purpose.
 

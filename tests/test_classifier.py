@@ -351,10 +351,11 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
         "n_steps": 1,
         "n_draws": 1,
         "ode_solver": "euler",
-        "precision": "bfloat16",
         "augment": augment,
     }
     assert {key: parameters[key] for key in expected} == expected
+    # bfloat16, as in the published commands, only where the machine is faster with it.
+    assert parameters["precision"] == "auto"
     gray = MedSymmFlowClassifier.from_paper(name, label_encoding="grayscale")
     assert gray.flow_params == {
         **expected["flow_params"],

@@ -103,8 +103,8 @@ class Pooling(nn.Module):
 
 
 def paper(**parameters: Any) -> MedSymmFlowClassifier:
-    """A classifier with the paper's network and settings, but the precision of the machine."""
-    return MedSymmFlowClassifier.from_paper("bloodmnist", precision="auto", **parameters)
+    """A classifier with the paper's network and settings."""
+    return MedSymmFlowClassifier.from_paper("bloodmnist", **parameters)
 
 
 def defaults(**parameters: Any) -> MedSymmFlowClassifier:
@@ -198,7 +198,6 @@ def measure_latents(device: torch.device, work: Work) -> Result:
         augment=None,
         max_epochs=work.n_epochs,
         batch_size=batch_size,
-        precision="auto",
         compile_network=False,
         device=str(device),
         random_state=0,

@@ -324,13 +324,9 @@ def measure_paper(seconds, device):
     parameters = {"batch_size": 128, "device": device}
     rate = None
     for epochs in (2, 4, 8, 16, 32, 64):
-        classifier = (
-            MedSymmFlowClassifier.from_paper(
-                "bloodmnist", max_epochs=epochs, random_state=0, **parameters
-            )
-            .set_params(precision="auto")
-            .fit(X, y)
-        )
+        classifier = MedSymmFlowClassifier.from_paper(
+            "bloodmnist", max_epochs=epochs, random_state=0, **parameters
+        ).fit(X, y)
         rate = training_rate(classifier.history_)
         if epochs * len(X) / rate > seconds:
             break
