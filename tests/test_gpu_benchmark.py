@@ -265,6 +265,7 @@ def test_passes_are_checked_at_their_limits(checks):
 def work(gpu):
     return gpu.Work(
         side=8,
+        plain_side=8,
         batch_sizes=(4, 8),
         n_steps=4,
         n_epochs=2,
@@ -319,7 +320,7 @@ def test_every_measurement_has_its_line_in_the_table(
     best = gpu.best_batch(results["table"], "defaults", work)
     for line in (
         "One run on a GPU, torch 2, sklearn_msf 1.",
-        "| plain float32 loop | 4 |",
+        "| plain float32 loop, 8 px | 4 |",
         "| the paper's network | 4 |",
         f"| defaults | {best} |",
         "| retinamnist, defaults, `fit` in a new process |",
