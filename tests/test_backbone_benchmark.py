@@ -2,6 +2,7 @@
 
 import json
 import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -68,6 +69,22 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     assert "| data | system | noise | digits |" in printed
     provenance = records[-1]["provenance"]
     assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
+
+
+def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):
+    made = []
+
+    data = {"train": (np.zeros((4, 8, 8), "u1"), np.arange(4) % 2)}
+    monkeypatch.setattr(benchmark, "field_classifier", lambda *given: made.append(given))
+    # Nothing is fitted.
+    monkeypatch.setattr(benchmark, "VotingClassifier", MagicMock())
+    monkeypatch.setattr(benchmark, "resolved_parameters", lambda *_: {})
+    n = benchmark.N_VOTING
+    benchmark.voting_fields(data, 2, {"time_budget": 100.0})
+    assert made == [(2 * n + i, {"time_budget": 100 / n}) for i in range(n)]
+    made.clear()
+    benchmark.voting_fields(data, 0, {"max_epochs": 3})
+    assert made == [(i, {"max_epochs": 3}) for i in range(n)]
 
 
 def test_small_images_are_enlarged(benchmark, monkeypatch, file):
