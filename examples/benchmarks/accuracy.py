@@ -136,7 +136,7 @@ def table(records: list[dict]) -> str:
 
 
 def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> list[str]:
-    """Markdown: what the defaults score more than each system for classification alone."""
+    """Markdown: what the defaults score more than each system mostly for classification."""
     rows = []
     for (dataset, seconds, system), alone in sorted(groups.items()):
         ours = {r["seed"]: r for r in groups.get((dataset, seconds, "defaults"), [])}
@@ -155,7 +155,7 @@ def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> lis
         return []
     return [
         "",
-        "Defaults minus classification alone, at the same time and seeds; mean difference [95 % "
+        "Defaults minus the system beside them, at the same time and seeds; mean difference [95 % "
         "interval of the seeds]:",
         "",
         "| data | reference seconds | beside | seeds | AUC | ACC | log loss |",

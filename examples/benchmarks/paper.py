@@ -21,7 +21,7 @@ import argparse
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from _common import (
     local_seconds,
     make_imagenet_features,
     make_parser,
+    median_milliseconds,
     name_sampler,
     quality,
     resampled_interval,
@@ -63,11 +64,9 @@ from sklearn_msf.selective import accuracy_rejection_curve, augrc, aurc
 PAPERS_DATASETS = ("retinamnist", "pneumoniamnist", "bloodmnist", "dermamnist")
 DATASETS = (*PAPERS_DATASETS, "breastmnist", *(f"{name}@224" for name in PAPERS_DATASETS))
 N_INFERENCE_RUNS = 5
-# Single images that are classified and generated to time it; at least 3, and no more where they
-# take this many seconds.
+# Single images that are classified and generated to time it.
 N_SINGLE_IMAGES = 100
 N_SINGLE_SAMPLES = 10
-MAX_LATENCY_SECONDS = 10.0
 N_GENERATED = 400
 # Fractions of the test images that are rejected, in Figure 2.
 REJECTED = tuple(np.round(np.arange(0, 1, 0.05), 2).tolist())
@@ -296,17 +295,6 @@ def latencies(trained: Trained, X: np.ndarray, sampling: Mapping[str, Any]) -> d
             lambda i: trained.estimator.sample(label, random_state=i, **sampling), N_SINGLE_SAMPLES
         )
     return found
-
-
-def median_milliseconds(call: Callable[[int], Any], n_calls: int) -> float:
-    """Median time of some calls after a first one; fewer of slow ones."""
-    call(0)
-    times: list[float] = []
-    while len(times) < n_calls and (len(times) < 3 or sum(times) < MAX_LATENCY_SECONDS):
-        start = time.perf_counter()
-        call(len(times))
-        times.append(time.perf_counter() - start)
-    return round(1000 * float(np.median(times)), 2)
 
 
 def image_quality(

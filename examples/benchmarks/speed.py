@@ -13,6 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from _common import (
     gemm_gflops,
     in_own_process,
     make_resnet,
+    median_milliseconds,
     product_gflops,
     sampler_of,
 )
@@ -354,14 +356,13 @@ def measure_defaults(seconds, device):
     )
     result["classify_flop_per_image"] = classify_flops(classifier.model_.field, X[:8])
     result["bare_per_second"] = bare_rate(classifier.model_.field, X, seconds, precision)
-    start = time.perf_counter()
-    for i in range(20):
-        classifier.predict_proba(X[i : i + 1])
-    result["milliseconds_for_one"] = (time.perf_counter() - start) / 20 * 1000
+    result["milliseconds_for_one"] = median_milliseconds(
+        lambda i: classifier.predict_proba(X[i : i + 1]), 20
+    )
     for n in (1, 64):
-        start = time.perf_counter()
-        classifier.sample(0, n, random_state=0)
-        result[f"seconds_to_draw_{n}"] = time.perf_counter() - start
+        draw = partial(classifier.sample, 0, n)
+        milliseconds = median_milliseconds(lambda i, draw=draw: draw(random_state=i), 5)
+        result[f"seconds_to_draw_{n}"] = milliseconds / 1000
     result["precision"] = precision
     return result
 

@@ -174,8 +174,8 @@ def page(seen: Mapping[str, Mapping[str, Any]], documented: Mapping[str, Mapping
         "A few lines of the user's own may do it all the same.",
         '- "Unknown" was neither run nor found in the documentation. For packages around a fitted '
         "model it is often a matter of that model.",
-        "- Nothing was timed. [Accuracy](accuracy.md) has scores at equal time beside a ResNet-18 "
-        "and boosted trees.",
+        "- Nothing was timed. [The paper's tables](comparison.md) have scores at equal time beside "
+        "those of a ResNet-18.",
         "",
         "What was run:",
         "",

@@ -21,12 +21,15 @@ __all__ = [
     "gemm_gflops",
     "in_own_process",
     "local_seconds",
+    "median_milliseconds",
     "peak_memory_mib",
     "product_gflops",
     "reference_seconds",
 ]
 
 REFERENCE_GFLOPS = 150.0
+# Of slow calls, after three, none is begun after this time.
+_MAX_LATENCY_SECONDS = 10.0
 
 
 def gemm_gflops(size: int = 2048, n_repeats: int = 12) -> float:
@@ -52,6 +55,17 @@ def product_gflops(
         if time.perf_counter() - begun > seconds:
             break
     return 2 * size**3 / best / 1e9
+
+
+def median_milliseconds(call: Callable[[int], Any], n_calls: int) -> float:
+    """Median time of some calls after a first one; fewer of slow ones."""
+    call(0)
+    times: list[float] = []
+    while len(times) < n_calls and (len(times) < 3 or sum(times) < _MAX_LATENCY_SECONDS):
+        start = time.perf_counter()
+        call(len(times))
+        times.append(time.perf_counter() - start)
+    return round(1000 * float(np.median(times)), 2)
 
 
 def local_seconds(reference_seconds: float, gflops: float) -> float:
