@@ -87,6 +87,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           the range of the codes. In [0, 255].
         - "class_dropout" (0.1): fraction of the samples for generation whose mask carries no
           information about the class, in [0, 1). Guidance needs them.
+        - "time_shift" (1.0): how far the times of the samples for generation are moved towards
+          noise in training, in [0.1, 10]: the odds of noise against image are multiplied by it. 1
+          draws times uniformly (the paper).
         - "image_weight" (0.7): weight w of the image branch in the loss, in [0, 1). The weight of
           the label branch is 1 - w; samples at t = 1 make up at least 0.8 of the label loss.
     max_epochs : int or "auto", default="auto"

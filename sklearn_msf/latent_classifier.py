@@ -81,15 +81,16 @@ time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, cl
 early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
 warm_start, checkpoint_dir, checkpoint_every, device, precision, compile_network, random_state, \
 verbose
-        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels. In `network_params`
-        ``patch_size="auto"`` begins at 1: latents of up to 22 positions a side are not folded,
-        those of 28 are by 2. There is no "input_size", because `encoded_size` is the parameter for
-        it. With ``label_prediction="posterior"`` masks are plain colours at the size of the
-        latents. With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. Over
-        the features of a backbone alone (``autoencoder=None``), from which nothing is drawn,
-        defaults are chosen for classification: ``classification_fraction="auto"`` is 0.8;
+        As in :class:`MedSymmFlowClassifier`, for latents instead of pixels, with 64 `channels` by
+        default. In `network_params` ``patch_size="auto"`` begins at 1: latents of up to 22
+        positions a side are not folded, those of 28 are by 2. There is no "input_size", because
+        `encoded_size` is the parameter for it. In `flow_params` "time_shift" is 3.0 by default.
+        With ``label_prediction="posterior"`` masks are plain colours at the size of the latents.
+        With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. Over the
+        features of a backbone alone (``autoencoder=None``), from which nothing is drawn, defaults
+        are chosen for classification: ``classification_fraction="auto"`` is 0.8;
         ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15 and at most 25 times;
-        in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0`` and
+        in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
         ``image_weight=0.5``; in `network_params` ``dropout=0.1`` and ``upsampling="adm"``. A
         `time_budget` includes opening and training of the encoders and the encoding; with "fit" a
         third of it is for the autoencoder. If it is over before training begins, `fit` raises a
@@ -137,7 +138,7 @@ loss_curve_, rejection_, hub_source_
         cache_bytes: int = 2**31,
         image_shape: Sequence[int] | None = None,
         classification_fraction: float | str = "auto",
-        channels: int = 32,
+        channels: int = 64,
         network_params: Mapping[str, Any] | None = None,
         flow_params: Mapping[str, Any] | None = None,
         max_epochs: int | str = "auto",

@@ -55,6 +55,8 @@ def name_in_messages(parameter):
         ("classification_fraction", 1.5),
         ("class_dropout", 1.0),
         ("class_dropout", "none"),
+        ("time_shift", 0),
+        ("time_shift", 11.0),
         ("classification_fraction", True),
         ("image_weight", 1.0),
         ("image_weight", None),

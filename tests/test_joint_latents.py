@@ -47,6 +47,8 @@ from test_run_fingerprint import cut_off, make, weights
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf._estimator.auto_settings import training_settings
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
+from sklearn_msf.flow import image_parameterizations
+from sklearn_msf.flow.path import velocity_loss
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.sample_augmentation import augment_with_samples
@@ -120,6 +122,21 @@ def test_only_the_latent_is_decoded_into_images():
     sampled = torch.randn(2, *space.shape)
     changed = torch.cat([sampled[:, :4], torch.randn(2, space.shape[0] - 4, 8, 8)], dim=1)
     assert torch.equal(space.images(sampled), space.images(changed))
+
+
+@pytest.mark.parametrize("make", [tiny_joint_classifier, tiny_latent_classifier])
+@pytest.mark.parametrize("prediction", ["denoised", "velocity"])
+def test_latent_and_features_have_equal_shares_in_the_image_loss(monkeypatch, make, prediction):
+    seen = set()
+
+    def watched(v, u, channel_parts=()):
+        seen.add(channel_parts)
+        return velocity_loss(v, u, channel_parts)
+
+    monkeypatch.setattr(image_parameterizations, "velocity_loss", watched)
+    classifier = make(max_epochs=1, image_prediction=prediction).fit(X, Y)
+    n_channels = classifier.model_.space.shape[0]
+    assert seen == {(4, n_channels - 4) if make is tiny_joint_classifier else ()}
 
 
 @pytest.mark.parametrize("form", ["posterior", "velocity"])

@@ -369,6 +369,7 @@ def test_from_paper_has_the_settings_of_table_5(
         "image_prediction": "velocity",
         "beta": 4.0,
         "class_dropout": 0.0,
+        "time_shift": 1.0,
         "image_weight": 0.7,
     }
     assert (classifier.autoencoder, classifier.encoded_size) == ("stabilityai/sd-vae-ft-mse", 256)

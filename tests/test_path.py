@@ -71,6 +71,20 @@ def test_the_first_times_are_one_and_the_others_uniform(n, fraction, fraction_of
     assert torch.equal(mask_t[n_at_one + n_unconditional :], t[n_at_one + n_unconditional :])
 
 
+@given(st.floats(0.1, 10))
+def test_a_shift_multiplies_the_odds_of_noise_and_leaves_the_ends_alone(shift):
+    def drawn(shift):
+        return sample_times(200, 3, 5, torch.Generator().manual_seed(0), shift)
+
+    (t, mask_t), (uniform, _) = drawn(shift), drawn(1.0)
+    assert torch.equal(t[:3], uniform[:3])
+    assert ((t[3:] >= 0) & (t[3:] < 1)).all()
+    odds, plain = ((1 - times[3:]) / times[3:] for times in (t, uniform))
+    torch.testing.assert_close(odds, shift * plain, rtol=1e-3, atol=1e-5)
+    assert (mask_t[:8] == 1).all()
+    assert torch.equal(mask_t[8:], t[8:])
+
+
 def test_a_mask_at_time_one_is_noise_whatever_the_image_is():
     x, y, e_x, e_y = torch.randn(4, 2, 3, 4, 4)
     t, one = torch.tensor([0.2, 0.7]), torch.ones(2)
@@ -83,6 +97,14 @@ def test_velocity_loss_is_the_mean_squared_error_and_zero_without_samples():
     v, u = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
     assert velocity_loss(v, u).item() == 2.5
     assert velocity_loss(v[:0], u[:0]).item() == 0.0
+    assert velocity_loss(v[:0], u[:0], (1, 1)).item() == 0.0
+
+
+@given(st.integers(1, 4), st.integers(1, 9))
+def test_parts_have_equal_shares_in_the_loss_however_many_channels_they_have(few, many):
+    u = torch.zeros(3, few + many, 2, 2)
+    v = torch.cat([torch.full((3, few, 2, 2), 2.0), torch.full((3, many, 2, 2), 4.0)], dim=1)
+    assert velocity_loss(v, u, (few, many)).item() == pytest.approx((4 + 16) / 2)
 
 
 @pytest.mark.parametrize("t", [0.3, 0.9, 0.97, 1.0])

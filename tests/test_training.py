@@ -27,6 +27,7 @@ SETTINGS = {
     "image_weight": 0.5,
     "classification_fraction": 0.5,
     "class_dropout": 0.0,
+    "time_shift": 1.0,
     "precision": "float32",
     "compile_network": False,
     "early_stopping": False,

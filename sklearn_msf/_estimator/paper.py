@@ -35,6 +35,7 @@ _FLOW: dict[str, Any] = {
     "label_prediction": "velocity",
     "image_prediction": "velocity",
     "class_dropout": 0.0,
+    "time_shift": 1.0,
     "image_weight": 0.7,
 }
 _OPTIMIZER: dict[str, Any] = {

@@ -271,6 +271,7 @@ PARAMETERS: dict[str, Parameter] = {
     "image_prediction": _flow(_one_of(*IMAGE_PREDICTIONS), "network"),
     "beta": _flow(_real("[0, 255]"), "network"),
     "class_dropout": _flow(_real("[0, 1)")),
+    "time_shift": _flow(_real("[0.1, 10]")),
     "image_weight": _flow(_real("[0, 1)")),
     # Entries of optimizer_params
     "weight_decay": _optimizer(_real("[0, inf)")),
@@ -301,6 +302,7 @@ GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "image_prediction": "denoised",
         "beta": 4.0,
         "class_dropout": 0.1,
+        "time_shift": 1.0,
         "image_weight": 0.7,
     },
     "optimizer_params": {
@@ -311,9 +313,11 @@ GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "even_batches": True,
     },
 }
-# Over latents `encoded_size` is the parameter for the size of the images.
+# Over latents `encoded_size` is the parameter for the size of the images. Latents contain more
+# than small images, and their coarse structure is to be learned at more noise.
 LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     **GROUP_DEFAULTS,
+    "flow_params": {**GROUP_DEFAULTS["flow_params"], "time_shift": 3.0},
     "network_params": {
         name: value
         for name, value in GROUP_DEFAULTS["network_params"].items()
@@ -324,7 +328,12 @@ LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 # drawn: there the velocity classifies better than the denoised features (docs/trials.md).
 FEATURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "network_params": {"dropout": 0.1, "upsampling": "adm"},
-    "flow_params": {"image_prediction": "velocity", "class_dropout": 0.0, "image_weight": 0.5},
+    "flow_params": {
+        "image_prediction": "velocity",
+        "class_dropout": 0.0,
+        "time_shift": 1.0,
+        "image_weight": 0.5,
+    },
 }
 
 

@@ -33,8 +33,13 @@ class ImageParameterization(Protocol):
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Compute the velocity (n, C, H, W) of images x_t at times t of shape (n,)."""
 
-    def loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
-        """Compute the mean squared error over the samples `rows` of a batch."""
+    def loss(
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+    ) -> Tensor:
+        """Compute the mean squared error over the samples `rows` of a batch.
+
+        `channel_parts` are as in :func:`~sklearn_msf.flow.path.velocity_loss`.
+        """
 
     def integrate_to_image(
         self, velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings
@@ -55,9 +60,11 @@ class ImageVelocity:
         """Return the output."""
         return output
 
-    def loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
+    def loss(
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+    ) -> Tensor:
         """Compute the mean squared error of the velocity."""
-        return velocity_loss(output, sample.u_x[rows])
+        return velocity_loss(output, sample.u_x[rows], channel_parts)
 
     def integrate_to_image(
         self, velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings
@@ -84,7 +91,9 @@ class DenoisedImage:
         # There x_t has hardly any noise: at t = 1 the mean of u_x is x_t.
         return torch.where(align_axes(t, x_t) > _MAX_TIME + 1e-3, x_t, v_x)
 
-    def loss(self, output: Tensor, sample: PathSample, rows: slice) -> Tensor:
+    def loss(
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+    ) -> Tensor:
         """Compute the mean squared error of the resulting velocity.
 
         The error of the denoised image is divided by the remaining noise, for t > 0.95 by the
@@ -94,7 +103,7 @@ class DenoisedImage:
         remaining = _remaining_noise(sample.t[rows], x_t)
         scale = remaining.clamp_min(_MIN_REMAINING)
         x = (1.0 - SIGMA_MIN) * x_t + remaining * sample.u_x[rows]
-        return velocity_loss(output.float() / scale, x / scale)
+        return velocity_loss(output.float() / scale, x / scale, channel_parts)
 
     def integrate_to_image(
         self, velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings

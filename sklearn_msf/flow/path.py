@@ -92,26 +92,46 @@ def sample_path(
 
 
 def sample_times(
-    n: int, n_at_one: int, n_unconditional: int, generator: torch.Generator
+    n: int,
+    n_at_one: int,
+    n_unconditional: int,
+    generator: torch.Generator,
+    shift: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Draw times of images and of masks, two tensors of shape (n,).
 
-    The times are exactly 1 for the first `n_at_one` samples and U(0, 1) for the others. At t = 1
-    the image is clean and the mask is pure noise. Classification with one Euler step uses only
-    this point of the path, and U(0, 1) hardly ever comes near it. The next `n_unconditional`
+    The times are exactly 1 for the first `n_at_one` samples and U(0, 1), shifted, for the others.
+    At t = 1 the image is clean and the mask is pure noise. Classification with one Euler step uses
+    only this point of the path, and U(0, 1) hardly ever comes near it. The next `n_unconditional`
     samples also have masks at t = 1, which have no information about the class. From them the
     field learns the unconditional velocity for guidance.
+
+    `shift` is above 0. Above 1 it moves times towards noise, as for larger images (Esser et al.,
+    2024, arXiv 2403.03206, equation 23): the part of the noise r = 1 - t becomes
+    shift r / (1 + (shift - 1) r).
     """
     t = torch.rand(n, generator=generator, device=generator.device)
+    if shift != 1:
+        remaining = 1 - t
+        t = 1 - shift * remaining / (1 + (shift - 1) * remaining)
     t[:n_at_one] = 1.0
     mask_t = t.clone()
     mask_t[n_at_one : n_at_one + n_unconditional] = 1.0
     return t, mask_t
 
 
-def velocity_loss(v: Tensor, u: Tensor) -> Tensor:
-    """Compute the mean squared error of velocities v with targets u; 0 without any samples."""
-    return F.mse_loss(v.float(), u) if len(u) else v.float().sum()
+def velocity_loss(v: Tensor, u: Tensor, channel_parts: tuple[int, ...] = ()) -> Tensor:
+    """Compute the mean squared error of velocities v with targets u; 0 without any samples.
+
+    `channel_parts` are the numbers of channels of parts that have equal shares in the error,
+    however many channels each has; by default there is one part.
+    """
+    if not len(u):
+        return v.float().sum()
+    if not channel_parts:
+        return F.mse_loss(v.float(), u)
+    pairs = zip(v.float().split(channel_parts, dim=1), u.split(channel_parts, dim=1), strict=True)
+    return torch.stack([F.mse_loss(mine, target) for mine, target in pairs]).mean()
 
 
 def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:

@@ -63,6 +63,10 @@ class LatentTrainingData(TrainingData):
         self._n_drawable = n_drawable
         self._n_channels = n_channels
         self._n_features = n_features
+        n_latent = n_channels - n_features
+        # Only the latent is decoded. A mean over channels would leave it the share of its few
+        # channels, and generated images would be blurred (docs/trials.md).
+        self.channel_parts = (n_latent, n_features) if n_latent and n_features else ()
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Collect what :meth:`batch` needs; streamed latents need their variations now."""

@@ -44,11 +44,15 @@ class TrainingData:
     ----------
     smaller_samples : str
         How a user gets samples that need less memory.
+    channel_parts : tuple of int
+        Numbers of channels of parts of the images that have equal shares in the image loss; empty
+        if there is one part.
     """
 
     smaller_samples = (
         "make the images smaller, or take LatentMedSymmFlowClassifier, which trains on latents"
     )
+    channel_parts: tuple[int, ...] = ()
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ def field_losses(
     n_at_one: int,
     n_dropped: int | None = None,
     whole: WholeBatch | None = None,
+    channel_parts: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """Compute the losses of both branches on points of the path (paper, section 3).
 
@@ -56,6 +57,8 @@ def field_losses(
     whole : WholeBatch, optional
         The batch of which the samples are a part. The mean of the losses of all parts is the loss
         of the whole batch.
+    channel_parts : tuple of int, optional
+        Numbers of channels of parts of the image that have equal shares in the image loss.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def field_losses(
     if output is None:
         return loss_of_labels.new_zeros(()), loss_of_labels
     generating = slice(n_at_one, None)
-    loss_of_images = field.image_parameterization.loss(output, sample, generating)
+    loss_of_images = field.image_parameterization.loss(output, sample, generating, channel_parts)
     if whole is not None:
         # The mean over the samples of this part, weighted by their number.
         n_generating = whole.n_samples - whole.n_at_one

@@ -37,6 +37,8 @@ class TrainingSettings:
     class_dropout : float
         Fraction of the other samples that are trained unconditionally: their masks have no
         information about the class.
+    time_shift : float
+        How far the times of the other samples are moved towards noise; 1 leaves them uniform.
     precision : {"float32", "bfloat16"}
         Precision of convolutions and matrix products.
     compile_network : bool
@@ -64,6 +66,7 @@ class TrainingSettings:
     image_weight: float
     classification_fraction: float
     class_dropout: float
+    time_shift: float
     precision: str
     compile_network: bool
     early_stopping: bool

@@ -200,7 +200,7 @@ class TrainingStep:
             n_generating = division.n_samples - division.n_at_one
             whole = WholeBatch(division.n_samples, division.n_at_one, self._group.size)
             sample, labels, division = self._own_part(sample, labels, division)
-        losses = self._weighted_losses(sample, labels, division, whole)
+        losses = self._weighted_losses(sample, labels, division, data.channel_parts, whole)
         losses.sum().backward()
         losses = losses.detach()
         if whole is not None:
@@ -241,7 +241,8 @@ class TrainingStep:
         y = self._field.codes.masks(labels, x.shape[2:], generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        times = sample_times(len(x), division.n_at_one, division.n_unconditional, generator)
+        counts = (len(x), division.n_at_one, division.n_unconditional)
+        times = sample_times(*counts, generator, self._settings.time_shift)
         return sample_path(x, y, e_x, e_y, *times)
 
     def _weighted_losses(
@@ -249,12 +250,13 @@ class TrainingStep:
         sample: PathSample,
         labels: Tensor,
         division: BatchDivision,
-        whole: WholeBatch | None = None,
+        channel_parts: tuple[int, ...],
+        whole: WholeBatch | None,
     ) -> Tensor:
         """Compute the weighted image and label losses of one batch."""
         with autocast(self._device, self._settings.precision):
             image_loss, label_loss = self._field_losses(
-                sample, labels, division.n_at_one, division.n_varied, whole
+                sample, labels, division.n_at_one, division.n_varied, whole, channel_parts
             )
         w = self._settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
