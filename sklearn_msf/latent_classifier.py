@@ -84,17 +84,17 @@ verbose
         As in :class:`MedSymmFlowClassifier`, for latents instead of pixels, with 64 `channels` by
         default. In `network_params` ``patch_size="auto"`` begins at 1: latents of up to 22
         positions a side are not folded, those of 28 are by 2. There is no "input_size", because
-        `encoded_size` is the parameter for it. In `flow_params` "time_shift" is 3.0 by default.
+        `encoded_size` is the parameter for it. In `flow_params` ``time_shift=3``.
         With ``label_prediction="posterior"`` masks are plain colours at the size of the latents.
         With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. Over the
         features of a backbone alone (``autoencoder=None``), from which nothing is drawn, defaults
         are chosen for classification: ``classification_fraction="auto"`` is 0.8;
         ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15 and at most 25 times;
         in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
-        ``image_weight=0.5``; in `network_params` ``dropout=0.1`` and ``upsampling="adm"``. A
-        `time_budget` includes opening and training of the encoders and the encoding; with "fit" a
-        third of it is for the autoencoder. If it is over before training begins, `fit` raises a
-        ValueError.
+        ``image_weight=0.5``; in `network_params` ``channel_mult=(1, 2)``, ``dropout=0.1`` and
+        ``upsampling="adm"``. A `time_budget` includes opening and training of the encoders and the
+        encoding; with "fit" a third of it is for the autoencoder. If it is over before training
+        begins, `fit` raises a ValueError.
 
     Attributes
     ----------

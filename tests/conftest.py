@@ -42,6 +42,8 @@ TINY = {
     "dropout": 0.0,
     # Over so few steps the image branch would drown the label branch.
     "image_weight": 0.1,
+    # The same for latents as for pixels.
+    "time_shift": 1.0,
     "device": DEVICE,
     "precision": "float32",
     "random_state": 0,

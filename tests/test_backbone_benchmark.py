@@ -2,12 +2,15 @@
 
 import json
 import sys
+from functools import partial
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from conftest import TinyBackbone
 from test_benchmarks import script
+
+from sklearn_msf import LatentMedSymmFlowClassifier
 
 CLASSES = np.arange(30) % 3
 
@@ -41,8 +44,8 @@ def run(benchmark, monkeypatch, file, *arguments):
 
 def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch, file, capsys):
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
-    monkeypatch.setitem(benchmark.FIELD, "channels", 8)
-    monkeypatch.setitem(benchmark.FIELD, "network_params", {"channel_mult": (1,)})
+    small = partial(LatentMedSymmFlowClassifier, channels=8, network_params={"channel_mult": (1,)})
+    monkeypatch.setattr(benchmark, "LatentMedSymmFlowClassifier", small)
     monkeypatch.setattr(benchmark, "PIXEL_SIDES", (4,))
     monkeypatch.setattr(benchmark, "N_VOTING", 2)
     monkeypatch.setattr(benchmark, "VOTING", "2 fields over features that vote")
@@ -50,7 +53,7 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     titles = [(record["system"], record["seed"]) for record in records]
     assert titles == [
         ("logistic regression, plain", 0),
-        ("logistic regression, flips", 0),
+        ("logistic regression, views", 0),
         ("field over features", 0),
         ("field over features", 1),
         ("2 fields over features that vote", 0),

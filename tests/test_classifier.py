@@ -335,6 +335,7 @@ def test_from_paper_has_the_settings_of_tables_3_and_4(
             "image_prediction": "velocity",
             "image_weight": 0.7,
             "class_dropout": 0.0,
+            "time_shift": 1.0,
         },
         "optimizer_params": {
             "weight_decay": 0.0,
@@ -548,7 +549,8 @@ def test_every_parameter_and_every_entry_is_documented(estimator):
     if estimator is LatentMedSymmFlowClassifier:
         for entries in FEATURE_DEFAULTS.values():
             for name, default in entries.items():
-                shown = f'"{default}"' if isinstance(default, str) else f"{default:g}"
+                shown = f"{default:g}" if isinstance(default, float) else str(default)
+                shown = f'"{default}"' if isinstance(default, str) else shown
                 assert f"``{name}={shown}``" in documented
 
 

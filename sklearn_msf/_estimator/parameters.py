@@ -325,9 +325,10 @@ LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 # Other defaults over the features of a backbone alone (``autoencoder=None``), from which nothing is
-# drawn: there the velocity classifies better than the denoised features (docs/trials.md).
+# drawn: there the velocity classifies better than the denoised features, and few levels better than
+# many, because maps have few positions (docs/trials.md).
 FEATURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "network_params": {"dropout": 0.1, "upsampling": "adm"},
+    "network_params": {"channel_mult": (1, 2), "dropout": 0.1, "upsampling": "adm"},
     "flow_params": {
         "image_prediction": "velocity",
         "class_dropout": 0.0,
