@@ -56,8 +56,12 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("logistic regression, views", 0),
         ("field over features", 0),
         ("field over features", 1),
+        ("field over features, flips", 0),
+        ("field over features, flips", 1),
         ("2 fields over features that vote", 0),
         ("2 fields over features that vote", 1),
+        ("2 fields over features that vote, flips", 0),
+        ("2 fields over features that vote, flips", 1),
         ("pixels at 4", 0),
         ("pixels at 4", 1),
     ]
@@ -78,7 +82,7 @@ def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):
     made = []
 
     data = {"train": (np.zeros((4, 8, 8), "u1"), np.arange(4) % 2)}
-    monkeypatch.setattr(benchmark, "field_classifier", lambda *given: made.append(given))
+    monkeypatch.setattr(benchmark, "field_classifier", lambda *given, flips: made.append(given))
     # Nothing is fitted.
     monkeypatch.setattr(benchmark, "VotingClassifier", MagicMock())
     monkeypatch.setattr(benchmark, "resolved_parameters", lambda *_: {})

@@ -7,9 +7,10 @@ weights from ImageNet (Apache-2.0). The backbone is this network up to its block
 those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. The logistic regression
 is fitted on one view of each training image ("plain"), or on it and its mirror image, or on its
 four flips, whichever is best on the validation images ("views"), and averages its predictions over
-the same views of a test image. The field has its defaults. Beside one field stand several that
-vote, and pixels: the same images at 28, 64 and 112 px, without the encoder. ``--least-side``
-enlarges smaller images first, because the encoder sees little in them.
+the same views of a test image. The field has its defaults, or the four flips ("flips"), over which
+its predictions are averaged. Beside one field stand several that vote, and pixels: the same images
+at 28, 64 and 112 px, without the encoder. ``--least-side`` enlarges smaller images first, because
+the encoder sees little in them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -67,6 +68,9 @@ IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
 REFERENCE = "logistic regression, views"
 N_VOTING = 5
 VOTING = f"{N_VOTING} fields over features that vote"
+# Titles of systems that see the four flips, and what they have instead of the defaults.
+OF_FLIPS = ", flips"
+FLIPS = {"augment": "flip", "n_variations": 4}
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -153,35 +157,43 @@ def logistic_regression(data, seed, limits, *, views):
     return lambda X: probabilities(n_views, model, pooled_features(backbone, X)), None, resolved
 
 
-def field_classifier(seed, limits, taef2=None, backbone=True):
+def field_classifier(seed, limits, taef2=None, backbone=True, flips=False):
     """Field over features, over an autoencoder's latents, or over both."""
     return LatentMedSymmFlowClassifier(
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
+        **(FLIPS if flips else {}),
         **limits,
     )
 
 
-def field(data, seed, limits, **encoders):
+def predictor(classifier, flips):
+    """Probabilities, with flips averaged over both vertical ones: the draws see the others."""
+    if not flips:
+        return classifier.predict_proba
+    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
+
+
+def field(data, seed, limits, flips=False, **encoders):
     """A fit on the training images; predictions see an image and its mirror image in two draws."""
-    classifier = field_classifier(seed, limits, **encoders).fit(*data["train"])
+    classifier = field_classifier(seed, limits, flips=flips, **encoders).fit(*data["train"])
     resolved = resolved_parameters(classifier, len(data["train"][1]))
-    return classifier.predict_proba, classifier.score_samples, resolved
+    return predictor(classifier, flips), classifier.score_samples, resolved
 
 
-def voting_fields(data, seed, limits):
+def voting_fields(data, seed, limits, flips=False):
     """Fields of other seeds that vote; scikit-learn averages them.
 
     A budget in seconds is shared; one in epochs is that of each. What is resolved is of the first.
     """
     shared = {name: v / N_VOTING if name == "time_budget" else v for name, v in limits.items()}
-    members = [field_classifier(N_VOTING * seed + i, shared) for i in range(N_VOTING)]
+    members = [field_classifier(N_VOTING * seed + i, shared, flips=flips) for i in range(N_VOTING)]
     vote = VotingClassifier([(f"field_{i}", one) for i, one in enumerate(members)], voting="soft")
     vote.fit(*data["train"])
     resolved = resolved_parameters(vote.estimators_[0], len(data["train"][1]))
-    return vote.predict_proba, None, resolved
+    return predictor(vote, flips), None, resolved
 
 
 def pixels(data, seed, limits, *, side):
@@ -207,14 +219,15 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     if title.startswith("pixels"):
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     has_autoencoder = "TAEF2" in title
-    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None)
+    flips = FLIPS if title.endswith(OF_FLIPS) else {}
+    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **flips)
     # Over features alone a budget does not change the fraction at t = 1.
     asked = asked_parameters(classifier, has_budget=has_autoencoder)
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
     # A budget in epochs is in the identity.
     return {
-        **({"voting": N_VOTING} if title == VOTING else {}),
+        **({"voting": N_VOTING} if title.removesuffix(OF_FLIPS) == VOTING else {}),
         **asked,
         **named,
         **(encoder if "features" in title else {}),
@@ -227,7 +240,9 @@ def make_systems(taef2):
         "logistic regression, plain": partial(logistic_regression, views=VIEWS[:1]),
         REFERENCE: partial(logistic_regression, views=VIEWS),
         "field over features": field,
+        f"field over features{OF_FLIPS}": partial(field, flips=True),
         VOTING: voting_fields,
+        f"{VOTING}{OF_FLIPS}": partial(voting_fields, flips=True),
         **{f"pixels at {side}": partial(pixels, side=side) for side in PIXEL_SIDES},
     }
     if taef2 is not None:
