@@ -34,12 +34,12 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         times longer: see "Volumes" in the documentation for settings.
     classification_fraction : float or "auto", default="auto"
         Fraction of each batch at t = 1, in [0, 1]. There the image is clean and the mask is pure
-        noise, as in classification. The other samples have t ~ U(0, 1) and also teach generation.
-        With ``max_epochs="auto"`` a smaller fraction makes training longer and generated images
-        better; 0.8 makes training short, for classification only. "auto": 0.15, or what a
-        `time_budget` needs to show each image five times at t = 1, at most 0.4. Where that is not
-        enough to show each image 2.5 times, it is what shows it so often, at most 0.8. The first
-        steps measure this; `history_` says what was chosen.
+        noise, as in classification. The other samples have t in [0, 1] (see "time_shift") and also
+        teach generation. With ``max_epochs="auto"`` a smaller fraction makes training longer and
+        generated images better; 0.8 makes training short, for classification only. "auto": 0.15, or
+        what a `time_budget` needs to show each image five times at t = 1, at most 0.4. Where that
+        is not enough to show each image 2.5 times, it is what shows it so often, at most 0.8. The
+        first steps measure this; `history_` says what was chosen.
     channels : int, default=32
         Number of channels of the first level of the U-Net; even.
     network_params : dict, default=None
@@ -87,9 +87,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           the range of the codes. In [0, 255].
         - "class_dropout" (0.1): fraction of the samples for generation whose mask carries no
           information about the class, in [0, 1). Guidance needs them.
-        - "time_shift" (1.0): how far the times of the samples for generation are moved towards
-          noise in training, in [0.1, 10]: the odds of noise against image are multiplied by it. 1
-          draws times uniformly (the paper).
+        - "time_shift" (1.0): how far times are moved towards noise in training, in [0.1, 10]: the
+          odds of noise against image, (1 - t) / t, are multiplied by it. 1 draws times uniformly
+          (the paper). Samples at t = 1 stay there; where ``classification_fraction=0`` there are
+          none, and values above 1 take samples away from where classification happens.
         - "image_weight" (0.7): weight w of the image branch in the loss, in [0, 1). The weight of
           the label branch is 1 - w; samples at t = 1 make up at least 0.8 of the label loss.
     max_epochs : int or "auto", default="auto"

@@ -64,16 +64,19 @@ def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
     "layout",
     [{}, {"label_prediction": "velocity", "image_prediction": "velocity"}, {"patch_size": 1}],
 )
+@pytest.mark.parametrize("channel_parts", [(), (1, 2)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_losses_are_one_graph(make_tiny_field, layout, precision):
+def test_the_losses_are_one_graph(make_tiny_field, layout, channel_parts, precision):
     from sklearn_msf.flow.path import sample_path, sample_times
     from sklearn_msf.runtime.device import autocast
     from sklearn_msf.training.losses import field_losses
 
+    n_channels = sum(channel_parts) or 1
+    layout = {"image_channels": n_channels, **layout}
     field = make_tiny_field(attention_levels=(0,), dropout=0.0, **layout).train()
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(8) % 3
-    x, e_x = torch.randn(2, 8, 1, 8, 8, generator=generator)
+    x, e_x = torch.randn(2, 8, n_channels, 8, 8, generator=generator)
     y = field.codes.masks(labels, (8, 8), generator)
     e_y = torch.randn(y.shape, generator=generator)
     sample = sample_path(x, y, e_x, e_y, *sample_times(8, 3, 2, generator))
@@ -82,7 +85,7 @@ def test_the_losses_are_one_graph(make_tiny_field, layout, precision):
     whole = torch.compile(field_losses, fullgraph=True, dynamic=False, backend="eager")
     for losses in (field_losses, whole):
         with autocast(torch.device("cpu"), precision):
-            total = sum(losses(field, sample, labels, 3, 3))
+            total = sum(losses(field, sample, labels, 3, 3, None, channel_parts))
         gradients = torch.autograd.grad(total, list(field.parameters()))
         found.append([total, *gradients])
     rtol = 1e-4 if precision == "float32" else 0.1

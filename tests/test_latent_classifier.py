@@ -16,6 +16,7 @@ from sklearn.base import clone
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
+from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.hub import HubFiles
 from sklearn_msf.persistence.archives import ArchiveError
@@ -375,6 +376,22 @@ def test_from_paper_has_the_settings_of_table_5(
     assert (classifier.autoencoder, classifier.encoded_size) == ("stabilityai/sd-vae-ft-mse", 256)
     assert (classifier.label_decoding, classifier.random_state) == ("pixel", 3)
     assert classifier.classification_fraction == 0.0
+
+
+@pytest.mark.parametrize(("flow_params", "shift"), [(None, 3.0), ({"time_shift": 2.0}, 2.0)])
+def test_times_are_moved_towards_noise_in_training(monkeypatch, flow_params, shift):
+    seen = set()
+
+    def watched(*given):
+        seen.add(given[-1])
+        return sample_times(*given)
+
+    monkeypatch.setattr("sklearn_msf.training.step.sample_times", watched)
+    classifier = LatentMedSymmFlowClassifier(
+        Averages(), channels=8, max_epochs=1, device="cpu", flow_params=flow_params
+    )
+    classifier.fit(X, Y)
+    assert seen == {shift}
 
 
 def test_from_paper_changes_single_entries_of_a_dict():

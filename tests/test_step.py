@@ -23,14 +23,25 @@ def pixels(device=None):
     return TrainingData(images, torch.arange(N) % 2, weights, N, device, "flip+affine")
 
 
-def latents():
+def latents(n_channels=1, n_features=0):
+    """Latents of one channel, with deviations, and features beside them."""
     generator = torch.Generator().manual_seed(0)
-    stored = torch.randn(N, 3, 2, 8, 8, generator=generator)
+    stored = torch.randn(N, 3, n_channels + 1, 8, 8, generator=generator)
     weights = torch.ones(N, dtype=torch.float64)
-    return LatentTrainingData(stored, 2, 1, 0, torch.arange(N) % 2, weights, N, torch.device("cpu"))
+    targets = torch.arange(N) % 2, weights, N, torch.device("cpu")
+    return LatentTrainingData(stored, 2, n_channels, n_features, *targets)
 
 
-DATA = {"pixels": pixels, "latents": latents}
+def joint():
+    return latents(n_channels=3, n_features=2)
+
+
+# Training data, and what the layout and the training have with them.
+DATA = {
+    "pixels": (pixels, {}, {}),
+    "latents": (latents, {}, {"time_shift": 3.0}),
+    "joint latents": (joint, {"image_channels": 3}, {"time_shift": 3.0}),
+}
 
 
 def trained(make_tiny_field, data=pixels, *, layout=None, **overrides):
@@ -54,13 +65,14 @@ def cuda(monkeypatch):
 def test_replayed_training_is_training_to_the_last_bit(
     make_tiny_field, monkeypatch, optimizer, data, label_prediction
 ):
-    layout = {"label_prediction": label_prediction}
+    make_data, layout, settings = DATA[data]
+    layout = {"label_prediction": label_prediction, **layout}
     cuda = RecordedCuda().install(monkeypatch)
-    settings = {"optimizer": optimizer, "layout": layout}
-    replayed = trained(make_tiny_field, DATA[data], **settings)
+    settings = {"optimizer": optimizer, "layout": layout, **settings}
+    replayed = trained(make_tiny_field, make_data, **settings)
     assert cuda.n_replayed > len(cuda.captured) > 1
     monkeypatch.undo()
-    eager = trained(make_tiny_field, DATA[data], **settings)
+    eager = trained(make_tiny_field, make_data, **settings)
     for name in ("image_loss", "label_loss", "learning_rate"):
         assert [log[name] for log in replayed.history] == [log[name] for log in eager.history]
     assert torch.equal(all_weights(replayed.field), all_weights(eager.field))

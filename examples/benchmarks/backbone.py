@@ -74,7 +74,7 @@ FLIPS = {"augment": "flip", "n_variations": 4}
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1)
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # Numbers of views: the image; it and its mirror image; its four flips.
 VIEWS = (1, 2, 4)
 PIXEL_SIDES = (28, 64, 112)

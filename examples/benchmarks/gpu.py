@@ -224,13 +224,13 @@ def measure_answers(device: torch.device, work: Work) -> Result:
         return clf.sample(0, n, n_steps=work.n_ode_steps, guidance=0.5, random_state=0)
 
     return {
-        "classify_1": median_milliseconds(lambda: clf.predict_proba(X[:1]), work.n_repeats),
-        "sample_1": median_milliseconds(lambda: sample(1), work.n_repeats // 5),
-        "sample_64": median_milliseconds(lambda: sample(64), work.n_repeats // 5),
+        "classify_1": median_of_calls(lambda: clf.predict_proba(X[:1]), work.n_repeats),
+        "sample_1": median_of_calls(lambda: sample(1), work.n_repeats // 5),
+        "sample_64": median_of_calls(lambda: sample(64), work.n_repeats // 5),
     }
 
 
-def median_milliseconds(call: Callable[[], object], n_repeats: int) -> float:
+def median_of_calls(call: Callable[[], object], n_repeats: int) -> float:
     """Median time of a call, after two that prepare everything."""
     times = []
     for _ in range(2 + max(1, n_repeats)):

@@ -313,8 +313,8 @@ GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "even_batches": True,
     },
 }
-# Over latents `encoded_size` is the parameter for the size of the images. Latents contain more
-# than small images, and their coarse structure is to be learned at more noise.
+# Over latents `encoded_size` is the parameter for the size of the images, and with more noise in
+# training they are drawn better (docs/trials.md).
 LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     **GROUP_DEFAULTS,
     "flow_params": {**GROUP_DEFAULTS["flow_params"], "time_shift": 3.0},
@@ -325,8 +325,8 @@ LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 # Other defaults over the features of a backbone alone (``autoencoder=None``), from which nothing is
-# drawn: there the velocity classifies better than the denoised features, and few levels better than
-# many, because maps have few positions (docs/trials.md).
+# drawn: there the velocity classifies better than the denoised features, and two levels better than
+# four (docs/trials.md).
 FEATURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "network_params": {"channel_mult": (1, 2), "dropout": 0.1, "upsampling": "adm"},
     "flow_params": {

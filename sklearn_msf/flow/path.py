@@ -107,13 +107,12 @@ def sample_times(
     field learns the unconditional velocity for guidance.
 
     `shift` is above 0. Above 1 it moves times towards noise, as for larger images (Esser et al.,
-    2024, arXiv 2403.03206, equation 23): the part of the noise r = 1 - t becomes
-    shift r / (1 + (shift - 1) r).
+    2024, arXiv 2403.03206, equation 23): the odds of noise against image, (1 - t) / t, are
+    multiplied by it.
     """
     t = torch.rand(n, generator=generator, device=generator.device)
     if shift != 1:
-        remaining = 1 - t
-        t = 1 - shift * remaining / (1 + (shift - 1) * remaining)
+        t = t / (t + shift * (1 - t))
     t[:n_at_one] = 1.0
     mask_t = t.clone()
     mask_t[n_at_one : n_at_one + n_unconditional] = 1.0

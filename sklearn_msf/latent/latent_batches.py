@@ -65,7 +65,7 @@ class LatentTrainingData(TrainingData):
         self._n_features = n_features
         n_latent = n_channels - n_features
         # Only the latent is decoded. A mean over channels would leave it the share of its few
-        # channels, and generated images would be blurred (docs/trials.md).
+        # channels, and generated images would be far worse (docs/trials.md).
         self.channel_parts = (n_latent, n_features) if n_latent and n_features else ()
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
