@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -76,6 +77,34 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     assert "| data | system | noise | digits |" in printed
     provenance = records[-1]["provenance"]
     assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("is_flipped", "n_views"), [(False, 1), (True, 4)])
+def test_the_logistic_regression_takes_the_views_that_are_best_on_validation_images(
+    benchmark, monkeypatch, is_flipped, n_views
+):
+    """The class is where an image is bright: flips contradict it, unless they alone are seen."""
+    rng = np.random.default_rng(0)
+    images, y = rng.integers(0, 60, (60, 8, 8, 3)), np.arange(60) % 2
+
+    class Corner(TinyBackbone):
+        def forward(self, images):
+            return images[:, :1, :2, :2]
+
+    monkeypatch.setattr(benchmark, "EfficientNetStage", Corner)
+    images[y == 1, :2, :2] += 150
+    train = images.astype(np.uint8)
+    of_validation = train[:, ::-1, ::-1] if is_flipped else train
+    data = {"train": (train, y), "val": (np.ascontiguousarray(of_validation), y)}
+    _, _, resolved = benchmark.logistic_regression(data, 0, {}, views=benchmark.VIEWS)
+    assert resolved["views"] == n_views
+
+
+def test_only_systems_of_flips_average_vertical_flips(benchmark):
+    classifier = SimpleNamespace(predict_proba=lambda X: X[:, 0])
+    X = np.arange(12.0).reshape(2, 3, 2)
+    assert (benchmark.predictor(classifier, False)(X) == X[:, 0]).all()
+    assert (benchmark.predictor(classifier, True)(X) == X[:, [0, 2]].mean(axis=1)).all()
 
 
 def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):

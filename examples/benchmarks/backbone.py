@@ -120,13 +120,17 @@ class EfficientNetStage(nn.Module):
 # The functions give probabilities, and how usual the images are (None where there is no such score)
 
 
-def pooled_features(backbone, X):
-    """Features of each of the four flips, averaged over the map, (n, 4, C)."""
+def pooled_features(backbone, X, n_views):
+    """Features of the first flips, averaged over the map, (n, n_views, C)."""
     with torch.inference_mode():
         return np.concatenate(
             [
                 np.stack(
-                    [backbone.encode(view).mean(dim=(2, 3)) for view in mirror_images(x, "flip")], 1
+                    [
+                        backbone.encode(view).mean(dim=(2, 3))
+                        for view in mirror_images(x, "flip")[:n_views]
+                    ],
+                    axis=1,
                 )
                 for x in as_tensor(X).expand(-1, 3, -1, -1).split(16)
             ]
@@ -137,7 +141,7 @@ def logistic_regression(data, seed, limits, *, views):
     """Penalty and number of views are those with the lowest log loss on the validation images."""
     backbone = as_backbone(EfficientNetStage())
     (X, y), (X_val, y_val) = data["train"], data["val"]
-    features, of_validation = pooled_features(backbone, X), pooled_features(backbone, X_val)
+    features, of_validation = (pooled_features(backbone, part, max(views)) for part in (X, X_val))
 
     def fit(n_views, penalty):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
@@ -154,7 +158,11 @@ def logistic_regression(data, seed, limits, *, views):
         chosen.append((log_loss(y_val, p, labels=model.classes_), n_views, penalty, model))
     _, n_views, penalty, model = min(chosen, key=lambda one: one[0])
     resolved = {"views": n_views, "penalty": penalty}
-    return lambda X: probabilities(n_views, model, pooled_features(backbone, X)), None, resolved
+
+    def predict(X):
+        return probabilities(n_views, model, pooled_features(backbone, X, n_views))
+
+    return predict, None, resolved
 
 
 def field_classifier(seed, limits, taef2=None, backbone=True, flips=False):
