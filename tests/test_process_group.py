@@ -17,7 +17,15 @@ from sklearn_msf.runtime import process_group
 from sklearn_msf.runtime.process_group import ProcessGroup
 
 SCRIPT = Path(__file__).with_name("train_together.py")
-KINDS = ["uneven", "pixels", "velocity", "one kind of sample", "early stopping", "latents"]
+KINDS = [
+    "uneven",
+    "pixels",
+    "velocity",
+    "one kind of sample",
+    "early stopping",
+    "latents",
+    "joint latents",
+]
 
 
 def environment(**variables):

@@ -6,7 +6,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from conftest import three_digits, tiny_classifier, tiny_latent_classifier
+from conftest import (
+    three_digits,
+    tiny_classifier,
+    tiny_joint_classifier,
+    tiny_latent_classifier,
+)
 
 from sklearn_msf.training import trainer
 from sklearn_msf.training.step import TrainingStep
@@ -32,6 +37,7 @@ KINDS = {
     "one kind of sample": {"classification_fraction": 0.0},
     "early stopping": {"early_stopping": True},
     "latents": {},
+    "joint latents": {"time_shift": 3.0},
     "whole": {"max_epochs": 4},
     "cut off": {"max_epochs": 4},
     "goes on": {"max_epochs": 4},
@@ -102,7 +108,8 @@ def fitted(kind, folder):
         warnings.simplefilter("error")
     if kind == "refused later":
         tiny_classifier(**settings).fit(X, Y)
-    make = tiny_latent_classifier if kind == "latents" else tiny_classifier
+    over_latents = {"latents": tiny_latent_classifier, "joint latents": tiny_joint_classifier}
+    make = over_latents.get(kind, tiny_classifier)
     n = len(images)
     return make(**settings).fit(images, Y[:n], sample_weight=np.linspace(0.5, 2, 40)[:n])
 
