@@ -148,9 +148,9 @@ def test_a_fraction_of_the_samples_before_time_one_is_unconditional(
     )
     seen, losses = [], trainer._step._field_losses
 
-    def spied(sample, labels, n_at_one, n_dropped, whole):
+    def spied(sample, *others):
         seen.append((sample.t, sample.mask_t))
-        return losses(sample, labels, n_at_one, n_dropped, whole)
+        return losses(sample, *others)
 
     monkeypatch.setattr(trainer._step, "_field_losses", spied)
     trainer.fit(bright_and_dark)
@@ -451,9 +451,9 @@ def test_dropout_is_for_the_samples_at_time_one_where_there_are_any(
     )
     seen, losses = [], trainer._step._field_losses
 
-    def watched(sample, labels, n_at_one, n_dropped, whole):
+    def watched(sample, labels, n_at_one, n_dropped, *others):
         seen.append((n_at_one, n_dropped, len(labels)))
-        return losses(sample, labels, n_at_one, n_dropped, whole)
+        return losses(sample, labels, n_at_one, n_dropped, *others)
 
     trainer._step._field_losses = watched
     trainer.fit(bright_and_dark)

@@ -166,7 +166,8 @@ SYSTEMS = {
 }
 # In so little time only small batches make enough steps.
 RECONSTRUCTION_RECIPE = replace(MEDMNIST_RECIPE, batch_size=32)
-SPEED_SETTINGS = {"max_epochs": 4, "augment": None}
+# Over pixels and over latents the defaults have other channels.
+SPEED_SETTINGS = {"max_epochs": 4, "augment": None, "channels": 64}
 # Settings of the parts that have one system.
 PART_SETTINGS = {
     "reconstruction": {"network": "ResNet-18", **asdict(RECONSTRUCTION_RECIPE)},
@@ -330,6 +331,7 @@ class EncodingData:
         self._precision = precision
         self._masks = masks
         self.epoch_size = data.epoch_size
+        self.channel_parts = data.channel_parts
 
     def epoch(self, batch_size, generator, *, even=True):
         return self._data.epoch(batch_size, generator, even=even)
