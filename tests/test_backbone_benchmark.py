@@ -109,7 +109,6 @@ def test_only_systems_of_flips_average_vertical_flips(benchmark):
 
 def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):
     made = []
-
     data = {"train": (np.zeros((4, 8, 8), "u1"), np.arange(4) % 2)}
     monkeypatch.setattr(benchmark, "field_classifier", lambda *given, flips: made.append(given))
     # Nothing is fitted.

@@ -19,12 +19,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _common import accuracy, add_npz_option, auc_score, load, product_gflops
+from _common import (
+    accuracy,
+    add_npz_option,
+    auc_score,
+    load,
+    median_milliseconds,
+    product_gflops,
+)
 from gpu_checks import (
     CHECKS,
     CHECKS_OF_COMPILATION,
@@ -223,21 +231,14 @@ def measure_answers(device: torch.device, work: Work) -> Result:
     def sample(n: int) -> np.ndarray:
         return clf.sample(0, n, n_steps=work.n_ode_steps, guidance=0.5, random_state=0)
 
+    # Two calls prepare everything, graphs too.
+    milliseconds = partial(median_milliseconds, n_preparing=2)
+    n_samplings = max(1, work.n_repeats // 5)
     return {
-        "classify_1": median_of_calls(lambda: clf.predict_proba(X[:1]), work.n_repeats),
-        "sample_1": median_of_calls(lambda: sample(1), work.n_repeats // 5),
-        "sample_64": median_of_calls(lambda: sample(64), work.n_repeats // 5),
+        "classify_1": milliseconds(lambda _: clf.predict_proba(X[:1]), work.n_repeats),
+        "sample_1": milliseconds(lambda _: sample(1), n_samplings),
+        "sample_64": milliseconds(lambda _: sample(64), n_samplings),
     }
-
-
-def median_of_calls(call: Callable[[], object], n_repeats: int) -> float:
-    """Median time of a call, after two that prepare everything."""
-    times = []
-    for _ in range(2 + max(1, n_repeats)):
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
 
 
 def measure_step(device: torch.device, work: Work) -> Result:

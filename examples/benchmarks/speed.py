@@ -13,7 +13,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -359,10 +358,11 @@ def measure_defaults(seconds, device):
     result["milliseconds_for_one"] = median_milliseconds(
         lambda i: classifier.predict_proba(X[i : i + 1]), 20
     )
-    for n in (1, 64):
-        draw = partial(classifier.sample, 0, n)
-        milliseconds = median_milliseconds(lambda i, draw=draw: draw(random_state=i), 5)
-        result[f"seconds_to_draw_{n}"] = milliseconds / 1000
+
+    def seconds_to_draw(n):
+        return median_milliseconds(lambda i: classifier.sample(0, n, random_state=i), 5) / 1000
+
+    result |= {f"seconds_to_draw_{n}": seconds_to_draw(n) for n in (1, 64)}
     result["precision"] = precision
     return result
 

@@ -34,7 +34,7 @@ class ImageParameterization(Protocol):
         """Compute the velocity (n, C, H, W) of images x_t at times t of shape (n,)."""
 
     def loss(
-        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...]
     ) -> Tensor:
         """Compute the mean squared error over the samples `rows` of a batch.
 
@@ -61,7 +61,7 @@ class ImageVelocity:
         return output
 
     def loss(
-        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...]
     ) -> Tensor:
         """Compute the mean squared error of the velocity."""
         return velocity_loss(output, sample.u_x[rows], channel_parts)
@@ -92,7 +92,7 @@ class DenoisedImage:
         return torch.where(align_axes(t, x_t) > _MAX_TIME + 1e-3, x_t, v_x)
 
     def loss(
-        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...] = ()
+        self, output: Tensor, sample: PathSample, rows: slice, channel_parts: tuple[int, ...]
     ) -> Tensor:
         """Compute the mean squared error of the resulting velocity.
 

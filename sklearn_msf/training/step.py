@@ -241,8 +241,13 @@ class TrainingStep:
         y = self._field.codes.masks(labels, x.shape[2:], generator)
         e_x = torch.randn(x.shape, generator=generator, device=self._device)
         e_y = torch.randn(y.shape, generator=generator, device=self._device)
-        counts = (len(x), division.n_at_one, division.n_unconditional)
-        times = sample_times(*counts, generator, self._settings.time_shift)
+        times = sample_times(
+            len(x),
+            division.n_at_one,
+            division.n_unconditional,
+            generator,
+            self._settings.time_shift,
+        )
         return sample_path(x, y, e_x, e_y, *times)
 
     def _weighted_losses(

@@ -57,9 +57,10 @@ def product_gflops(
     return 2 * size**3 / best / 1e9
 
 
-def median_milliseconds(call: Callable[[int], Any], n_calls: int) -> float:
-    """Median time of some calls after a first one; fewer of slow ones."""
-    call(0)
+def median_milliseconds(call: Callable[[int], Any], n_calls: int, n_preparing: int = 1) -> float:
+    """Median time of some calls, after those that prepare everything; fewer of slow ones."""
+    for _ in range(n_preparing):
+        call(0)
     times: list[float] = []
     while len(times) < n_calls and (len(times) < 3 or sum(times) < _MAX_LATENCY_SECONDS):
         start = time.perf_counter()
