@@ -160,9 +160,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         training. This also ends the training of generation, which takes longer.
     n_draws : int, default=2
         Number of draws that are averaged for a prediction, each with its own mask noise. If
-        training included mirror images, every second draw sees the mirror image. The class
-        posterior hardly depends on the noise; with ``label_prediction="velocity"`` several draws
-        improve predictions.
+        training flipped images, draws see the flips in turn: with "hflip" every second one the
+        mirror image; with "flip" four draws see the image, its mirror image, and both upside down.
+        The class posterior hardly depends on the noise; with ``label_prediction="velocity"``
+        several draws improve predictions.
     n_steps : int, default=1
         Number of solver steps for classification; the paper's results use one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"

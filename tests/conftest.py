@@ -275,7 +275,7 @@ def tiny_model(field, model_class=FittedModel, **changes):
         "image_format": image_format,
         "noise_seed": 0,
         "temperature": 1.0,
-        "mirrored": False,
+        "flipped_axes": (),
         "generates": True,
         "generates_unconditionally": False,
     }

@@ -3,7 +3,6 @@
 import json
 import sys
 from functools import partial
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -100,17 +99,34 @@ def test_the_logistic_regression_takes_the_views_that_are_best_on_validation_ima
     assert resolved["views"] == n_views
 
 
-def test_only_systems_of_flips_average_vertical_flips(benchmark):
-    classifier = SimpleNamespace(predict_proba=lambda X: X[:, 0])
-    X = np.arange(12.0).reshape(2, 3, 2)
-    assert (benchmark.predictor(classifier, False)(X) == X[:, 0]).all()
-    assert (benchmark.predictor(classifier, True)(X) == X[:, [0, 2]].mean(axis=1)).all()
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("field over features", {"augment": "auto", "n_variations": "auto", "n_draws": 2}),
+        ("field over features, flips", {"augment": "flip", "n_variations": 4, "n_draws": 4}),
+    ],
+)
+def test_records_hold_the_views_that_a_system_is_fitted_with(
+    benchmark, monkeypatch, title, expected
+):
+    fitted = []
+    monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
+    # Nothing is fitted.
+    monkeypatch.setattr(
+        benchmark.LatentMedSymmFlowClassifier, "fit", lambda self, *_: fitted.append(self) or self
+    )
+    monkeypatch.setattr(benchmark, "resolved_parameters", lambda *_: {})
+    data = {"train": (np.zeros((4, 8, 8), "u1"), np.arange(4) % 2)}
+    benchmark.make_systems(None)[title](data, 0, {"max_epochs": 1})
+    recorded = benchmark.parameters({"system": title})
+    assert {name: fitted[0].get_params()[name] for name in expected} == expected
+    assert {name: recorded[name] for name in expected} == expected
 
 
 def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):
     made = []
     data = {"train": (np.zeros((4, 8, 8), "u1"), np.arange(4) % 2)}
-    monkeypatch.setattr(benchmark, "field_classifier", lambda *given, flips: made.append(given))
+    monkeypatch.setattr(benchmark, "field_classifier", lambda *given: made.append(given))
     # Nothing is fitted.
     monkeypatch.setattr(benchmark, "VotingClassifier", MagicMock())
     monkeypatch.setattr(benchmark, "resolved_parameters", lambda *_: {})

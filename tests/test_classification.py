@@ -40,10 +40,10 @@ class ModelWithNoise(FittedModel):
 
 
 def classified(
-    field, images, noise, *, ode=ONE_STEP, precision="float32", batch_size=16, mirrored=False
+    field, images, noise, *, ode=ONE_STEP, precision="float32", batch_size=16, flipped_axes=()
 ):
     """Classify in batches of a size; mask noise is one draw after the other."""
-    model = tiny_model(field, ModelWithNoise, given=noise, mirrored=mirrored)
+    model = tiny_model(field, ModelWithNoise, given=noise, flipped_axes=flipped_axes)
     how = ClassificationSettings(ode, len(noise), precision, "latent")
     with patch.object(classification, "images_a_pass", lambda *arguments: batch_size):
         return classify(model, PixelInputs(images, CPU), how)
@@ -83,17 +83,32 @@ def test_draws_are_averaged(make_tiny_field):
     assert (both.distances <= (single[0].distances + single[1].distances) / 2 + 1e-6).all()
 
 
+def flipped(flip):
+    return np.ascontiguousarray(np.flip(IMAGES, flip))
+
+
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
 def test_every_second_draw_may_see_the_mirror_image(make_tiny_field, label_prediction):
-    field = make_tiny_field(label_prediction)
-    mirrored = np.ascontiguousarray(IMAGES[..., ::-1])
+    field, mirrored = make_tiny_field(label_prediction), flipped(-1)
     first = classified(field, IMAGES, NOISE[:1]).probabilities
     second = classified(field, mirrored, NOISE[1:]).probabilities
-    both = classified(field, IMAGES, NOISE, mirrored=True).probabilities
+    both = classified(field, IMAGES, NOISE, flipped_axes=(-1,)).probabilities
     if label_prediction == "posterior":
         np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
-    swapped = classified(field, mirrored, NOISE.flip(0), mirrored=True).probabilities
+    swapped = classified(field, mirrored, NOISE.flip(0), flipped_axes=(-1,)).probabilities
     np.testing.assert_allclose(both, swapped, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 3, 4, 6])
+def test_draws_see_the_flips_of_training_in_turn(make_tiny_field, n_draws):
+    field, noise = make_tiny_field("posterior"), torch.randn(n_draws, 3, 8, 8)
+    flips = [(), (-1,), (-2,), (-1, -2)] * 2
+    alone = [
+        classified(field, flipped(flip), noise[draw : draw + 1]).probabilities
+        for draw, flip in enumerate(flips[:n_draws])
+    ]
+    together = classified(field, IMAGES, noise, flipped_axes=(-1, -2)).probabilities
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("n_steps", [1, 4])

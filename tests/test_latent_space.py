@@ -26,7 +26,7 @@ def make_space(module=None, size=(16, 16), fmt=FORMAT, images=IMAGES, palette=No
 
 
 def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
-    latents = make_space().inputs(ROWS, CPU, "float32").batch(0, len(ROWS), mirrored=False)
+    latents = make_space().inputs(ROWS, CPU, "float32").batch(0, len(ROWS))
     assert latents.shape == (6, 3, 4, 4)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     deviation = latents.std(dim=(0, 2, 3), correction=0)
@@ -60,32 +60,29 @@ def test_what_is_encoded_and_decoded_unchanged_is_the_image():
     smooth = np.repeat(np.repeat(IMAGES[:, :, ::8, ::8], 8, axis=2), 8, axis=3)
     rows = smooth.reshape(len(smooth), -1)
     space = make_space(images=smooth)
-    latents = space.inputs(rows, CPU, "float32").batch(0, len(rows), mirrored=False)
+    latents = space.inputs(rows, CPU, "float32").batch(0, len(rows))
     found = FORMAT.from_tensor(space.images(latents))
     np.testing.assert_array_equal(found.reshape(rows.shape), rows)
 
 
-def test_mirrored_inputs_are_encoded_mirror_images():
+@pytest.mark.parametrize("flip", [(-1,), (-2,), (-1, -2)])
+def test_flipped_inputs_are_encoded_flips(flip):
     space = make_space()
-    mirrored = np.ascontiguousarray(IMAGES[..., ::-1]).reshape(ROWS.shape)
-    found = space.inputs(ROWS, CPU, "float32").batch(0, 6, mirrored=True)
-    torch.testing.assert_close(
-        found, space.inputs(mirrored, CPU, "float32").batch(0, 6, mirrored=False)
-    )
+    flipped = np.ascontiguousarray(np.flip(IMAGES, flip)).reshape(ROWS.shape)
+    found = space.inputs(ROWS, CPU, "float32").batch(0, 6, flip)
+    torch.testing.assert_close(found, space.inputs(flipped, CPU, "float32").batch(0, 6))
 
 
 def test_kept_inputs_are_what_would_be_encoded_again():
-    space = make_space()
+    space, flips = make_space(), [(), (-1,), (-1, -2)]
     kept, fresh = (
-        space.kept_inputs(ROWS, CPU, "float32", mirrored=True),
+        space.kept_inputs(ROWS, CPU, "float32", flips),
         space.inputs(ROWS, CPU, "float32"),
     )
     assert len(kept) == len(fresh) == 6
-    for mirrored in (False, True):
+    for flip in flips:
         for start in (0, 4):
-            found = kept.batch(start, 4, mirrored=mirrored)
-            wanted = fresh.batch(start, 4, mirrored=mirrored)
-            torch.testing.assert_close(found, wanted)
+            torch.testing.assert_close(kept.batch(start, 4, flip), fresh.batch(start, 4, flip))
 
 
 def test_images_are_resized_without_leaving_their_range():

@@ -45,8 +45,8 @@ def session_of(path):
 
 @pytest.fixture(scope="module")
 def classifier():
-    """A classifier with all that a graph must hold: draws, mirror images, temperature, a rule."""
-    classifier = tiny_classifier(n_draws=3, augment="hflip", classification_fraction=0.5)
+    """A classifier with all that a graph must hold: draws, flips, temperature, a rule."""
+    classifier = tiny_classifier(n_draws=3, augment="flip", classification_fraction=0.5)
     classifier.fit(RGB, LABELS)
     classifier.model_ = replace(classifier.model_, temperature=1.7)
     X = rng.integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
@@ -296,7 +296,8 @@ def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(classifier, tm
     ) as w:
         other.export_onnx(tmp_path / "m.onnx")
     difference = float(re.search(r"up to (\S+)\.", str(w[0].message))[1])
-    assert 1e-4 < difference < 0.1
+    # More than float32 rounds.
+    assert 1e-5 < difference < 0.1
 
 
 def test_a_threshold_that_was_learned_in_bfloat16_is_refused(classifier, tmp_path):

@@ -230,6 +230,9 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder, message):
         (lambda d: d.update(history="x"), "not a list of epoch logs"),
         (lambda d: d.update(history=[{"loss": "x"}]), "invalid epoch log"),
         (lambda d: d.update(noise_seed=-1), "noise_seed=-1"),
+        (lambda d: d.update(flipped_axes=[-3]), r"flipped_axes=\[-3\]"),
+        (lambda d: d.update(flipped_axes=[-2]), r"flipped_axes=\[-2\]"),
+        (lambda d: d.update(flipped_axes=["x"]), r"flipped_axes=\['x'\]"),
         (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "cannot be set from a file"),
         (
             lambda d: d["parameters"].update(n_draws=10**9),
@@ -288,6 +291,35 @@ def test_a_pickle_from_before_the_times_were_settings_opens(make_classifier):
     opened.__setstate__(state)
     layout = opened.model_.field.layout
     assert {name: getattr(layout, name) for name in NEW_ENTRIES} == NEW_ENTRIES
+
+
+def with_mirrored(plain):
+    """Say as models of before did whether training saw mirror images."""
+    plain["mirrored"] = bool(plain.pop("flipped_axes"))
+
+
+@pytest.mark.parametrize(("augment", "axes"), [("hflip", (-1,)), (None, ())])
+def test_models_that_know_only_of_mirror_images_predict_the_same_bits(
+    make_classifier, tmp_path, augment, axes
+):
+    classifier = make_classifier(augment=augment, n_draws=3).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    edit(tmp_path, with_mirrored)
+    state = classifier.__getstate__()
+    with_mirrored(state["model_"])
+    unpickled = type(classifier)()
+    unpickled.__setstate__(state)
+    for opened in (type(classifier).from_pretrained(tmp_path), unpickled):
+        assert opened.model_.flipped_axes == axes
+        np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_flips_come_back(tmp_path, make_classifier):
+    classifier = make_classifier(augment="flip", n_draws=4).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    assert opened.model_.flipped_axes == (-1, -2)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
 def test_other_times_come_back(tmp_path, make_classifier):

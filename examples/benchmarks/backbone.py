@@ -70,7 +70,7 @@ N_VOTING = 5
 VOTING = f"{N_VOTING} fields over features that vote"
 # Titles of systems that see the four flips, and what they have instead of the defaults.
 OF_FLIPS = ", flips"
-FLIPS = {"augment": "flip", "n_variations": 4}
+FLIPS = {"augment": "flip", "n_variations": 4, "n_draws": 4}
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -165,43 +165,36 @@ def logistic_regression(data, seed, limits, *, views):
     return predict, None, resolved
 
 
-def field_classifier(seed, limits, taef2=None, backbone=True, flips=False):
+def field_classifier(seed, limits, taef2=None, backbone=True, **settings):
     """Field over features, over an autoencoder's latents, or over both."""
     return LatentMedSymmFlowClassifier(
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         encoded_size=None if taef2 is None else 112,
         random_state=seed,
-        **(FLIPS if flips else {}),
+        **settings,
         **limits,
     )
 
 
-def predictor(classifier, flips):
-    """Probabilities, with flips averaged over both vertical ones: the draws see the others."""
-    if not flips:
-        return classifier.predict_proba
-    return lambda X: (classifier.predict_proba(X) + classifier.predict_proba(X[:, ::-1])) / 2
-
-
-def field(data, seed, limits, flips=False, **encoders):
-    """A fit on the training images; predictions see an image and its mirror image in two draws."""
-    classifier = field_classifier(seed, limits, flips=flips, **encoders).fit(*data["train"])
+def field(data, seed, limits, **settings):
+    """A fit on the training images; the draws of a prediction see their flips in turn."""
+    classifier = field_classifier(seed, limits, **settings).fit(*data["train"])
     resolved = resolved_parameters(classifier, len(data["train"][1]))
-    return predictor(classifier, flips), classifier.score_samples, resolved
+    return classifier.predict_proba, classifier.score_samples, resolved
 
 
-def voting_fields(data, seed, limits, flips=False):
+def voting_fields(data, seed, limits, **settings):
     """Fields of other seeds that vote; scikit-learn averages them.
 
     A budget in seconds is shared; one in epochs is that of each. What is resolved is of the first.
     """
     shared = {name: v / N_VOTING if name == "time_budget" else v for name, v in limits.items()}
-    members = [field_classifier(N_VOTING * seed + i, shared, flips=flips) for i in range(N_VOTING)]
+    members = [field_classifier(N_VOTING * seed + i, shared, **settings) for i in range(N_VOTING)]
     vote = VotingClassifier([(f"field_{i}", one) for i, one in enumerate(members)], voting="soft")
     vote.fit(*data["train"])
     resolved = resolved_parameters(vote.estimators_[0], len(data["train"][1]))
-    return predictor(vote, flips), None, resolved
+    return vote.predict_proba, None, resolved
 
 
 def pixels(data, seed, limits, *, side):
@@ -248,9 +241,9 @@ def make_systems(taef2):
         "logistic regression, plain": partial(logistic_regression, views=VIEWS[:1]),
         REFERENCE: partial(logistic_regression, views=VIEWS),
         "field over features": field,
-        f"field over features{OF_FLIPS}": partial(field, flips=True),
+        f"field over features{OF_FLIPS}": partial(field, **FLIPS),
         VOTING: voting_fields,
-        f"{VOTING}{OF_FLIPS}": partial(voting_fields, flips=True),
+        f"{VOTING}{OF_FLIPS}": partial(voting_fields, **FLIPS),
         **{f"pixels at {side}": partial(pixels, side=side) for side in PIXEL_SIDES},
     }
     if taef2 is not None:

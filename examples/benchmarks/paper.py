@@ -266,12 +266,13 @@ def predict_with_fresh_noise(
     reader = model.space.reader(model.field.codes, settings.label_decoding)
     generator = torch.Generator().manual_seed(seed)
     batch_size = 64 if max(model.space.shape[1:]) <= 64 else 8
+    flips = model.flips(settings.n_draws)
     parts = []
     for start in range(0, len(inputs), batch_size):
         n_real = min(batch_size, len(inputs) - start)
         evidence = []
         for draw in range(settings.n_draws):
-            x = inputs.batch(start, batch_size, mirrored=model.mirrored and draw % 2 == 1)
+            x = inputs.batch(start, batch_size, flips[draw % len(flips)])
             shape = len(x), model.field.codes.n_channels, *x.shape[2:]
             e_y = torch.randn(shape, generator=generator).to(x.device)
             with autocast(x.device, settings.precision):

@@ -42,6 +42,7 @@ from sklearn_msf._estimator.run_fingerprint import (
     run_fingerprint,
 )
 from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
+from sklearn_msf.data.augmentation import flipped_axes
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
@@ -163,11 +164,6 @@ class _FitState:
     preparation: Preparation
     previous: Fit | None
     started: float
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether training sees mirror images, so that predictions may use them too."""
-        return "flip" in (self.augment or "")
 
     @property
     def augment(self) -> str | None:
@@ -532,7 +528,7 @@ def _prepare_training(
         image_format=state.samples.image_format,
         noise_seed=noise_seed,
         temperature=temperature,
-        mirrored=state.mirrored,
+        flipped_axes=flipped_axes(state.augment, len(state.samples.image_format.size)),
         generates=settings.trains_images or (before is not None and before.generates),
         generates_unconditionally=settings.trains_unconditionally
         or (before is not None and before.generates_unconditionally),
@@ -617,9 +613,8 @@ def _probabilities(p: Parameters, model: FittedModel, samples: TrainingSamples) 
     """Make a function from a field to class probabilities of samples, without temperature."""
     device = model.device
     settings = classification_settings(p, device)
-    inputs = model.space.kept_inputs(
-        samples.rows, device, settings.precision, mirrored=model.mirrored
-    )
+    flips = model.flips(settings.n_draws)
+    inputs = model.space.kept_inputs(samples.rows, device, settings.precision, flips)
     return lambda field: classify(model.with_field(field), inputs, settings).probabilities
 
 

@@ -32,6 +32,7 @@ from sklearn_msf.training.state import TrainingState
 __all__ = [
     "all_or_nothing",
     "fitted_state",
+    "flipped_axes_from_plain",
     "layout_from_plain",
     "move_model",
     "restore_fitted_state",
@@ -186,6 +187,8 @@ def _model_from_state(state: Mapping[str, Any], device: Any) -> FittedModel:
         space = PixelSpace.from_plain(state["space"], image_format)
     else:
         space = LatentSpace.from_state(_arrays_to_tensors(state["space"]), image_format)
+    state["flipped_axes"] = flipped_axes_from_plain(state)
+    state.pop("mirrored", None)
     layout = layout_from_plain(state.pop("layout"))
     field = build_field(layout, 0, space.mask_codes)
     field.load_state_dict(_arrays_to_tensors(state["field"]))
@@ -198,6 +201,14 @@ def layout_from_plain(plain: Mapping[str, Any]) -> FieldLayout:
     """Make a layout from its entries; convert sequences to tuples."""
     sequences = {key: tuple(v) for key, v in plain.items() if isinstance(v, (list, tuple))}
     return FieldLayout(**{**plain, **sequences})
+
+
+def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:
+    """Read along which axes training flipped images.
+
+    Models of before say only whether there were mirror images, and predict with no other flips.
+    """
+    return tuple(plain.get("flipped_axes", [-1] if plain.get("mirrored") else []))
 
 
 def move_model(model: FittedModel, device: Any) -> FittedModel:

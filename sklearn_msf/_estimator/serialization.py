@@ -20,9 +20,14 @@ from sklearn_msf._estimator.parameters import (
     resolve_parameters,
     with_defaults,
 )
-from sklearn_msf._estimator.pickling import layout_from_plain, move_model
+from sklearn_msf._estimator.pickling import (
+    flipped_axes_from_plain,
+    layout_from_plain,
+    move_model,
+)
 from sklearn_msf._estimator.rejection import RejectionRule, checked_target
 from sklearn_msf._version import __version__
+from sklearn_msf.data.augmentation import AUGMENTATIONS, flipped_axes
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.exceptions import PretrainedModelError
 from sklearn_msf.flow.label_codes import count_code_channels, make_label_codes
@@ -74,7 +79,7 @@ MODEL_NAME = "model"
 _SPACE = "space"
 CARD_NAME = "README.md"
 _MAX_SEED = 2**32
-_FLAGS = ("mirrored", "generates", "generates_unconditionally")
+_FLAGS = ("generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 
 
@@ -170,7 +175,7 @@ def save_model(
         "noise_seed": model.noise_seed,
         "n_continued": fit.continuation.n_continued,
         "n_images_before": fit.continuation.n_images_before,
-        "mirrored": model.mirrored,
+        "flipped_axes": list(model.flipped_axes),
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
@@ -355,6 +360,7 @@ def _checked(
     numbers = {
         "noise_seed": _integer("noise_seed", metadata["noise_seed"]),
         "temperature": _temperature(metadata["temperature"]),
+        "flipped_axes": _flipped_axes(metadata, len(image_format.size)),
         **{name: bool(metadata[name]) for name in _FLAGS},
     }
     return _Checked(
@@ -370,6 +376,13 @@ def _checked(
         features,
         _rejection(metadata["rejection"], classes),
     )
+
+
+def _flipped_axes(metadata: Mapping[str, Any], n_spatial_dims: int) -> tuple[int, ...]:
+    axes = flipped_axes_from_plain(metadata)
+    if axes not in {flipped_axes(kind, n_spatial_dims) for kind in (None, *AUGMENTATIONS)}:
+        raise ArchiveError(f"The model has flipped_axes={list(axes)}, along which no image flips.")
+    return axes
 
 
 # Entries that the layout got later, in the groups that came together.

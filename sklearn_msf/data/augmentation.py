@@ -4,6 +4,7 @@ Volumes have an axis more than images, (n, C, D, H, W), and vary along all three
 """
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations, permutations
 
@@ -11,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sklearn_msf.runtime.tensor_axes import spatial_axes
-
-__all__ = ["AUGMENTATIONS", "augment_images", "mirror_images"]
+__all__ = ["AUGMENTATIONS", "augment_images", "flipped_axes", "flips_along", "mirror_images"]
 
 # _MAX_SHIFT is in the units of grid_sample, in which an image has the size 2: it is 5 %.
 _MAX_ROTATION = math.radians(15.0)
@@ -65,13 +64,31 @@ def _rotation(angles: Tensor, plane: tuple[int, int], n_axes: int) -> Tensor:
 AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
 
 
-def _flipped_axes(x: Tensor, kind: str | None) -> tuple[int, ...]:
-    """Return the axes that a kind of variation flips, the last one first."""
+def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
+    """Return the axes along which a kind of variation flips images.
+
+    Parameters
+    ----------
+    kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
+        Variations.
+    n_spatial_dims : int
+        2 for images, 3 for volumes.
+
+    Returns
+    -------
+    tuple of int
+        Negative numbers of axes, the last axis first.
+    """
     names = kind.split("+") if kind else []
     if "flip" in names:
         # Paper: Blood, Derma, Retina.
-        return spatial_axes(x)[::-1]
-    return spatial_axes(x)[-1:] if "hflip" in names else ()
+        return tuple(range(-1, -n_spatial_dims - 1, -1))
+    return (-1,) if "hflip" in names else ()
+
+
+def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return all flips along some axes, each as its axes: first none, then those of one axis."""
+    return [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
 
 
 def augment_images(
@@ -97,7 +114,7 @@ def augment_images(
     -------
     Tensor of shape (n, C, H, W)
     """
-    x = _flip(x, generator, _flipped_axes(x, kind))
+    x = _flip(x, generator, flipped_axes(kind, x.ndim - 2))
     if kind is not None and "affine" in kind.split("+") and n_varied:
         x = torch.cat([_affine(x[:n_varied], generator), x[n_varied:]])
     return x
@@ -118,6 +135,4 @@ def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
     list of Tensor
         1, 2 or 4 batches, of volumes up to 8; the first has the unflipped images.
     """
-    axes = _flipped_axes(x, kind)
-    ways = [way for n in range(1, len(axes) + 1) for way in combinations(axes, n)]
-    return [x, *(x.flip(way) for way in ways)]
+    return [x.flip(flip) if flip else x for flip in flips_along(flipped_axes(kind, x.ndim - 2))]

@@ -148,10 +148,8 @@ class ClassifierGraph(nn.Module):
         return p.float(), self._uncertainty(p, distances, draws)
 
     def _views(self, images: Tensor, n_draws: int) -> Tensor:
-        """Stack the images of all draws: if training saw mirror images, every second one is one."""
-        views = [images]
-        if self._model.mirrored and n_draws > 1:
-            views.append(images.flip(-1))
+        """Stack the images of all draws: they see the flips of training in turn."""
+        views = [images.flip(flip) if flip else images for flip in self._model.flips(n_draws)]
         encoded = [self._model.space.encode(view, "float32") for view in views]
         return torch.cat([encoded[draw % len(views)] for draw in range(n_draws)])
 

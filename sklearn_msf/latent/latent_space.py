@@ -5,7 +5,7 @@ latent and beside it the features. Only the latent is decoded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -170,18 +170,22 @@ class LatentSpace:
         return LatentInputs(self, pixels, precision)
 
     def kept_inputs(
-        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
-        """Encode images now, and keep their latents."""
+        """Encode images and their flips now, and keep their latents."""
         inputs = self.inputs(rows, device, precision)
-        views = []
-        for mirror in (False, True) if mirrored else (False,):
+        views = {}
+        for flip in flips:
 
-            def encode(start: int, size: int, mirror: bool = mirror) -> Tensor:
-                x = inputs.batch(start, size, mirrored=mirror)
+            def encode(start: int, size: int, flip: tuple[int, ...] = flip) -> Tensor:
+                x = inputs.batch(start, size, flip)
                 return x[: len(inputs) - start].cpu()
 
-            views.append(torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device)))
+            views[flip] = torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device))
         return KeptInputs(views, device)
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
@@ -477,11 +481,11 @@ class LatentInputs:
         """Count the images."""
         return len(self._pixels)
 
-    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Encode `size` images, or their mirror images; pad the last batch with its first."""
+    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Encode `size` images, flipped along axes; pad the last batch with its first."""
         # Encode the images alone, not the padding.
         n_real = min(size, len(self) - start)
-        x = self._pixels.batch(start, n_real, mirrored=mirrored)
+        x = self._pixels.batch(start, n_real, flip)
         return _filled_up(self._space.encode(x, self._precision), size)
 
 
@@ -490,23 +494,23 @@ class KeptInputs:
 
     Parameters
     ----------
-    views : sequence of Tensor of shape (n, c, h, w)
-        Latents of the images and, if training saw mirror images, of their mirror images.
+    views : dict of Tensor of shape (n, c, h, w)
+        Latents of the images and of their flips, by the axes of the flip.
     device : torch.device
         Device of the field.
     """
 
-    def __init__(self, views: Sequence[Tensor], device: torch.device):
+    def __init__(self, views: Mapping[tuple[int, ...], Tensor], device: torch.device):
         self._views = views
         self._device = device
 
     def __len__(self) -> int:
         """Count the images."""
-        return len(self._views[0])
+        return len(self._views[()])
 
-    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Return the latents of `size` images; pad the last batch with its first."""
-        x = self._views[mirrored][start : start + size]
+    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Return latents of `size` images, flipped along axes; pad the last batch."""
+        x = self._views[flip][start : start + size]
         return _filled_up(x.to(self._device), size)
 
 

@@ -8,6 +8,7 @@ if memory runs out, which is logged.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -152,7 +153,7 @@ def classify(
 
     def run(start: int, size: int) -> tuple[Tensor, ...]:
         n_real = min(size, n_images - start)
-        x, e_y = _draws(inputs, start, size, noise, mirrored=model.mirrored)
+        x, e_y = _draws(inputs, start, size, noise, model.flips(len(noise)))
         with autocast(noise.device, settings.precision):
             evidence = _class_evidence(field, x, e_y, settings)
         by_draw = evidence.float().unflatten(0, (len(noise), size))
@@ -209,18 +210,11 @@ def _class_evidence(
 
 
 def _draws(
-    inputs: FieldInputs, start: int, size: int, noise: Tensor, *, mirrored: bool
+    inputs: FieldInputs, start: int, size: int, noise: Tensor, flips: Sequence[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
-    """Stack the images and the mask noise of all draws, draw after draw.
-
-    If training saw mirror images, every second draw sees the mirror image. Masks are not mirrored,
-    because all pixels of a mask have one colour.
-    """
-    n_draws = len(noise)
-    views = [inputs.batch(start, size, mirrored=False)]
-    if mirrored and n_draws > 1:
-        views.append(inputs.batch(start, size, mirrored=True))
-    images = [views[draw % len(views)] for draw in range(n_draws)]
+    """Stack the images and the mask noise of all draws, draw after draw."""
+    views = [inputs.batch(start, size, flip) for flip in flips]
+    images = [views[draw % len(views)] for draw in range(len(noise))]
     return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 

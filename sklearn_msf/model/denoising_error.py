@@ -61,7 +61,7 @@ def denoising_errors(
 
     def run(start: int, size: int) -> Tensor:
         n_real = min(size, n_images - start)
-        x = inputs.batch(start, size, mirrored=False)
+        x = inputs.batch(start, size)
         n_channels = x.shape[1]
         errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float32)
         # At once: each copy to a GPU waits for all that it has to do.

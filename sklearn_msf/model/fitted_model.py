@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_msf.data.augmentation import flips_along
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.image_space import ImageSpace
@@ -31,8 +32,8 @@ class FittedModel:
         Seed of the mask noise, the same for every image.
     temperature : float
         Temperature of the probabilities; 1 without calibration.
-    mirrored : bool
-        Whether training saw mirror images.
+    flipped_axes : tuple of int
+        Axes along which training saw flipped images, as negative numbers, the last axis first.
     generates : bool
         Whether the image branch was trained.
     generates_unconditionally : bool
@@ -45,7 +46,7 @@ class FittedModel:
     image_format: ImageFormat
     noise_seed: int
     temperature: float
-    mirrored: bool
+    flipped_axes: tuple[int, ...]
     generates: bool
     generates_unconditionally: bool
 
@@ -57,6 +58,13 @@ class FittedModel:
     def with_field(self, field: VelocityField, temperature: float = 1.0) -> "FittedModel":
         """Return a copy of the model with another field."""
         return replace(self, field=field, temperature=temperature)
+
+    def flips(self, n_draws: int) -> list[tuple[int, ...]]:
+        """Return the flips that draws see in turn: those of training, first the image as it is.
+
+        Masks are not flipped, because all pixels of a mask have one colour.
+        """
+        return flips_along(self.flipped_axes)[:n_draws]
 
     def noise(self, n: int, n_channels: int) -> Tensor:
         """Draw noise, (n, n_channels, H, W), the same for every image and in every call."""

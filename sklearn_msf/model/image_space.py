@@ -4,6 +4,7 @@ This module has the protocol of all spaces and the space of pixels, in which the
 images themselves. The space of latents is in `sklearn_msf.latent`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,8 +28,11 @@ class FieldInputs(Protocol):
     def __len__(self) -> int:
         """Count the images."""
 
-    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Make a batch of `size` images, (size, C, H, W); pad the last one with its first."""
+    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Make a batch of `size` images, (size, C, H, W), flipped along the axes of `flip`.
+
+        The last batch is padded with its first image.
+        """
 
 
 class ImageSpace(Protocol):
@@ -54,9 +58,13 @@ class ImageSpace(Protocol):
         """Prepare images, (n, n_features), for a single classification."""
 
     def kept_inputs(
-        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
-        """Prepare images, (n, n_features), for repeated classification."""
+        """Prepare images, (n, n_features), and their `flips` for repeated classification."""
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return the reader that computes class probabilities from predicted masks."""
@@ -96,14 +104,14 @@ class PixelInputs:
         """Count the images."""
         return len(self._images)
 
-    def batch(self, start: int, size: int, *, mirrored: bool) -> Tensor:
-        """Make a batch of `size` images, (size, C, H, W); pad the last one with its first."""
+    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Make a batch of `size` images, flipped along axes; pad the last one with its first."""
         images = self._images[start : start + size]
         if len(images) < size:
             filling = np.repeat(images[:1], size - len(images), axis=0)
             images = np.concatenate([images, filling])
         x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
-        return x.flip(-1) if mirrored else x
+        return x.flip(flip) if flip else x
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,11 @@ class PixelSpace:
         return ImagesOnDemand(self.image_format, rows, self.input_size)
 
     def kept_inputs(
-        self, rows: RowsOnDemand, device: torch.device, precision: str, *, mirrored: bool
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
         return self.inputs(rows, device, precision)

@@ -166,7 +166,7 @@ def change_class(
             F.pad(classes[start : start + n_real], (0, size - n_real)).to(e_y.device)
             for classes, _ in ways
         ]
-        x = inputs.batch(start, size, mirrored=False)
+        x = inputs.batch(start, size)
         for part, (_, way) in zip(parts, ways, strict=True):
             masks = field.codes.masks(part, e_y.shape[2:])
             with autocast(x.device, _PRECISION):
