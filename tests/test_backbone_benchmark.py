@@ -58,6 +58,9 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("field over features", 1),
         ("field over features, flips", 0),
         ("field over features, flips", 1),
+        ("field over features, flips, at 352 px", 0),
+        ("field over features, flips, at 352 px", 1),
+        ("logistic regression, views, at 352 px", 0),
         ("2 fields over features that vote", 0),
         ("2 fields over features that vote", 1),
         ("2 fields over features that vote, flips", 0),
@@ -104,6 +107,10 @@ def test_the_logistic_regression_takes_the_views_that_are_best_on_validation_ima
     [
         ("field over features", {"augment": "auto", "n_variations": "auto", "n_draws": 2}),
         ("field over features, flips", {"augment": "flip", "n_variations": 4, "n_draws": 4}),
+        (
+            "field over features, flips, at 352 px",
+            {"augment": "flip", "n_variations": 4, "n_draws": 4},
+        ),
     ],
 )
 def test_records_hold_the_views_that_a_system_is_fitted_with(
@@ -192,3 +199,21 @@ def test_the_auc_of_repeated_images_is_that_of_their_copies(benchmark):
     counts = np.array([np.ones(30, dtype=int), rng.integers(1, 4, 30)])
     wanted = [benchmark.auc_score(CLASSES.repeat(n), p.repeat(n, axis=0)) for n in counts]
     np.testing.assert_allclose(benchmark.resampled_auc(CLASSES, p, counts), wanted)
+
+
+def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
+    def record(system, auc, acc, dataset="busi", budget="900 s"):
+        provenance = {"reference_seconds": 90.0}
+        values = {"auc": auc, "acc": acc, "n_images": None, "provenance": provenance}
+        return {"dataset": dataset, "system": system, "budget": budget, **values}
+
+    records = [
+        record(benchmark.FEATURES, 93.0, 87.0),
+        record(benchmark.FEATURES, 95.0, 89.0),
+        record(benchmark.REFERENCE, 92.0, 88.0),
+        record(benchmark.FEATURES, 10.0, 10.0, budget="1 epochs"),
+        record("pixels at 64", 80.0, 80.0, dataset="ham"),
+    ]
+    (row,) = benchmark.summary_table(records).splitlines()[2:]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells == ["94.0 ± 1.4 / 88.0 ± 1.4", "not run", "92.0 / 88.0", "not run", "1.5"]

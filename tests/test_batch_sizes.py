@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from sklearn_msf.model.image_space import padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 
@@ -9,28 +10,27 @@ CPU = torch.device("cpu")
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
 
-def padded(start, size):
-    rows = X[start : start + size]
-    return torch.cat([rows, rows[:1].expand(size - len(rows), -1)])
+def rows(start, n):
+    return X[start : start + n]
 
 
 class Runs:
-    """Runs batches of X, and gives rows of small batches other bits where it is told to."""
+    """Runs batches of rows, and gives those of small batches other bits where it is told to."""
 
     def __init__(self, differs_below=0, n_draws=1, only_inside=False):
         self.differs_below, self.n_draws, self.only_inside = differs_below, n_draws, only_inside
         self.sizes = []
 
-    def __call__(self, start, size):
+    def __call__(self, x, size):
         self.sizes.append(size)
-        x = padded(start, size).repeat(self.n_draws, 1)
+        x = padded(x, size).repeat(self.n_draws, 1)
         hidden = x * (1 + 1e-6 * (size < self.differs_below))
         out = hidden.sign() if self.only_inside else hidden.sin()
         return out.view(self.n_draws, size, -1).mean(dim=0)
 
 
 def size_for(runs, n_rows, module=None, full_size=16):
-    return SmallBatches(module or nn.Linear(1, 1), "kind", runs).size(0, n_rows, full_size)
+    return SmallBatches(module or nn.Linear(1, 1), "kind", rows, runs).size(0, n_rows, full_size)
 
 
 @pytest.mark.parametrize(("n_rows", "size"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (16, 16)])
@@ -63,8 +63,8 @@ def test_what_was_seen_of_one_module_says_nothing_of_another():
 
 def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
     runs = Runs()
-    small = SmallBatches(nn.Linear(1, 1), "kind", runs)
-    parts = in_batches(runs, 37, 16, CPU, small=small)
+    small = SmallBatches(nn.Linear(1, 1), "kind", rows, runs)
+    parts = in_batches(lambda start, size: runs(rows(start, size), size), 37, 16, CPU, small=small)
     assert [len(part) for part in parts] == [16, 16, 8]
     assert torch.equal(torch.cat(parts)[:37], X[:37].sin())
 
@@ -73,9 +73,9 @@ def test_convolutions_and_products_of_this_machine_are_watched_inside():
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
     seen = []
 
-    def run(start, size):
+    def run(x, size):
         seen.append(size)
-        return module(padded(start, size))
+        return module(padded(x, size))
 
-    size = SmallBatches(module, "kind", run).size(0, 3, 32)
-    assert torch.equal(run(0, size)[:3], run(0, 32)[:3])
+    size = SmallBatches(module, "kind", rows, run).size(0, 3, 32)
+    assert torch.equal(run(X[:3], size)[:3], run(X[:3], 32)[:3])

@@ -58,6 +58,7 @@ from _common import (
 )
 from paper_report import RUNS, about, images_a_second, paper_tables, save_figure_2, summary_table
 
+from sklearn_msf.model.image_space import padded
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.selective import accuracy_rejection_curve, augrc, aurc
 
@@ -272,7 +273,7 @@ def predict_with_fresh_noise(
         n_real = min(batch_size, len(inputs) - start)
         evidence = []
         for draw in range(settings.n_draws):
-            x = inputs.batch(start, batch_size, flips[draw % len(flips)])
+            x = padded(inputs.batch(start, n_real, flips[draw % len(flips)]), batch_size)
             shape = len(x), model.field.codes.n_channels, *x.shape[2:]
             e_y = torch.randn(shape, generator=generator).to(x.device)
             with autocast(x.device, settings.precision):

@@ -24,6 +24,7 @@ from _common.records import read_records
 ROOT = Path(__file__).resolve().parents[2]
 # Benchmarks of scripts that are named otherwise.
 SCRIPTS = {
+    "larger": ("backbone", "SUMMARY"),
     "scaling_paper": ("scaling", "PAPER"),
     "speed_sweep": ("speed", "SWEEP"),
     "summary": ("paper", "SUMMARY"),

@@ -182,8 +182,7 @@ class LatentSpace:
         for flip in flips:
 
             def encode(start: int, size: int, flip: tuple[int, ...] = flip) -> Tensor:
-                x = inputs.batch(start, size, flip)
-                return x[: len(inputs) - start].cpu()
+                return inputs.batch(start, min(size, len(inputs) - start), flip).cpu()
 
             views[flip] = torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device))
         return KeptInputs(views, device)
@@ -481,12 +480,9 @@ class LatentInputs:
         """Count the images."""
         return len(self._pixels)
 
-    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Encode `size` images, flipped along axes; pad the last batch with its first."""
-        # Encode the images alone, not the padding.
-        n_real = min(size, len(self) - start)
-        x = self._pixels.batch(start, n_real, flip)
-        return _filled_up(self._space.encode(x, self._precision), size)
+    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Encode `n` images from the index `start` on, flipped along axes."""
+        return self._space.encode(self._pixels.batch(start, n, flip), self._precision)
 
 
 class KeptInputs:
@@ -508,15 +504,9 @@ class KeptInputs:
         """Count the images."""
         return len(self._views[()])
 
-    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Return latents of `size` images, flipped along axes; pad the last batch."""
-        x = self._views[flip][start : start + size]
-        return _filled_up(x.to(self._device), size)
-
-
-def _filled_up(x: Tensor, size: int) -> Tensor:
-    """Pad a batch to exactly `size` samples with copies of its first one."""
-    return torch.cat([x, x[:1].expand(size - len(x), -1, -1, -1)])
+    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Return the latents of `n` images from the index `start` on, flipped along axes."""
+        return self._views[flip][start : start + n].to(self._device)
 
 
 def check_channels(

@@ -21,7 +21,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
@@ -151,9 +151,12 @@ def classify(
     noise = model.noise(settings.n_draws, field.codes.n_channels)
     reader = model.space.reader(field.codes_on_cpu, settings.label_decoding)
 
-    def run(start: int, size: int) -> tuple[Tensor, ...]:
-        n_real = min(size, n_images - start)
-        x, e_y = _draws(inputs, start, size, noise, model.flips(len(noise)))
+    def prepare(start: int, n: int) -> list[Tensor]:
+        return [inputs.batch(start, n, flip) for flip in model.flips(len(noise))]
+
+    def evaluate(views: list[Tensor], size: int) -> tuple[Tensor, ...]:
+        n_real = len(views[0])
+        x, e_y = _draws(views, size, noise)
         with autocast(noise.device, settings.precision):
             evidence = _class_evidence(field, x, e_y, settings)
         by_draw = evidence.float().unflatten(0, (len(noise), size))
@@ -164,8 +167,11 @@ def classify(
             decoded = *decoded, torch.stack(p_of_draws, dim=1)
         return tuple(part[:n_real] for part in decoded)
 
+    def run(start: int, size: int) -> tuple[Tensor, ...]:
+        return evaluate(prepare(start, min(size, n_images - start)), size)
+
     batch_size = images_a_pass(model, settings.n_draws, settings.ode)
-    small = SmallBatches(field, (settings, keep_draws, type(inputs)), run)
+    small = SmallBatches(field, (settings, keep_draws, type(inputs)), prepare, evaluate)
     parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
@@ -209,12 +215,9 @@ def _class_evidence(
     return field.class_evidence(x, e_y, settings.ode)
 
 
-def _draws(
-    inputs: FieldInputs, start: int, size: int, noise: Tensor, flips: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, Tensor]:
-    """Stack the images and the mask noise of all draws, draw after draw."""
-    views = [inputs.batch(start, size, flip) for flip in flips]
-    images = [views[draw % len(views)] for draw in range(len(noise))]
+def _draws(views: Sequence[Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Stack the images and the mask noise of the draws, which see the views in turn."""
+    images = [padded(views[draw % len(views)], size) for draw in range(len(noise))]
     return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 

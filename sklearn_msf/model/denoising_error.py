@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
@@ -59,14 +59,17 @@ def denoising_errors(
     noise = model.noise(len(times), model.space.shape[0] + field.codes.n_channels)
     at = torch.tensor(times).to(noise.device)
 
-    def run(start: int, size: int) -> Tensor:
-        n_real = min(size, n_images - start)
-        x = inputs.batch(start, size)
+    def prepare(start: int, n: int) -> tuple[Tensor, np.ndarray]:
+        return inputs.batch(start, n), labels[start : start + n]
+
+    def evaluate(prepared: tuple[Tensor, np.ndarray], size: int) -> Tensor:
+        x, of_images = prepared
+        n_real, x = len(x), padded(x, size)
         n_channels = x.shape[1]
         errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float32)
         # At once: each copy to a GPU waits for all that it has to do.
         classes = torch.zeros((n_tried, size), dtype=torch.int64)
-        classes[:, :n_real] = torch.from_numpy(labels[start : start + n_real].T)
+        classes[:, :n_real] = torch.from_numpy(of_images.T)
         for i, tried in enumerate(classes.to(x.device)):
             masks = field.codes.masks(tried, x.shape[2:])
             for j, time in enumerate(at):
@@ -78,7 +81,11 @@ def denoising_errors(
                 errors[:, i, j] = error.flatten(1).mean(dim=1)
         return errors[:n_real].cpu().double()
 
-    small = SmallBatches(field, (precision, n_tried, len(times), type(inputs)), run)
+    def run(start: int, size: int) -> Tensor:
+        return evaluate(prepare(start, min(size, n_images - start)), size)
+
+    kind = precision, n_tried, len(times), type(inputs)
+    small = SmallBatches(field, kind, prepare, evaluate)
     return torch.cat(in_batches(run, n_images, batch_size, noise.device, small=small)).numpy()
 
 

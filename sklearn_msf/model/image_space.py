@@ -19,7 +19,7 @@ from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, LabelCod
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.limits import check_resized_size
 
-__all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace"]
+__all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace", "padded"]
 
 
 class FieldInputs(Protocol):
@@ -28,11 +28,16 @@ class FieldInputs(Protocol):
     def __len__(self) -> int:
         """Count the images."""
 
-    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Make a batch of `size` images, (size, C, H, W), flipped along the axes of `flip`.
+    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Make `n` images from the index `start` on, (n, C, H, W), flipped along axes."""
 
-        The last batch is padded with its first image.
-        """
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """Pad a batch to `size` samples with copies of its first one.
+
+    The operations are the same for all sizes, as `SmallBatches` asks, which compares them.
+    """
+    return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
 
 class ImageSpace(Protocol):
@@ -104,12 +109,9 @@ class PixelInputs:
         """Count the images."""
         return len(self._images)
 
-    def batch(self, start: int, size: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Make a batch of `size` images, flipped along axes; pad the last one with its first."""
-        images = self._images[start : start + size]
-        if len(images) < size:
-            filling = np.repeat(images[:1], size - len(images), axis=0)
-            images = np.concatenate([images, filling])
+    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
+        """Make `n` images from the index `start` on, flipped along axes."""
+        images = self._images[start : start + n]
         x = ImageFormat.normalise(torch.from_numpy(images).to(self._device))
         return x.flip(flip) if flip else x
 

@@ -13,7 +13,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.cuda_graphs import replay
@@ -77,12 +77,13 @@ def sample(
             model, _generate(model, part, noise, ode)[:n_real]
         )
 
-    def trial(start: int, size: int) -> None:
+    def trial(_: None, size: int) -> None:
         noise = model.noise(1, n_channels + field.codes.n_channels)
         noise = noise.expand(size, *noise.shape[1:])
         _generate(model, torch.zeros(size, dtype=torch.int64), noise, _shortened(ode))
 
-    small = SmallBatches(field, ("generate", ode), trial)
+    # A trial needs none of the images.
+    small = SmallBatches(field, ("generate", ode), lambda start, n: None, trial)
     in_batches(run, len(classes), _batch_size(model, ode), model.device, report, small)
     return images
 
@@ -157,27 +158,30 @@ def change_class(
 
     images = model.image_format.empty(n_images)
 
-    def change(
-        start: int, size: int, shorten: Callable[[OdeSettings], OdeSettings] = _unchanged
-    ) -> Tensor:
-        n_real = min(size, n_images - start)
+    def prepare(start: int, n: int) -> tuple[Tensor, list[Tensor]]:
         # Before the first integration: a copy to a GPU waits for all that it has to do.
-        parts = [
-            F.pad(classes[start : start + n_real], (0, size - n_real)).to(e_y.device)
-            for classes, _ in ways
-        ]
-        x = inputs.batch(start, size)
+        parts = [classes[start : start + n].to(e_y.device) for classes, _ in ways]
+        return inputs.batch(start, n), parts
+
+    def change(
+        prepared: tuple[Tensor, list[Tensor]],
+        size: int,
+        shorten: Callable[[OdeSettings], OdeSettings] = _unchanged,
+    ) -> Tensor:
+        x, parts = prepared
+        n_real, x = len(x), padded(x, size)
         for part, (_, way) in zip(parts, ways, strict=True):
-            masks = field.codes.masks(part, e_y.shape[2:])
+            masks = field.codes.masks(padded(part, size), e_y.shape[2:])
             with autocast(x.device, _PRECISION):
                 x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
         return x[:n_real]
 
     def run(start: int, size: int) -> None:
-        x = change(start, size)
+        x = change(prepare(start, min(size, n_images - start)), size)
         images[start : start + len(x)] = _as_in_x(model, x)
 
-    small = SmallBatches(field, ("change", ode, type(inputs)), partial(change, shorten=_shortened))
+    kind = "change", ode, type(inputs)
+    small = SmallBatches(field, kind, prepare, partial(change, shorten=_shortened))
     in_batches(run, n_images, _batch_size(model, ode), model.device, small=small)
     return images
 

@@ -3,12 +3,14 @@
 Kernels may sum in another order for another batch size, and a prediction must not depend on the
 samples beside it. Batches that are not full are therefore padded: to the full size, or to a
 smaller one at which every operation was seen to give the same bits on this device. The check
-runs a real batch both ways and compares the result of each operation, row by row. A kernel
+runs a real batch both ways and compares the result of each operation, row by row. What a batch is
+computed from, such as latents, is prepared once, without padding. A kernel
 chooses its order by shapes and not by values, so what holds for one batch holds for others.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,10 +26,10 @@ _CHECKED: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary(
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-Trial = Callable[[int, int], object]
+Prepared = TypeVar("Prepared")
 
 
-class SmallBatches:
+class SmallBatches(Generic[Prepared]):
     """Finds the sizes to which batches that are not full may be padded.
 
     Parameters
@@ -36,26 +38,36 @@ class SmallBatches:
         The module whose passes are meant; what was seen is kept as long as the module.
     kind : hashable
         Everything else that the operations of a batch depend on, but for its size.
+    prepare : callable
+        Makes what a batch is computed from, which does not depend on its size: given the index of
+        its first sample and the number of its samples. It may be costly, and is not compared.
     trial : callable
-        Runs all operations of a batch, given the index of its first sample and the size to pad
-        it to.
+        Runs all operations of a batch, given what was prepared and the size to pad it to. They are
+        as many for any size.
     """
 
-    def __init__(self, module: nn.Module, kind: Hashable, trial: Trial):
+    def __init__(
+        self,
+        module: nn.Module,
+        kind: Hashable,
+        prepare: Callable[[int, int], Prepared],
+        trial: Callable[[Prepared, int], object],
+    ):
         self._checked = _CHECKED.setdefault(module, {})
         self._kind = kind
-        self._trial = trial
+        self._prepare, self._trial = prepare, trial
 
     def size(self, start: int, n_rows: int, full_size: int) -> int:
         """Return the size to which to pad the `n_rows` samples from the index `start` on."""
-        full, size = None, 1
+        trial, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
                 key = self._kind, full_size, size
                 n_checked = self._checked.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
-                    full = full or _Digests(self._trial, start, full_size)
-                    same = _Digests(self._trial, start, size).are_those_of(full, n_rows)
+                    trial = trial or partial(self._trial, self._prepare(start, n_rows))
+                    full = full or _Digests(trial, full_size)
+                    same = _Digests(trial, size).are_those_of(full, n_rows)
                     n_checked = self._checked[key] = n_rows if same else 0
                 if n_checked:
                     return size
@@ -66,12 +78,12 @@ class SmallBatches:
 class _Digests(TorchDispatchMode):
     """Runs a batch and digests the result of each operation."""
 
-    def __init__(self, trial: Trial, start: int, size: int):
+    def __init__(self, trial: Callable[[int], object], size: int):
         super().__init__()
         self._size = size
         self._digests: list[Tensor] = []
         with self:
-            trial(start, size)
+            trial(size)
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None

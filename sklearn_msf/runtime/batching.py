@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,7 +23,7 @@ def in_batches(
     batch_size: int,
     device: torch.device,
     report: Callable[[int], object] | None = None,
-    small: SmallBatches | None = None,
+    small: SmallBatches[Any] | None = None,
 ) -> list[Result]:
     """Call run(start, batch_size) for each batch, and halve the batches when memory runs out.
 
@@ -84,7 +84,7 @@ def _side_by_side(
     run: Callable[[int, int], Result],
     starts: range,
     device: torch.device,
-    small: SmallBatches | None,
+    small: SmallBatches[Any] | None,
 ) -> Iterator[Result]:
     """Run the batches, on a CPU in as many threads as torch uses."""
     batch_size = starts.step
