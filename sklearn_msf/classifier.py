@@ -161,7 +161,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     n_draws : int, default=2
         Number of draws that are averaged for a prediction, each with its own mask noise. If
         training flipped images, draws see the flips in turn: with "hflip" every second one the
-        mirror image; with "flip" four draws see the image, its mirror image, and both upside down.
+        mirror image; with "flip" four draws see the image, its mirror image, and both upside down,
+        of volumes eight draws all flips. Other numbers count the first flips more.
         The class posterior hardly depends on the noise; with ``label_prediction="velocity"``
         several draws improve predictions.
     n_steps : int, default=1

@@ -58,9 +58,6 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("field over features", 1),
         ("field over features, flips", 0),
         ("field over features, flips", 1),
-        ("field over features, flips, at 352 px", 0),
-        ("field over features, flips, at 352 px", 1),
-        ("logistic regression, views, at 352 px", 0),
         ("2 fields over features that vote", 0),
         ("2 fields over features that vote", 1),
         ("2 fields over features that vote, flips", 0),
@@ -107,10 +104,6 @@ def test_the_logistic_regression_takes_the_views_that_are_best_on_validation_ima
     [
         ("field over features", {"augment": "auto", "n_variations": "auto", "n_draws": 2}),
         ("field over features, flips", {"augment": "flip", "n_variations": 4, "n_draws": 4}),
-        (
-            "field over features, flips, at 352 px",
-            {"augment": "flip", "n_variations": 4, "n_draws": 4},
-        ),
     ],
 )
 def test_records_hold_the_views_that_a_system_is_fitted_with(

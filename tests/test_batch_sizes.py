@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sklearn_msf.model.image_space import padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
@@ -53,6 +54,21 @@ def test_a_size_is_tried_again_only_for_more_rows():
         runs.sizes.clear()
         assert size_for(runs, n_rows, module) == 4
         assert runs.sizes == sizes
+
+
+def test_what_a_batch_is_computed_from_is_prepared_once_and_not_watched():
+    prepared = []
+
+    def prepare(start, n):
+        assert not is_in_torch_dispatch_mode()
+        prepared.append((start, n))
+        return rows(start, n)
+
+    module, runs = nn.Linear(1, 1), Runs(differs_below=4)
+    for _ in range(2):
+        assert SmallBatches(module, "kind", prepare, runs).size(0, 1, 16) == 4
+    assert runs.sizes == [16, 1, 2, 4]
+    assert prepared == [(0, 1)]
 
 
 def test_what_was_seen_of_one_module_says_nothing_of_another():

@@ -270,6 +270,16 @@ def test_muon_is_for_runs_of_some_length(digits, monkeypatch, max_epochs, wanted
     assert (p["adamw"] != p["muon"]).any()
 
 
+def test_predictions_see_the_flips_of_the_last_training(digits, make_classifier):
+    X, y = digits
+    classifier = make_classifier(augment="hflip", n_draws=4).fit(X, y)
+    assert classifier.model_.flips(4) == [(), (-1,)]
+    classifier.set_params(augment="flip").partial_fit(X, y)
+    assert classifier.model_.flips(4) == [(), (-1,), (-2,), (-1, -2)]
+    classifier.set_params(augment=None).partial_fit(X, y)
+    assert classifier.model_.flips(4) == [()]
+
+
 def test_partial_fit_keeps_to_its_optimizer_whatever_the_size_of_its_parts(digits, monkeypatch):
     monkeypatch.setattr("sklearn_msf._estimator.auto_settings._MIN_STEPS_FOR_MUON", 10)
     X, y = digits

@@ -94,10 +94,12 @@ def test_an_object_that_was_passed_is_not_changed():
         assert torch.equal(value, before[name])
 
 
-def test_training_never_runs_the_autoencoder(monkeypatch):
+@pytest.mark.parametrize(("augment", "n_draws"), [("hflip", 2), ("flip", 4), ("flip", 1)])
+@pytest.mark.parametrize("held_out", [{"early_stopping": True}, {"calibration": "temperature"}])
+def test_training_never_runs_the_autoencoder(augment, n_draws, held_out):
     module, calls = Averages(), []
     module.encode = lambda images: calls.append(len(images)) or Averages.encode(module, images)
-    settings = {"autoencoder": module, "augment": "hflip", "early_stopping": True}
+    settings = {"autoencoder": module, "augment": augment, "n_draws": n_draws, **held_out}
     n_calls = []
     for max_epochs in (1, 8):
         calls.clear()

@@ -46,7 +46,7 @@ def session_of(path):
 @pytest.fixture(scope="module")
 def classifier():
     """A classifier with all that a graph must hold: draws, flips, temperature, a rule."""
-    classifier = tiny_classifier(n_draws=3, augment="flip", classification_fraction=0.5)
+    classifier = tiny_classifier(n_draws=5, augment="flip", classification_fraction=0.5)
     classifier.fit(RGB, LABELS)
     classifier.model_ = replace(classifier.model_, temperature=1.7)
     X = rng.integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
@@ -248,7 +248,7 @@ def test_a_sampler_without_an_image_branch_is_refused(tmp_path):
 
 
 def test_a_threshold_of_other_parameters_is_refused(classifier, tmp_path):
-    refused(changed(classifier, n_draws=2), tmp_path / "m.onnx", "n_draws=2 was 3 when fit_reject")
+    refused(changed(classifier, n_draws=2), tmp_path / "m.onnx", "n_draws=2 was 5 when fit_reject")
 
 
 def test_a_threshold_of_a_kind_that_is_not_exported_is_refused(classifier, tmp_path):

@@ -233,6 +233,9 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder, message):
         (lambda d: d.update(flipped_axes=[-3]), r"flipped_axes=\[-3\]"),
         (lambda d: d.update(flipped_axes=[-2]), r"flipped_axes=\[-2\]"),
         (lambda d: d.update(flipped_axes=["x"]), r"flipped_axes=\['x'\]"),
+        (lambda d: d.update(flipped_axes=[-1.0]), r"flipped_axes=\[-1.0\]"),
+        (lambda d: d.update(flipped_axes=None), "not a usable model"),
+        (lambda d: d.pop("flipped_axes"), "not a usable model"),
         (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "cannot be set from a file"),
         (
             lambda d: d["parameters"].update(n_draws=10**9),

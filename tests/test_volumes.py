@@ -55,6 +55,14 @@ def test_new_volumes_are_recognised(fitted):
     np.testing.assert_array_equal(fitted.classes_[p.argmax(axis=1)], fitted.predict(X_NEW))
 
 
+def test_eight_draws_see_all_flips_of_a_volume():
+    classifier = tiny_3d(augment="flip", n_draws=8, max_epochs=1).fit(X, Y)
+    flips = classifier.model_.flips(8)
+    assert len({np.flip(X_NEW[0], flip).tobytes() for flip in flips}) == 8
+    p = classifier.predict_proba(X_NEW)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
 @pytest.mark.parametrize("label_prediction", ["posterior", "velocity"])
 def test_a_prediction_does_not_depend_on_the_other_volumes(label_prediction):
     settings = {"label_prediction": label_prediction, "image_prediction": "velocity"}

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import (
+    NOT_RUN,
     Benchmark,
     Records,
     accuracy,
@@ -46,6 +47,7 @@ from _common import (
     load,
     machines,
     make_parser,
+    markdown,
     mean_and_spread,
     name_of_first,
     resized,
@@ -63,7 +65,6 @@ from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.data.augmentation import mirror_images
-from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.latent.backbone_opening import as_backbone
 
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
@@ -74,9 +75,6 @@ VOTING = f"{N_VOTING} fields over features that vote"
 # Titles of systems that see the four flips, and what they have instead of the defaults.
 OF_FLIPS = ", flips"
 FLIPS = {"augment": "flip", "n_variations": 4, "n_draws": 4}
-# Titles of systems whose encoder gets images of that side instead of their own.
-ENLARGED_SIDE = 352
-ENLARGED = f", at {ENLARGED_SIDE} px"
 BLOCKS = (6, 10, 14)
 # Mean and deviation of ImageNet, for images in [0, 1].
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,11 +126,10 @@ class EfficientNetStage(nn.Module):
 # The functions give probabilities, and how usual the images are (None where there is no such score)
 
 
-def pooled_features(backbone, X, n_views, side=None):
+def pooled_features(backbone, X, n_views):
     """Features of the first flips, averaged over the map, (n, n_views, C)."""
 
     def pooled(x):
-        x = x if side is None else resize_images(x, (side, side))
         views = mirror_images(x, "flip")[:n_views]
         return np.stack([backbone.encode(view).mean(dim=(2, 3)) for view in views], axis=1)
 
@@ -140,13 +137,11 @@ def pooled_features(backbone, X, n_views, side=None):
         return np.concatenate(list(map(pooled, as_tensor(X).expand(-1, 3, -1, -1).split(16))))
 
 
-def logistic_regression(data, seed, limits, *, views, side=None):
+def logistic_regression(data, seed, limits, *, views):
     """Penalty and number of views are those with the lowest log loss on the validation images."""
     backbone = as_backbone(EfficientNetStage())
     (X, y), (X_val, y_val) = data["train"], data["val"]
-    features, of_validation = (
-        pooled_features(backbone, part, max(views), side) for part in (X, X_val)
-    )
+    features, of_validation = (pooled_features(backbone, part, max(views)) for part in (X, X_val))
 
     def fit(n_views, penalty):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=2000))
@@ -165,7 +160,7 @@ def logistic_regression(data, seed, limits, *, views, side=None):
     resolved = {"views": n_views, "penalty": penalty}
 
     def predict(X):
-        return probabilities(n_views, model, pooled_features(backbone, X, n_views, side))
+        return probabilities(n_views, model, pooled_features(backbone, X, n_views))
 
     return predict, None, resolved
 
@@ -176,7 +171,7 @@ def field_classifier(seed, limits, taef2=None, backbone=True, **settings):
         None if taef2 is None else TAEF2(taef2),
         backbone=EfficientNetStage() if backbone else None,
         random_state=seed,
-        **({} if taef2 is None else {"encoded_size": 112}),
+        encoded_size=None if taef2 is None else 112,
         **settings,
         **limits,
     )
@@ -220,12 +215,12 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     title = record["system"]
     encoder = {"backbone": "EfficientNet-Lite0", "blocks": BLOCKS}
     if title.startswith("logistic"):
-        views = VIEWS if title.startswith(REFERENCE) else VIEWS[:1]
+        views = VIEWS if title == REFERENCE else VIEWS[:1]
         return {**encoder, "penalties": PENALTIES, "views": views}
     if title.startswith("pixels"):
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     has_autoencoder = "TAEF2" in title
-    flips = FLIPS if title.removesuffix(ENLARGED).endswith(OF_FLIPS) else {}
+    flips = FLIPS if title.endswith(OF_FLIPS) else {}
     classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **flips)
     # Over features alone a budget does not change the fraction at t = 1.
     asked = asked_parameters(classifier, has_budget=has_autoencoder)
@@ -247,8 +242,6 @@ def make_systems(taef2):
         REFERENCE: partial(logistic_regression, views=VIEWS),
         FEATURES: field,
         f"{FEATURES}{OF_FLIPS}": partial(field, **FLIPS),
-        f"{FEATURES}{OF_FLIPS}{ENLARGED}": partial(field, **FLIPS, encoded_size=ENLARGED_SIDE),
-        f"{REFERENCE}{ENLARGED}": partial(logistic_regression, views=VIEWS, side=ENLARGED_SIDE),
         VOTING: voting_fields,
         f"{VOTING}{OF_FLIPS}": partial(voting_fields, **FLIPS),
         **{PIXELS.format(side): partial(pixels, side=side) for side in PIXEL_SIDES},
@@ -377,12 +370,11 @@ def table(records):
             for r in records
             if (r["dataset"], r["budget"], r["n_images"]) == (dataset, budget, n_images)
         ]
-        reference = f"{REFERENCE}{ENLARGED}" if system.endswith(ENLARGED) else REFERENCE
         group, references = (
-            [r for r in same if r["system"] == title] for title in (system, reference)
+            [r for r in same if r["system"] == title] for title in (system, REFERENCE)
         )
         against = ""
-        if references and system != reference:
+        if references and system != REFERENCE:
             low, high = paired_interval(group, references)
             against = f"{low:+.1f} to {high:+.1f}"
         scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
@@ -393,8 +385,8 @@ def table(records):
     seeds = sorted({r["seed"] for r in records if not r["system"].startswith("logistic")})
     lines += [
         "",
-        f"Test splits; seeds {seeds}, mean ± standard deviation. Against logistic regression at the "
-        "same side: 95 % interval of the difference in AUC over resampled test images. "
+        f"Test splits; seeds {seeds}, mean ± standard deviation. Against logistic regression: 95 % "
+        "interval of the difference in AUC over resampled test images. "
         f"Reference seconds of a fit, features included, of the budget. {machines(records)}.",
     ]
     return "\n".join([*lines, *unusual_table(records), ""])
@@ -434,7 +426,6 @@ SUMMARIZED_DATA = {
     "ham": "HAM10000 skin lesions, 128 px",
     "pbc": "PBC blood cells, 64 px",
 }
-NOT_RUN = "not run"
 SUMMARIZED_SYSTEMS = {
     FEATURES: "ours over frozen features",
     f"{FEATURES}{OF_FLIPS}": "the same, four flips",
@@ -457,10 +448,7 @@ def minutes(records):
 
 def summary_table(records):
     """AUC and accuracy of the systems that a reader compares first, a row for each data set."""
-    lines = [
-        f"| images | {' | '.join(SUMMARIZED_SYSTEMS.values())} | minutes on two cores |",
-        f"|{'---|' * (len(SUMMARIZED_SYSTEMS) + 2)}",
-    ]
+    rows = []
     for dataset, title in SUMMARIZED_DATA.items():
         whole = [
             r
@@ -469,9 +457,9 @@ def summary_table(records):
         ]
         groups = [[r for r in whole if r["system"] == system] for system in SUMMARIZED_SYSTEMS]
         if any(groups):
-            cells = [*map(auc_and_accuracy, groups), minutes(groups[0])]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+            rows.append([title, *map(auc_and_accuracy, groups), minutes(groups[0])])
+    header = ["images", *SUMMARIZED_SYSTEMS.values(), "minutes on two cores"]
+    return markdown(header, rows) + "\n"
 
 
 BENCHMARK = Benchmark("backbone", IDENTITY, parameters, table)

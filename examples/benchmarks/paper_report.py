@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    NOT_RUN,
     SYSTEMS,
     System,
     equal_seconds,
     frozen_backbone,
     machines,
+    markdown,
     mean_and_spread,
 )
 
@@ -37,7 +39,6 @@ N_TRAIN = {
 }
 PAPERS_SYSTEM = "MSF (28)"
 RUNS = ("equal", "complete")
-NOT_RUN = "not run"
 
 
 def about(reference_seconds: float) -> str:
@@ -65,12 +66,6 @@ def images_a_second(records: Sequence[dict], system: str, dataset: str) -> float
         return None
     rates = [r["images_seen"] / r["provenance"]["reference_seconds"] for r in chosen]
     return float(np.median(rates))
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def titled(dataset: str, records: Sequence[dict]) -> str:

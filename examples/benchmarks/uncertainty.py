@@ -32,6 +32,7 @@ from _common import (
     load,
     machines,
     make_parser,
+    markdown,
     mean_and_spread,
     resolved_parameters,
 )
@@ -236,11 +237,6 @@ def mean_of(records, *path, digits=1):
             record = record[key]
         values.append(record)
     return "-" if any(value is None for value in values) else mean_and_spread(values, digits)
-
-
-def markdown(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def tables(records):

@@ -1067,7 +1067,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Export the fitted model as one ONNX file, which runs without torch and this package.
 
         The file is compared with the model in onnxruntime, and replaces one that was there only if
-        it agrees to 1e-4. It holds everything: scaling of the images, noise, mirror images,
+        it agrees to 1e-4. It holds everything: scaling of the images, noise, flips,
         temperature and, over latents, the autoencoder. It computes in float32, also where
         `precision` is "bfloat16".
 

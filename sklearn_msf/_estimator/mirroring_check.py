@@ -8,6 +8,7 @@ import torch
 from sklearn_msf._estimator.auto_settings import initial_fraction
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters
+from sklearn_msf.data.augmentation import flipped_axes
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.mirroring import (
     MirroringEffect,
@@ -67,7 +68,7 @@ def warn_of_mirroring(
     shape : tuple of int
         Shape (C, H, W) of what the field gets of an image; (C, D, H, W) of a volume.
     """
-    if augment is None or "flip" not in augment:
+    if not flipped_axes(augment, len(shape) - 1):
         return
     operations = _affordable_operations(p, trainer, n_images, shape)
     rows = _affordable_rows(samples, augment, operations)

@@ -208,7 +208,9 @@ def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:
 
     Models of before say only whether there were mirror images, and predict with no other flips.
     """
-    return tuple(plain.get("flipped_axes", [-1] if plain.get("mirrored") else []))
+    if "flipped_axes" in plain:
+        return tuple(plain["flipped_axes"])
+    return (-1,) if plain["mirrored"] else ()
 
 
 def move_model(model: FittedModel, device: Any) -> FittedModel:

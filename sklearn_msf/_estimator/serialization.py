@@ -380,7 +380,9 @@ def _checked(
 
 def _flipped_axes(metadata: Mapping[str, Any], n_spatial_dims: int) -> tuple[int, ...]:
     axes = flipped_axes_from_plain(metadata)
-    if axes not in {flipped_axes(kind, n_spatial_dims) for kind in (None, *AUGMENTATIONS)}:
+    possible = {flipped_axes(kind, n_spatial_dims) for kind in (None, *AUGMENTATIONS)}
+    # A float may equal an axis, and no tensor can be flipped along it.
+    if axes not in possible or not all(type(axis) is int for axis in axes):
         raise ArchiveError(f"The model has flipped_axes={list(axes)}, along which no image flips.")
     return axes
 

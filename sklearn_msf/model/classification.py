@@ -217,7 +217,8 @@ def _class_evidence(
 
 def _draws(views: Sequence[Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Stack the images and the mask noise of the draws, which see the views in turn."""
-    images = [padded(views[draw % len(views)], size) for draw in range(len(noise))]
+    views = [padded(view, size) for view in views]
+    images = [views[draw % len(views)] for draw in range(len(noise))]
     return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 

@@ -33,7 +33,8 @@ class FittedModel:
     temperature : float
         Temperature of the probabilities; 1 without calibration.
     flipped_axes : tuple of int
-        Axes along which training saw flipped images, as negative numbers, the last axis first.
+        Axes along which the last training flipped images, as negative numbers, the last axis
+        first.
     generates : bool
         Whether the image branch was trained.
     generates_unconditionally : bool

@@ -3,9 +3,9 @@
 Kernels may sum in another order for another batch size, and a prediction must not depend on the
 samples beside it. Batches that are not full are therefore padded: to the full size, or to a
 smaller one at which every operation was seen to give the same bits on this device. The check
-runs a real batch both ways and compares the result of each operation, row by row. What a batch is
-computed from, such as latents, is prepared once, without padding. A kernel
-chooses its order by shapes and not by values, so what holds for one batch holds for others.
+runs a real batch both ways and compares the result of each operation, row by row. What the batch
+is computed from, such as latents, is prepared once for all sizes that are tried. A kernel chooses
+its order by shapes and not by values, so what holds for one batch holds for others.
 """
 
 from collections.abc import Callable, Hashable

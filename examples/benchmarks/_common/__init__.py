@@ -6,6 +6,7 @@
 - `machine`: reference seconds, description of the machine, processes of their own
 - `records`: what a record holds, and which records count today
 - `networks`: ResNets and a vision transformer in plain torch
+- `markdown`: tables
 - `generated`: generated images beside real ones
 - `systems`: everything that is trained on the same data, in one registry
 """
@@ -56,6 +57,7 @@ from _common.machine import (
     product_gflops,
     reference_seconds,
 )
+from _common.markdown import NOT_RUN, markdown
 from _common.networks import (
     MEDMNIST_RECIPE,
     Recipe,
@@ -93,6 +95,7 @@ __all__ = [
     "BALANCED",
     "DEFAULT_SAMPLER",
     "MEDMNIST_RECIPE",
+    "NOT_RUN",
     "PAPERS_SAMPLER",
     "PAPERS_SAMPLING",
     "RECORDS_FOLDER",
@@ -139,6 +142,7 @@ __all__ = [
     "make_parser",
     "make_resnet",
     "make_vit",
+    "markdown",
     "mean_and_spread",
     "median_milliseconds",
     "name_of_first",
