@@ -210,3 +210,16 @@ def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
     (row,) = benchmark.summary_table(records).splitlines()[2:]
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert cells == ["94.0 ± 1.4 / 88.0 ± 1.4", "not run", "92.0 / 88.0", "not run", "1.5"]
+
+
+def test_rows_of_a_data_set_stand_together_in_the_order_of_the_systems(benchmark):
+    records = [
+        {"dataset": dataset, "system": system}
+        for dataset, system in [
+            ("b", "pixels at 28"),
+            ("a", "something else"),
+            ("b", benchmark.FEATURES),
+            ("a", benchmark.REFERENCE),
+        ]
+    ]
+    assert benchmark.in_order(records) == [records[2], records[0], records[3], records[1]]
