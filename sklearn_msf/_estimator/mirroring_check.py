@@ -68,7 +68,7 @@ def warn_of_mirroring(
     shape : tuple of int
         Shape (C, H, W) of what the field gets of an image; (C, D, H, W) of a volume.
     """
-    if not flipped_axes(augment, len(shape) - 1):
+    if augment is None or not flipped_axes(augment, len(shape) - 1):
         return
     operations = _affordable_operations(p, trainer, n_images, shape)
     rows = _affordable_rows(samples, augment, operations)
