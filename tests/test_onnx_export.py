@@ -289,15 +289,15 @@ def test_an_autoencoder_that_depends_on_values_is_refused_in_one_message(tmp_pat
 
 
 def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(classifier, tmp_path):
-    other = changed(classifier, precision="bfloat16")
+    # The more draws, the less is left of the rounding.
+    other = changed(classifier, precision="bfloat16", n_draws=1)
     del other.rejection_
     with pytest.warns(
         UserWarning, match="computes in bfloat16 here.*differ by up to [0-9.e-]+"
     ) as w:
         other.export_onnx(tmp_path / "m.onnx")
     difference = float(re.search(r"up to (\S+)\.", str(w[0].message))[1])
-    # More than float32 rounds.
-    assert 1e-5 < difference < 0.1
+    assert 1e-4 < difference < 0.1
 
 
 def test_a_threshold_that_was_learned_in_bfloat16_is_refused(classifier, tmp_path):

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
@@ -70,8 +69,8 @@ def sample(
     images = model.image_format.empty(len(classes))
 
     def run(start: int, size: int) -> None:
-        n_real = len(classes[start : start + size])
-        part = F.pad(classes[start : start + size], (0, size - n_real))
+        part = classes[start : start + size]
+        n_real, part = len(part), padded(part, size)
         noise = image_noise(model, seed, first + start, n_real, size)
         images[start : start + n_real] = _as_in_x(
             model, _generate(model, part, noise, ode)[:n_real]
