@@ -253,7 +253,18 @@ SCRIPTS = (
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_describes_its_records(name):
-    assert script(name).BENCHMARK.script == name
+    assert script(name).BENCHMARK.call == f"{name}.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "option"),
+    [("speed", "SWEEP", "--sweep"), ("scaling", "PAPER", "--count")],
+)
+def test_a_missing_table_names_the_option_that_fills_it(name, benchmark, option):
+    module = script(name)
+    missing = getattr(module, benchmark).markdown([])
+    assert f"`python examples/benchmarks/{name}.py {option}`" in missing
+    assert option in module.__doc__
 
 
 def test_settings_of_a_variant_are_part_of_its_record():

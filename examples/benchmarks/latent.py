@@ -4,6 +4,7 @@
     python examples/benchmarks/latent.py retina
     python examples/benchmarks/latent.py reconstruction --data BUSI_224.npz --taef2 FOLDER
     python examples/benchmarks/latent.py speed
+    python examples/benchmarks/latent.py encoding --taef2 FOLDER
     python examples/benchmarks/latent.py smoke
     python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER
 
@@ -12,6 +13,7 @@ has are not repeated. Budgets are reference seconds, as in
 accuracy.py, and count everything: training an autoencoder, encoding, training the field.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -45,17 +47,21 @@ from _common import (
     resolved_parameters,
     train_network,
 )
+from backbone import EfficientNetStage
 from taef2 import TAEF2
 from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.latent.latent_batches import LatentTrainingData
+from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import LatentSpace
+from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.runtime.batching import in_batches
 
 CPU = torch.device("cpu")
 # The architecture of stabilityai/sd-vae-ft-mse.
@@ -168,10 +174,15 @@ SYSTEMS = {
 RECONSTRUCTION_RECIPE = replace(MEDMNIST_RECIPE, batch_size=32)
 # Over pixels and over latents the defaults have other channels.
 SPEED_SETTINGS = {"max_epochs": 4, "augment": None, "channels": 64}
+# The model whose encoder is timed is not trained itself.
+ENCODING_SETTINGS = {"max_epochs": 1, "channels": 16, "augment": None}
+ENCODED_SIDE, N_ENCODED, N_TIMED = 224, 128, 3
+ALONE = "the encoder alone"
 # Settings of the parts that have one system.
 PART_SETTINGS = {
     "reconstruction": {"network": "ResNet-18", **asdict(RECONSTRUCTION_RECIPE)},
     "speed": SPEED_SETTINGS,
+    "encoding": {"n_images": N_ENCODED, **ENCODING_SETTINGS},
     "smoke": {"autoencoder": SD_VAE, "max_epochs": 1},
 }
 RETINA = "RetinaMNIST 28 at 64"
@@ -428,6 +439,84 @@ def images_per_second(classifier) -> float:
     return max(r["n_images"] / r["seconds"] for r in classifier.history_[1:])
 
 
+# What encoding costs beside the encoder itself
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One way to encode images, and how many it encodes."""
+
+    what: str
+    n_images: int
+    run: Callable[[], object]
+
+
+def measure_encoding(arguments, records, gflops):
+    """Images a second of an encoder alone, on ready tensors, and of all that `fit` does."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (N_ENCODED, ENCODED_SIDE, ENCODED_SIDE, 3), dtype=np.uint8)
+    y = np.arange(N_ENCODED) % 2
+    data = describe_data(f"random images of {ENCODED_SIDE} px", {"train": (X, y)})
+    encoders = {"EfficientNet-Lite0": {"backbone": EfficientNetStage()}}
+    if arguments.taef2 is not None:
+        encoders["TAEF2"] = {"autoencoder": TAEF2(arguments.taef2)}
+    for title, given in encoders.items():
+        settings = {"autoencoder": None, "encoded_size": ENCODED_SIDE, **given}
+        small = LatentMedSymmFlowClassifier(**settings, **ENCODING_SETTINGS).fit(X[:2], y[:2])
+        ways = ways_to_encode(small.model_, X)
+        seconds = dict.fromkeys((way.what for way in ways), np.inf)
+        # In turn, so that whatever else slows the machine slows all of them.
+        for _, way in itertools.product(range(N_TIMED), ways):
+            start = time.perf_counter()
+            way.run()
+            seconds[way.what] = min(seconds[way.what], time.perf_counter() - start)
+        rates = {way.what: way.n_images / seconds[way.what] for way in ways}
+        alone = max(rate for what, rate in rates.items() if what.startswith(ALONE))
+        for what, rate in rates.items():
+            identity = {
+                "part": "encoding",
+                "side": ENCODED_SIDE,
+                "autoencoder": title,
+                "what": what,
+            }
+            record = of_part(identity, data, gflops, seconds[what]) | {
+                "images_per_second": round(rate, 1),
+                "share_of_encoder": round(rate / alone, 3),
+            }
+            add(records, record)
+
+
+def ways_to_encode(model, X) -> list[Encoding]:
+    """The encoder of a fitted model alone, in two ways, and as `fit` runs it."""
+    precision = resolve_precision("auto", CPU)
+    space, images = model.space, ImagesOnDemand(model.image_format, X)
+    (ready,) = space.resized(ImageFormat.normalise(as_tensor(X)))
+    encoder = space.autoencoder if space.features is None else space.features.backbone
+
+    def of_batch(start: int, size: int) -> None:
+        encoder.encode(ready[start : start + size], precision)
+
+    @torch.inference_mode()
+    def one_after_the_other() -> None:
+        for start in range(0, len(X), ENCODED_AT_ONCE):
+            of_batch(start, ENCODED_AT_ONCE)
+
+    def as_fit(augment: str, n_variations: int) -> Encoding:
+        latents = torch.empty(
+            len(X), n_variations, space.shape[0] + space.n_deviations, *space.shape[1:]
+        )
+        run = partial(encode_variations, latents, images, space, augment, 0, precision)
+        return Encoding(f"in fit, {augment}", len(X) * n_variations, run)
+
+    side_by_side = partial(in_batches, of_batch, len(X), ENCODED_AT_ONCE, CPU)
+    return [
+        Encoding(f"{ALONE}, each batch on all cores", len(X), one_after_the_other),
+        Encoding(f"{ALONE}, each batch on a core", len(X), side_by_side),
+        as_fit("flip", 4),
+        as_fit("flip+affine", 8),
+    ]
+
+
 # The architecture of the paper's autoencoder
 
 
@@ -570,6 +659,16 @@ def speed_table(records) -> str:
     return markdown("| side | autoencoder | training step | images/s | cached is faster by |", rows)
 
 
+def encoding_table(records) -> str:
+    rows = [
+        f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.1f} "
+        f"| {r['share_of_encoder']:.2f} |"
+        for r in records
+        if r["part"] == "encoding"
+    ]
+    return markdown("| side | encoder | what | images/s | of the encoder alone |", rows)
+
+
 def smoke_table(records) -> str:
     rows = [
         f"| {r['parameters']:,} | {r['fit_seconds']} s | {r['predict_seconds']} s "
@@ -582,12 +681,13 @@ def smoke_table(records) -> str:
     )
 
 
-TABLES = (accuracy_table, reconstruction_table, speed_table, smoke_table)
+TABLES = (accuracy_table, reconstruction_table, speed_table, encoding_table, smoke_table)
 PARTS = {
     "accuracy": measure_accuracy,
     "retina": measure_retina,
     "reconstruction": measure_reconstruction,
     "speed": measure_speed,
+    "encoding": measure_encoding,
     "smoke": measure_smoke,
     "sample": measure_sampling,
 }

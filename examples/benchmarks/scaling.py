@@ -291,7 +291,11 @@ def _mb(kind, n_arrays=1):
 
 BENCHMARK = Benchmark("scaling", ("processes", "threads"), parameters, table)
 PAPER = Benchmark(
-    "scaling_paper", ("images", "side", "gpus"), paper_parameters, paper_table, script="scaling"
+    "scaling_paper",
+    ("images", "side", "gpus"),
+    paper_parameters,
+    paper_table,
+    call="scaling.py --count",
 )
 
 

@@ -518,7 +518,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
 
 BENCHMARK = Benchmark("speed", ("device",), parameters, table)
 SWEEP = Benchmark(
-    "speed_sweep", ("device", "n_images", "size"), parameters, sweep_table, script="speed"
+    "speed_sweep", ("device", "n_images", "size"), parameters, sweep_table, call="speed.py --sweep"
 )
 
 

@@ -201,8 +201,8 @@ class Benchmark:
         today; None for something that it no longer measures.
     table : callable
         Markdown of a list of records, all of today or all earlier.
-    script : str
-        Name of the script, if it is not that of the benchmark.
+    call : str
+        Script that measures it, with its options; by default that of the same name.
     file : str
         Name of the JSON file without .json; by default that of the benchmark.
     shows_missing : bool
@@ -213,12 +213,12 @@ class Benchmark:
     identity: tuple[str, ...]
     parameters: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
     table: Callable[[list[dict]], str]
-    script: str = ""
+    call: str = ""
     file: str = ""
     shows_missing: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "script", self.script or self.name)
+        object.__setattr__(self, "call", self.call or f"{self.name}.py")
         object.__setattr__(self, "file", self.file or self.name)
 
     def current(self, records: Sequence[dict]) -> list[dict]:
@@ -241,7 +241,7 @@ class Benchmark:
         chosen = self.chosen(records, earlier=earlier)
         if chosen or self.shows_missing:
             return self.table(chosen)
-        command = f"python examples/benchmarks/{self.script}.py"
+        command = f"python examples/benchmarks/{self.call}"
         return f"*Not measured yet with today's settings: `{command}` measures it.*\n"
 
     def _asked_today(self, record: Mapping[str, Any]) -> bool:
