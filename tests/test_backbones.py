@@ -182,7 +182,7 @@ def as_features(backbone, grid=(4, 4)):
 def test_features_have_zero_mean_and_unit_deviation_in_each_channel():
     images = RNG.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
     backbone = as_backbone(TinyBackbone())
-    learned = learn_features(images, np.ones(64), 64, backbone, (8, 8), "float32")
+    learned = learn_features(images, backbone, (8, 8), "float32")
     maps = backbone.encode(torch.from_numpy(images / 127.5 - 1).float())
     mean, deviation = maps.mean(dim=(0, 2, 3)), maps.std(dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(learned.mean, mean, atol=1e-4, rtol=1e-4)
@@ -202,7 +202,7 @@ class Mixed(torch.nn.Module):
 def test_principal_components_that_carry_nothing_are_left_out():
     images = RNG.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
     backbone = as_backbone(Mixed())
-    learned = learn_features(images, np.ones(64), 64, backbone, (8, 8), "float32")
+    learned = learn_features(images, backbone, (8, 8), "float32")
     assert (backbone.n_features, learned.n_channels) == (7, 3)
     torch.testing.assert_close(learned.components @ learned.components.T, torch.eye(3))
     x = torch.from_numpy(images / 127.5 - 1).float()
@@ -237,7 +237,8 @@ def test_as_many_components_are_kept_as_the_variance_asks_for(variances, kept, n
 def test_features_keep_their_mean_and_place_on_another_grid(grid):
     class Ramp(torch.nn.Module):
         def forward(self, images):
-            return torch.linspace(-1, 1, 4).expand(len(images), 1, 4, 4).contiguous()
+            brightness = images.square().mean(dim=(1, 2, 3), keepdim=True)
+            return torch.linspace(-1, 1, 4) + brightness.expand(-1, 1, 4, 4)
 
     found = as_features(as_backbone(Ramp()), grid).encode(torch.zeros(2, 3, 32, 32), "float32")
     assert found.shape == (2, 1, *grid)
@@ -246,15 +247,38 @@ def test_features_keep_their_mean_and_place_on_another_grid(grid):
     torch.testing.assert_close(found[..., :1, :], found[..., -1:, :])
 
 
-def test_weights_count_as_repetitions_in_what_is_measured():
-    images = RNG.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
-    weights = np.array([1, 3, 2, 1, 4])
-    backbone = as_backbone(TinyBackbone())
-    weighted = learn_features(images, weights, 11, backbone, (8, 8), "float32")
-    repeated = np.repeat(images, weights, axis=0)
-    wanted = learn_features(repeated, np.ones(11), 11, backbone, (8, 8), "float32")
-    assert torch.equal(weighted.mean, wanted.mean)
-    assert torch.equal(weighted.scale, wanted.scale)
+class Hooked(torch.nn.Module):
+    """Collects its maps by a hook that knows the module it was made in, and not its copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = TinyBackbone()
+        self.net.register_forward_hook(lambda module, args, output: setattr(self, "maps", output))
+
+    def forward(self, images):
+        self.net(images)
+        return self.maps
+
+
+def test_a_module_that_makes_the_same_map_of_all_images_is_refused():
+    module = Hooked()
+    with torch.no_grad():
+        module(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(BackboneError, match="same map of different images.*hooks"):
+        as_backbone(module)
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    module = Hooked()
+    module(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(BackboneError, match="Hooked cannot be copied.*keep nothing in attributes"):
+        as_backbone(module)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused():
+    with pytest.raises(BackboneError, match="TorchScript module: pass the torch module"):
+        as_backbone(torch.jit.script(TinyBackbone()))
 
 
 # Doors

@@ -1,5 +1,6 @@
 import errno
 import os
+import tempfile
 import time
 import weakref
 
@@ -86,8 +87,11 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     fills = []
-    with pytest.raises(OSError, match="No space left"):
-        keep(fills, folder=tmp_path)
+    for folder, named in ((tmp_path, tmp_path), (None, tempfile.gettempdir())):
+        with pytest.raises(OSError, match=r"No space left .* MiB .*cache_bytes") as caught:
+            keep(fills, folder=folder)
+        assert repr(str(named)) in str(caught.value)
+        assert caught.value.errno == errno.ENOSPC
     assert not fills
     assert not list(tmp_path.iterdir())
 

@@ -462,6 +462,30 @@ def test_boolean_images_come_back_boolean(make_classifier):
     assert_array_equal(classifier.predict_proba(X.astype(float)), classifier.predict_proba(X))
 
 
+def test_any_byte_of_a_boolean_but_zero_is_true(make_classifier):
+    X = np.random.default_rng(0).random((6, 8, 8)) < 0.5
+    # So are the arrays that Pillow makes of images of one bit.
+    as_pillow = (X * np.uint8(255)).view(bool)
+    assert_array_equal(as_pillow, X)
+    usual, other = (make_classifier().fit(images, [0, 1] * 3) for images in (X, as_pillow))
+    assert usual.model_.image_format == other.model_.image_format
+    for classifier in (usual, other):
+        assert_array_equal(classifier.predict_proba(as_pillow), classifier.predict_proba(X))
+    assert_array_equal(usual.predict_proba(X), other.predict_proba(X))
+
+
+@pytest.mark.parametrize("go_on", ["partial_fit", "fit"])
+def test_training_does_not_go_on_with_another_image_shape(go_on, make_classifier):
+    X, y = np.random.default_rng(0).random((6, 64)), [0, 1] * 3
+    classifier = make_classifier(image_shape=(4, 16), max_epochs=1, warm_start=True)
+    classifier.partial_fit(X, y, classes=[0, 1])
+    getattr(classifier.set_params(image_shape=(4, 16, 1)), go_on)(X, y)
+    with pytest.raises(
+        ValueError, match=r"image_shape=\(8, 8\): the model was fitted on .*\(4, 16\)"
+    ):
+        getattr(classifier.set_params(image_shape=(8, 8)), go_on)(X, y)
+
+
 @pytest.mark.parametrize("channels", [98, 100])
 def test_widths_that_heads_do_not_divide_train_smoke(channels, make_classifier):
     X = np.random.default_rng(0).random((4, 8, 8))

@@ -196,6 +196,15 @@ def test_a_validation_set_that_would_not_be_used_is_refused(make_classifier):
         make_classifier().fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
 
 
+def test_validation_images_of_one_class_teach_no_temperature(make_classifier):
+    of_one = {"X_val": X_VAL[Y_VAL == 0], "y_val": Y_VAL[Y_VAL == 0]}
+    missing = r"X_val, y_val has no image of the classes \[1\]"
+    with pytest.raises(ValueError, match=f"{missing}: a temperature cannot be learned from one"):
+        make_classifier(calibration="temperature").fit(X, Y, **of_one)
+    with pytest.warns(UserWarning, match=missing):
+        make_classifier(early_stopping=True, max_epochs=1).fit(X, Y, **of_one)
+
+
 # Checkpoints
 
 

@@ -27,6 +27,22 @@ def objects(images):
     return array
 
 
+def test_masked_values_are_not_taken_for_data():
+    masked = np.ma.MaskedArray(RGB, RGB > 250)
+    for X in (masked, list(masked)):
+        with pytest.raises(ValueError, match=r"of X is a masked array|X is a masked array"):
+            flatten_images(X)
+    rows, _ = flatten_images(np.ma.MaskedArray(RGB))
+    assert np.array_equal(rows, RGB.reshape(6, -1))
+
+
+def test_a_dtype_that_numpy_lacks_is_named():
+    X = torch.zeros(3, 4, 4, dtype=torch.bfloat16)
+    for images in (X, list(X)):
+        with pytest.raises(ValueError, match=r"X is a tensor of bfloat16.*pass X.float\(\)"):
+            flatten_images(images)
+
+
 FORMS = {
     "list": list,
     "tuple": tuple,

@@ -360,3 +360,13 @@ def test_fractions_after_integers_are_noticed_in_a_single_image():
     with pytest.warns(UserWarning, match="nearly flat"):
         fmt.check(np.random.default_rng(0).random((1, 4096)) * 255)
     fmt.check(np.zeros((20, 4096), dtype=np.uint16))
+
+
+@pytest.mark.parametrize(
+    "X", [DIGITS, np.full((3, 8, 8), 5 + 1e-9), put(np.full((5, 8, 8), 5.0), 6)]
+)
+def test_images_of_one_value_teach_no_range_for_others(X):
+    constant = np.full((4, 8, 8), 5.0)
+    check(learned(constant), constant)
+    with pytest.raises(ValueError, match="other values than 5 .* In partial_fit the first call"):
+        check(learned(constant), X)

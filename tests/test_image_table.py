@@ -211,3 +211,20 @@ def test_links_that_a_table_names_are_not_followed(images):
     assert bunch.report.unreadable == dict.fromkeys(
         ["linked/s.png", "link.png"], "is a symbolic link, which is not followed"
     )
+
+
+@pytest.mark.parametrize("is_csv", [False, True])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [(" group", "group"), ("Label", "label"), ("groups", "group"), ("LABELS ", "label")],
+)
+def test_a_column_that_was_meant_is_not_ignored(images, tmp_path, name, meant, is_csv):
+    frame = table(**{name: ["p1", "p2", "p3"]})
+    frame = as_csv(frame, tmp_path) if is_csv else frame
+    with pytest.raises(ValueError, match=f"{name!r}, which would be ignored: call it {meant!r}"):
+        load_image_folder(images, labels=frame)
+
+
+def test_another_column_may_be_named_alike_beside_the_one_that_counts(images):
+    frame = table(label=["ill", "well", "ill"], labels=["a", "b", "c"])
+    assert load_image_folder(images, labels=frame).target.tolist() == ["ill", "well", "ill"]

@@ -46,7 +46,7 @@ from test_run_fingerprint import cut_off, make, weights
 
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf._estimator.auto_settings import training_settings
-from sklearn_msf.exceptions import AutoencoderError, BackboneError
+from sklearn_msf.exceptions import AutoencoderError, BackboneError, CheckpointMismatchError
 from sklearn_msf.flow import image_parameterizations
 from sklearn_msf.flow.path import velocity_loss
 from sklearn_msf.persistence.archives import ArchiveError
@@ -210,12 +210,79 @@ def test_checkpoints_of_another_backbone_are_refused(tmp_path):
         tiny_joint_classifier(checkpoint_dir=tmp_path, backbone=other).fit(X, Y)
 
 
+class Listed(TinyBackbone):
+    """Computes with a list."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shifts = [shift]
+
+    def forward(self, images):
+        return super().forward(images - self.shifts[0])
+
+
+class Unsaved(TinyBackbone):
+    """Computes with a buffer that its state does not have."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, images):
+        return super().forward(images - self.shift)
+
+
+class Holding(TinyBackbone):
+    """Computes with a tensor that is no buffer."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = torch.tensor(shift)
+
+    def forward(self, images):
+        return super().forward(images - self.shift)
+
+
+def with_other_code(shift):
+    """A module whose class has the name of another one."""
+
+    class Coded(TinyBackbone):
+        def forward(self, images):
+            return super().forward(images - shift)
+
+    return Coded()
+
+
+@pytest.mark.parametrize("make", [Listed, Unsaved, Holding, with_other_code])
+def test_what_a_backbone_computes_is_part_of_a_run(make, tmp_path):
+    settings = {"cache_bytes": 0, "max_epochs": 1, "checkpoint_dir": tmp_path}
+    tiny_feature_classifier(backbone=make(-0.5), **settings).fit(X, Y)
+    tiny_feature_classifier(backbone=make(-0.5), **settings).fit(X, Y)
+    other = tiny_feature_classifier(backbone=make(0.5), **settings)
+    with pytest.raises(CheckpointMismatchError, match="backbone"):
+        other.fit(X, Y)
+    # Neither are its latents those of the other one.
+    for path in tmp_path.glob("checkpoint-*"):
+        path.unlink()
+    alone = clone(other).set_params(checkpoint_dir=None).fit(X, Y)
+    np.testing.assert_array_equal(other.fit(X, Y).predict_proba(X), alone.predict_proba(X))
+
+
+@pytest.mark.parametrize("make", [Listed, Unsaved, Holding])
+def test_a_pickle_keeps_a_parameter_that_was_changed_after_fit(make):
+    classifier = tiny_feature_classifier(backbone=make(-0.5), max_epochs=1).fit(X, Y)
+    image = torch.ones(1, 3, 4, 4)
+    for shift in (-0.5, 0.5):
+        classifier.set_params(backbone=make(shift))
+        opened = pickle.loads(pickle.dumps(classifier)).backbone
+        torch.testing.assert_close(opened(image), make(shift)(image))
+
+
 def test_a_search_chooses_a_backbone():
-    other = TinyBackbone()
-    other.conv.weight.data *= 0
+    other = Marking()
     search = GridSearchCV(tiny_feature_classifier(), {"backbone": [TinyBackbone(), other]}, cv=2)
     search.fit(X, Y)
-    assert isinstance(search.best_estimator_.backbone_, TinyBackbone)
+    assert type(search.best_estimator_.backbone_) is type(search.best_params_["backbone"])
     assert len(search.cv_results_["params"]) == 2
     assert clone(search.best_estimator_).backbone is not search.best_estimator_.backbone_
 

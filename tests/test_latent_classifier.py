@@ -1,6 +1,7 @@
 """What only the estimator over latents does; the rest is tested with both classes elsewhere."""
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import (
     Averages,
+    TinyBackbone,
     autoencoder_folder,
     tiny_autoencoder,
     tiny_latent_classifier,
@@ -468,6 +470,41 @@ def test_a_warm_start_with_another_autoencoder_is_refused():
     classifier.fit(X, Y)
     with pytest.raises(ValueError, match="another autoencoder"):
         classifier.set_params(autoencoder=Averages()).fit(X, Y)
+
+
+def test_a_warm_start_may_name_the_same_folder_in_another_way():
+    folder = autoencoder_folder()
+    classifier = tiny_latent_classifier(autoencoder=folder, warm_start=True, max_epochs=1).fit(X, Y)
+    for same in (Path(folder), Path(folder), str(Path(folder))):
+        classifier.set_params(autoencoder=same).fit(X, Y)
+
+
+@pytest.mark.parametrize("encoders", [{}, {"backbone": TinyBackbone(), "autoencoder": None}])
+@pytest.mark.parametrize("sizes", [(None, 32), (32, None), (32, (32, 16))])
+def test_a_warm_start_with_another_encoded_size_is_refused(encoders, sizes):
+    classifier = tiny_latent_classifier(
+        **encoders, encoded_size=sizes[0], warm_start=True, max_epochs=1
+    ).fit(X, Y)
+    classifier.fit(X, Y)
+    with pytest.raises(ValueError, match=f"encoded_size={re.escape(str(sizes[1]))}: the model"):
+        classifier.set_params(encoded_size=sizes[1]).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_views"),
+    [
+        ({"augment": "flip", "n_variations": 1}, 1),
+        ({"augment": "flip", "n_variations": 2}, 2),
+        ({"augment": "flip", "n_variations": 3}, 2),
+        ({"augment": "flip", "n_variations": 4}, 4),
+        ({"augment": "hflip", "n_variations": 1}, 1),
+        ({"augment": "hflip+affine", "n_variations": 5}, 2),
+        ({"augment": "affine", "n_variations": 5}, 1),
+    ],
+)
+def test_predictions_see_the_flips_that_were_encoded_and_no_others(settings, n_views):
+    classifier = tiny_latent_classifier(**settings, n_draws=4, max_epochs=1).fit(X, Y)
+    assert len(classifier.model_.flips(4)) == n_views
 
 
 def test_checkpoints_of_another_autoencoder_are_refused(tmp_path):

@@ -192,6 +192,30 @@ def test_a_latent_sampler_by_velocities_decodes_its_images(tmp_path):
     assert metadata["autoencoder"]["class"] == "Averages"
 
 
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, tmp_path):
+    classifier = tiny_latent_classifier(
+        autoencoder=tiny_autoencoder(kind), classification_fraction=0.5
+    ).fit(RGB, LABELS)
+    classifier.export_onnx(tmp_path / "model.onnx", "sampler")
+    session, _ = session_of(tmp_path / "model.onnx")
+    # More images than diffusers decodes without a copy.
+    for n in (1, 70):
+        labels, noise = np.full(n, 2), noise_of(classifier, n)
+        (images,) = session.run(None, {"labels": labels, "noise": noise})
+        wanted = classifier.sample("none", n, random_state=0)
+        np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
+
+
+def test_a_classifier_decodes_masks_by_an_autoencoder_of_diffusers(tmp_path):
+    classifier = tiny_latent_classifier(label_prediction="velocity", label_decoding="pixel")
+    classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx")
+    session, _ = session_of(tmp_path / "model.onnx")
+    X = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+    p, _ = session.run(None, {"images": X})
+    np.testing.assert_allclose(p, classifier.predict_proba(X), atol=1e-4)
+
+
 def test_a_sampler_of_joint_latents_needs_no_backbone(tmp_path):
     classifier = tiny_joint_classifier(autoencoder=Averages(), classification_fraction=0.5)
     classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx", "sampler")

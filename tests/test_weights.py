@@ -5,12 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import Averages, TinyBackbone, tiny_latent_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 
 from sklearn_msf._estimator.weights import relative_weights
+from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.selective import accuracy_rejection_curve, aurc
 
 RNG = np.random.default_rng(0)
@@ -186,3 +188,17 @@ def test_curves_take_weights_of_any_size():
         assert curve.accuracy.tolist() == [1, 1, 1, 0.75]
         errors = np.not_equal(y, p)
         assert aurc(errors, scores, sample_weight=[weight] * 4) == aurc(errors, scores)
+
+
+@pytest.mark.parametrize("autoencoder", ["fit", Averages()])
+@pytest.mark.parametrize("backbone", [None, TinyBackbone()])
+def test_weights_are_repetitions_for_encoders_too(autoencoder, backbone, monkeypatch):
+    stages = [stage._replace(n_steps=2) for stage in autoencoder_training._STAGES]
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._STAGES", stages)
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    y, weights = np.arange(12) % 3, rng.integers(1, 6, 12)
+    settings = {"autoencoder": autoencoder, "backbone": backbone, "max_epochs": 1}
+    weighted = tiny_latent_classifier(**settings).fit(X, y, sample_weight=weights)
+    repeated = tiny_latent_classifier(**settings).fit(X.repeat(weights, axis=0), y.repeat(weights))
+    np.testing.assert_array_equal(weighted.predict_proba(X), repeated.predict_proba(X))

@@ -59,7 +59,6 @@ from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import LatentSpace
-from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.runtime.batching import in_batches
 
@@ -177,7 +176,7 @@ SPEED_SETTINGS = {"max_epochs": 4, "augment": None, "channels": 64}
 # The model whose encoder is timed is not trained itself.
 ENCODING_SETTINGS = {"max_epochs": 1, "channels": 16, "augment": None}
 ENCODED_SIDE, N_ENCODED, N_TIMED = 224, 128, 3
-ALONE = "the encoder alone"
+ALONE, SIZES_ALONE = "the encoder alone", (2, 8, 16)
 # Settings of the parts that have one system.
 PART_SETTINGS = {
     "reconstruction": {"network": "ResNet-18", **asdict(RECONSTRUCTION_RECIPE)},
@@ -341,11 +340,10 @@ class EncodingData:
         self._space = space
         self._precision = precision
         self._masks = masks
-        self.epoch_size = data.epoch_size
-        self.channel_parts = data.channel_parts
 
-    def epoch(self, batch_size, generator, *, even=True):
-        return self._data.epoch(batch_size, generator, even=even)
+    def __getattr__(self, name):
+        """Have everything else of the cached data."""
+        return getattr(self._data, name)
 
     def select(self, rows, n_varied, generator):
         """Choose the images of a step by their indices."""
@@ -487,7 +485,7 @@ def measure_encoding(arguments, records, gflops):
 
 
 def ways_to_encode(model, X) -> list[Encoding]:
-    """The encoder of a fitted model alone, in two ways, and as `fit` runs it."""
+    """The encoder of a fitted model alone, in several ways, and as `fit` runs it."""
     precision = resolve_precision("auto", CPU)
     space, images = model.space, ImagesOnDemand(model.image_format, X)
     (ready,) = space.resized(ImageFormat.normalise(as_tensor(X)))
@@ -497,9 +495,17 @@ def ways_to_encode(model, X) -> list[Encoding]:
         encoder.encode(ready[start : start + size], precision)
 
     @torch.inference_mode()
-    def one_after_the_other() -> None:
-        for start in range(0, len(X), ENCODED_AT_ONCE):
-            of_batch(start, ENCODED_AT_ONCE)
+    def on_all_cores(size: int) -> None:
+        for start in range(0, len(X), size):
+            of_batch(start, size)
+
+    def alone(size: int) -> list[Encoding]:
+        side_by_side = partial(in_batches, of_batch, len(X), size, CPU)
+        named = f"{ALONE}, {size} images at a time on"
+        return [
+            Encoding(f"{named} all cores", len(X), partial(on_all_cores, size)),
+            Encoding(f"{named} each core", len(X), side_by_side),
+        ]
 
     def as_fit(augment: str, n_variations: int) -> Encoding:
         latents = torch.empty(
@@ -508,10 +514,8 @@ def ways_to_encode(model, X) -> list[Encoding]:
         run = partial(encode_variations, latents, images, space, augment, 0, precision)
         return Encoding(f"in fit, {augment}", len(X) * n_variations, run)
 
-    side_by_side = partial(in_batches, of_batch, len(X), ENCODED_AT_ONCE, CPU)
     return [
-        Encoding(f"{ALONE}, each batch on all cores", len(X), one_after_the_other),
-        Encoding(f"{ALONE}, each batch on a core", len(X), side_by_side),
+        *(way for size in SIZES_ALONE for way in alone(size)),
         as_fit("flip", 4),
         as_fit("flip+affine", 8),
     ]

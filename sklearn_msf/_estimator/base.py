@@ -180,7 +180,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     ) -> Estimator:
         """Train the velocity field.
 
-        Ctrl-C ends training early, with a warning; the model is usable.
+        Ctrl-C ends training early, with a warning; the model is usable. Before the first step
+        there is none, and KeyboardInterrupt is raised.
 
         Parameters
         ----------

@@ -99,6 +99,14 @@ class TrainingSamples:
         """The images in the form of tensors."""
         return ImagesOnDemand(self.image_format, self.rows)
 
+    @property
+    def images_of_an_epoch(self) -> ImagesOnDemand:
+        """Each of the images as often as its weight says, so that weights equal repetitions."""
+        cumulative = np.cumsum(self.weights) / np.sum(self.weights)
+        places = (np.arange(self.n_images) + 0.5) / self.n_images
+        repeated = np.searchsorted(cumulative, places).clip(max=len(self.weights) - 1)
+        return ImagesOnDemand(self.image_format, self.rows.take(repeated))
+
     def take(self, indices: np.ndarray) -> "TrainingSamples":
         """Return some of the samples."""
         return replace(
@@ -149,6 +157,8 @@ def check_training_samples(
     TrainingSamples
     """
     if image_format is not None:
+        if n_spatial_dims == image_format.n_spatial_dims:
+            _check_same_image_shape(image_format, image_shape)
         n_spatial_dims = image_format.n_spatial_dims
     rows, shape = flatten_images(X, n_spatial_dims)
     whole_shape = _whole_shape(rows, shape)
@@ -220,6 +230,7 @@ def check_validation_samples(
     *,
     training: TrainingSamples,
     class_weight: Any,
+    calibrates: bool,
 ) -> TrainingSamples:
     """Check the validation set of fit against the training samples.
 
@@ -233,6 +244,8 @@ def check_validation_samples(
         The samples of X and y.
     class_weight : dict, "balanced" or None
         Weights of the classes, as in the part that fit would hold out; "balanced" is for `y_val`.
+    calibrates : bool
+        Whether a temperature is learned from it.
 
     Returns
     -------
@@ -241,7 +254,13 @@ def check_validation_samples(
     Raises
     ------
     ValueError
-        For images of another shape or range than X, for labels that y lacks, and as in fit.
+        For images of another shape or range than X, for labels that y lacks, for a single class if
+        a temperature is learned, and as in fit.
+
+    Warns
+    -----
+    UserWarning
+        If it has no image of some classes.
     """
     if y_val is None or X_val is None:
         missing, given = ("y_val", "X_val") if y_val is None else ("X_val", "y_val")
@@ -249,7 +268,7 @@ def check_validation_samples(
     shell = object.__new__(type(estimator))
     vars(shell).update({**vars(estimator), **training.features})
     try:
-        return check_training_samples(
+        samples = check_training_samples(
             shell,
             X_val,
             y_val,
@@ -264,6 +283,17 @@ def check_validation_samples(
     except ValueError as error:
         # The checks name X, y and sample_weight.
         raise ValueError(f"The validation set X_val, y_val does not fit X, y: {error}") from error
+    absent = np.setdiff1d(training.labels, samples.labels)
+    if len(absent):
+        of_one_class = len(np.unique(samples.labels)) == 1
+        classes = training.classes[absent].tolist()
+        found = f"The validation set X_val, y_val has no image of the classes {classes}"
+        if calibrates and of_one_class:
+            raise ValueError(
+                f"{found}: a temperature cannot be learned from one class, pass images of all."
+            )
+        warn_user(f"{found}: what is chosen on it knows nothing of them.")
+    return samples
 
 
 def check_prediction_rows(
@@ -385,7 +415,13 @@ def _numbers(rows: np.ndarray) -> np.ndarray:
             f"X must hold numbers, got {rows.dtype}: leave dates and times out, or convert them, "
             "for example X.astype('int64')."
         )
-    return rows.view(np.int8) if rows.dtype == bool else rows
+    if rows.dtype != bool:
+        return rows
+    as_bytes = rows.view(np.uint8)
+    # Any other byte than 0 is true: images of one bit that Pillow converts have 255.
+    if as_bytes.size and as_bytes.max() > 1:
+        as_bytes = (as_bytes != 0).view(np.uint8)
+    return as_bytes.view(np.int8)
 
 
 def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
@@ -469,6 +505,17 @@ def _check_shape(
         raise ValueError(
             f"X has {has}, but {type(estimator).__name__} was fitted on {images} of shape "
             f"{fitted}: {hint or f'pass {images} of that shape, {resized}.'}"
+        )
+
+
+def _check_same_image_shape(image_format: ImageFormat, image_shape: Sequence[int] | None) -> None:
+    """Refuse to go on with another parameter image_shape than that of the first fit."""
+    wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
+    if wanted is not None and _differ(wanted, image_format.shape, image_format.n_spatial_dims):
+        raise ValueError(
+            f"Training cannot go on with image_shape={wanted}: the model was fitted on "
+            f"{NOUNS[image_format.n_spatial_dims]}s of shape {image_format.shape}. Set it back, or "
+            "fit anew with warm_start=False."
         )
 
 

@@ -375,6 +375,7 @@ def _checked_samples(
             given.sample_weight_val,
             training=samples,
             class_weight=p.class_weight,
+            calibrates=p.calibration is not None,
         )
     if previous is None:
         _check_codes(p, len(samples.classes))
@@ -528,7 +529,7 @@ def _prepare_training(
         image_format=state.samples.image_format,
         noise_seed=noise_seed,
         temperature=temperature,
-        flipped_axes=flipped_axes(state.augment, len(state.samples.image_format.size)),
+        flipped_axes=_seen_flips(state, data),
         generates=settings.trains_images or (before is not None and before.generates),
         generates_unconditionally=settings.trains_unconditionally
         or (before is not None and before.generates_unconditionally),
@@ -538,6 +539,12 @@ def _prepare_training(
     if previous is not None and previous.continuation.training_state is not None:
         trainer.load_weights(previous.continuation.training_state)
     return data, trainer, model
+
+
+def _seen_flips(state: _FitState, data: TrainingData) -> tuple[int, ...]:
+    """Find the axes along which the images that training sees are flipped."""
+    axes = flipped_axes(state.augment, len(state.samples.image_format.size))
+    return axes[: data.n_flipped_axes]
 
 
 def _check_layout(fitted: FieldLayout, wanted: FieldLayout) -> None:

@@ -1,6 +1,7 @@
 """Preparation of a fit over latents: open or train the encoders, encode the images once."""
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -35,7 +36,7 @@ from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
-from sklearn_msf.training.checkpoints import holds_checkpoints
+from sklearn_msf.training.checkpoints import holds_checkpoints, measured
 
 __all__ = ["ENCODERS", "OBJECT", "LatentOrigin", "LatentPreparation", "encoder_parameter"]
 
@@ -54,6 +55,8 @@ _N_TIMED = 16
 # "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
 _AUTO_PIXELS = 4_000 * 224 * 224
 _MAX_AUTO_VARIATIONS = 32
+# Values of a map by which checkpoints know an encoder.
+_N_COMPARED = 256
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,12 @@ class LatentPreparation:
                     f"Training cannot go on with another {name}, {now!r}, than the "
                     "model was fitted with; set it back, or fit anew with warm_start=False."
                 )
+        if space is not None and self._wanted_size(space) != space.encoded_size:
+            raise ValueError(
+                f"Training cannot go on with encoded_size={p.encoded_size!r}: the model was fitted "
+                f"on images of {space.encoded_size} for its encoders. Set it back, or fit anew "
+                "with warm_start=False."
+            )
 
     @staticmethod
     def read_space(
@@ -160,13 +169,17 @@ class LatentPreparation:
         return self._origin
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return digests of what was opened, or "fit" for what is trained by this fit."""
-        autoencoder, backbone = self._autoencoder, self._backbone
-        trained = "fit" if self._trains_one else None
-        return {
-            "autoencoder": trained if autoencoder is None else autoencoder.fingerprint()[0],
-            "backbone": None if backbone is None else backbone.fingerprint()[0],
-        }
+        """Describe what was opened, by a digest and by what it makes of a fixed image.
+
+        The digest is None for no encoder, and "fit" for the one that is trained by this fit.
+        """
+        found: dict[str, Any] = {"autoencoder": "fit" if self._trains_one else None}
+        found["backbone"] = None
+        for name, encoder in (("autoencoder", self._autoencoder), ("backbone", self._backbone)):
+            if encoder is not None:
+                found[name], probe = encoder.fingerprint()
+                found[f"what the {name} makes of a fixed image"] = measured(_some_values(probe))
+        return found
 
     @property
     def _trains_one(self) -> bool:
@@ -178,7 +191,7 @@ class LatentPreparation:
     ) -> LatentSpace:
         """Open or train the encoders, and learn the scaling of what they make."""
         image_format = samples.image_format
-        images = samples.images
+        images = samples.images_of_an_epoch
         palette = _mask_palette(self._p, len(samples.classes))
         fit_seed, variation_seed = draw_seed(random_state), draw_seed(random_state)
         self.open()
@@ -195,7 +208,7 @@ class LatentPreparation:
         if self._autoencoder is not None:
             space = self._with_latents(space, images, self._autoencoder.to(self._device))
         if self._backbone is not None:
-            space = self._with_features(space, samples, self._backbone.to(self._device))
+            space = self._with_features(space, images, self._backbone.to(self._device))
         return space
 
     def _with_latents(
@@ -208,19 +221,28 @@ class LatentPreparation:
         return replace(space, autoencoder=autoencoder, scaling=scaling)
 
     def _with_features(
-        self, space: LatentSpace, samples: TrainingSamples, backbone: ImageBackbone
+        self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone
     ) -> LatentSpace:
-        height, width = backbone.preprocessing.size or space.image_format.size
-        if space.autoencoder is None and self._p.encoded_size is not None:
-            height, width = np.broadcast_to(self._p.encoded_size, 2).tolist()
-        size = height, width
+        size = self._size_for_backbone(space, backbone)
         check_resized_size("encoded_size", size, space.image_format.size)
-        features = learn_features(
-            samples.images, samples.weights, samples.n_images, backbone, size, self._precision
-        )
+        features = learn_features(images, backbone, size, self._precision)
         if space.autoencoder is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)
+
+    def _size_for_backbone(self, space: LatentSpace, backbone: ImageBackbone) -> tuple[int, int]:
+        height, width = backbone.preprocessing.size or space.image_format.size
+        if space.autoencoder is None and self._p.encoded_size is not None:
+            height, width = np.broadcast_to(self._p.encoded_size, 2).tolist()
+        return height, width
+
+    def _wanted_size(self, space: LatentSpace) -> tuple[int, int]:
+        """Compute the size that the parameter asks for, for the encoders of a space."""
+        if space.autoencoder is None:
+            assert space.features is not None
+            return self._size_for_backbone(space, space.features.backbone)
+        autoencoder = space.autoencoder
+        return self._encoded_size(space.image_format, autoencoder.factor, autoencoder.image_size)
 
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
@@ -406,6 +428,14 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
         return None
 
 
+def _some_values(probe: torch.Tensor) -> list[float]:
+    """Take values from all parts of a map."""
+    values = probe.flatten()
+    chosen = torch.linspace(0, len(values) - 1, min(len(values), _N_COMPARED)).long()
+    return [float(value) for value in values[chosen]]
+
+
 def _is_same(asked: Any, now: Any) -> bool:
     """Tell whether two values of an encoder's parameter name the same one."""
-    return asked is now or (isinstance(asked, str) and isinstance(now, str) and asked == now)
+    named = isinstance(asked, (str, PathLike)) and isinstance(now, (str, PathLike))
+    return asked is now or (named and os.fspath(asked) == os.fspath(now))

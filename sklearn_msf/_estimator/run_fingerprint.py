@@ -52,7 +52,7 @@ def run_fingerprint(
     device : torch.device
         Device of the training.
     prepared : mapping
-        Fingerprint of the preparation of the images; replaces parameters of the same name.
+        Fingerprint of the preparation of the images; entries of the name of a parameter replace it.
     random_state : RandomState
         Made from the parameter; nothing has been drawn from it yet.
     start_from : VelocityField or None
@@ -73,6 +73,7 @@ def run_fingerprint(
     fingerprint: dict[str, Any] = {
         name: to_plain(values[name]) for name in affecting("network", "training") if name in values
     }
+    fingerprint |= {name: value for name, value in prepared.items() if name not in vars(p)}
     if isinstance(p.random_state, np.random.RandomState):
         # Its state identifies the run, as nothing was drawn from it.
         _, words, position, *_ = random_state.get_state(legacy=True)

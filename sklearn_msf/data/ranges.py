@@ -339,12 +339,26 @@ def check_scale(
         learned range and have values that the training images cannot have had. The message
         has both ranges.
     """
-    if not 0 < learned.high - learned.low < np.inf:
-        return
     highest = rows.max(axis=1)
+    if learned.low == learned.high:
+        _check_constant(rows, highest, learned)
+        return
     found = ValueRange(dtype, float(rows.min()), float(highest.max()))
     _check_flatness(rows, _within_clip(rows, found, learned, has_outliers), learned)
     warn_of_several_scales(rows, highest)
+
+
+def _check_constant(rows: np.ndarray, highest: np.ndarray, learned: ValueRange) -> None:
+    """Refuse images with other values than the only one of the training."""
+    lowest = rows.min(axis=1)
+    others = np.flatnonzero((lowest != learned.low) | (highest != learned.low))
+    if len(others):
+        raise ValueError(
+            f"X has other values than {learned.low:g} in {len(others)} of {len(rows)} images, "
+            f"first image {others[0]}, but the model was fitted on images that have this value "
+            "alone, and learned no range: fit on images that differ. In partial_fit the first "
+            "call learns the range."
+        )
 
 
 def _within_clip(

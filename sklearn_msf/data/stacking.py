@@ -26,8 +26,10 @@ def stack_images(X: Any) -> Any:
     Raises
     ------
     ValueError
-        If the images have several shapes, or dtypes that mean several ranges.
+        If the images have several shapes, or dtypes that mean several ranges, for masked values,
+        and for tensors of a dtype that numpy does not have.
     """
+    _check_convertible(X, "X")
     if hasattr(X, "__array_interface__") and not hasattr(X, "shape"):
         return _array(X, "X")
     X = _only_column(X)
@@ -51,7 +53,21 @@ def stack_images(X: Any) -> Any:
     return np.stack(images)
 
 
+def _check_convertible(values: Any, name: str) -> None:
+    """Refuse what numpy would convert without its mask, or cannot convert."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is a masked array with {np.ma.count_masked(values)} masked values, which "
+            "would be taken for data: fill them in, for example X.filled(X.min())."
+        )
+    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
+        raise ValueError(
+            f"{name} is a tensor of bfloat16, a dtype that numpy does not have: pass X.float()."
+        )
+
+
 def _array(image: Any, name: str) -> np.ndarray:
+    _check_convertible(image, name)
     if getattr(image, "mode", None) == "P" and hasattr(image, "convert"):
         raise ValueError(
             f"{name} is a Pillow image of mode 'P', whose values are indices into a palette: pass "

@@ -132,6 +132,13 @@ def _check_file_column(names: list[str]) -> None:
             "labels must be a table with one column 'file', and 'label' and 'group' if there are "
             f"any, separated by commas; got the columns {names}."
         )
+    for name in names:
+        meant = name.strip().lower().removesuffix("s")
+        if name not in _COLUMNS and meant in _COLUMNS and meant not in names:
+            raise ValueError(
+                f"labels has a column {name!r}, which would be ignored: call it {meant!r}, or "
+                "leave it out."
+            )
 
 
 def _check_columns(columns: Mapping[str, list[Any]], volumes: bool) -> None:

@@ -30,7 +30,11 @@ _TINY = 1e-30
 def for_graphs(model: FittedModel) -> FittedModel:
     """Copy a model to the CPU, with layers that ONNX has and without splitting of batches."""
     field = copy.deepcopy(model.field).move_to(torch.device("cpu"))
-    return replace(model, field=_with_plain_norms(field), space=model.space.for_graphs())
+    space = model.space.for_graphs()
+    autoencoder = getattr(space, "autoencoder", None)
+    if autoencoder is not None and isinstance(autoencoder.module, nn.Module):
+        _make_upsampling_plain(autoencoder.module)
+    return replace(model, field=_with_plain_norms(field), space=space)
 
 
 class _PlainGroupNorm(nn.Module):
@@ -61,6 +65,39 @@ def _with_plain_norms(field: VelocityField) -> VelocityField:
             if isinstance(child, GroupNorm):
                 setattr(parent, name, _PlainGroupNorm(child))
     return field
+
+
+class _PlainUpsampling(nn.Module):
+    """Upsampling of diffusers, which has a branch for 64 images and more: a graph has one branch.
+
+    Without this a graph would be limited to 63 images.
+    """
+
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Double the sides of (n, C, H, W), and smooth."""
+        doubled: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return doubled
+
+
+def _make_upsampling_plain(module: nn.Module) -> None:
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_upsampling_of_diffusers(child):
+                setattr(parent, name, _PlainUpsampling(child.get_submodule("conv")))
+
+
+def _is_upsampling_of_diffusers(module: nn.Module) -> bool:
+    """Tell whether a module does what `_PlainUpsampling` does."""
+    kind = type(module)
+    if kind.__name__ != "Upsample2D" or not kind.__module__.startswith("diffusers."):
+        return False
+    wanted = {"use_conv": True, "use_conv_transpose": False, "interpolate": True, "norm": None}
+    found = {name: getattr(module, name, None) for name in (*wanted, "name")}
+    return found == {**wanted, "name": "conv"}
 
 
 # Uncertainties, see `sklearn_msf.model.uncertainty`. Each takes the probabilities (n, K), the

@@ -4,7 +4,6 @@ Wherever an autoencoder comes from, it is built from a configuration within limi
 in safetensors; nothing else is opened.
 """
 
-import copy
 import inspect
 from os import PathLike
 from pathlib import Path
@@ -20,6 +19,7 @@ from sklearn_msf.latent.autoencoder import (
     build_autoencoder,
     diffusers_class,
 )
+from sklearn_msf.latent.frozen_network import own_copy
 from sklearn_msf.latent.hub import CONFIG_NAME
 from sklearn_msf.latent.model_files import (
     ModelKind,
@@ -70,7 +70,9 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
     """
     if isinstance(given, (str, PathLike)):
         return open_autoencoder(given)
-    return ImageAutoencoder(copy.deepcopy(given) if isinstance(given, nn.Module) else given)
+    if isinstance(given, nn.Module):
+        given = own_copy(given, "autoencoder", AutoencoderError)
+    return ImageAutoencoder(given)
 
 
 def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:

@@ -107,6 +107,14 @@ class ImageBackbone(FrozenNetwork):
                 f"backbone={self.name} makes another map of the same image in each call, as models "
                 "that mask patches at random do: pass one whose forward is not random."
             )
+        # What is not finite is refused by its own message.
+        is_finite = bool(features.isfinite().all())
+        if is_finite and torch.equal(features, self._probe(contrast=0.5)):
+            raise BackboneError(
+                f"backbone={self.name} makes the same map of different images. A copy of the "
+                "module is used: if hooks collect its maps, let them write to the module that they "
+                "are called with, or better, let forward return the maps."
+            )
         self.n_features = features.shape[1]
 
     @property
@@ -180,12 +188,12 @@ class ImageBackbone(FrozenNetwork):
             "vision model of transformers whose tokens are those of patches."
         )
 
-    def _probe(self) -> Tensor:
+    def _probe(self, contrast: float = 1.0) -> Tensor:
         """Make a map of a fixed image."""
         height, width = self.preprocessing.size or (_PROBE_SIDE, _PROBE_SIDE)
         rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
         waves = torch.sin(9 * rows[:, None] * torch.arange(1, self.image_channels + 1))
-        return self.encode(waves.T[None, :, :, None] * torch.cos(5 * columns))
+        return self.encode(contrast * waves.T[None, :, :, None] * torch.cos(5 * columns))
 
 
 def is_of_transformers(module: Any) -> bool:

@@ -9,7 +9,6 @@ stay as they are.
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,8 +88,6 @@ def _resampled(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def learn_features(
     images: ImagesOnDemand,
-    weights: np.ndarray,
-    n_images: int,
     backbone: ImageBackbone,
     size: tuple[int, int],
     precision: str,
@@ -100,11 +97,7 @@ def learn_features(
     Parameters
     ----------
     images : ImagesOnDemand of shape (n, C, H, W)
-        Training images.
-    weights : ndarray of shape (n,)
-        Their weights, which count as numbers of repetitions.
-    n_images : int
-        Number of images with their repetitions.
+        Training images of an epoch, repeated as their weights say.
     backbone : ImageBackbone
         The backbone, on its device.
     size : tuple of int
@@ -122,7 +115,7 @@ def learn_features(
     BackboneError
         If the backbone cannot encode the images, or returns what is not finite.
     """
-    chosen = _measured_images(weights, n_images)
+    chosen = measured_rows(len(images))
 
     def moments(start: int, n: int) -> tuple[int, Tensor, Tensor, torch.Size]:
         x = ImageFormat.normalise(torch.from_numpy(images[chosen[start : start + n]]))
@@ -155,13 +148,6 @@ def learn_features(
         scale.float(),
         None if components is None else components.float().contiguous(),
     )
-
-
-def _measured_images(weights: np.ndarray, n_images: int) -> np.ndarray:
-    """Choose images, evenly spaced among all repetitions: weights equal repetitions here too."""
-    cumulative = np.cumsum(weights) / np.sum(weights)
-    points = (measured_rows(n_images) + 0.5) / n_images
-    return np.searchsorted(cumulative, points).clip(max=len(weights) - 1)
 
 
 def principal_components(covariance: Tensor, kept: float) -> Tensor | None:

@@ -7,7 +7,6 @@ plain JSON: the image processors of transformers need torchvision.
 """
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -24,6 +23,7 @@ from sklearn_msf.latent.backbone import (
     is_of_transformers,
     vision_model,
 )
+from sklearn_msf.latent.frozen_network import own_copy
 from sklearn_msf.latent.hub import CONFIG_NAME, is_commit
 from sklearn_msf.latent.model_files import (
     ModelKind,
@@ -85,9 +85,11 @@ def as_backbone(given: Any) -> ImageBackbone:
             f"feature maps of images, got an object of type {type(given).__name__}."
         )
     if not is_of_transformers(given):
-        return ImageBackbone(copy.deepcopy(given), _own_preprocessing(given))
+        copied = own_copy(given, "backbone", BackboneError)
+        return ImageBackbone(copied, _own_preprocessing(given))
     preprocessing = _preprocessing_of_object(given)
-    return ImageBackbone(copy.deepcopy(vision_model(given)), preprocessing)
+    copied = own_copy(vision_model(given), "backbone", BackboneError)
+    return ImageBackbone(copied, preprocessing)
 
 
 def open_backbone(name: str | PathLike[str]) -> ImageBackbone:

@@ -4,7 +4,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def keep_latents(
         return latents
     if folder is None:
         # POSIX frees the disk space as soon as the mapping is gone.
-        with tempfile.TemporaryFile() as file:
+        with _naming(Path(tempfile.gettempdir()), n_bytes), tempfile.TemporaryFile() as file:
             array = _map(file, shape, n_bytes)
         latents = torch.from_numpy(array)
         fill(latents)
@@ -83,7 +84,8 @@ def keep_latents(
         return torch.from_numpy(found)
     _remove_others(folder)
     with whole_file(path, f".{_NAME}-") as file:
-        array = _map(file, shape, n_bytes + _DIGEST_BYTES)
+        with _naming(folder, n_bytes):
+            array = _map(file, shape, n_bytes + _DIGEST_BYTES)
         fill(torch.from_numpy(array))
         array.flush()
         file.seek(n_bytes)
@@ -94,6 +96,21 @@ def keep_latents(
     if mapped is None:
         mapped = np.memmap(path, np.float16, "c", shape=shape)
     return torch.from_numpy(mapped)
+
+
+@contextmanager
+def _naming(folder: Path, n_bytes: int) -> Iterator[None]:
+    """Say in an error of the file system what was written, where, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: the latents of all variations need {n_bytes / 2**20:,.0f} MiB in "
+            f"{str(folder)!r}, as they are larger than cache_bytes. Make space there, name "
+            "another folder (checkpoint_dir, or TMPDIR without one), or set a smaller "
+            "n_variations or a larger cache_bytes",
+        ) from error
 
 
 def _undamaged(path: Path, shape: tuple[int, ...], n_bytes: int, name: str) -> np.memmap | None:

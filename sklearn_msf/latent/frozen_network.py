@@ -8,9 +8,10 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ __all__ = [
     "config_entry",
     "copy_to_pickle",
     "equal_passes",
+    "own_copy",
     "plain_config",
     "update_digest",
 ]
@@ -28,6 +30,11 @@ __all__ = [
 # Every pass is padded to the same number of images, because kernels round differently for other
 # batch sizes; a small number keeps the padding of a single image cheap.
 _MAX_ROWS_A_PASS = 16
+# Attributes of these classes may be constants that a module computes with.
+_KINDS_OF_VALUES = (
+    *(bool, int, float, str, tuple, list, dict, set, frozenset),
+    *(Tensor, np.ndarray),
+)
 # By this attribute transformers knows that a model has its hooks.
 _HOOKS_INSTALLED = "_output_capturing_hooks_installed"
 
@@ -98,6 +105,21 @@ class FrozenNetwork:
         )
 
 
+def own_copy(module: nn.Module, name: str, error: type[Exception]) -> nn.Module:
+    """Copy a module of the user; refuse one that cannot be copied."""
+    if isinstance(module, torch.jit.ScriptModule):
+        # Copies of it share tensors with it, and do not know all methods of modules.
+        raise error(f"{name} is a TorchScript module: pass the torch module that it was made of.")
+    try:
+        return copy.deepcopy(module)
+    # A module can hold anything, and what cannot be copied raises errors of many classes.
+    except Exception as reason:
+        raise error(
+            f"{name}={type(module).__name__} cannot be copied ({reason}): let forward return what "
+            "it makes and keep nothing in attributes, above all no tensors with gradients."
+        ) from reason
+
+
 def copy_to_pickle(module: Any) -> Any:
     """Copy a torch module to the CPU; return any other object as it is.
 
@@ -141,14 +163,22 @@ def plain_config(module: Any) -> dict[str, Any]:
 
 
 def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
-    """Collect the plain values, besides the weights, that a module may compute with."""
-    return {
+    """Collect the values, besides the weights, that a module may compute with."""
+    buffers = {f"{name} of buffers": _without_addresses(b) for name, b in _unsaved_buffers(module)}
+    return buffers | {
         f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
         for path, part in module.named_modules()
         for name, value in vars(part).items()
-        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if name != but
+        if isinstance(value, _KINDS_OF_VALUES) and not name.startswith("_") and name != but
     }
+
+
+def _unsaved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that are not in the state of the module."""
+    for path, part in module.named_modules():
+        for name in getattr(part, "_non_persistent_buffers_set", ()):
+            if isinstance(getattr(part, name, None), Tensor):
+                yield f"{path}.{name}", getattr(part, name)
 
 
 def _is_plain(value: Any) -> bool:
@@ -165,6 +195,14 @@ def _without_addresses(value: Any) -> Any:
         return sorted(str(_without_addresses(item)) for item in value)
     if isinstance(value, Mapping):
         return [[_without_addresses(key), _without_addresses(value[key])] for key in value]
+    if isinstance(value, (Tensor, np.ndarray)):
+        values = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
+        as_bytes = (
+            values.reshape(-1).view(torch.uint8).numpy().tobytes()
+            if isinstance(values, Tensor)
+            else np.ascontiguousarray(values).tobytes()
+        )
+        return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(as_bytes).hexdigest()}"
     return _text(repr(value))
 
 

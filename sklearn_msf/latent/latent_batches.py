@@ -61,6 +61,8 @@ class LatentTrainingData(TrainingData):
         super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
         self._n_variations = latents.shape[1]
         self._n_drawable = n_drawable
+        # Flips are the first variations: 2 along one axis, 4 along two.
+        self.n_flipped_axes = n_drawable.bit_length() - 1
         self._n_channels = n_channels
         self._n_features = n_features
         n_latent = n_channels - n_features

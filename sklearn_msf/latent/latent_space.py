@@ -4,6 +4,7 @@ The channels of the field are the latent of an autoencoder, the features of a ba
 latent and beside it the features. Only the latent is decoded.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,6 +127,13 @@ class LatentSpace:
         """Pixels of one image at the sizes at which it is encoded."""
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
         return sum(math.prod(size) for size in sizes)
+
+    @property
+    def encoded_size(self) -> tuple[int, int]:
+        """Height and width of the images for the autoencoder, or else for the backbone."""
+        part = self.features if self.scaling is None else self.scaling
+        assert part is not None
+        return part.size
 
     @property
     def n_latent(self) -> int:
@@ -254,7 +262,11 @@ class LatentSpace:
 
     def digest(self) -> str:
         """Identify all that latents depend on besides the images and the precision."""
-        digests = [encoder.fingerprint()[0] for encoder in self._encoders]
+        # What an encoder makes is part of it: its attributes do not tell all that it computes.
+        digests = [
+            f"{digest} {hashlib.sha256(probe.contiguous().numpy().tobytes()).hexdigest()}"
+            for digest, probe in (encoder.fingerprint() for encoder in self._encoders)
+        ]
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
         return " ".join(map(str, (*digests, *sizes, self.shape)))
 

@@ -76,7 +76,7 @@ def learn_scaling(
     Parameters
     ----------
     images : ImagesOnDemand of shape (n, C, H, W)
-        Training images.
+        Training images of an epoch, repeated as their weights say.
     autoencoder : ImageAutoencoder
         The autoencoder, on its device.
     size : tuple of int

@@ -47,12 +47,15 @@ class TrainingData:
     channel_parts : tuple of int
         Numbers of channels of parts of the images that have equal shares in the image loss; empty
         if there is one part.
+    n_flipped_axes : int or None
+        Along how many axes, of those that `augment` names, images are flipped; None for all.
     """
 
     smaller_samples = (
         "make the images smaller, or take LatentMedSymmFlowClassifier, which trains on latents"
     )
     channel_parts: tuple[int, ...] = ()
+    n_flipped_axes: int | None = None
 
     def __init__(
         self,

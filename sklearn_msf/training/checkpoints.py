@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from sklearn_msf.exceptions import CheckpointMismatchError
@@ -23,7 +24,7 @@ from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
 from sklearn_msf.training.state import TrainingState
 
-__all__ = ["Checkpoints", "holds_checkpoints", "stored_fingerprint"]
+__all__ = ["Checkpoints", "holds_checkpoints", "measured", "stored_fingerprint"]
 
 # The newest checkpoint, and one to fall back to if it is damaged.
 _N_KEPT = 2
@@ -32,6 +33,10 @@ _PREFIX = "checkpoint-"
 _PATTERN = rf"{_PREFIX}(?:[0-9]{{7}}|[1-9][0-9]{{7,}})"
 _NAME = re.compile(rf"{_PATTERN}\.json")
 _MAX_SEED = 2**32
+# Key of measured values, their tolerance in deviations, and how many a message shows.
+_MEASURED = "measured"
+_TOLERANCE = 0.01
+_N_SHOWN = 3
 
 
 class Checkpoints:
@@ -226,16 +231,52 @@ class Checkpoints:
         wanted, found = self._fingerprint, found if isinstance(found, dict) else {}
         # Names that only the file has are quoted, because they can hold anything.
         names = {**{name: repr(name) for name in found}, **{name: name for name in wanted}}
-        differing = [name for name in names if found.get(name) != wanted.get(name)]
+        differing = [name for name in names if not _agree(found.get(name), wanted.get(name))]
         if differing:
             details = "; ".join(
-                f"{names[name]} is {wanted.get(name)!r} here and {found.get(name)!r} there"
+                f"{names[name]} is {_shown(wanted.get(name))} here and {_shown(found.get(name))} "
+                "there"
                 for name in differing
             )
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(self._folder)!r} holds checkpoints of another run: "
                 f"{details}. Use another folder, or delete this one to start anew."
             )
+
+
+def measured(values: list[float]) -> dict[str, Any]:
+    """Make an entry of a fingerprint that another machine may round otherwise."""
+    return {_MEASURED: values}
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    """Compare two entries of fingerprints."""
+    pair = [_measured_values(entry) for entry in (found, wanted)]
+    if pair[0] is None or pair[1] is None:
+        return bool(found == wanted)
+    if pair[0].shape != pair[1].shape:
+        return False
+    difference = np.abs(pair[0] - pair[1]).max(initial=0.0)
+    # "<=", so that NaN agrees with nothing.
+    return bool(difference <= _TOLERANCE * pair[1].std())
+
+
+def _measured_values(entry: Any) -> np.ndarray | None:
+    if not isinstance(entry, dict) or entry.keys() != {_MEASURED}:
+        return None
+    try:
+        values = np.asarray(entry[_MEASURED], np.float64)
+    except (TypeError, ValueError):
+        return None
+    return values if values.ndim == 1 else None
+
+
+def _shown(entry: Any) -> str:
+    """Write an entry for a message; of what was measured the first values."""
+    values = _measured_values(entry)
+    if values is None:
+        return repr(entry)
+    return f"[{', '.join(f'{value:.4g}' for value in values[:_N_SHOWN])}, ...]"
 
 
 def holds_checkpoints(folder: Path) -> bool:
