@@ -175,7 +175,7 @@ RECONSTRUCTION_RECIPE = replace(MEDMNIST_RECIPE, batch_size=32)
 SPEED_SETTINGS = {"max_epochs": 4, "augment": None, "channels": 64}
 # The model whose encoder is timed is not trained itself.
 ENCODING_SETTINGS = {"max_epochs": 1, "channels": 16, "augment": None}
-ENCODED_SIDE, N_ENCODED, N_TIMED = 224, 128, 3
+ENCODED_SIDE, N_ENCODED, N_TIMED = 224, 64, 2
 ALONE, SIZES_ALONE = "the encoder alone", (2, 8, 16)
 # Settings of the parts that have one system.
 PART_SETTINGS = {
