@@ -420,7 +420,11 @@ def measure_speed(arguments, records, gflops):
         rates = {what: images_per_second(c.fit(X, y)) for what, c in classifiers.items()}
         channels, height, width = classifiers["cached latents"].model_.space.shape
         same_size = rng.random((n_images, height, width, channels)).astype(np.float32)
-        plain = MedSymmFlowClassifier(**common, network_params={"patch_size": 1})
+        plain = MedSymmFlowClassifier(
+            **common,
+            network_params={"patch_size": 1},
+            image_shape=(height, width, channels),
+        )
         rates["the same tensors as pixels"] = images_per_second(plain.fit(same_size, y))
         for what, rate in rates.items():
             identity = {"part": "speed", "side": side, "autoencoder": layout, "what": what}
