@@ -8,7 +8,12 @@ from torch.nn import functional as F
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import build_autoencoder
-from sklearn_msf.latent.autoencoder_training import _training_parts, fit_autoencoder, layout_for
+from sklearn_msf.latent.autoencoder_training import (
+    _crops,
+    _training_parts,
+    fit_autoencoder,
+    layout_for,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,7 +30,17 @@ def smooth_images(n, seed=0):
 
 def fit(images, **settings):
     settings = {"seed": 0, "device": CPU, "precision": "float32", **settings}
-    return fit_autoencoder(images, images.shape[2:], **settings)
+    weights = np.ones(len(images))
+    return fit_autoencoder(images, images.shape[2:], weights=weights, **settings)
+
+
+def test_images_are_seen_as_often_as_their_weights_say():
+    images = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None, None], (4, 1, 8, 8))
+    weights = np.array([0.1, 0.3, 2.0, 1.6])
+    generator = torch.Generator().manual_seed(0)
+    crops = _crops(np.array(images), np.cumsum(weights) / weights.sum(), (8, 8), 8000, generator)
+    seen = ((crops[:, 0, 0, 0] + 1) * 127.5).round().long().bincount(minlength=4)
+    np.testing.assert_allclose(seen / 8000, weights / weights.sum(), atol=0.02)
 
 
 def set_steps(monkeypatch, *n_steps):

@@ -268,6 +268,25 @@ def test_a_module_that_makes_the_same_map_of_all_images_is_refused():
         as_backbone(module)
 
 
+class Standardising(TinyBackbone):
+    """Sees no brightness and no contrast."""
+
+    def forward(self, images):
+        images = images - images.mean(dim=(1, 2, 3), keepdim=True)
+        return super().forward(images / images.std(dim=(1, 2, 3), keepdim=True))
+
+
+def test_a_module_that_standardises_each_image_can_be_a_backbone():
+    assert as_backbone(Standardising()).n_features == 12
+
+
+def test_a_module_that_makes_infinite_features_is_refused():
+    module = TinyBackbone()
+    module.conv.bias.data[0] = torch.inf
+    with pytest.raises(BackboneError, match="TinyBackbone makes NaN or infinite features of an im"):
+        as_backbone(module)
+
+
 def test_a_module_that_cannot_be_copied_is_refused():
     module = Hooked()
     module(torch.zeros(1, 3, 32, 32))

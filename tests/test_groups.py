@@ -205,6 +205,14 @@ def test_validation_images_of_one_class_teach_no_temperature(make_classifier):
         make_classifier(early_stopping=True, max_epochs=1).fit(X, Y, **of_one)
 
 
+@pytest.mark.filterwarnings("ignore:calibration holds out no image")
+def test_held_out_groups_of_one_class_teach_no_temperature(make_classifier):
+    # One patient has all images of a class: it stays with the images to train on.
+    groups = np.where(Y == 0, 0, 1 + np.arange(len(Y)))
+    with pytest.raises(ValueError, match="are of one class, from which no temperature can be"):
+        make_classifier(calibration="temperature").fit(X, Y, groups=groups)
+
+
 # Checkpoints
 
 

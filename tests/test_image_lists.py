@@ -29,8 +29,8 @@ def objects(images):
 
 def test_masked_values_are_not_taken_for_data():
     masked = np.ma.MaskedArray(RGB, RGB > 250)
-    for X in (masked, list(masked)):
-        with pytest.raises(ValueError, match=r"of X is a masked array|X is a masked array"):
+    for X, name in ((masked, "X"), (list(masked), "image 0 of X")):
+        with pytest.raises(ValueError, match=f"^{name} is a masked array with [0-9]+ masked"):
             flatten_images(X)
     rows, _ = flatten_images(np.ma.MaskedArray(RGB))
     assert np.array_equal(rows, RGB.reshape(6, -1))

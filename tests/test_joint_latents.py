@@ -259,7 +259,9 @@ def test_what_a_backbone_computes_is_part_of_a_run(make, tmp_path):
     tiny_feature_classifier(backbone=make(-0.5), **settings).fit(X, Y)
     tiny_feature_classifier(backbone=make(-0.5), **settings).fit(X, Y)
     other = tiny_feature_classifier(backbone=make(0.5), **settings)
-    with pytest.raises(CheckpointMismatchError, match="backbone"):
+    with pytest.raises(
+        CheckpointMismatchError, match="what the backbone makes of a fixed image is"
+    ):
         other.fit(X, Y)
     # Neither are its latents those of the other one.
     for path in tmp_path.glob("checkpoint-*"):

@@ -190,6 +190,12 @@ def test_curves_take_weights_of_any_size():
         assert aurc(errors, scores, sample_weight=[weight] * 4) == aurc(errors, scores)
 
 
+def test_masked_weights_are_refused():
+    weights = np.ma.MaskedArray(np.ones(12), np.arange(12) == 3)
+    with pytest.raises(ValueError, match="sample_weight is a masked array"):
+        tiny_latent_classifier().fit(IMAGES, LABELS, sample_weight=weights)
+
+
 @pytest.mark.parametrize("autoencoder", ["fit", Averages()])
 @pytest.mark.parametrize("backbone", [None, TinyBackbone()])
 def test_weights_are_repetitions_for_encoders_too(autoencoder, backbone, monkeypatch):

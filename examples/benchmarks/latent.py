@@ -277,6 +277,7 @@ def measure_reconstruction(arguments, records, gflops):
     fitted = autoencoder_training.fit_autoencoder(
         as_bytes(x),
         (side, side),
+        weights=np.ones(len(x)),
         seed=0,
         device=CPU,
         precision=resolve_precision("auto", CPU),
@@ -406,6 +407,7 @@ def measure_speed(arguments, records, gflops):
             autoencoder = autoencoder_training.fit_autoencoder(
                 np.ascontiguousarray(X.transpose(0, 3, 1, 2)),
                 (side, side),
+                weights=np.ones(n_images),
                 seed=0,
                 device=CPU,
                 precision=resolve_precision("auto", CPU),

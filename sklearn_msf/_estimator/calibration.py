@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sklearn_msf._estimator.data_validation import TrainingSamples, split_samples
+from sklearn_msf._estimator.data_validation import CALIBRATION, TrainingSamples, split_samples
 from sklearn_msf._estimator.parameters import draw_seed
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.flow.velocity_field import VelocityField, build_field
@@ -69,7 +69,7 @@ def plan_calibration(
     The run has its own random numbers, so that the model is the same with and without calibration.
     """
     own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-    kept, held_out = split_samples("calibration", samples, _HELD_OUT_FRACTION, own)
+    kept, held_out = split_samples(CALIBRATION, samples, _HELD_OUT_FRACTION, own)
     part = None if checkpoints is None else checkpoints.part("calibration")
     return CalibrationPlan(kept, held_out, draw_seed(own), part)
 

@@ -44,6 +44,7 @@ from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
+    "CALIBRATION",
     "OF_FEATURES",
     "TrainingSamples",
     "check_partial_classes",
@@ -57,6 +58,8 @@ __all__ = [
 
 # NaN is refused by `check_finite`, whatever scikit-learn's `assume_finite` is.
 _NUMBERS = {"dtype": "numeric", "ensure_all_finite": False}
+# Why samples are held out, in messages.
+CALIBRATION, EARLY_STOPPING = "calibration", "early_stopping"
 # Fitted attributes that scikit-learn's validation sets.
 OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
@@ -157,7 +160,7 @@ def check_training_samples(
     TrainingSamples
     """
     if image_format is not None:
-        if n_spatial_dims == image_format.n_spatial_dims:
+        if of_training and n_spatial_dims == image_format.n_spatial_dims:
             _check_same_image_shape(image_format, image_shape)
         n_spatial_dims = image_format.n_spatial_dims
     rows, shape = flatten_images(X, n_spatial_dims)
@@ -346,7 +349,7 @@ def hold_out(
     samples: TrainingSamples, fraction: float, random_state: np.random.RandomState
 ) -> tuple[TrainingSamples, TrainingSamples]:
     """Split the samples, stratified, into a training part and a validation part."""
-    train, valid = split_samples("early_stopping", samples, fraction, random_state)
+    train, valid = split_samples(EARLY_STOPPING, samples, fraction, random_state)
     return samples.take(train), samples.take(valid)
 
 
@@ -369,6 +372,11 @@ def split_samples(
         if samples.groups is not None:
             train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
             _warn_of_absent_classes(purpose, samples, valid)
+            if purpose == CALIBRATION and len(np.unique(samples.labels[valid])) == 1:
+                raise ValueError(
+                    "all of the held-out images are of one class, from which no temperature can be "
+                    "learned; pass X_val and y_val, or more groups."
+                )
         else:
             train, valid = train_test_split(
                 np.arange(len(samples.rows)),
@@ -510,11 +518,15 @@ def _check_shape(
 
 def _check_same_image_shape(image_format: ImageFormat, image_shape: Sequence[int] | None) -> None:
     """Refuse to go on with another parameter image_shape than that of the first fit."""
+    n_dims = image_format.n_spatial_dims
     wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
-    if wanted is not None and _differ(wanted, image_format.shape, image_format.n_spatial_dims):
+    # Without it rows are images of one line.
+    shape = row_shape(math.prod(image_format.shape), n_dims) if image_format.flat else None
+    shape = wanted or shape
+    if shape is not None and _differ(shape, image_format.shape, n_dims):
         raise ValueError(
             f"Training cannot go on with image_shape={wanted}: the model was fitted on "
-            f"{NOUNS[image_format.n_spatial_dims]}s of shape {image_format.shape}. Set it back, or "
+            f"{NOUNS[n_dims]}s of shape {image_format.shape}. Set it back, or "
             "fit anew with warm_start=False."
         )
 

@@ -218,7 +218,8 @@ def fit(
         plan = plan_calibration(state.samples, seed, checkpoints)
     data, trainer, model = _prepare_training(state, random_state)
     n_images = data.epoch_size * trainer.settings.max_epochs
-    warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
+    if model.flipped_axes:
+        warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
 
     def probabilities_of(samples: TrainingSamples) -> Probabilities:
         return _probabilities(p, model, samples)
@@ -284,7 +285,7 @@ def fit_partially(
     if state.group.size > 1:
         random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
     data, trainer, model = _prepare_training(state, random_state)
-    if previous is None:
+    if previous is None and model.flipped_axes:
         n_images = data.epoch_size
         warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
     trainer.history = [] if previous is None else list(previous.history)
@@ -529,7 +530,8 @@ def _prepare_training(
         image_format=state.samples.image_format,
         noise_seed=noise_seed,
         temperature=temperature,
-        flipped_axes=_seen_flips(state, data),
+        # How many flips are encoded may depend on measured times.
+        flipped_axes=state.group.of_first(_seen_flips(state, data)),
         generates=settings.trains_images or (before is not None and before.generates),
         generates_unconditionally=settings.trains_unconditionally
         or (before is not None and before.generates_unconditionally),

@@ -1,7 +1,6 @@
 """Preparation of a fit over latents: open or train the encoders, encode the images once."""
 
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -28,6 +27,7 @@ from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.backbone_features import learn_features
 from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
+from sklearn_msf.latent.frozen_network import some_values
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import GivenEncoders, LatentSpace, check_channels
 from sklearn_msf.latent.scaling import learn_scaling
@@ -55,8 +55,6 @@ _N_TIMED = 16
 # "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
 _AUTO_PIXELS = 4_000 * 224 * 224
 _MAX_AUTO_VARIATIONS = 32
-# Values of a map by which checkpoints know an encoder.
-_N_COMPARED = 256
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class LatentPreparation:
         for name, encoder in (("autoencoder", self._autoencoder), ("backbone", self._backbone)):
             if encoder is not None:
                 found[name], probe = encoder.fingerprint()
-                found[f"what the {name} makes of a fixed image"] = measured(_some_values(probe))
+                found[f"what the {name} makes of a fixed image"] = measured(some_values(probe))
         return found
 
     @property
@@ -200,9 +198,7 @@ class LatentPreparation:
             # Before an autoencoder is trained, which takes long.
             check_channels(image_format, self._backbone, encodes_masks=False)
         if self._trains_one:
-            self._autoencoder = self._fitted_autoencoder(
-                images, image_format, palette, fit_seed, started
-            )
+            self._autoencoder = self._fitted_autoencoder(samples, palette, fit_seed, started)
         self._origin = LatentOrigin(self._p.autoencoder, variation_seed, self._p.backbone)
         space = LatentSpace(image_format, None, None, palette)
         if self._autoencoder is not None:
@@ -309,20 +305,20 @@ class LatentPreparation:
 
     def _fitted_autoencoder(
         self,
-        images: ImagesOnDemand,
-        image_format: ImageFormat,
+        samples: TrainingSamples,
         palette: LabelCodes | None,
         seed: int,
         started: float,
     ) -> ImageAutoencoder:
         """Train an autoencoder, or read the one that an interrupted run had trained."""
         p, folder = self._p, self._folder
+        images, image_format = samples.images, samples.image_format
         asked = image_format.size if p.encoded_size is None else p.encoded_size
         sides = np.broadcast_to(asked, 2).tolist()
         size = self._encoded_size(image_format, fitted_factor((sides[0], sides[1])))
         masks = f"{p.label_prediction} {0 if palette is None else palette.n_classes}"
         made = f"{seed} {size} {self._precision} {p.time_budget} {masks}"
-        key = digest_arrays(images, np.array(made))
+        key = digest_arrays(images, samples.weights, np.array(made))
         autoencoder = None if folder is None else read_autoencoder(folder, key)
         if autoencoder is None and folder is not None and holds_checkpoints(folder):
             raise CheckpointMismatchError(
@@ -336,6 +332,7 @@ class LatentPreparation:
             autoencoder = fit_autoencoder(
                 images,
                 size,
+                weights=samples.weights,
                 seed=seed,
                 device=self._device,
                 precision=self._precision,
@@ -428,14 +425,12 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
         return None
 
 
-def _some_values(probe: torch.Tensor) -> list[float]:
-    """Take values from all parts of a map."""
-    values = probe.flatten()
-    chosen = torch.linspace(0, len(values) - 1, min(len(values), _N_COMPARED)).long()
-    return [float(value) for value in values[chosen]]
-
-
 def _is_same(asked: Any, now: Any) -> bool:
     """Tell whether two values of an encoder's parameter name the same one."""
-    named = isinstance(asked, (str, PathLike)) and isinstance(now, (str, PathLike))
-    return asked is now or (named and os.fspath(asked) == os.fspath(now))
+    if not isinstance(asked, (str, PathLike)) or not isinstance(now, (str, PathLike)):
+        return asked is now
+    if isinstance(asked, str) and isinstance(now, str):
+        return asked == now
+    # A Path is a folder, and never one of the words that are no names.
+    is_word = any(isinstance(value, str) and value in ("auto", "fit") for value in (asked, now))
+    return not is_word and Path(asked) == Path(now)

@@ -69,6 +69,11 @@ def _warn_of_shares(weights: np.ndarray, n_images: float) -> None:
 
 def checked_weights(sample_weight: Any, rows: np.ndarray) -> np.ndarray:
     """Return the sample weights in float64; 1 for each sample if there are none."""
+    if np.ma.is_masked(sample_weight):
+        raise ValueError(
+            "sample_weight is a masked array with masked values, which would be taken for weights: "
+            "fill them in, for example sample_weight.filled(0)."
+        )
     if sample_weight is not None and not np.asarray(sample_weight).any():
         raise ValueError("sample_weight must not be zero for every sample, got only zeros.")
     weights: np.ndarray = _check_sample_weight(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 __all__ = ["stack_images"]
 
@@ -60,9 +61,10 @@ def _check_convertible(values: Any, name: str) -> None:
             f"{name} is a masked array with {np.ma.count_masked(values)} masked values, which "
             "would be taken for data: fill them in, for example X.filled(X.min())."
         )
-    if str(getattr(values, "dtype", "")) == "torch.bfloat16":
+    dtype = str(getattr(values, "dtype", "")).removeprefix("torch.")
+    if isinstance(values, torch.Tensor) and dtype.startswith(("bfloat16", "float8", "float4")):
         raise ValueError(
-            f"{name} is a tensor of bfloat16, a dtype that numpy does not have: pass X.float()."
+            f"{name} is a tensor of {dtype}, a dtype that numpy does not have: pass X.float()."
         )
 
 

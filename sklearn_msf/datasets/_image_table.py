@@ -134,7 +134,8 @@ def _check_file_column(names: list[str]) -> None:
         )
     for name in names:
         meant = name.strip().lower().removesuffix("s")
-        if name not in _COLUMNS and meant in _COLUMNS and meant not in names:
+        # What is no volume of slices may well have one in millilitres.
+        if name not in _COLUMNS and meant in _COLUMNS[:-1] and meant not in names:
             raise ValueError(
                 f"labels has a column {name!r}, which would be ignored: call it {meant!r}, or "
                 "leave it out."

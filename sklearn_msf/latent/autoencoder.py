@@ -26,6 +26,7 @@ from sklearn_msf.latent.frozen_network import (
     FrozenNetwork,
     config_entry,
     equal_passes,
+    fixed_image,
     plain_config,
     update_digest,
 )
@@ -110,6 +111,17 @@ class ImageAutoencoder(FrozenNetwork):
         # A factor of 1 is the default and means that none was measured.
         self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
         encoded = self._probe()
+        if not bool(encoded.mean.isfinite().all()):
+            raise AutoencoderError(
+                f"autoencoder={type(autoencoder).__name__} makes NaN or infinite latents of an "
+                "image in [-1, 1]: use another one."
+            )
+        if torch.equal(encoded.mean, self._probe(other=True).mean):
+            raise AutoencoderError(
+                f"autoencoder={type(autoencoder).__name__} makes the same latents of different "
+                "images: let encode return what it makes of its argument. A copy is used of a "
+                "torch module."
+            )
         self.latent_channels = encoded.mean.shape[1]
         self.has_deviation = encoded.deviation is not None
         self.factor = self._probe_side // encoded.mean.shape[2]
@@ -193,12 +205,13 @@ class ImageAutoencoder(FrozenNetwork):
             )
         return 2 * images.float() - 1 if self._has_unit_range else images.float()
 
-    def _probe(self) -> Encoded:
-        """Encode a fixed image and check the shape of its latents."""
+    def _wrapped(self, module: nn.Module) -> FrozenNetwork:
+        return ImageAutoencoder(module)
+
+    def _probe(self, *, other: bool = False) -> Encoded:
+        """Encode a fixed image, or another one, and check the shape of its latents."""
         side = self._probe_side
-        ramp = torch.linspace(-1, 1, side)
-        waves = torch.sin(9 * ramp[:, None] * torch.arange(1, self.image_channels + 1))
-        image = waves.T[None, :, :, None] * torch.cos(5 * ramp)
+        image = fixed_image(self.image_channels, (side, side), other=other)
         try:
             encoded = self._encode(image, "float32")
         except AutoencoderError:

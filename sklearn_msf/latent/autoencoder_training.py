@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +59,7 @@ def fit_autoencoder(
     images: ImagesOnDemand,
     size: tuple[int, int],
     *,
+    weights: np.ndarray,
     seed: int,
     device: torch.device,
     precision: str,
@@ -75,6 +77,8 @@ def fit_autoencoder(
         uint8 in [0, 255] or float32 in [-1, 1].
     size : tuple of int
         Height and width to which the images are resized.
+    weights : ndarray of shape (n,)
+        Positive weights: how often an image is seen, up to a common factor.
     seed : int
         Seed of weights, order and noise.
     device : torch.device
@@ -98,6 +102,7 @@ def fit_autoencoder(
     """
     start = time.perf_counter()
     n_channels = images.shape[1] if palette is None else 3
+    cumulative = np.cumsum(weights) / np.sum(weights)
     with seeded_weights(seed):
         module = build_autoencoder("AutoencoderKL", layout_for(n_channels, size))
     _start_weights(module)
@@ -120,7 +125,7 @@ def fit_autoencoder(
         n_steps.append(0)
         with parts, arithmetic(device, precision):
             for progress in _progress(stage.n_steps, start, allowed):
-                x = _crops(images, size, stage.batch_size, generator)
+                x = _crops(images, cumulative, size, stage.batch_size, generator)
                 x = x.expand(-1, n_channels, -1, -1)
                 if palette is not None:
                     x = _with_a_mask(x, palette, generator)
@@ -258,12 +263,20 @@ def layout_for(n_channels: int, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _crops(
-    images: ImagesOnDemand, size: tuple[int, int], n: int, generator: torch.Generator
+    images: ImagesOnDemand,
+    cumulative: np.ndarray,
+    size: tuple[int, int],
+    n: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Cut the same random square out of n random images, and flip half of them at random."""
+    """Cut the same random square out of n random images, and flip half of them at random.
+
+    An image is drawn with the probability by which it raises the cumulative sum.
+    """
     device = generator.device
-    rows = torch.randint(len(images), (n,), generator=generator, device=device)
-    x = ImageFormat.normalise(torch.from_numpy(images[rows.cpu().numpy()]).to(device))
+    drawn = torch.rand(n, generator=generator, device=device).cpu().double().numpy()
+    rows = np.searchsorted(cumulative, drawn, side="right").clip(max=len(images) - 1)
+    x = ImageFormat.normalise(torch.from_numpy(images[rows]).to(device))
     x = resize_images(x, size)
     offsets = torch.rand(2, generator=generator, device=device).tolist()
     top, left = (int(r * (max(n - _CROP, 0) + 1)) for r, n in zip(offsets, size, strict=True))

@@ -23,7 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.exceptions import BackboneError
-from sklearn_msf.latent.frozen_network import FrozenNetwork, equal_passes, update_digest
+from sklearn_msf.latent.frozen_network import (
+    FrozenNetwork,
+    equal_passes,
+    fixed_image,
+    update_digest,
+)
 from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import autocast
 
@@ -102,14 +107,17 @@ class ImageBackbone(FrozenNetwork):
         if self._of_transformers and "interpolate_pos_encoding" in _arguments(module):
             self._options["interpolate_pos_encoding"] = True
         features = self._probe()
+        if not bool(features.isfinite().all()):
+            raise BackboneError(
+                f"backbone={self.name} makes NaN or infinite features of an image in [-1, 1]: use "
+                "another one."
+            )
         if not torch.equal(features, self._probe()):
             raise BackboneError(
                 f"backbone={self.name} makes another map of the same image in each call, as models "
                 "that mask patches at random do: pass one whose forward is not random."
             )
-        # What is not finite is refused by its own message.
-        is_finite = bool(features.isfinite().all())
-        if is_finite and torch.equal(features, self._probe(contrast=0.5)):
+        if torch.equal(features, self._probe(other=True)):
             raise BackboneError(
                 f"backbone={self.name} makes the same map of different images. A copy of the "
                 "module is used: if hooks collect its maps, let them write to the module that they "
@@ -188,12 +196,13 @@ class ImageBackbone(FrozenNetwork):
             "vision model of transformers whose tokens are those of patches."
         )
 
-    def _probe(self, contrast: float = 1.0) -> Tensor:
-        """Make a map of a fixed image."""
-        height, width = self.preprocessing.size or (_PROBE_SIDE, _PROBE_SIDE)
-        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-        waves = torch.sin(9 * rows[:, None] * torch.arange(1, self.image_channels + 1))
-        return self.encode(contrast * waves.T[None, :, :, None] * torch.cos(5 * columns))
+    def _wrapped(self, module: nn.Module) -> FrozenNetwork:
+        return ImageBackbone(module, self.preprocessing)
+
+    def _probe(self, *, other: bool = False) -> Tensor:
+        """Make a map of a fixed image, or of another one."""
+        size = self.preprocessing.size or (_PROBE_SIDE, _PROBE_SIDE)
+        return self.encode(fixed_image(self.image_channels, size, other=other))
 
 
 def is_of_transformers(module: Any) -> bool:

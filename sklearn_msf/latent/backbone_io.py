@@ -14,14 +14,13 @@ from sklearn_msf.exceptions import BackboneError
 from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
+from sklearn_msf.latent.frozen_network import is_same_output
 from sklearn_msf.latent.hub import is_commit, is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.persistence.limits import check_resized_size
 
-__all__ = ["features_from_plain", "features_to_plain", "is_same_output"]
+__all__ = ["features_from_plain", "features_to_plain"]
 
-# Allowed error of a fixed image's code, in standard deviations: machines round differently.
-_PROBE_TOLERANCE = 0.01
 _PASS_IT = "pass that one, from_pretrained(folder, backbone=...)"
 
 
@@ -89,14 +88,6 @@ def features_from_plain(
     _check_tensors(backbone.n_features, tensors)
     return BackboneFeatures(
         backbone, size, grid, tensors["mean"], tensors["scale"], tensors.get("components")
-    )
-
-
-def is_same_output(found: Tensor, wanted: Tensor) -> bool:
-    """Compare what an encoder makes of a fixed image with what it made before."""
-    # "<=", so that NaN is not the same.
-    return found.shape == wanted.shape and bool(
-        (found - wanted).abs().max() <= _PROBE_TOLERANCE * wanted.std()
     )
 
 

@@ -8,13 +8,13 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import to_channels_last
 
 __all__ = [
@@ -22,19 +22,24 @@ __all__ = [
     "config_entry",
     "copy_to_pickle",
     "equal_passes",
+    "fixed_image",
+    "is_same_output",
     "own_copy",
     "plain_config",
+    "some_values",
     "update_digest",
 ]
 
 # Every pass is padded to the same number of images, because kernels round differently for other
 # batch sizes; a small number keeps the padding of a single image cheap.
 _MAX_ROWS_A_PASS = 16
-# Attributes of these classes may be constants that a module computes with.
-_KINDS_OF_VALUES = (
-    *(bool, int, float, str, tuple, list, dict, set, frozenset),
-    *(Tensor, np.ndarray),
-)
+# Allowed error of what a network makes of a fixed image, in standard deviations: machines round
+# differently.
+_TOLERANCE = 0.01
+# Waves along the columns and the rows of a fixed image, and of one that differs from it.
+_WAVES, _OTHER_WAVES = (9.0, 5.0), (4.0, 11.0)
+# Values of a map by which runs are compared.
+_N_VALUES = 256
 # By this attribute transformers knows that a model has its hooks.
 _HOOKS_INSTALLED = "_output_capturing_hooks_installed"
 
@@ -88,7 +93,7 @@ class FrozenNetwork:
         raise NotImplementedError
 
     def is_made_of(self, given: Any) -> bool:
-        """Tell whether this one wraps an object, or a copy of a module that has not changed since.
+        """Tell whether this one wraps an object, or a copy of a module that computes the same.
 
         The copy is in float32 and in evaluation mode, whatever the module is in.
         """
@@ -102,22 +107,65 @@ class FrozenNetwork:
             == _plain_attributes(self.module, but="training")
             and mine.keys() == its.keys()
             and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
+            and self._computes_as(given)
         )
+
+    def _computes_as(self, given: nn.Module) -> bool:
+        """Tell whether a module of the same weights makes the same of a fixed image."""
+        try:
+            other = self._wrapped(copy.deepcopy(given).cpu())
+        # What cannot be copied could not be pickled either. Errors can be of any class.
+        except Exception:
+            return True
+        return is_same_output(other.fingerprint()[1], self.fingerprint()[1])
+
+    def _wrapped(self, module: nn.Module) -> "FrozenNetwork":
+        """Wrap another module as this one; each kind of network has its own parameters."""
+        raise NotImplementedError
 
 
 def own_copy(module: nn.Module, name: str, error: type[Exception]) -> nn.Module:
     """Copy a module of the user; refuse one that cannot be copied."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         # Copies of it share tensors with it, and do not know all methods of modules.
-        raise error(f"{name} is a TorchScript module: pass the torch module that it was made of.")
+        raise error(
+            f"{name}={type(module).__name__} is or holds a TorchScript module: pass the torch "
+            "module that it was made of."
+        )
     try:
         return copy.deepcopy(module)
     # A module can hold anything, and what cannot be copied raises errors of many classes.
     except Exception as reason:
+        if is_out_of_memory(reason):
+            raise
         raise error(
             f"{name}={type(module).__name__} cannot be copied ({reason}): let forward return what "
             "it makes and keep nothing in attributes, above all no tensors with gradients."
         ) from reason
+
+
+def fixed_image(n_channels: int, size: tuple[int, int], *, other: bool = False) -> Tensor:
+    """Make an image of waves, (1, n_channels, H, W) in [-1, 1], or another one."""
+    along_columns, along_rows = _OTHER_WAVES if other else _WAVES
+    rows, columns = (torch.linspace(-1, 1, side) for side in size)
+    waves = torch.sin(along_columns * rows[:, None] * torch.arange(1, n_channels + 1))
+    return waves.T[None, :, :, None] * torch.cos(along_rows * columns)
+
+
+def is_same_output(found: Tensor, wanted: Tensor) -> bool:
+    """Compare what an encoder makes of a fixed image with what it made before."""
+    # "<=", so that NaN is not the same.
+    return found.shape == wanted.shape and bool(
+        (found - wanted).abs().max() <= _TOLERANCE * wanted.std()
+    )
+
+
+def some_values(made: Tensor) -> list[float]:
+    """Take values from all parts of what a network makes of an image."""
+    values = made.flatten()
+    # In float32 the last place could be rounded to one behind it.
+    places = torch.linspace(0, len(values) - 1, min(len(values), _N_VALUES), dtype=torch.float64)
+    return [float(value) for value in values[places.long()]]
 
 
 def copy_to_pickle(module: Any) -> Any:
@@ -163,22 +211,14 @@ def plain_config(module: Any) -> dict[str, Any]:
 
 
 def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
-    """Collect the values, besides the weights, that a module may compute with."""
-    buffers = {f"{name} of buffers": _without_addresses(b) for name, b in _unsaved_buffers(module)}
-    return buffers | {
+    """Collect the plain values, besides the weights, that a module may compute with."""
+    return {
         f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
         for path, part in module.named_modules()
         for name, value in vars(part).items()
-        if isinstance(value, _KINDS_OF_VALUES) and not name.startswith("_") and name != but
+        if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+        if name != but
     }
-
-
-def _unsaved_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that are not in the state of the module."""
-    for path, part in module.named_modules():
-        for name in getattr(part, "_non_persistent_buffers_set", ()):
-            if isinstance(getattr(part, name, None), Tensor):
-                yield f"{path}.{name}", getattr(part, name)
 
 
 def _is_plain(value: Any) -> bool:
@@ -195,14 +235,6 @@ def _without_addresses(value: Any) -> Any:
         return sorted(str(_without_addresses(item)) for item in value)
     if isinstance(value, Mapping):
         return [[_without_addresses(key), _without_addresses(value[key])] for key in value]
-    if isinstance(value, (Tensor, np.ndarray)):
-        values = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
-        as_bytes = (
-            values.reshape(-1).view(torch.uint8).numpy().tobytes()
-            if isinstance(values, Tensor)
-            else np.ascontiguousarray(values).tobytes()
-        )
-        return f"{values.dtype} {tuple(values.shape)} {hashlib.sha256(as_bytes).hexdigest()}"
     return _text(repr(value))
 
 

@@ -4,12 +4,12 @@ The channels of the field are the latent of an autoencoder, the features of a ba
 latent and beside it the features. Only the latent is decoded.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +32,13 @@ from sklearn_msf.latent.autoencoder_io import (
 )
 from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
 from sklearn_msf.latent.backbone_features import BackboneFeatures
-from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain, is_same_output
-from sklearn_msf.latent.frozen_network import FrozenNetwork, copy_to_pickle
+from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain
+from sklearn_msf.latent.frozen_network import (
+    FrozenNetwork,
+    copy_to_pickle,
+    is_same_output,
+    some_values,
+)
 from sklearn_msf.latent.hub import KNOWN_LICENSES
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
@@ -262,10 +267,11 @@ class LatentSpace:
 
     def digest(self) -> str:
         """Identify all that latents depend on besides the images and the precision."""
-        # What an encoder makes is part of it: its attributes do not tell all that it computes.
+        # What an encoder makes is part of it: its attributes do not tell all that it computes. It
+        # is rounded, so that another machine finds it too.
         digests = [
-            f"{digest} {hashlib.sha256(probe.contiguous().numpy().tobytes()).hexdigest()}"
-            for digest, probe in (encoder.fingerprint() for encoder in self._encoders)
+            f"{digest} {np.round(np.array(some_values(made)) / (float(made.abs().max()) or 1), 1).tolist()}"
+            for digest, made in (encoder.fingerprint() for encoder in self._encoders)
         ]
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
         return " ".join(map(str, (*digests, *sizes, self.shape)))

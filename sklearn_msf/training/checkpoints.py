@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import (
+    UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
     ArchiveVersionError,
     read_archive,
@@ -266,7 +267,7 @@ def _measured_values(entry: Any) -> np.ndarray | None:
         return None
     try:
         values = np.asarray(entry[_MEASURED], np.float64)
-    except (TypeError, ValueError):
+    except UNEXPECTED_VALUE_ERRORS:
         return None
     return values if values.ndim == 1 else None
 
