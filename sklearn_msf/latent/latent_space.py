@@ -269,10 +269,11 @@ class LatentSpace:
         """Identify all that latents depend on besides the images and the precision."""
         # What an encoder makes is part of it: its attributes do not tell all that it computes. It
         # is rounded, so that another machine finds it too.
-        digests = [
-            f"{digest} {np.round(np.array(some_values(made)) / (float(made.abs().max()) or 1), 1).tolist()}"
-            for digest, made in (encoder.fingerprint() for encoder in self._encoders)
-        ]
+        digests = []
+        for encoder in self._encoders:
+            digest, made = encoder.fingerprint()
+            values = np.array(some_values(made)) / (float(made.abs().max()) or 1)
+            digests.append(f"{digest} {np.round(values, 2).tolist()}")
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
         return " ".join(map(str, (*digests, *sizes, self.shape)))
 
