@@ -273,7 +273,7 @@ class LatentSpace:
         for encoder in self._encoders:
             digest, made = encoder.fingerprint()
             values = np.array(some_values(made)) / (float(made.abs().max()) or 1)
-            digests.append(f"{digest} {np.round(values, 2).tolist()}")
+            digests.append(f"{digest} {(np.round(values, 2) + 0.0).tolist()}")
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
         return " ".join(map(str, (*digests, *sizes, self.shape)))
 
