@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sklearn_msf.data.augmentation import AUGMENTATIONS, augment_images
+from sklearn_msf.data.augmentation import AUGMENTATIONS, augment_images, seen_variations
 
 
 def augment(x, kind, seed=0):
@@ -52,3 +52,17 @@ def test_affine_changes_keep_a_smooth_image_close():
     varied = augment(ramp, "affine")
     # A tenth of shift, a tenth of scale and sin(15 degrees) times the other axis.
     assert 0.01 < (varied - ramp).abs().mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "seen"),
+    [
+        ("flip", (-1, -2), "flip"),
+        ("flip+affine", (-1,), "hflip+affine"),
+        ("hflip+affine", (-1,), "hflip+affine"),
+        ("flip", (), None),
+        (None, (), None),
+    ],
+)
+def test_a_check_of_flips_is_of_those_that_are_seen(kind, axes, seen):
+    assert seen_variations(kind, axes) == seen

@@ -199,18 +199,25 @@ def test_a_validation_set_that_would_not_be_used_is_refused(make_classifier):
 def test_validation_images_of_one_class_teach_no_temperature(make_classifier):
     of_one = {"X_val": X_VAL[Y_VAL == 0], "y_val": Y_VAL[Y_VAL == 0]}
     missing = r"X_val, y_val has no image of the classes \[1\]"
-    with pytest.raises(ValueError, match=f"{missing}: a temperature cannot be learned from one"):
-        make_classifier(calibration="temperature").fit(X, Y, **of_one)
+    for early_stopping in (False, True):
+        refused = make_classifier(calibration="temperature", early_stopping=early_stopping)
+        with (
+            pytest.warns(UserWarning, match=missing),
+            pytest.raises(ValueError, match="needs held-out images of several classes.* class 0"),
+        ):
+            refused.fit(X, Y, **of_one)
     with pytest.warns(UserWarning, match=missing):
         make_classifier(early_stopping=True, max_epochs=1).fit(X, Y, **of_one)
 
 
-@pytest.mark.filterwarnings("ignore:calibration holds out no image")
-def test_held_out_groups_of_one_class_teach_no_temperature(make_classifier):
+@pytest.mark.filterwarnings("ignore:.* holds out no image")
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_held_out_groups_of_one_class_teach_no_temperature(early_stopping, make_classifier):
     # One patient has all images of a class: it stays with the images to train on.
     groups = np.where(Y == 0, 0, 1 + np.arange(len(Y)))
-    with pytest.raises(ValueError, match="are of one class, from which no temperature can be"):
-        make_classifier(calibration="temperature").fit(X, Y, groups=groups)
+    refused = make_classifier(calibration="temperature", early_stopping=early_stopping)
+    with pytest.raises(ValueError, match="needs held-out images of several classes.* class 1"):
+        refused.fit(X, Y, groups=groups)
 
 
 # Checkpoints

@@ -270,6 +270,20 @@ def test_what_a_backbone_computes_is_part_of_a_run(make, tmp_path):
     np.testing.assert_array_equal(other.fit(X, Y).predict_proba(X), alone.predict_proba(X))
 
 
+@pytest.mark.parametrize("autoencoder", [None, Averages()])
+def test_kept_latents_of_other_weights_are_not_taken(autoencoder, tmp_path):
+    settings = {"autoencoder": autoencoder, "cache_bytes": 0, "max_epochs": 1}
+    weights = np.where(Y == "a", 9, 1)
+    alone = tiny_joint_classifier(**settings).fit(X, Y, sample_weight=weights)
+    tiny_joint_classifier(**settings, checkpoint_dir=tmp_path).fit(X, Y)
+    # As if the run had ended before its first checkpoint.
+    for path in tmp_path.glob("checkpoint-*"):
+        path.unlink()
+    beside = tiny_joint_classifier(**settings, checkpoint_dir=tmp_path)
+    beside.fit(X, Y, sample_weight=weights)
+    np.testing.assert_array_equal(beside.predict_proba(X), alone.predict_proba(X))
+
+
 @pytest.mark.parametrize("make", [Listed, Unsaved, Holding])
 def test_a_pickle_keeps_a_parameter_that_was_changed_after_fit(make):
     classifier = tiny_feature_classifier(backbone=make(-0.5), max_epochs=1).fit(X, Y)

@@ -420,11 +420,12 @@ def measure_speed(arguments, records, gflops):
             "images and masks encoded in every step": EncodingMasksToo(autoencoder, **common),
         }
         rates = {what: images_per_second(c.fit(X, y)) for what, c in classifiers.items()}
-        channels, height, width = classifiers["cached latents"].model_.space.shape
+        model = classifiers["cached latents"].model_
+        channels, height, width = model.space.shape
         same_size = rng.random((n_images, height, width, channels)).astype(np.float32)
         plain = MedSymmFlowClassifier(
             **common,
-            network_params={"patch_size": 1},
+            network_params={"patch_size": model.field.layout.patch_size},
             image_shape=(height, width, channels),
         )
         rates["the same tensors as pixels"] = images_per_second(plain.fit(same_size, y))

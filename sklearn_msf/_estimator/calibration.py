@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sklearn_msf._estimator.data_validation import CALIBRATION, TrainingSamples, split_samples
+from sklearn_msf._estimator.data_validation import TrainingSamples, split_samples
 from sklearn_msf._estimator.parameters import draw_seed
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.flow.velocity_field import VelocityField, build_field
@@ -21,6 +21,7 @@ __all__ = [
     "MODEL_FRACTION",
     "CalibrationPlan",
     "Probabilities",
+    "check_several_classes",
     "learn_temperature",
     "plan_calibration",
     "temperature_of",
@@ -69,9 +70,21 @@ def plan_calibration(
     The run has its own random numbers, so that the model is the same with and without calibration.
     """
     own = np.random.RandomState(np.random.SeedSequence([seed, 1]).generate_state(4))
-    kept, held_out = split_samples(CALIBRATION, samples, _HELD_OUT_FRACTION, own)
+    kept, held_out = split_samples("calibration", samples, _HELD_OUT_FRACTION, own)
+    check_several_classes(samples.take(held_out))
     part = None if checkpoints is None else checkpoints.part("calibration")
     return CalibrationPlan(kept, held_out, draw_seed(own), part)
+
+
+def check_several_classes(held_out: TrainingSamples) -> None:
+    """Refuse to learn a temperature from images of one class, which any temperature serves."""
+    present = np.unique(held_out.labels)
+    if len(present) == 1:
+        raise ValueError(
+            "calibration='temperature' needs held-out images of several classes, and all of them "
+            f"are of the class {held_out.classes[present[0]].item()!r}: pass X_val and y_val with "
+            "images of all classes, or more groups."
+        )
 
 
 def learn_temperature(

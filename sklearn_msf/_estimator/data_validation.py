@@ -44,7 +44,6 @@ from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
-    "CALIBRATION",
     "OF_FEATURES",
     "TrainingSamples",
     "check_partial_classes",
@@ -58,8 +57,6 @@ __all__ = [
 
 # NaN is refused by `check_finite`, whatever scikit-learn's `assume_finite` is.
 _NUMBERS = {"dtype": "numeric", "ensure_all_finite": False}
-# Why samples are held out, in messages.
-CALIBRATION, EARLY_STOPPING = "calibration", "early_stopping"
 # Fitted attributes that scikit-learn's validation sets.
 OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
@@ -159,9 +156,9 @@ def check_training_samples(
     -------
     TrainingSamples
     """
+    goes_on = False
     if image_format is not None:
-        if of_training and n_spatial_dims == image_format.n_spatial_dims:
-            _check_same_image_shape(image_format, image_shape)
+        goes_on = of_training and n_spatial_dims == image_format.n_spatial_dims
         n_spatial_dims = image_format.n_spatial_dims
     rows, shape = flatten_images(X, n_spatial_dims)
     whole_shape = _whole_shape(rows, shape)
@@ -169,6 +166,8 @@ def check_training_samples(
         _check_not_one_image(X, whole_shape, y, n_spatial_dims)
         check_channels_last(X, whole_shape, image_shape, n_spatial_dims)
     else:
+        if goes_on:
+            _check_same_image_shape(image_format, image_shape, are_rows=shape is None)
         # Before scikit-learn's check, whose message would name only the number of features.
         _check_shape(estimator, image_format, X, rows, shape)
     reset = image_format is None
@@ -233,7 +232,6 @@ def check_validation_samples(
     *,
     training: TrainingSamples,
     class_weight: Any,
-    calibrates: bool,
 ) -> TrainingSamples:
     """Check the validation set of fit against the training samples.
 
@@ -247,8 +245,6 @@ def check_validation_samples(
         The samples of X and y.
     class_weight : dict, "balanced" or None
         Weights of the classes, as in the part that fit would hold out; "balanced" is for `y_val`.
-    calibrates : bool
-        Whether a temperature is learned from it.
 
     Returns
     -------
@@ -257,8 +253,7 @@ def check_validation_samples(
     Raises
     ------
     ValueError
-        For images of another shape or range than X, for labels that y lacks, for a single class if
-        a temperature is learned, and as in fit.
+        For images of another shape or range than X, for labels that y lacks, and as in fit.
 
     Warns
     -----
@@ -288,14 +283,11 @@ def check_validation_samples(
         raise ValueError(f"The validation set X_val, y_val does not fit X, y: {error}") from error
     absent = np.setdiff1d(training.labels, samples.labels)
     if len(absent):
-        of_one_class = len(np.unique(samples.labels)) == 1
         classes = training.classes[absent].tolist()
-        found = f"The validation set X_val, y_val has no image of the classes {classes}"
-        if calibrates and of_one_class:
-            raise ValueError(
-                f"{found}: a temperature cannot be learned from one class, pass images of all."
-            )
-        warn_user(f"{found}: what is chosen on it knows nothing of them.")
+        warn_user(
+            f"The validation set X_val, y_val has no image of the classes {classes}: what is "
+            "chosen on it knows nothing of them."
+        )
     return samples
 
 
@@ -349,7 +341,7 @@ def hold_out(
     samples: TrainingSamples, fraction: float, random_state: np.random.RandomState
 ) -> tuple[TrainingSamples, TrainingSamples]:
     """Split the samples, stratified, into a training part and a validation part."""
-    train, valid = split_samples(EARLY_STOPPING, samples, fraction, random_state)
+    train, valid = split_samples("early_stopping", samples, fraction, random_state)
     return samples.take(train), samples.take(valid)
 
 
@@ -372,11 +364,6 @@ def split_samples(
         if samples.groups is not None:
             train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
             _warn_of_absent_classes(purpose, samples, valid)
-            if purpose == CALIBRATION and len(np.unique(samples.labels[valid])) == 1:
-                raise ValueError(
-                    "all of the held-out images are of one class, from which no temperature can be "
-                    "learned; pass X_val and y_val, or more groups."
-                )
         else:
             train, valid = train_test_split(
                 np.arange(len(samples.rows)),
@@ -516,13 +503,15 @@ def _check_shape(
         )
 
 
-def _check_same_image_shape(image_format: ImageFormat, image_shape: Sequence[int] | None) -> None:
+def _check_same_image_shape(
+    image_format: ImageFormat, image_shape: Sequence[int] | None, *, are_rows: bool
+) -> None:
     """Refuse to go on with another parameter image_shape than that of the first fit."""
     n_dims = image_format.n_spatial_dims
     wanted = None if image_shape is None else tuple(int(n) for n in image_shape)
     # Without it rows are images of one line.
-    shape = row_shape(math.prod(image_format.shape), n_dims) if image_format.flat else None
-    shape = wanted or shape
+    default = row_shape(math.prod(image_format.shape), n_dims)
+    shape = wanted or (default if are_rows and image_format.flat else None)
     if shape is not None and _differ(shape, image_format.shape, n_dims):
         raise ValueError(
             f"Training cannot go on with image_shape={wanted}: the model was fitted on "

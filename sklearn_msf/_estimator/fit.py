@@ -21,6 +21,7 @@ from sklearn_msf._estimator.calibration import (
     MODEL_FRACTION,
     CalibrationPlan,
     Probabilities,
+    check_several_classes,
     learn_temperature,
     plan_calibration,
     temperature_of,
@@ -42,7 +43,7 @@ from sklearn_msf._estimator.run_fingerprint import (
     run_fingerprint,
 )
 from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
-from sklearn_msf.data.augmentation import flipped_axes
+from sklearn_msf.data.augmentation import flipped_axes, seen_variations
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
@@ -212,14 +213,16 @@ def fit(
     random_state = np.random.RandomState(seed)
     state, held_out = _hold_out(state, random_state)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
+    if calibrates and held_out is not None:
+        check_several_classes(held_out)
     plan = None
     if calibrates and held_out is None:
         # Plan before training, so that a class with too few samples or a bad folder fails early.
         plan = plan_calibration(state.samples, seed, checkpoints)
     data, trainer, model = _prepare_training(state, random_state)
     n_images = data.epoch_size * trainer.settings.max_epochs
-    if model.flipped_axes:
-        warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
+    kind = seen_variations(state.augment, model.flipped_axes)
+    warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
     def probabilities_of(samples: TrainingSamples) -> Probabilities:
         return _probabilities(p, model, samples)
@@ -285,9 +288,10 @@ def fit_partially(
     if state.group.size > 1:
         random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
     data, trainer, model = _prepare_training(state, random_state)
-    if previous is None and model.flipped_axes:
+    if previous is None:
         n_images = data.epoch_size
-        warn_of_mirroring(p, state.samples, state.augment, trainer, n_images, model.space.shape)
+        kind = seen_variations(state.augment, model.flipped_axes)
+        warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
     trainer.history = [] if previous is None else list(previous.history)
     trainer.fit_epoch(data)
     model = model.with_field(trainer.average, model.temperature)
@@ -376,7 +380,6 @@ def _checked_samples(
             given.sample_weight_val,
             training=samples,
             class_weight=p.class_weight,
-            calibrates=p.calibration is not None,
         )
     if previous is None:
         _check_codes(p, len(samples.classes))

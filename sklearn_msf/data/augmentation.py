@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AUGMENTATIONS", "augment_images", "flipped_axes", "flips_along", "mirror_images"]
+__all__ = [
+    "AUGMENTATIONS",
+    "augment_images",
+    "flipped_axes",
+    "flips_along",
+    "mirror_images",
+    "seen_variations",
+]
 
 # _MAX_SHIFT is in the units of grid_sample, in which an image has the size 2: it is 5 %.
 _MAX_ROTATION = math.radians(15.0)
@@ -84,6 +91,27 @@ def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
         # Paper: Blood, Derma, Retina.
         return tuple(range(-1, -n_spatial_dims - 1, -1))
     return (-1,) if "hflip" in names else ()
+
+
+def seen_variations(kind: str | None, axes: Sequence[int]) -> str | None:
+    """Return the kind of variation with flips along some of its axes only.
+
+    Parameters
+    ----------
+    kind : str or None
+        Variations, see :func:`flipped_axes`.
+    axes : sequence of int
+        The first of its axes, those along which images are flipped.
+
+    Returns
+    -------
+    str or None
+        None if nothing is flipped.
+    """
+    if not kind or not axes:
+        return None
+    parts = kind.split("+")
+    return "+".join("hflip" if part == "flip" and len(axes) == 1 else part for part in parts)
 
 
 def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,14 @@ class _PlainUpsampling(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Double the sides of (n, C, H, W), and smooth."""
-        doubled: Tensor = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return doubled
+    def forward(
+        self, h: Tensor, output_size: tuple[int, int] | None = None, *args: Any, **others: Any
+    ) -> Tensor:
+        """Double the sides of (n, C, H, W), or bring it to a size, and smooth."""
+        scale = None if output_size is not None else 2.0
+        h = F.interpolate(h, size=output_size, scale_factor=scale, mode="nearest")
+        smooth: Tensor = self.conv(h)
+        return smooth
 
 
 def _make_upsampling_plain(module: nn.Module) -> None:

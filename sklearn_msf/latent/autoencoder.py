@@ -161,16 +161,19 @@ class ImageAutoencoder(FrozenNetwork):
         n_pixels = math.prod(batch.shape[2:]) * factor**2
         return equal_passes(batch, n_pixels, _PIXELS_A_PASS)
 
-    def _identify(self) -> tuple[str, Tensor]:
-        """Compute a digest, and the latents of a fixed image."""
-        encoded = self._probe()
+    def of_fixed_image(self) -> Tensor:
+        """Make the latents of a fixed image."""
+        return self._probe().mean.cpu()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
         if isinstance(self.module, nn.Module):
             update_digest(digest, self.module)
         else:
+            encoded = self._probe()
             for value in (*encoded, self.decode(encoded.mean)):
                 digest.update(b"" if value is None else value.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16], encoded.mean.cpu()
+        return digest.hexdigest()[:16]
 
     @property
     def _probe_side(self) -> int:

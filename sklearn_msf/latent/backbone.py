@@ -160,11 +160,14 @@ class ImageBackbone(FrozenNetwork):
             ) from error
         return self._as_map(output, images).float().to(images.device)
 
-    def _identify(self) -> tuple[str, Tensor]:
-        """Compute a digest, and the map of a fixed image."""
+    def of_fixed_image(self) -> Tensor:
+        """Make the map of a fixed image."""
+        return self._probe().cpu()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256(f"{type(self.module).__name__} {self.preprocessing}".encode())
         update_digest(digest, self.module)
-        return digest.hexdigest()[:16], self._probe().cpu()
+        return digest.hexdigest()[:16]
 
     def digest_of_weights(self) -> str:
         """Compute a digest of the weights that does not depend on their names and order.

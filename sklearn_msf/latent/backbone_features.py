@@ -56,6 +56,12 @@ class BackboneFeatures:
         """Channels of the features."""
         return len(self.mean if self.components is None else self.components)
 
+    @property
+    def constants(self) -> list[Tensor]:
+        """What features are computed with."""
+        found = (self.mean, self.scale, self.components)
+        return [value for value in found if value is not None]
+
     def resized(self, x: Tensor) -> Tensor:
         """Convert images, (n, C, H, W) in [-1, 1], to the size and channels of the backbone."""
         return prepare_images(x, self.size, self.backbone.image_channels)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import to_channels_last
 
@@ -28,6 +29,7 @@ __all__ = [
     "plain_config",
     "some_values",
     "update_digest",
+    "update_with",
 ]
 
 # Every pass is padded to the same number of images, because kernels round differently for other
@@ -85,11 +87,15 @@ class FrozenNetwork:
     def fingerprint(self) -> tuple[str, Tensor]:
         """Identify the network by a digest, and by what it makes of a fixed image."""
         if self._fingerprint is None:
-            self._fingerprint = self._identify()
+            self._fingerprint = self._digest(), self.of_fixed_image()
         return self._fingerprint
 
-    def _identify(self) -> tuple[str, Tensor]:
-        """Compute the fingerprint; each kind of network describes itself."""
+    def of_fixed_image(self) -> Tensor:
+        """Return what the network makes of a fixed image, on the CPU."""
+        raise NotImplementedError
+
+    def _digest(self) -> str:
+        """Compute a digest; each kind of network describes itself."""
         raise NotImplementedError
 
     def is_made_of(self, given: Any) -> bool:
@@ -113,11 +119,16 @@ class FrozenNetwork:
     def _computes_as(self, given: nn.Module) -> bool:
         """Tell whether a module of the same weights makes the same of a fixed image."""
         try:
-            other = self._wrapped(copy.deepcopy(given).cpu())
-        # What cannot be copied could not be pickled either. Errors can be of any class.
-        except Exception:
-            return True
-        return is_same_output(other.fingerprint()[1], self.fingerprint()[1])
+            copied = copy.deepcopy(given).cpu()
+        # Errors can be of any class. What cannot be copied could not be pickled either.
+        except Exception as error:
+            return not is_out_of_memory(error)
+        try:
+            other = self._wrapped(copied)
+        # It is refused now, so it computes something else.
+        except (AutoencoderError, BackboneError):
+            return False
+        return is_same_output(other.of_fixed_image(), self.of_fixed_image())
 
     def _wrapped(self, module: nn.Module) -> "FrozenNetwork":
         """Wrap another module as this one; each kind of network has its own parameters."""
@@ -199,7 +210,12 @@ def update_digest(digest: "hashlib._Hash", module: nn.Module) -> None:
     digest.update(repr(_plain_attributes(module)).encode())
     for name, value in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        update_with(digest, value)
+
+
+def update_with(digest: "hashlib._Hash", value: Tensor) -> None:
+    """Add the values of a tensor to a digest."""
+    digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def plain_config(module: Any) -> dict[str, Any]:

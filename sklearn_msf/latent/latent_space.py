@@ -4,12 +4,12 @@ The channels of the field are the latent of an autoencoder, the features of a ba
 latent and beside it the features. Only the latent is decoded.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from sklearn_msf.latent.frozen_network import (
     FrozenNetwork,
     copy_to_pickle,
     is_same_output,
-    some_values,
+    update_with,
 )
 from sklearn_msf.latent.hub import KNOWN_LICENSES
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
@@ -267,15 +267,19 @@ class LatentSpace:
 
     def digest(self) -> str:
         """Identify all that latents depend on besides the images and the precision."""
-        # What an encoder makes is part of it: its attributes do not tell all that it computes. It
-        # is rounded, so that another machine finds it too.
+        # What an encoder makes is part of it: its attributes do not tell all that it computes.
+        exact = hashlib.sha256()
         digests = []
         for encoder in self._encoders:
             digest, made = encoder.fingerprint()
-            values = np.array(some_values(made)) / (float(made.abs().max()) or 1)
-            digests.append(f"{digest} {(np.round(values, 2) + 0.0).tolist()}")
+            digests.append(digest)
+            update_with(exact, made)
+        # Latents are kept as the field gets them: shifted, scaled and rotated.
+        for part in (self.scaling, self.features):
+            for value in () if part is None else part.constants:
+                update_with(exact, value)
         sizes = [part.size for part in (self.scaling, self.features) if part is not None]
-        return " ".join(map(str, (*digests, *sizes, self.shape)))
+        return " ".join(map(str, (*digests, *sizes, self.shape, exact.hexdigest())))
 
     def _decoded(self, latents: Tensor) -> Tensor:
         assert self.autoencoder is not None

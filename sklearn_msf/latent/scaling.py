@@ -46,6 +46,11 @@ class LatentScaling:
     scale: Tensor
     mask_codes: Tensor | None
 
+    @property
+    def constants(self) -> list[Tensor]:
+        """What latents are computed with."""
+        return [self.shift, self.scale]
+
     def normalise(self, latents: Tensor) -> Tensor:
         """Convert latents (n, c, h, w) of the autoencoder to those of the field."""
         shift, scale = self.factors(latents.device)
