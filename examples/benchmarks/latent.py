@@ -461,7 +461,7 @@ def measure_encoding(arguments, records, gflops):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 256, (N_ENCODED, ENCODED_SIDE, ENCODED_SIDE, 3), dtype=np.uint8)
     y = np.arange(N_ENCODED) % 2
-    data = describe_data(f"random images of {ENCODED_SIDE} px", {"train": (X, y)})
+    data = describe_data(f"{N_ENCODED} random images of {ENCODED_SIDE} px", {"train": (X, y)})
     encoders = {"EfficientNet-Lite0": {"backbone": EfficientNetStage()}}
     if arguments.taef2 is not None:
         encoders["TAEF2"] = {"autoencoder": TAEF2(arguments.taef2)}

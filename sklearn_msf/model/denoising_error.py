@@ -5,6 +5,7 @@ Under the code of its own class an image should be denoised better than under th
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,24 +56,29 @@ def denoising_errors(
     ndarray of shape (n, n_classes_tried, n_times), float64
     """
     field = model.field
-    n_images, n_tried = labels.shape
+    (n_images, n_tried), n_times = labels.shape, len(times)
     noise = model.noise(len(times), model.space.shape[0] + field.codes.n_channels)
     at = torch.tensor(times).to(noise.device)
 
     def prepare(start: int, n: int) -> tuple[Tensor, np.ndarray]:
         return inputs.batch(start, n), labels[start : start + n]
 
-    def evaluate(prepared: tuple[Tensor, np.ndarray], size: int) -> Tensor:
+    def evaluate(
+        prepared: tuple[Tensor, np.ndarray],
+        size: int,
+        n_tried: int = n_tried,
+        n_times: int = n_times,
+    ) -> Tensor:
         x, of_images = prepared
         n_real, x = len(x), padded(x, size)
         n_channels = x.shape[1]
-        errors = x.new_zeros((size, n_tried, len(times)), dtype=torch.float32)
+        errors = x.new_zeros((size, n_tried, n_times), dtype=torch.float32)
         # At once: each copy to a GPU waits for all that it has to do.
         classes = torch.zeros((n_tried, size), dtype=torch.int64)
-        classes[:, :n_real] = torch.from_numpy(of_images.T)
+        classes[:, :n_real] = torch.from_numpy(of_images.T[:n_tried])
         for i, tried in enumerate(classes.to(x.device)):
             masks = field.codes.masks(tried, x.shape[2:])
-            for j, time in enumerate(at):
+            for j, time in enumerate(at[:n_times]):
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
                 point = sample_path(x, masks, e_x, e_y, time.expand(size))
                 with autocast(x.device, precision):
@@ -84,8 +90,9 @@ def denoising_errors(
     def run(start: int, size: int) -> Tensor:
         return evaluate(prepare(start, min(size, n_images - start)), size)
 
-    kind = precision, n_tried, len(times), type(inputs)
-    small = SmallBatches(field, kind, prepare, evaluate)
+    # A pass for one class at one time has all kernels: those of the others are the same.
+    trial = partial(evaluate, n_tried=1, n_times=1)
+    small = SmallBatches(field, ("errors", precision, type(inputs)), prepare, trial)
     return torch.cat(in_batches(run, n_images, batch_size, noise.device, small=small)).numpy()
 
 
