@@ -650,48 +650,43 @@ def epochs_of(record) -> int | str:
     return resolved.get("epochs", "-")
 
 
-def reconstruction_table(records) -> str:
-    rows = [
+def table_of_part(part: str, columns: str, row: Callable[[dict], str]) -> Callable[..., str]:
+    """Make a function of records to the table of a part that has a row for each record."""
+    return lambda records: markdown(columns, [row(r) for r in records if r["part"] == part])
+
+
+reconstruction_table = table_of_part(
+    "reconstruction",
+    "| data | images | median PSNR, dB | ResNet-18 AUC | ACC |",
+    lambda r: (
         f"| {r['dataset']} | {r['images']} | {'-' if r['psnr'] is None else r['psnr']} "
         f"| {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
-        for r in records
-        if r["part"] == "reconstruction"
-    ]
-    return markdown("| data | images | median PSNR, dB | ResNet-18 AUC | ACC |", rows)
-
-
-def speed_table(records) -> str:
-    rows = [
+    ),
+)
+speed_table = table_of_part(
+    "speed",
+    "| side | autoencoder | training step | images/s | cached is faster by |",
+    lambda r: (
         f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.0f} "
         f"| {1 / r['share_of_cached']:.2f} |"
-        for r in records
-        if r["part"] == "speed"
-    ]
-    return markdown("| side | autoencoder | training step | images/s | cached is faster by |", rows)
-
-
-def encoding_table(records) -> str:
-    rows = [
+    ),
+)
+encoding_table = table_of_part(
+    "encoding",
+    "| side | encoder | what | images/s | of the encoder alone |",
+    lambda r: (
         f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.1f} "
         f"| {r['share_of_encoder']:.2f} |"
-        for r in records
-        if r["part"] == "encoding"
-    ]
-    return markdown("| side | encoder | what | images/s | of the encoder alone |", rows)
-
-
-def smoke_table(records) -> str:
-    rows = [
+    ),
+)
+smoke_table = table_of_part(
+    "smoke",
+    "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |",
+    lambda r: (
         f"| {r['parameters']:,} | {r['fit_seconds']} s | {r['predict_seconds']} s "
         f"| {r['sample_seconds']} s | {r['peak_memory_gib']} GiB |"
-        for r in records
-        if r["part"] == "smoke"
-    ]
-    return markdown(
-        "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |", rows
-    )
-
-
+    ),
+)
 TABLES = (accuracy_table, reconstruction_table, speed_table, encoding_table, smoke_table)
 PARTS = {
     "accuracy": measure_accuracy,

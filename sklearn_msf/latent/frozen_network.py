@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
+from sklearn_msf.persistence.measured_values import same_but_for_rounding
 from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import to_channels_last
 
@@ -35,9 +36,6 @@ __all__ = [
 # Every pass is padded to the same number of images, because kernels round differently for other
 # batch sizes; a small number keeps the padding of a single image cheap.
 _MAX_ROWS_A_PASS = 16
-# Allowed error of what a network makes of a fixed image, in standard deviations: machines round
-# differently.
-_TOLERANCE = 0.01
 # Waves along the columns and the rows of a fixed image, and of one that differs from it.
 _WAVES, _OTHER_WAVES = (9.0, 5.0), (4.0, 11.0)
 # Values of a map by which runs are compared.
@@ -165,10 +163,7 @@ def fixed_image(n_channels: int, size: tuple[int, int], *, other: bool = False) 
 
 def is_same_output(found: Tensor, wanted: Tensor) -> bool:
     """Compare what an encoder makes of a fixed image with what it made before."""
-    # "<=", so that NaN is not the same.
-    return found.shape == wanted.shape and bool(
-        (found - wanted).abs().max() <= _TOLERANCE * wanted.std()
-    )
+    return same_but_for_rounding(found.numpy(), wanted.numpy())
 
 
 def some_values(made: Tensor) -> list[float]:

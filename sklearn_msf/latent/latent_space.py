@@ -130,15 +130,17 @@ class LatentSpace:
     @property
     def encoded_pixels(self) -> int:
         """Pixels of one image at the sizes at which it is encoded."""
-        sizes = [part.size for part in (self.scaling, self.features) if part is not None]
-        return sum(math.prod(size) for size in sizes)
+        return sum(math.prod(part.size) for part in self._learned)
 
     @property
     def encoded_size(self) -> tuple[int, int]:
         """Height and width of the images for the autoencoder, or else for the backbone."""
-        part = self.features if self.scaling is None else self.scaling
-        assert part is not None
-        return part.size
+        return self._learned[0].size
+
+    @property
+    def _learned(self) -> list[LatentScaling | BackboneFeatures]:
+        """What was learned for the autoencoder, and for the backbone, if there are both."""
+        return [part for part in (self.scaling, self.features) if part is not None]
 
     @property
     def n_latent(self) -> int:
@@ -275,10 +277,10 @@ class LatentSpace:
             digests.append(digest)
             update_with(exact, made)
         # Latents are kept as the field gets them: shifted, scaled and rotated.
-        for part in (self.scaling, self.features):
-            for value in () if part is None else part.constants:
+        for part in self._learned:
+            for value in part.constants:
                 update_with(exact, value)
-        sizes = [part.size for part in (self.scaling, self.features) if part is not None]
+        sizes = [part.size for part in self._learned]
         return " ".join(map(str, (*digests, *sizes, self.shape, exact.hexdigest())))
 
     def _decoded(self, latents: Tensor) -> Tensor:

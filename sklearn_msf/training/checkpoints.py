@@ -21,6 +21,7 @@ from sklearn_msf.persistence.archives import (
     remove_leftovers,
     write_archive,
 )
+from sklearn_msf.persistence.measured_values import same_but_for_rounding
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
 from sklearn_msf.training.state import TrainingState
@@ -34,9 +35,8 @@ _PREFIX = "checkpoint-"
 _PATTERN = rf"{_PREFIX}(?:[0-9]{{7}}|[1-9][0-9]{{7,}})"
 _NAME = re.compile(rf"{_PATTERN}\.json")
 _MAX_SEED = 2**32
-# Key of measured values, their tolerance in deviations, and how many a message shows.
+# Key of measured values, and how many of them a message shows.
 _MEASURED = "measured"
-_TOLERANCE = 0.01
 _N_SHOWN = 3
 
 
@@ -255,11 +255,7 @@ def _agree(found: Any, wanted: Any) -> bool:
     pair = [_measured_values(entry) for entry in (found, wanted)]
     if pair[0] is None or pair[1] is None:
         return bool(found == wanted)
-    if pair[0].shape != pair[1].shape:
-        return False
-    difference = np.abs(pair[0] - pair[1]).max(initial=0.0)
-    # "<=", so that NaN agrees with nothing.
-    return bool(difference <= _TOLERANCE * pair[1].std())
+    return same_but_for_rounding(pair[0], pair[1])
 
 
 def _measured_values(entry: Any) -> np.ndarray | None:
