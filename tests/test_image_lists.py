@@ -10,6 +10,7 @@ from conftest import tiny_classifier
 from PIL import Image
 
 from sklearn_msf.data.images import flatten_images
+from sklearn_msf.data.on_demand import RowsOnDemand
 from sklearn_msf.data.stacking import stack_images
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
@@ -32,7 +33,7 @@ def test_masked_values_are_not_taken_for_data():
     for X, name in ((masked, "X"), (list(masked), "image 0 of X")):
         with pytest.raises(ValueError, match=f"^{name} is a masked array with [0-9]+ masked"):
             flatten_images(X)
-    rows, _ = flatten_images(np.ma.MaskedArray(RGB))
+    rows, *_ = flatten_images(np.ma.MaskedArray(RGB))
     assert np.array_equal(rows, RGB.reshape(6, -1))
 
 
@@ -59,9 +60,28 @@ def test_images_in_a_list_are_those_in_an_array(form):
     stacked = stack_images(FORMS[form](RGB))
     assert stacked.dtype == np.uint8
     np.testing.assert_array_equal(stacked, RGB)
-    rows, shape = flatten_images(FORMS[form](RGB))
-    assert shape == (8, 9, 3)
-    np.testing.assert_array_equal(rows, RGB.reshape(6, -1))
+    flat = flatten_images(FORMS[form](RGB))
+    assert flat.shape == (8, 9, 3)
+    np.testing.assert_array_equal(RowsOnDemand(*flat)[:], RGB.reshape(6, -1))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "pillow" not in form])
+@pytest.mark.parametrize("order", ["channels first", "Fortran"])
+def test_images_in_a_list_may_lie_in_memory_in_any_order(form, order, on_rgb):
+    if order == "Fortran":
+        images = [np.asfortranarray(image) for image in RGB]
+    else:
+        images = list(np.ascontiguousarray(RGB.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1))
+    in_form = {
+        "list": images,
+        "tuple": tuple(images),
+        "tensors": [torch.from_numpy(image) for image in images],
+        "objects": objects(images),
+        "column": pd.Series(images),
+    }[form]
+    np.testing.assert_array_equal(stack_images(in_form), RGB)
+    np.testing.assert_array_equal(RowsOnDemand(*flatten_images(in_form))[:], RGB.reshape(6, -1))
+    np.testing.assert_array_equal(on_rgb.predict_proba(in_form), on_rgb.predict_proba(RGB))
 
 
 def test_a_model_takes_a_list_and_an_object_array(on_rgb):

@@ -18,7 +18,7 @@ def as_tensor(fmt, rows):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @given(IMAGES)
 def test_bytes_survive_the_way_there_and_back(X):
-    rows, shape = flatten_images(X)
+    rows, shape, _ = flatten_images(X)
     fmt = learn_format(rows, shape, flat=False)
     tensor = as_tensor(fmt, rows)
     assert tensor.shape == (3, 3, 2, 4)

@@ -259,7 +259,7 @@ def test_rows_have_the_usual_order_of_pixels_however_they_lie_in_memory(axes, cu
     X = stored.transpose(0, *axes)[:, *cuts[:3]]
     if 0 in X.shape:
         return
-    rows = RowsOnDemand(flatten_images(X)[0], X)
+    rows = RowsOnDemand(*flatten_images(X))
     np.testing.assert_array_equal(rows[1:3], X[1:3].reshape(2, -1))
     np.testing.assert_array_equal(rows[np.array([3, 0])], X[[3, 0]].reshape(2, -1))
 
@@ -268,7 +268,7 @@ def test_rows_have_the_usual_order_of_pixels_however_they_lie_in_memory(axes, cu
 def test_selections_of_rows_are_sorted_as_their_copies_would_be(order):
     X = np.asarray(RNG.integers(0, 2, (40, 2, 2)), order=order)
     chosen = np.flatnonzero(RNG.random(40) < 0.7)
-    rows = RowsOnDemand(flatten_images(X)[0], X).take(chosen)
+    rows = RowsOnDemand(*flatten_images(X)).take(chosen)
     copies = [row.tobytes() for row in X.reshape(40, -1)[chosen]]
     assert rows.order_of_content().tolist() == sorted(range(len(chosen)), key=copies.__getitem__)
 
@@ -287,7 +287,7 @@ def test_images_on_demand_are_those_that_are_converted_at_once(dtype):
 
 def test_digests_of_parts_are_those_of_the_whole():
     X = images("float32", "F")
-    rows = RowsOnDemand(flatten_images(X)[0], X)
+    rows = RowsOnDemand(*flatten_images(X))
     assert digest_arrays(rows) == digest_arrays(np.ascontiguousarray(X).reshape(N, -1))
     arrays = memory_of(lambda: digest_arrays(rows, X))
     assert arrays < SMALL * X.itemsize

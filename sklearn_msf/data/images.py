@@ -6,7 +6,7 @@ Volumes have an axis more, (n, D, H, W) or (n, D, H, W, C) in X and (n, C, D, H,
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from sklearn_msf.data.ranges import (
     learn_range,
     warn_of_low_contrast,
     warn_of_several_scales,
+    warn_of_unused_range,
 )
 from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.persistence.json_data import number_dtype
 
 __all__ = [
+    "FlatImages",
     "ImageFormat",
     "check_finite",
     "flatten_images",
@@ -39,8 +41,26 @@ __all__ = [
 _BYTES_WITHOUT_CONTRAST, _BYTES_OF_MASKS = 5, 1
 
 
-def flatten_images(X: Any, n_spatial_dims: int = 2) -> tuple[Any, tuple[int, ...] | None]:
-    """Flatten images to rows, and return the shape of one image.
+class FlatImages(NamedTuple):
+    """Images as rows, and what to make images of them again.
+
+    Attributes
+    ----------
+    rows : array-like of shape (n, n_features)
+        The pixels of each image in the order in which they lie in memory.
+    shape : tuple of int or None
+        (H, W) or (H, W, C) of images, None for rows.
+    order : tuple of int
+        :func:`memory_order` of the images; () for rows.
+    """
+
+    rows: Any
+    shape: tuple[int, ...] | None
+    order: tuple[int, ...]
+
+
+def flatten_images(X: Any, n_spatial_dims: int = 2) -> FlatImages:
+    """Flatten images to rows.
 
     Parameters
     ----------
@@ -51,42 +71,41 @@ def flatten_images(X: Any, n_spatial_dims: int = 2) -> tuple[Any, tuple[int, ...
 
     Returns
     -------
-    rows : array-like of shape (n, n_features)
-        X itself if it is already flat, or a list of rows as one array. Else a view of X if
-        possible, with the pixels of each image in their :func:`memory_order`.
-    shape : tuple of int or None
-        (H, W) or (H, W, C) of images, None for rows.
+    FlatImages
+        The rows are X itself if it is already flat, a list of rows as one array, and else a view
+        of X if possible.
     """
     X = stack_images(X)
     shape = tuple(getattr(X, "shape", ()))
     check_n_axes(shape, n_spatial_dims)
     if len(shape) <= 2:
-        return X, None
+        return FlatImages(X, None, ())
     if 0 in shape:
         raise ValueError(
             f"X must hold at least one image of at least one pixel, got X of shape {shape} "
             f"with 0 sample(s) or pixels; a minimum of 1 is required."
         )
-    return np.asarray(X).transpose(0, *memory_order(X)).reshape(shape[0], -1), shape[1:]
+    # Stacking keeps the order in which the images of a list lie in memory.
+    images = np.asarray(X)
+    order = memory_order(images)
+    return FlatImages(images.transpose(0, *order).reshape(shape[0], -1), shape[1:], order)
 
 
-def memory_order(X: Any) -> tuple[int, ...]:
+def memory_order(images: np.ndarray) -> tuple[int, ...]:
     """Order the axes of the images from the one with the longest way in memory to the shortest.
 
     Parameters
     ----------
-    X : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
-        Images or rows.
+    images : ndarray of shape (n, H, W) or (n, H, W, C), for volumes (n, D, H, W) or (n, D, H, W, C)
+        The images.
 
     Returns
     -------
     tuple of int
         (1, 2), (1, 2, 3), ... for images that lie in memory one pixel after the other, other orders
-        for arrays in Fortran's order or with exchanged axes; () for rows and lists.
+        for arrays in Fortran's order or with exchanged axes.
     """
-    if len(getattr(X, "shape", ())) <= 2:
-        return ()
-    strides = np.asarray(X).strides
+    strides = images.strides
     return tuple(sorted(range(1, len(strides)), key=lambda axis: -abs(strides[axis])))
 
 
@@ -363,7 +382,8 @@ def learn_format(
     """
     low, high, clip = 0.0, 255.0, CLIP
     if rows.dtype == np.uint8:
-        warn_of_low_contrast(rows, _BYTES_WITHOUT_CONTRAST)
+        if not warn_of_low_contrast(rows, _BYTES_WITHOUT_CONTRAST):
+            warn_of_unused_range(rows, low, high)
     else:
         low, high, clip = learn_range(rows)
         warn_of_several_scales(rows, rows.max(axis=1))

@@ -4,12 +4,10 @@ X can be larger than half of the memory, or a file that is mapped into memory. W
 takes a batch of images, and never makes a second array as large as X.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
-from sklearn_msf.data.images import ImageFormat, memory_order
+from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.parts import parts_of
 from sklearn_msf.data.resizing import resize_bilinear
 
@@ -22,18 +20,22 @@ class RowsOnDemand:
     Parameters
     ----------
     rows : ndarray of shape (n, n_features)
-        Rows as :func:`~sklearn_msf.data.images.flatten_images` returns them.
-    X : array-like
-        What they were made of.
-    indices : ndarray of int, optional
-        The rows that there are, and their order; all by default.
+        The images as rows.
+    shape, order : tuple of int
+        As in :class:`~sklearn_msf.data.images.FlatImages`; by default the pixels are in their usual
+        order.
     """
 
-    def __init__(self, rows: np.ndarray, X: Any = None, indices: np.ndarray | None = None):
+    def __init__(
+        self,
+        rows: np.ndarray,
+        shape: tuple[int, ...] | None = None,
+        order: tuple[int, ...] = (),
+    ):
         self._rows = rows
-        self._order = memory_order(X)
-        self._sizes = [X.shape[axis] for axis in self._order]
-        self._indices = indices
+        self._order = order
+        self._sizes = [] if shape is None else [shape[axis - 1] for axis in order]
+        self._indices: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Count the images."""
