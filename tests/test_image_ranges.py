@@ -24,7 +24,7 @@ Y = np.arange(40) % 2
 
 def learned(X):
     """Format of X; learning it may warn."""
-    rows, shape = flatten_images(X)
+    rows, shape, _ = flatten_images(X)
     dtype, rows = rows.dtype, rows.astype(np.int8) if rows.dtype == bool else rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -32,7 +32,7 @@ def learned(X):
 
 
 def check(fmt, X):
-    rows, _ = flatten_images(X)
+    rows, *_ = flatten_images(X)
     fmt.check(rows.astype(np.int8) if rows.dtype == bool else rows, rows.dtype)
 
 
@@ -61,7 +61,7 @@ def put(X, value, where=(4, 3, 3)):
     ],
 )
 def test_values_far_outside_are_left_out_of_the_range_and_named(X, values, low, high):
-    rows, shape = flatten_images(X)
+    rows, shape, _ = flatten_images(X)
     with pytest.warns(UserWarning, match=f"{values}, while the others are in .{low}, {high}."):
         fmt = learn_format(rows, shape, flat=False)
     assert (fmt.low, fmt.high) == (low, high)
@@ -96,7 +96,7 @@ def test_one_outlier_does_not_hide_another():
     ],
 )
 def test_the_range_of_other_images_goes_from_minimum_to_maximum(X):
-    rows, shape = flatten_images(X)
+    rows, shape, _ = flatten_images(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fmt = learn_format(rows, shape, flat=False)
@@ -331,6 +331,22 @@ def several_hot_pixels():
 def test_images_that_use_a_sliver_of_their_range_are_warned_of(X):
     with pytest.warns(UserWarning, match=r"nearly all of them are in .*little contrast"):
         assert learn_range(X.reshape(len(X), -1)) == (X.min(), X.max(), 8)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        (RANDOM * 4095 / 65535).astype(np.float32),  # 12 bits, taken for 16.
+        (RANDOM * 16).astype(np.uint8),
+        (100 + RANDOM * 20).astype(np.uint8),
+    ],
+    ids=["fractions", "dark-bytes", "gray-bytes"],
+)
+def test_images_that_use_a_sliver_of_the_range_of_their_dtype_are_warned_of(X):
+    rows = X.reshape(len(X), -1)
+    with pytest.warns(UserWarning, match=r"has the range .*nearly all values fill only .*in fit"):
+        fmt = learn_format(rows, (8, 8), flat=False)
+    assert (fmt.low, fmt.high) == (0, 255 if X.dtype == np.uint8 else 1)
 
 
 @pytest.mark.parametrize("n_large", [10, 90])

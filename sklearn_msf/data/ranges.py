@@ -17,6 +17,7 @@ __all__ = [
     "learn_range",
     "warn_of_low_contrast",
     "warn_of_several_scales",
+    "warn_of_unused_range",
 ]
 
 # Limit for scaled floats. Values far outside the training range would drown the noise of the
@@ -123,16 +124,43 @@ def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
             f"fill values and are clipped to this range, here and in predictions. If they "
             "are right, bring X to another scale, for example by a logarithm."
         )
-    if clip == CLIP:
-        _warn_of_sliver(rows, low, high)
     if low >= 0.0 and high <= 1.0:
         if low < high < _FLAT:
             warn_user(
                 f"X is {ValueRange(rows.dtype, low, high)}, and images in [0, 1] have that range: "
                 "all images of X are nearly flat on it. Scale X so that it fills the range."
             )
+        elif clip == CLIP:
+            warn_of_unused_range(rows, 0.0, 1.0)
         low, high = 0.0, 1.0
+    elif clip == CLIP and (sliver := _sliver(rows, low, high)) is not None:
+        warn_user(
+            f"X has values in [{low:g}, {high:g}], but nearly all of them are in "
+            f"[{sliver.low:g}, {sliver.high:g}]: on the whole range the images have little "
+            "contrast. If the others are background, padding or errors, clip X to the range that "
+            "matters; if they are right, bring X to another scale, for example by a logarithm."
+        )
     return low, high, clip
+
+
+def warn_of_unused_range(rows: np.ndarray, low: float, high: float) -> None:
+    """Warn if nearly all values are in a small part of a range that the dtype decides.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images.
+    low, high : float
+        Range that such images have, whatever their values: [0, 255] or [0, 1].
+    """
+    sliver = _sliver(rows, low, high)
+    if sliver is not None:
+        warn_user(
+            f"X is {ValueRange(rows.dtype, float(rows.min()), float(rows.max()))} and has the "
+            f"range [{low:g}, {high:g}], of which nearly all values fill only [{sliver.low:g}, "
+            f"{sliver.high:g}]: the images have little contrast. Scale X so that it fills the "
+            "range, in fit and in predictions."
+        )
 
 
 def inlying_range(rows: np.ndarray, low: float, high: float) -> tuple[float, float]:
@@ -212,11 +240,11 @@ def _main_cluster(
     return (first, last), sum(n for n, _, _ in others)
 
 
-def _warn_of_sliver(rows: np.ndarray, low: float, high: float) -> None:
-    """Warn if nearly all values, a fill value aside, are in a small part of the range."""
+def _sliver(rows: np.ndarray, low: float, high: float) -> _Values | None:
+    """Find a small part of the range that has nearly all values, a fill value aside."""
     counts = None if rows.size < _FEWEST_VALUES else _histogram(rows, low, high)
     if counts is None:
-        return
+        return None
     occupied = np.flatnonzero(counts)
     for end, neighbour in ((0, 1), (-1, -2)):
         # A frequent value at one end, far from all others.
@@ -229,20 +257,15 @@ def _warn_of_sliver(rows: np.ndarray, low: float, high: float) -> None:
     widths[needed > total[-1]] = _BINS
     start, width = int(widths.argmin()), int(widths.min())
     if width > _SLIVER_BINS:
-        return
+        return None
     step = (high - low) / _BINS
     first, last = low + start * step, low + (start + width) * step
     _, inside, _ = _split_at(rows, first, last)
     spread = _histogram(rows, inside.low, inside.high) if inside.n else None
     # Values of a mask or of a few classes are far apart without anything wrong.
     if spread is None or np.count_nonzero(spread) < _SPREAD_BINS:
-        return
-    warn_user(
-        f"X has values in [{low:g}, {high:g}], but nearly all of them are in [{inside.low:g}, "
-        f"{inside.high:g}]: on the whole range the images have little contrast. If the others are "
-        "background, padding or errors, clip X to the range that matters; if they are right, bring "
-        "X to another scale, for example by a logarithm."
-    )
+        return None
+    return inside
 
 
 def _is_rare(n: int, rows: np.ndarray) -> bool:
@@ -271,7 +294,7 @@ def _extremes(rows: np.ndarray, where: np.ndarray) -> tuple[float, float]:
     )
 
 
-def warn_of_low_contrast(rows: np.ndarray, highest: int) -> None:
+def warn_of_low_contrast(rows: np.ndarray, highest: int) -> bool:
     """Warn of uint8 images, not all black, whose values are too small to be seen.
 
     Parameters
@@ -280,15 +303,22 @@ def warn_of_low_contrast(rows: np.ndarray, highest: int) -> None:
         Images.
     highest : int
         Largest value that is warned of.
+
+    Returns
+    -------
+    bool
+        Whether there was a warning.
     """
     found = int(rows.max())
-    if 0 < found <= highest:
+    is_low = 0 < found <= highest
+    if is_low:
         warn_user(
             f"X is uint8 in [{int(rows.min())}, {found}], but the range of uint8 is [0, 255]: the "
             "images are nearly black, and hardly anything can be seen in them. Pass masks of 0 and "
             "1 as 255 * X or X.astype(bool), and other images as np.float32 or on the whole range, "
             "in fit and in predictions."
         )
+    return is_low
 
 
 def warn_of_several_scales(rows: np.ndarray, highest: np.ndarray) -> None:
