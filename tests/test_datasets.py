@@ -267,6 +267,27 @@ def test_the_cache_of_medmnist_is_looked_into_where_the_folder_lacks_a_file(
     assert server.n_requests == 0
 
 
+def test_no_home_folder_is_needed_beside_one_that_is_named(server, tmp_path, monkeypatch):
+    def no_home(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(_medmnist.Path, "expanduser", no_home)
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path))
+    with pytest.raises(OSError, match="is missing and download_if_missing=False"):
+        fetch_medmnist("toymnist", download_if_missing=False)
+    monkeypatch.delenv("MEDMNIST_ROOT")
+    with pytest.raises(RuntimeError, match="home directory"):
+        fetch_medmnist("toymnist", download_if_missing=False)
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_ways_out(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="set data_home or MEDMNIST_ROOT"):
+        fetch_medmnist("toymnist", data_home=tmp_path / "file" / "data")
+
+
 def test_unknown_names_sizes_and_splits_are_named(server):
     with pytest.raises(ValueError, match=r"name must be one of \['toymnist'\], got 'mnist'"):
         fetch_medmnist("mnist")

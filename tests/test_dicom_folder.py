@@ -1,6 +1,7 @@
 """DICOM files of load_image_folder: values in their units, windows, frames and series."""
 
 import sys
+import warnings
 
 import numpy as np
 import pydicom
@@ -156,6 +157,15 @@ def test_a_lookup_table_of_the_file_is_its_window_if_it_has_no_other(tmp_path):
     np.testing.assert_array_equal(load_one(tmp_path, window="file"), expected)
 
 
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_lookup_table_of_few_bits_may_have_many_entries(tmp_path, first):
+    table = np.rint(np.linspace(0, 255, 4096)).astype(int)
+    lookup = lookup_table(table.tolist(), first=first, bits=8)
+    write_dicom(tmp_path / "a.dcm", STORED, VOILUTSequence=[lookup])
+    expected = table[np.clip(STORED.astype(int) - first, 0, 4095)]
+    np.testing.assert_array_equal(load_one(tmp_path, window="file"), expected)
+
+
 def test_a_file_without_a_window_is_named(tmp_path):
     write_dicom(tmp_path / "a.dcm", STORED)
     with pytest.raises(ValueError, match=r"'a.dcm': has no window: pass window=\(center, width\)"):
@@ -261,6 +271,37 @@ def test_slices_at_one_position_or_of_several_series_are_no_volume(tmp_path):
         load_image_folder(tmp_path, volumes=True)
     assert "'ill/v': several of its slices have the same InstanceNumber" in str(caught.value)
     assert "'ill/w': its slices have different series: 1.2 and 1.3" in str(caught.value)
+
+
+def test_slices_of_several_orientations_are_no_volume(tmp_path):
+    axial, coronal = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
+    nearly_axial = [1, 1e-4, 0, 0, 1, 1e-4]
+    volumes = {"ill/v": (axial, coronal), "ill/w": (axial, nearly_axial)}
+    for name, axes in {**volumes, "well/x": (axial, axial)}.items():
+        write_series(
+            tmp_path / name,
+            [
+                {"ImageOrientationPatient": each, "ImagePositionPatient": [i, 2 * i, 3 * i]}
+                for i, each in enumerate(axes)
+            ],
+        )
+    with pytest.warns(UserWarning, match="its slices have different orientations"):
+        bunch = load_image_folder(tmp_path, volumes=True)
+    assert bunch.filenames.tolist() == ["ill/w", "well/x"]
+
+
+def test_bits_that_differ_without_units_are_warned_of(tmp_path):
+    for bits in (10, 12):
+        write_dicom(tmp_path / f"{bits}.dcm", STORED % 1000, bits=bits, Modality="CR")
+    with pytest.warns(UserWarning, match="have {10: 1, 12: 1} bits, which are kept as they are"):
+        load_image_folder(tmp_path)
+    # Hounsfield units are units however many bits are stored, and a window is the same for all.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_image_folder(tmp_path, window=(500, 1000))
+        for bits in (10, 12):
+            write_dicom(tmp_path / f"{bits}.dcm", STORED % 1000, bits=bits)
+        load_image_folder(tmp_path)
 
 
 def test_the_patient_of_the_file_is_its_group(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.datasets import _collecting, _folder_contents, load_image_folder
@@ -187,6 +187,20 @@ def test_an_image_is_turned_as_its_exif_data_say(tmp_path, name, orientation):
     # JPEG changes values a little; Pillow reads the file that it wrote.
     exact = np.asarray(ImageOps.exif_transpose(Image.open(path))) if "jpg" in name else turned
     np.testing.assert_array_equal(loaded, exact)
+
+
+@pytest.mark.parametrize("place", ["XMP", "raw profile"])
+def test_a_png_may_name_its_orientation_in_text(tmp_path, place):
+    info, exif = PngImagePlugin.PngInfo(), Image.Exif()
+    exif[0x0112] = 6
+    if place == "XMP":
+        info.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf tiff:Orientation="6"/></x:xmpmeta>')
+    else:
+        data = exif.tobytes()
+        text = f"\nexif\n{len(data):8}\n{data.hex()}\n"
+        info.add_text("Raw profile type exif", text, zip=True)
+    write(tmp_path / "a.png", pnginfo=info)
+    np.testing.assert_array_equal(load_one(tmp_path), np.rot90(GRAY, -1))
 
 
 def test_colours_of_16_bits_are_read_as_8_with_a_warning(tmp_path):
@@ -362,6 +376,18 @@ def test_a_volume_with_an_unreadable_slice_is_left_out_as_a_whole(tmp_path):
     assert "slice 'b/bad/2.png': is neither PNG" in bunch.report.unreadable["b/bad"]
 
 
+def test_single_slices_are_no_volumes(tmp_path):
+    # Folders of slices to predict, which look like folders of classes.
+    for name in ("series_1/1.png", "series_1/2.png", "series_2/1.png"):
+        write(tmp_path / name)
+    with pytest.raises(ValueError, match=r"each of the 3 samples .* single slice .*'volume'"):
+        load_image_folder(tmp_path, volumes=True, size=8)
+    write(tmp_path / "series_1" / "v" / "1.png")
+    write(tmp_path / "series_1" / "v" / "2.png")
+    with pytest.warns(UserWarning, match="3 of 4 volumes are single slices: 'series_1/1.png'"):
+        load_image_folder(tmp_path, volumes=True, size=8)
+
+
 def test_slices_of_several_sizes_are_no_volume(tmp_path):
     write(tmp_path / "a" / "v" / "1.png", np.zeros((4, 4), np.uint8))
     write(tmp_path / "a" / "v" / "2.png", np.zeros((5, 4), np.uint8))
@@ -470,6 +496,11 @@ def exif_behind_the_pixels(path):
             "large.tif",
             lambda path: write(path, np.full((6, 8), 2**24 + 1, np.int32)),
             "has integers beyond 2^24, which float32 cannot hold exactly",
+        ),
+        (
+            "signed.tif",
+            lambda path: write(path, tiffinfo={339: 2}),
+            "has signed integers of 8 bits, which Pillow reads as unsigned",
         ),
         ("lab.tif", lambda path: write(path, Image.new("LAB", (8, 6))), "Pillow's mode 'LAB'"),
         ("empty.png", lambda path: path.write_bytes(b""), "is neither PNG, JPEG, TIFF nor DICOM"),

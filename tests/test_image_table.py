@@ -39,6 +39,19 @@ def test_a_table_names_files_labels_and_groups_and_keeps_its_order(images, tmp_p
     assert bunch.groups.tolist() == ["p2", "p1", "p2"]
 
 
+@pytest.mark.parametrize("missing", ["", " ", "NA", "nan", "N/A", "#N/A", "<NA>", "NULL"])
+def test_what_programs_write_for_a_missing_label_is_no_class(images, tmp_path, missing):
+    (tmp_path / "labels.csv").write_text(f"file,label\nb.png,ill\na.png,{missing}\n")
+    with pytest.raises(ValueError, match="column 'label' of labels is empty .* first row 1"):
+        load_image_folder(images, labels=tmp_path / "labels.csv")
+
+
+def test_none_may_be_a_class(images, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label\nb.png,cancer\na.png,None\n")
+    bunch = load_image_folder(images, labels=tmp_path / "labels.csv")
+    assert bunch.target_names == ["None", "cancer"]
+
+
 def test_labels_of_a_csv_file_are_text_and_those_of_a_frame_what_they_are(images, tmp_path):
     frame = table(label=[3, 10, 3])
     assert load_image_folder(images, labels=frame).target_names == [3, 10]
@@ -111,10 +124,13 @@ def changed(row, column, value):
         (changed(1, "file", None), "column 'file' of labels has None in row 1"),
         (
             changed(1, "label", None),
-            r"'label' of labels is empty \(NaN or None\) in 1 of 3 rows, f",
+            r"'label' of labels is empty \(NaN, NA, null or None\) in 1 of 3",
         ),
         (changed(1, "label", np.nan), "first row 1: fill it in, leave these rows out"),
-        (changed(1, "label", pd.NA), "'label' of labels is empty .NaN or None. in 1 of 3"),
+        (
+            changed(1, "label", pd.NA),
+            "'label' of labels is empty .NaN, NA, null or None. in 1 of 3",
+        ),
         (changed(1, "label", 5), "'label' of labels mixes numbers, such as 5, and text"),
         (changed(1, "label", "Ill"), "labels 'ill' and 'Ill' have the same name but for its case"),
         (changed(1, "label", " ill"), "labels 'ill' and ' ill' have the same name"),

@@ -1,5 +1,6 @@
 """Images of DICOM files, read by pydicom."""
 
+import copy
 import math
 import zlib
 from pathlib import Path
@@ -141,6 +142,7 @@ def _header(dataset: Any, window: Window) -> ImageHeader:
         patient=_text(dataset, "PatientID"),
         series=_text(dataset, "SeriesInstanceUID"),
         position=_position(dataset),
+        orientation=_orientation(dataset),
     )
 
 
@@ -170,11 +172,17 @@ def _text(dataset: Any, keyword: str) -> str | None:
     return str(value) if value else None
 
 
+def _orientation(dataset: Any) -> tuple[float, ...] | None:
+    """Directions of the rows and of the columns."""
+    axes = dataset.get("ImageOrientationPatient")
+    return tuple(float(value) for value in axes) if axes else None
+
+
 def _position(dataset: Any) -> tuple[str, float] | None:
     """Place of a slice in its series: in mm along the normal of the slices, or its number."""
-    origin, axes = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
+    origin, axes = dataset.get("ImagePositionPatient"), _orientation(dataset)
     if origin and axes:
-        normal = np.cross(np.asarray(axes[:3], float), np.asarray(axes[3:], float))
+        normal = np.cross(axes[:3], axes[3:])
         return "ImagePositionPatient", float(normal @ np.asarray(origin, float))
     number = dataset.get("InstanceNumber")
     return None if number is None else ("InstanceNumber", float(number))
@@ -231,8 +239,14 @@ def _through_window(values: np.ndarray, meaning: Any, window: Window) -> np.ndar
     """Map values to 0 to 255 as a viewer shows them, uint8."""
     pydicom = _pydicom()
     if window == "file" and "WindowCenter" not in meaning and meaning.get("VOILUTSequence"):
-        shown = pydicom.pixels.apply_voi(values, meaning)
-        largest = 2 ** int(meaning.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        table = copy.deepcopy(meaning.VOILUTSequence[0])
+        n_entries, first, n_bits = table.LUTDescriptor
+        # pydicom counts the entries in the type that has so many bits: 8 are too few for 257.
+        table.LUTDescriptor = [n_entries, first, 16]
+        display = pydicom.Dataset()
+        display.file_meta, display.VOILUTSequence = meaning.file_meta, [table]
+        shown = pydicom.pixels.apply_voi(values, display)
+        largest = 2 ** int(n_bits) - 1
         return np.rint(shown * (255.0 / largest)).astype(np.uint8)
     # pydicom maps to the range of the stored bits: of eight bits, here.
     display = pydicom.Dataset()

@@ -29,6 +29,8 @@ from sklearn_msf.runtime.user_warnings import warn_user
 __all__ = ["load_image_folder"]
 
 _PATIENT = "PatientID"
+# Modalities whose values are in units however many bits are stored, such as Hounsfield units.
+_IN_UNITS = ("CT", "PT")
 # Characters of a reason; some decoders name every program that is missing.
 _LONGEST_TEXT = 400
 # Reasons that a message lists.
@@ -142,6 +144,8 @@ def load_image_folder(
     _check_groups(groups, contents)
     report = ImageFolderReport(unreadable=contents.refused, ignored=contents.ignored)
     described = _with_groups(_described(root, contents, request, report, verbose), groups)
+    if volumes:
+        _check_slices(root, described)
     shape, dtype = common_layout(described, request)
     kept: list[Sample] = []
 
@@ -160,6 +164,7 @@ def load_image_folder(
     data = collect(images(), (len(described), *shape), dtype, file)
     bunch = _bunch(data, kept, contents, groups, report)
     _warn(bunch, contents)
+    _warn_of_bit_depths(described)
     return bunch
 
 
@@ -231,6 +236,28 @@ def _described(
     if not described:
         _check_any_read(root, report, request)
     return described
+
+
+def _check_slices(root: Path, described: list[Described]) -> None:
+    """Refuse volumes that are all slices outside of a folder for each volume, and warn of some."""
+    single = [
+        sample.name
+        for sample, header in described
+        if header.n_frames == 1 and sample.files == (sample.name,)
+    ]
+    if len(single) == len(described):
+        raise ValueError(
+            f"volumes=True, but each of the {len(single)} samples in path={str(root)!r} is a "
+            f"single slice ({examples(single)}). Put the slices of a volume into a folder inside "
+            "of that of its class, or pass labels, a table that names folders of slices in the "
+            "column 'file', or the volume of each slice in the column 'volume'; without a column "
+            "'label' it is for volumes to predict."
+        )
+    if single:
+        warn_user(
+            f"volumes=True, but {len(single)} of {len(described)} volumes are single slices: "
+            f"{examples(single)}."
+        )
 
 
 def _check_any_read(root: Path, report: ImageFolderReport, request: FolderRequest) -> None:
@@ -311,6 +338,21 @@ def _bunch(
         filenames=np.array([sample.name for sample in kept]),
         report=report,
     )
+
+
+def _warn_of_bit_depths(described: list[Described]) -> None:
+    """Warn of gray images without units whose values use different numbers of bits."""
+    depths = Counter(
+        header.bit_depth
+        for _, header in described
+        if header.dtype == np.float32 and header.modality not in _IN_UNITS
+    )
+    if len(depths) > 1:
+        warn_user(
+            f"The images have {dict(sorted(depths.items()))} bits, which are kept as they are: "
+            "unless their values are in units, those of fewer bits are nearly black beside the "
+            "others. Pass a window, or load each kind by itself and bring all to one range."
+        )
 
 
 def _warn(bunch: Bunch, contents: FolderContents) -> None:

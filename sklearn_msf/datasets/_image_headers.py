@@ -37,6 +37,8 @@ class ImageHeader:
         DICOM's Modality, PatientID and SeriesInstanceUID.
     position : tuple of (str, float) or None
         What orders the slices of a DICOM series, and the place of this one.
+    orientation : tuple of float or None
+        DICOM's ImageOrientationPatient: the directions of the rows and of the columns.
     """
 
     size: tuple[int, int]
@@ -49,6 +51,7 @@ class ImageHeader:
     patient: str | None = None
     series: str | None = None
     position: tuple[str, float] | None = None
+    orientation: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse images that are empty, or too large to be read without danger."""

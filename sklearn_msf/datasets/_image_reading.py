@@ -13,6 +13,9 @@ from sklearn_msf.datasets._image_headers import ImageHeader
 
 __all__ = ["Sample", "is_image", "read_sample", "read_sample_header"]
 
+# Directions of slices that differ by less are equal but for rounding.
+_SAME_DIRECTION = 0.01
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -154,6 +157,9 @@ def _check_same_volume(first: ImageHeader, header: ImageHeader) -> None:
                 f"its slices have different {name}: {getattr(first, name)} and "
                 f"{getattr(header, name)}"
             )
+    axes, others = first.orientation, header.orientation
+    if axes and others and not np.allclose(axes, others, atol=_SAME_DIRECTION):
+        raise ValueError(f"its slices have different orientations: {axes} and {others}")
 
 
 def _in_order(headers: dict[str, ImageHeader]) -> tuple[str, ...]:

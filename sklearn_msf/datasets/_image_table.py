@@ -23,8 +23,8 @@ from sklearn_msf.persistence.paths import as_path
 __all__ = ["table_contents"]
 
 _COLUMNS = ("file", "label", "group", "volume")
-# What stands for a missing value in a CSV file, in lower case.
-_MISSING = {"", "nan"}
+# What programs write for a missing value in a CSV file, in lower case. "none" may be a class.
+_MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 
 
 def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
@@ -119,7 +119,9 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
         )
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
     return {
-        name: [None if value.lower() in _MISSING else value for value in columns.get(name, ())]
+        name: [
+            None if value.strip().lower() in _MISSING else value for value in columns.get(name, ())
+        ]
         for name in _COLUMNS
         if name in names
     }
@@ -161,8 +163,8 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
     missing = [i for i, value in enumerate(values) if is_missing(value)]
     if missing:
         raise ValueError(
-            f"{what} is empty (NaN or None) in {len(missing)} of {len(values)} rows, first row "
-            f"{missing[0]}: fill it in, leave these rows out, or leave the column out."
+            f"{what} is empty (NaN, NA, null or None) in {len(missing)} of {len(values)} rows, "
+            f"first row {missing[0]}: fill it in, leave these rows out, or leave the column out."
         )
     checked: list[Any] = as_labels(what, values).tolist()
     if column == "label":

@@ -46,8 +46,14 @@ def _data_homes(data_home: str | os.PathLike[str] | None) -> list[Path]:
 
     Files are downloaded to the first one.
     """
-    folders = [data_home] if data_home else [os.environ.get("MEDMNIST_ROOT"), "~/.medmnist"]
-    return [Path(folder).expanduser() for folder in folders if folder]
+    if data_home:
+        return [Path(data_home).expanduser()]
+    named = os.environ.get("MEDMNIST_ROOT")
+    folders = [Path(named).expanduser()] if named else []
+    # In a container without a home folder the first one has to do.
+    with contextlib.suppress(RuntimeError) if named else contextlib.nullcontext():
+        folders.append(Path("~/.medmnist").expanduser())
+    return folders
 
 
 def _find(folders: list[Path], filename: str) -> Path:
@@ -161,8 +167,8 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
             f"{path} is missing and download_if_missing=False. Download {url} there, or set "
             "data_home or MEDMNIST_ROOT to the folder that has it."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # pooch writes to a temporary file beside the target, and moves it when the checksum is
         # right.
         pooch.retrieve(

@@ -21,8 +21,11 @@ REDUCED = "has 16 bits a channel, of which Pillow reads 8"
 # Modes that are converted to RGB as they are; palettes and transparency come on top.
 _COLORS = {"RGB", "RGBX", "CMYK", "YCbCr", "P"}
 _TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
-_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 262
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 262, 339
 _MIN_IS_WHITE = 0
+_UNSIGNED, _SIGNED = 1, 2
+# Where PNG files may name an orientation before the pixels.
+_ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 # Up to here float32 holds every integer.
 _LARGEST_EXACT = 2**24
 
@@ -108,16 +111,11 @@ def _oriented_size(image: Any) -> tuple[int, int]:
     width, height = image.size
     # Pillow gives TIFF the size after turning. For PNG it would read all pixels to find EXIF data
     # that may stand behind them.
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+    may_turn = image.format != "PNG" or any(key in image.info for key in _ORIENTED)
+    if image.format == "TIFF" or not may_turn:
         return height, width
-    return (
-        (width, height)
-        if image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
-        else (
-            height,
-            width,
-        )
-    )
+    is_turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
 
 
 def _raw_mode(image: Any) -> str:
@@ -140,9 +138,20 @@ def _dtype(image: Any) -> np.dtype:
         return np.dtype(np.uint16)
     if image.mode in ("I", "F"):
         return np.dtype(np.float32)
+    if image.mode == "L" and _sample_format(image) == _SIGNED:
+        raise ValueError(
+            "has signed integers of 8 bits, which Pillow reads as unsigned: convert it to "
+            "16 or 32 bits"
+        )
     if image.mode not in {"1", "L"} | _COLORS | _TRANSPARENT:
         raise ValueError(f"has Pillow's mode {image.mode!r}: convert it to gray or RGB")
     return np.dtype(np.uint8)
+
+
+def _sample_format(image: Any) -> int:
+    """Whether the numbers of a TIFF are unsigned, the default, signed or floats."""
+    found = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT_TAG, _UNSIGNED)
+    return int(found[0] if isinstance(found, tuple) else found)
 
 
 def _is_gray(image: Any) -> bool:
@@ -162,13 +171,16 @@ def _values(image: Any) -> np.ndarray:
     """Values of the frame that is open, (H, W, n_channels)."""
     dtype, is_gray = _dtype(image), _is_gray(image)
     is_inverted = _is_inverted(image)
+    is_unsigned = image.format == "TIFF" and _sample_format(image) == _UNSIGNED
     if dtype == np.uint8 and _bit_depth(image) > 8:
         warnings.warn(REDUCED, stacklevel=1)
     turned = pillow().ImageOps.exif_transpose(image)
     if dtype == np.uint8:
         return _bytes(turned, is_gray)
     values = np.asarray(turned)
-    if dtype == np.float32 and values.dtype.kind == "i" and np.abs(values).max() > _LARGEST_EXACT:
+    if values.dtype == np.int32 and is_unsigned:
+        values = values.view(np.uint32)
+    if dtype == np.float32 and values.dtype.kind in "iu" and np.abs(values).max() > _LARGEST_EXACT:
         raise ValueError("has integers beyond 2^24, which float32 cannot hold exactly")
     values = values.astype(dtype)
     return (np.iinfo(dtype).max - values if is_inverted else values)[..., None]
