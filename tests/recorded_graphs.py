@@ -5,6 +5,7 @@ was replaced since, instead of refilled, is not seen.
 """
 
 import contextlib
+import gc
 import types
 
 import torch
@@ -77,6 +78,9 @@ class RecordedCuda:
     def __init__(self):
         self.captured, self.n_replayed, self.n_failures = [], 0, 0
         self.devices, self.error_modes, self.generators, self.pools = [], [], [], []
+        # What the current stream waited for, and the settings of each capture.
+        self.waits, self.settings = [], []
+        self.current = self.Stream()
 
     def install(self, monkeypatch):
         for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "device"):
@@ -85,12 +89,22 @@ class RecordedCuda:
         return self
 
     def Stream(self):
-        return types.SimpleNamespace(wait_stream=lambda other: None)
+        return types.SimpleNamespace(
+            wait_stream=lambda other: self.waits.append("stream"),
+            wait_event=lambda event: self.waits.append(event),
+            record_event=lambda: f"event {self.n_replayed}",
+        )
 
-    current_stream = Stream
+    def current_stream(self):
+        return self.current
 
+    @contextlib.contextmanager
     def stream(self, stream):
-        return contextlib.nullcontext()
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextlib.contextmanager
     def device(self, device):
@@ -114,9 +128,12 @@ class RecordedCuda:
     @contextlib.contextmanager
     def graph(self, graph, *, pool, stream, capture_error_mode):
         self.error_modes.append(capture_error_mode)
+        self.settings.append((gc.isenabled(), torch.is_inference_mode_enabled()))
         self.pools.append(pool)
         if self.n_failures:
             self.n_failures -= 1
+            # As torch does where the capture cannot be ended.
+            self.current = stream
             raise RuntimeError("operation not permitted when stream is capturing")
         states = [generator.get_state() for generator in self.generators]
         with torch.no_grad(), contextlib.ExitStack() as stack:

@@ -60,6 +60,52 @@ def test_where_the_capture_fails_the_function_runs_with_one_warning(cuda, module
     assert not cuda.captured
 
 
+def test_after_a_failed_capture_work_goes_on_where_it_was(cuda, module):
+    before, cuda.n_failures = cuda.current, 1
+    with pytest.warns(UserWarning, match="could not be captured"):
+        replay(module, 0, module, torch.ones(2, 3))
+    assert cuda.current is before
+    cuda.n_failures = 1
+    with pytest.warns(UserWarning, match="could not be captured"):
+        totals(5)
+    assert cuda.current is before
+
+
+def test_a_capture_is_kept_from_inference_mode_and_from_collected_garbage(cuda, module):
+    with torch.inference_mode():
+        output = replay(module, 0, module, torch.ones(2, 3))
+    totals(5)
+    assert cuda.settings == [(False, False)] * 2
+    assert gc.isenabled()
+    torch.testing.assert_close(output.clone(), module(torch.ones(2, 3)))
+
+
+def test_a_replay_waits_for_that_of_another_stream(cuda, module):
+    for _ in range(3):
+        replay(module, 0, module, torch.ones(2, 3))
+    # The first two waits are those of the warm-up.
+    assert cuda.waits == ["stream", "stream", "event 1", "event 2"]
+
+
+def test_work_after_an_interrupted_warm_up_waits_for_it(cuda, module):
+    def interrupted(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(module, 0, interrupted, torch.ones(2, 3))
+    assert cuda.waits == ["stream", "stream"]
+
+
+def test_memory_that_ran_out_frees_the_graphs_of_the_module(cuda, module):
+    def too_large(x):
+        raise RuntimeError("CUDA error: out of memory")
+
+    replay(module, 0, module, torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        replay(module, 1, too_large, torch.ones(2, 3))
+    assert not cuda_graphs._PASSES[module]
+
+
 def test_memory_that_runs_out_in_a_capture_is_for_the_caller(cuda, module):
     def too_large(x):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -43,8 +45,14 @@ def test_the_callers_mode_and_defaults_do_not_matter(mode):
 
 
 def test_auto_is_bfloat16_on_cards_that_have_it(monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda device: devices.append(device) or nullcontext()
+    )
     for native, expected in [(True, "bfloat16"), (False, "float32")]:
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native
         )
-        assert resolve_precision("auto", torch.device("cuda")) == expected
+        # The other GPUs of a machine may be of another kind.
+        assert resolve_precision("auto", torch.device("cuda:1")) == expected
+    assert devices == [torch.device("cuda:1")] * 2

@@ -205,6 +205,15 @@ def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
     assert "ProcessGroupError: A process of the group ended or did not answer" in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "n_gpus", "number"), [("cuda", 4, 3), ("cuda", 1, 0), ("cuda:1", 4, 1)]
+)
+def test_each_process_has_the_gpu_of_its_number_or_the_only_one(monkeypatch, asked, n_gpus, number):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert process_group._own_gpu(torch.device(asked)) == torch.device("cuda", number)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_parts_are_disjoint_and_every_process_has_a_sample_where_there_are_enough(size):
     for n_at_one in range(6):

@@ -121,6 +121,20 @@ def test_training_learns_the_same_bits(kind, state):
         assert settings() == before
 
 
+def test_training_in_bfloat16_reads_the_weights_of_each_step_in_the_callers_autocast(kind):
+    X, y = three_digits()
+
+    def train():
+        classifier = CLASSIFIERS[kind](precision="bfloat16", max_epochs=3)
+        return classifier.fit(X[:60], y[:60]).loss_curve_
+
+    wanted = train()
+    with torch.autocast("cpu", torch.bfloat16):
+        # The cache of the caller holds what he computed before.
+        torch.nn.Linear(2, 2)(torch.ones(1, 2))
+        assert train() == wanted
+
+
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES)
 def test_an_autoencoder_is_trained_to_the_same_bits(state, monkeypatch):
     short = [stage._replace(n_steps=1, batch_size=2) for stage in _STAGES]

@@ -29,8 +29,8 @@ from sklearn_msf.latent.frozen_network import (
     fixed_image,
     update_digest,
 )
-from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
 __all__ = ["ImageBackbone", "Preprocessing", "is_of_transformers", "vision_model"]
 

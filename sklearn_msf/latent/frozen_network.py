@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.persistence.measured_values import same_but_for_rounding
-from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device import to_channels_last
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
 __all__ = [
     "FrozenNetwork",

@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 import torch
 
 from sklearn_msf.runtime.batch_sizes import SmallBatches
+from sklearn_msf.runtime.cuda_graphs import empty_cache
 from sklearn_msf.runtime.device import worker_threads
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
-__all__ = ["in_batches", "is_out_of_memory"]
+__all__ = ["in_batches"]
 
 _LOG = logging.getLogger("sklearn_msf")
-_OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")
 
 Result = TypeVar("Result")
 
@@ -69,15 +70,8 @@ def in_batches(
             break
         # The exception no longer keeps the tensors of the failed batch alive: free their memory.
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            empty_cache()
     return results
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on any device."""
-    # Some allocators raise a plain RuntimeError, which only its text identifies.
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _side_by_side(

@@ -8,6 +8,7 @@ graph for each combination of shapes, and each graph copies its inputs into its 
 - :class:`CapturedSteps` is for training: functions that change weights in place.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.runtime.locks import fork_safe_lock
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["CapturedSteps", "replay"]
+__all__ = ["CapturedSteps", "empty_cache", "replay"]
 
 # Runs before a capture, in which libraries choose their kernels and optimizers make their state.
 _N_WARM_UP = 3
@@ -37,9 +39,50 @@ def _can_capture(device: torch.device) -> bool:
 def _side_stream(stream: Any) -> Iterator[None]:
     """Run on a stream after the work of the current one, which then waits for it."""
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+# One capture at a time: it begins by waiting for the whole device and freeing unused memory, which
+# ends any other capture.
+_CAPTURING = fork_safe_lock()
+
+
+def empty_cache() -> None:
+    """Free the memory of the GPU that is not used, but not in the middle of a capture."""
+    with _CAPTURING:
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep out of a capture what would end it, or would outlive it."""
+    collects = gc.isenabled()
+    # Garbage may hold other graphs, and freeing those is not allowed meanwhile.
+    gc.disable()
+    _forget_workspaces()
+    try:
+        # If the capture fails, torch may stay on its stream.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            yield
+    finally:
+        _forget_workspaces()
+        if collects:
+            gc.enable()
+
+
+def _forget_workspaces() -> None:
+    """Forget cuBLAS's workspaces, so that each graph has its own in its own memory.
+
+    Deleting a graph frees the workspace of its stream, which others may use. torch's own trees of
+    graphs call the same function.
+    """
+    forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if forget is not None:
+        forget()
 
 
 class _Graph:
@@ -62,9 +105,10 @@ class _Graph:
         if generator is not None:
             self._graph.register_generator_state(generator)
         # Other threads may allocate memory meanwhile.
-        with torch.cuda.graph(
+        capturing = torch.cuda.graph(
             self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-        ):
+        )
+        with _undisturbed(), capturing:
             self.output = function(*self._inputs)
 
     @property
@@ -100,24 +144,30 @@ class _Pass:
     ):
         self._lock = threading.Lock()
         self._device = inputs[0].device
+        self._done: Any = None
         with torch.cuda.device(self._device):
             stream = torch.cuda.Stream()
             with _side_stream(stream):
                 for _ in range(_N_WARM_UP):
                     warm_up(*inputs)
-            self._graph = _Graph(function, inputs, stream)
+            # Before torch 2.11 a graph of inference mode makes generators fail in later captures.
+            with torch.inference_mode(False), torch.no_grad():
+                self._graph = _Graph(function, inputs, stream)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        # All threads share the memory of the graph.
+        # All threads share the memory of the graph, and each may have a stream of its own.
         with self._lock, torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            if self._done is not None:
+                stream.wait_event(self._done)
             self._graph.replay(inputs)
             output: Tensor = self._graph.output.clone()
+            self._done = stream.record_event()
             return output
 
 
 # The graphs of a module are deleted with it, because a graph holds no reference to the module.
 _PASSES: WeakKeyDictionary[nn.Module, dict[Hashable, _Pass | None]] = WeakKeyDictionary()
-_CAPTURING = fork_safe_lock()
 
 
 def replay(
@@ -160,7 +210,12 @@ def replay(
         if full_key not in passes:
             while len(passes) >= _MAX_GRAPHS:
                 del passes[next(iter(passes))]
-            passes[full_key] = _captured_pass(function, warm_up or function, inputs)
+            try:
+                passes[full_key] = _captured_pass(function, warm_up or function, inputs)
+            except (MemoryError, RuntimeError):
+                # Of memory that ran out: the caller goes on with smaller batches.
+                passes.clear()
+                raise
         captured = passes[full_key]
     return function(*inputs) if captured is None else captured(*inputs)
 
@@ -172,9 +227,9 @@ def _captured_pass(
 ) -> _Pass | None:
     try:
         return _Pass(function, warm_up, inputs)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         _warn_of_failure(error)
         return None
 
@@ -248,14 +303,18 @@ class CapturedSteps:
             oldest = next(iter(self._graphs))
             del self._graphs[oldest], self._n_calls[oldest]
         try:
-            graph = _Graph(
-                function, inputs, self._stream, pool=self._pool, generator=self._generator
-            )
-        except torch.OutOfMemoryError:
-            raise
+            with _CAPTURING:
+                graph = _Graph(
+                    function, inputs, self._stream, pool=self._pool, generator=self._generator
+                )
         except RuntimeError as error:
-            _warn_of_failure(error)
+            if is_out_of_memory(error):
+                raise
             self._captures = False
+            if self._generator.device.type == "cuda":
+                # Before torch 2.13 its state goes on expecting to be captured.
+                self._generator.graphsafe_set_state(self._generator.clone_state())
+            _warn_of_failure(error)
             return
         self._graphs[key], self._pool = graph, graph.pool
 

@@ -74,7 +74,8 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     low = precision == "bfloat16"
     with (
         arithmetic(device, precision),
-        torch.autocast(device.type, torch.bfloat16, enabled=low),
+        # Inside a caller's autocast the cache would outlast this one, with weights of an old step.
+        torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False),
     ):
         yield
 

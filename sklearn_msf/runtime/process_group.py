@@ -171,14 +171,16 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
     """
     if not dist.is_available():
         return ProcessGroup(), device
+    if not (dist.is_initialized() or _is_launched()):
+        return ProcessGroup(), device
+    if device.type == "cuda":
+        # NCCL sends everything by the current device, messages of Python objects too.
+        device = _own_gpu(device)
+        torch.cuda.set_device(device)
     if dist.is_initialized():
         _check_none_refuses(_initialized_group().gather(""))
-    elif _is_launched():
-        _initialize(device)
     else:
-        return ProcessGroup(), device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        _initialize(device)
     backend = str(dist.get_backend())
     if device.type not in _BACKENDS or _BACKENDS[device.type] not in backend:
         raise ProcessGroupError(
@@ -187,6 +189,14 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
             "device='cpu' and 'gloo'."
         )
     return _initialized_group(), device
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """Return the GPU of this process: that of its number, unless it sees only its own."""
+    if device.index is not None:
+        return device
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", number % torch.cuda.device_count())
 
 
 def _initialized_group() -> ProcessGroup:

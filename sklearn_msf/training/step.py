@@ -2,7 +2,8 @@
 
 The step is one function for all devices. On CUDA, where starting hundreds of short kernels takes
 longer than running them, it is captured as a CUDA graph for each division of a batch and then
-replayed; elsewhere it runs as it is. What a graph demands holds on every device:
+replayed; elsewhere, and with several processes, it runs as it is. What a graph demands holds on
+every device:
 
 - nothing waits for the device, and no shape depends on the values of tensors;
 - what changes from step to step is in tensors that keep their memory: indices, learning rate,
@@ -117,7 +118,12 @@ class TrainingStep:
         division = self._division(len(rows))
         inputs = data.select(rows, division.n_varied, self._generator)
         self._optimizer.begin_step(rate)
-        self._graphs.run((data, division), partial(self._step, data, division), inputs)
+        step = partial(self._step, data, division)
+        if self._group.size == 1:
+            self._graphs.run((data, division), step, inputs)
+        else:
+            # What a graph sends, torch does not watch: a process that ends would not be noticed.
+            step(*inputs)
         self._optimizer.end_step()
         self._n_unread += 1
 

@@ -1,0 +1,20 @@
+"""Errors that say that memory ran out, on any device."""
+
+import torch
+
+__all__ = ["is_out_of_memory"]
+
+# Some allocators and libraries raise a plain RuntimeError, which only its text identifies. cuDNN
+# finds no engine where none has the memory that it needs.
+_TEXTS = (
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "unable to find an engine",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on any device."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(text in str(error) for text in _TEXTS)
