@@ -6,6 +6,7 @@ says what differs. The tests run every check on the CPU.
 
 import contextlib
 import functools
+import itertools
 import pickle
 import tempfile
 import warnings
@@ -224,6 +225,10 @@ def check_graphs_train_as_eager(device: torch.device, size: Size) -> None:
         eager = classifier(device, size).fit(X, y)
     ratio = np.divide(captured.loss_curve_, eager.loss_curve_)
     close("losses with graphs / losses without", ratio, np.ones_like(ratio), 1e-3)
+    # The averaged weights are the model, and no loss shows them.
+    expected = weights(eager)
+    distance = np.linalg.norm(weights(captured) - expected) / np.linalg.norm(expected)
+    close("averaged weights with graphs and without, relatively", distance, 0.0, 3e-4)
 
 
 def check_graphs_are_few(device: torch.device, size: Size) -> None:
@@ -328,18 +333,24 @@ def check_out_of_memory(device: torch.device, size: Size) -> None:
 
 
 def check_threads(device: torch.device, size: Size) -> None:
-    """A thread predicts while another one trains, and both have the results they have alone."""
+    """A thread predicts while two others train, and all have the results they have alone.
+
+    Each prediction is of other numbers of images, so that captures of the threads meet.
+    """
     X, y = problem(size)
     known = classifier(device, size).fit(X, y)
     expected = known.predict_proba(X)
-    with ThreadPoolExecutor(1) as executor:
-        training = executor.submit(classifier(device, size).fit, X, y)
+    numbers = itertools.cycle(sizes_of_passes(len(X)))
+    with ThreadPoolExecutor(2) as executor:
+        trainings = [executor.submit(classifier(device, size).fit, X, y) for _ in range(2)]
         is_last = False
         while not is_last:
-            is_last = training.done()
-            found = known.predict_proba(X)
-            same_bits("probabilities beside a thread that trains", found, expected)
-    same_bits("weights of training beside predictions", weights(training.result()), weights(known))
+            is_last = all(training.done() for training in trainings)
+            n = next(numbers)
+            found = known.predict_proba(X[-n:])
+            same_bits("probabilities beside threads that train", found, expected[-n:])
+    for training in trainings:
+        same_bits("weights of training beside others", weights(training.result()), weights(known))
 
 
 def check_second_gpu(device: torch.device, size: Size) -> None:
@@ -402,7 +413,7 @@ CHECKS: dict[str, tuple[float, Check]] = {
     "predictions are those of the CPU": (15, check_predictions_of_the_cpu),
     "a prediction is the same alone and among others": (15, check_predictions_alone),
     "out of memory names batch_size": (10, check_out_of_memory),
-    "a thread predicts while another trains": (10, check_threads),
+    "a thread predicts while two others train": (15, check_threads),
     "a second GPU": (10, check_second_gpu),
 }
 CHECKS_OF_COMPILATION: dict[str, tuple[float, Check]] = {

@@ -256,7 +256,7 @@ def step_flops(classifier, X, y):
     field = copy.deepcopy(classifier.model_.field).requires_grad_(True)
     field = field.move_to(torch.device("cpu"))
     n = len(X)
-    x = as_tensor(X)
+    x = F.interpolate(as_tensor(X), classifier.model_.space.shape[1:])
     labels = torch.from_numpy(y)
     masks = field.codes.masks(labels, x.shape[2:])
     n_at_one = int(classifier.history_[-1]["classification_fraction"] * n)
