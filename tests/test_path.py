@@ -107,7 +107,7 @@ def test_parts_have_equal_shares_in_the_loss_however_many_channels_they_have(few
     assert velocity_loss(v, u, (few, many)).item() == pytest.approx((4 + 16) / 2)
 
 
-@pytest.mark.parametrize("t", [0.3, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("t", [0.3, 0.9, 0.97, 0.999])
 def test_denoised_masks_are_the_gaussian_posterior_mean(t):
     codes = make_label_codes("rgb", 4, 4.0)
     labels = torch.tensor([0, 3])
@@ -125,6 +125,16 @@ def test_denoised_masks_are_the_gaussian_posterior_mean(t):
         p = np.exp(log_p - log_p.max())
         expected = p / p.sum() @ c
         np.testing.assert_allclose(denoise_masks(y_t, times, codes)[i], expected, atol=1e-4)
+
+
+def test_a_denoised_mask_at_time_one_says_nothing_of_the_class_however_large_it_is():
+    codes = make_label_codes("rgb", 2, 4.0)
+    y = codes.masks(torch.tensor([0, 1]), (400, 400), torch.Generator().manual_seed(0))
+    noise = torch.zeros_like(y)
+    y_1 = sample_path(y, y, noise, noise, torch.ones(2)).y_t
+    first, second = denoise_masks(y_1, torch.ones(2), codes)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, codes.codes.mean(dim=0))
 
 
 def test_a_path_sample_is_frozen():

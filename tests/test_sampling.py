@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_image_i_of_a_seed_is_the_same_however_many_are_sampled(make_tiny_field,
     # Torch fills 16 values and more, and the rest of them, in other ways.
     shape=st.sampled_from([(1, 1, 1), (1, 2, 2), (2, 3, 5), (1, 8, 8)]),
 )
-def test_each_image_has_the_noise_of_its_own_child_of_the_seed(seed, start, n, padding, shape):
+def test_each_image_has_the_noise_of_a_seed_of_its_own(seed, start, n, padding, shape):
     model = SimpleNamespace(
         space=SimpleNamespace(shape=shape),
         field=SimpleNamespace(codes=SimpleNamespace(n_channels=3)),
@@ -64,10 +65,26 @@ def test_each_image_has_the_noise_of_its_own_child_of_the_seed(seed, start, n, p
     )
     found = sampling.image_noise(model, seed, start, n, n + padding)
     assert found.shape == (n + padding, shape[0] + 3, *shape[1:])
+    first = int(np.random.SeedSequence(seed).generate_state(1)[0])
     for i in range(n):
-        state = np.random.SeedSequence(seed, spawn_key=(start + i,)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+        generator = torch.Generator().manual_seed(sampling._scattered(first + start + i))
         assert torch.equal(found[i], torch.randn(found[i].shape, generator=generator))
+    assert not found[n:].any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2**33))
+def test_no_two_of_very_many_images_have_one_seed(first, step):
+    # Random seeds of 32 bits would be drawn twice in every 100,000 images.
+    if step % 2**32:
+        assert sampling._scattered(first) != sampling._scattered(first + step)
+    assert sampling._scattered(first) == sampling._scattered(first + 2**32)
+
+
+def test_seeds_of_neighbours_have_about_half_of_their_bits_in_common():
+    seeds = np.array([sampling._scattered(i) for i in range(2000)], dtype=np.uint32)
+    differing = [bin(a ^ b).count("1") for a, b in itertools.pairwise(seeds.tolist())]
+    assert 15.5 < np.mean(differing) < 16.5
+    assert len(set(seeds.tolist())) == 2000
 
 
 def test_the_seed_of_image_i_stays_what_it_is(monkeypatch):
@@ -84,7 +101,7 @@ def test_the_seed_of_image_i_stays_what_it_is(monkeypatch):
     field = SimpleNamespace(codes=SimpleNamespace(n_channels=1))
     model = SimpleNamespace(space=space, field=field, device=CPU)
     sampling.image_noise(model, 7, 2, 2, 2)
-    assert seeds == [8779501138110131270, 3411976877185804603]
+    assert seeds == [3705193734, 2929928200]
 
 
 def test_sampling_goes_on_with_smaller_batches_where_memory_runs_out(make_tiny_field, caplog):

@@ -142,7 +142,7 @@ def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
         E[code | y_t] = sum_c p(c | y_t) code_c                  under equal priors
 
     The uniform distribution of the jitter is approximated by a Gaussian of the same variance.
-    Near t = 0 the result is the code itself, at t = 1 the mean of all codes.
+    Near t = 0 the result is the code itself, at t = 1 exactly the mean of all codes.
 
     Parameters
     ----------
@@ -163,5 +163,9 @@ def denoise_masks(y_t: Tensor, t: Tensor, codes: LabelCodes) -> Tensor:
     offsets = y_t.float().mean(dim=spatial_axes(y_t))[:, None] - a[:, :, None] * codes.codes
     n_pixels = math.prod(y_t.shape[2:])
     squared = offsets.square().sum(dim=2) * n_pixels
-    p = torch.softmax(-squared / (2 * variance.clamp_min(1e-12)), dim=1)
+    logits = -squared / (2 * variance.clamp_min(1e-12))
+    # What is left of a mask at t = 1, s y, would tell the class of training images over many
+    # pixels, and predictions begin with noise alone.
+    logits = torch.where(t[:, None] == 1, 0.0, logits)
+    p = torch.softmax(logits, dim=1)
     return codes.mean_codes(p)

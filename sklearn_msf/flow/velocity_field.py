@@ -450,7 +450,12 @@ class ClassPosteriorField(VelocityField):
     def class_logits(self, encoding: Encoding) -> Tensor:
         """Compute the unnormalised log p(c | x_t, y_t), float32, (n, K)."""
         features = encoding.features.float()
-        return self.head(features.mean(dim=spatial_axes(features))).float()
+        pooled = features.mean(dim=spatial_axes(features))
+        if not torch.is_autocast_enabled(pooled.device.type):
+            return self.head(pooled)
+        # In bfloat16 logits of 8 have steps of 1/16, and many images the same probabilities.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled)
 
     def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Compute p(c | x_t, y_t) at the beginning of the last step to t = 0, (n, K).

@@ -25,6 +25,7 @@ __all__ = ["change_class", "image_noise", "sample", "sample_trajectory"]
 # image pays for the padding. On a GPU a pass takes as long for one image as for many.
 _MAX_SAMPLED = 16
 _MAX_SAMPLED_ON_GPU = 64
+_32_BITS = 2**32 - 1
 # Sampling repeats a pass many times, and rounding errors add up.
 _PRECISION = "float32"
 # A longer integration runs without a graph, which would have a hundred thousand kernels.
@@ -237,14 +238,27 @@ def image_noise(
 
     With `n_rows` there are so many rows, and those after the first n are zeros.
 
-    Image i has a generator of its own, seeded by the child of the seed that has the key (i,). The
-    noise is drawn on the CPU, so that it is the same on every device.
+    Image i has a generator of its own, with another seed than all others. The noise is drawn on the
+    CPU, so that it is the same on every device.
     """
     n_channels, *size = model.space.shape
     noise = torch.zeros(n_rows or n, n_channels + model.field.codes.n_channels, *size)
     generator = torch.Generator()
-    children = np.random.SeedSequence(seed, n_children_spawned=start).spawn(n)
-    for image, child in zip(noise, children, strict=False):
-        state = child.generate_state(1, np.uint64)
-        image.normal_(generator=generator.manual_seed(int(state[0] >> np.uint64(1))))
+    first = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    for i, image in enumerate(noise[:n], start):
+        image.normal_(generator=generator.manual_seed(_scattered(first + i)))
     return noise.to(model.device)
+
+
+def _scattered(number: int) -> int:
+    """Map the numbers of 32 bits to each other, neighbours far apart (MurmurHash3's last steps).
+
+    torch's generator on a CPU takes 32 bits of a seed. Random ones would soon be drawn twice; these
+    are different for 2^32 numbers in a row.
+    """
+    number &= _32_BITS
+    number ^= number >> 16
+    number = number * 0x85EBCA6B & _32_BITS
+    number ^= number >> 13
+    number = number * 0xC2B2AE35 & _32_BITS
+    return number ^ number >> 16
