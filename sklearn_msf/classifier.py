@@ -151,8 +151,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         this model has the smallest log loss on that third. The model itself is the same as with
         None, trained on all data. fit takes 5/3 of the time; of a `time_budget` the model gets 3/5.
         With `early_stopping`, or if fit gets `X_val`, the temperature is fitted on the validation
-        part, without a second model. With `warm_start` later calls without `X_val` keep the
-        temperature. If there are several images of a patient, pass `groups` to fit.
+        part, without a second model; early stopping has chosen the weights on the same part, so
+        that the probabilities are, if anything, too sure. With `warm_start` later calls without
+        `X_val` keep the temperature. If there are several images of a patient, pass `groups` to
+        fit.
     validation_fraction : float, default=0.1
         Fraction of the samples to hold out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10

@@ -138,6 +138,8 @@ def accuracy_rejection_curve(
     """
     wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
     weights = scaled_weights(weights)
+    counts = weights > 0
+    wrong, scores, weights = wrong[counts], scores[counts], weights[counts]
     _, group = np.unique(scores, return_inverse=True)
     share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
     # Sort ties by weight, so that the curve does not depend on the order of the samples.

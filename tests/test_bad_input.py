@@ -350,6 +350,36 @@ def test_early_stopping_on_too_little_data_is_named(make_classifier):
         make_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
 
 
+@pytest.mark.parametrize("parameters", [{"early_stopping": True, "validation_fraction": 0.8}])
+def test_a_class_that_would_be_held_out_as_a_whole_is_named(make_classifier, parameters):
+    images, y = np.zeros((40, 8, 8)), ["usual"] * 38 + ["rare"] * 2
+    with pytest.raises(ValueError, match=r"leave no image of the classes \['rare'\] to train on"):
+        make_classifier(**parameters).fit(images + np.arange(40)[:, None, None], y)
+
+
+def test_a_class_without_a_held_out_image_is_warned_of(make_classifier):
+    images, y = np.arange(40.0)[:, None, None] + np.zeros((8, 8)), ["usual"] * 38 + ["rare"] * 2
+    with pytest.warns(UserWarning, match=r"no image of the classes \['rare'\], which have too few"):
+        make_classifier(max_epochs=1, early_stopping=True, validation_fraction=0.1).fit(images, y)
+
+
+def test_choices_may_be_of_types_of_numpy(make_classifier):
+    parameters = {"optimizer": "muon", "augment": "flip", "precision": "float32"}
+    as_numpy = {name: np.str_(value) for name, value in parameters.items()}
+    images = np.random.default_rng(0).random((12, 8, 8))
+    found, expected = (
+        make_classifier(max_epochs=1, **given).fit(images, [0, 1] * 6).predict_proba(images)
+        for given in (as_numpy, parameters)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [2.0, True, "2", np.float64(2)])
+def test_a_number_of_another_type_is_no_choice(value):
+    with pytest.raises(ValueError, match="n_spatial_dims must be one of 2, 3, got"):
+        tiny_classifier(n_spatial_dims=value).fit(X, Y)
+
+
 def test_the_first_partial_fit_needs_all_classes(make_classifier):
     with pytest.raises(ValueError, match="classes must be passed on the first call"):
         make_classifier().partial_fit(X, Y)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import GridSearchCV
 
+from sklearn_msf.training.trainer import Trainer
+
 callback = pytest.importorskip("sklearn.callback")
 
 RNG = np.random.default_rng(0)
@@ -56,6 +58,23 @@ def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_cl
 def test_a_callback_can_end_training(make_classifier):
     classifier = make_classifier(max_epochs=50).set_callbacks(Recorder(stop_after=3)).fit(X, Y)
     assert classifier.n_iter_ == 3
+
+
+def test_a_callback_that_ends_training_ends_the_calibration_run_as_soon(
+    monkeypatch, make_classifier
+):
+    fit, n_epochs = Trainer.fit, []
+
+    def noted(self, *arguments, **options):
+        fit(self, *arguments, **options)
+        n_epochs.append(len(self.history))
+
+    monkeypatch.setattr(Trainer, "fit", noted)
+    classifier = make_classifier(max_epochs=9, calibration="temperature")
+    classifier.set_callbacks(Recorder(stop_after=2)).fit(X, Y)
+    assert n_epochs == [2, 2]
+    make_classifier(max_epochs=4, calibration="temperature").fit(X, Y)
+    assert n_epochs[2:] == [4, 4]
 
 
 def test_callbacks_do_not_change_what_is_learned(make_classifier):

@@ -1,6 +1,7 @@
 """Groups, such as patients, are never split; a validation set replaces what would be held out."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import CLASSIFIERS, tiny_classifier
 from hypothesis import given
@@ -362,6 +363,18 @@ def test_classes_of_too_few_groups_to_be_held_out_are_named():
         UserWarning, match=r"early_stopping holds out no image of the classes \['rare'\]"
     ):
         classifier.fit(X, y, groups=groups)
+
+
+def test_names_of_columns_of_an_earlier_fit_say_nothing_of_a_validation_set(recwarn):
+    frame = pd.DataFrame(X.reshape(len(X), -1)).add_prefix("pixel ")
+    settings = {"max_epochs": 1, "early_stopping": True, "image_shape": X.shape[1:]}
+    classifier = tiny_classifier(**settings).fit(frame, Y)
+    classifier.fit(frame.to_numpy(), Y, X_val=frame.to_numpy(), y_val=Y)
+    others = frame.rename(columns=lambda name: f"other {name}")
+    assert not [w for w in recwarn if "feature names" in str(w.message)]
+    classifier.fit(frame, Y)
+    with pytest.warns(UserWarning, match="X has feature names, but .* was fitted without"):
+        classifier.fit(frame.to_numpy(), Y, X_val=others, y_val=Y)
 
 
 def test_weights_of_a_validation_set_make_no_epoch(recwarn):

@@ -154,6 +154,33 @@ def test_labels_of_two_kinds_are_not_made_text(make_classifier, fit):
         make_classifier().partial_fit(IMAGES, mixed, classes=[0, "1"])
 
 
+@pytest.mark.parametrize("column", [False, True])
+def test_masked_labels_are_not_taken_for_labels(make_classifier, column):
+    labels = np.ma.MaskedArray(np.arange(40) % 2, np.arange(40) < 3)
+    labels = labels[:, None] if column else labels
+    y = np.arange(40) % 2
+    with pytest.raises(ValueError, match="^y is a masked array with 3 masked labels, as of reject"):
+        make_classifier().fit(IMAGES, labels)
+    with pytest.raises(ValueError, match="^y is a masked array with 3 masked labels"):
+        make_classifier().partial_fit(IMAGES, labels, classes=[0, 1])
+    with pytest.raises(ValueError, match="does not fit X, y: y is a masked array with 3 masked"):
+        make_classifier(early_stopping=True).fit(IMAGES, y, X_val=IMAGES, y_val=labels)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [False, True], [1.0, 2.0], ["a", "b"]])
+def test_labels_of_an_object_column_are_what_they_are(make_classifier, labels):
+    column = pd.Series(labels * 20, dtype=object)
+    classifier = make_classifier(max_epochs=1).fit(IMAGES, column)
+    assert classifier.classes_.tolist() == labels
+    assert set(classifier.predict(IMAGES[:3]).tolist()) <= set(labels)
+
+
+def test_objects_that_are_no_labels_are_named_with_a_remedy(make_classifier):
+    days = [datetime.date(2026, 1, 1 + i % 2) for i in range(40)]
+    with pytest.raises(ValueError, match=r"array of objects of the type date: .*y.astype\(str\)"):
+        make_classifier().fit(IMAGES, days)
+
+
 def test_labels_that_are_missing_are_refused_although_scikit_learn_assumes_none(make_classifier):
     with config_context(assume_finite=True), pytest.raises(ValueError, match="y contains NaN"):
         make_classifier().fit(IMAGES, np.where(np.arange(40) == 3, np.nan, np.arange(40) % 2))

@@ -166,6 +166,23 @@ def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monk
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("no device")])
+def test_a_calibration_on_a_validation_set_that_fails_leaves_the_model(
+    make_classifier, digits, monkeypatch, error
+):
+    X, y = digits
+    plain = make_classifier().fit(X, y)
+
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr("sklearn_msf._estimator.calibration.fit_temperature", failing)
+    with pytest.warns(UserWarning, match="not calibrated: predicting the validation images"):
+        classifier = make_classifier(calibration="temperature").fit(X, y, X_val=X, y_val=y)
+    assert classifier.model_.temperature == 1
+    np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
+
+
 def test_a_calibration_that_was_cut_off_goes_on(make_classifier, digits, tmp_path, monkeypatch):
     settings = {"calibration": "temperature", "checkpoint_every": 1, "max_epochs": 3}
     whole = make_classifier(**settings).fit(*digits)

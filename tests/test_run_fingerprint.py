@@ -188,6 +188,13 @@ def test_parameters_that_do_not_train_may_change(tmp_path):
     assert torch.equal(weights(first), weights(again))
 
 
+def test_with_early_stopping_what_predicts_chooses_the_weights_too(tmp_path):
+    stops = {"early_stopping": True, "validation_fraction": 0.25}
+    make(tmp_path, n_draws=1, **stops).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match="n_draws is 2"):
+        make(tmp_path, n_draws=2, **stops).fit(X, Y)
+
+
 def test_an_entry_that_is_left_out_is_the_same_as_its_default(tmp_path):
     first = make(tmp_path).fit(X, Y)
     again = make(tmp_path)

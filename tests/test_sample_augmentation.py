@@ -120,6 +120,13 @@ def test_copies_are_found_among_training_images_that_are_there_twice(few_bright)
         augment_with_samples(Copyist(), np.tile(X, (2, 1, 1)), np.tile(y, 2), random_state=0)
 
 
+def test_two_different_images_are_enough_to_look_for_copies(few_bright):
+    X, y = few_bright
+    X, y = X[[0, 10]].repeat(4, axis=0), y[[0, 10]].repeat(4)
+    added, _ = augment_with_samples(Painter(), X, y, n_per_class=1, random_state=0)
+    assert len(added) > len(X)
+
+
 def test_a_seed_gives_the_same_images(few_bright):
     first, second = (augment_with_samples(Painter(), *few_bright, random_state=1) for _ in range(2))
     np.testing.assert_array_equal(first[0], second[0])

@@ -171,9 +171,17 @@ def test_no_ranking_is_better_than_that_by_the_errors(rows):
 
 
 def test_very_unequal_weights_are_no_trouble():
-    for weights in ([1, 1e-20], [1e-20, 1], [1e308, 1e308], [1e-320, 1e-320]):
+    unequal = ([1, 1e-20], [1e-20, 1], [1e308, 1e-308], [1e-308, 1e308])
+    for weights in (*unequal, [1e308, 1e308], [1e-320, 1e-320]):
         assert 0 <= aurc([0, 1], [0.1, 0.2], sample_weight=weights) <= 1
         assert 0 <= augrc([0, 1], [0.1, 0.2], sample_weight=weights) <= 1
+
+
+def test_weights_that_are_nothing_beside_others_leave_the_curve_finite():
+    weights = [1e-300, 1e300, 1e300]
+    scores = [0.1, 0.2, 0.3]
+    curve = accuracy_rejection_curve([0, 1, 1], [0, 1, 0], scores, sample_weight=weights)
+    np.testing.assert_allclose(curve.accuracy, [1, 0.5])
 
 
 def test_uncertainty_that_says_nothing_leaves_the_mean_loss():

@@ -366,6 +366,23 @@ def test_where_checkpoints_are_stays_on_the_machine(tmp_path, make_classifier):
     assert opened.checkpoint_dir is None
 
 
+def test_a_card_that_cannot_be_read_is_an_error_before_anything_is_written(saved, tmp_path):
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(OSError, match="README.md"):
+        saved[0].save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_card_that_cannot_be_written_leaves_the_model(saved, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("sklearn_msf._estimator.serialization.write_file", full)
+    with pytest.warns(UserWarning, match="was saved .* its card README.md could not be written"):
+        saved[0].save_pretrained(tmp_path)
+    assert type(saved[0]).from_pretrained(tmp_path).classes_.tolist() == list(saved[0].classes_)
+
+
 def test_a_readme_that_is_not_ours_stays(saved, tmp_path):
     (tmp_path / "README.md").write_text("# My project")
     saved[0].save_pretrained(tmp_path)

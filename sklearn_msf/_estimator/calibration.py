@@ -1,6 +1,7 @@
 """Calibration: a temperature, fitted to a second model that was trained without some samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,46 +126,87 @@ def learn_temperature(
     float or None
         Temperature. None, with a warning, if the run was too short, failed or was interrupted.
     """
-    reason: str = "training was interrupted"
-    try:
-        if not trainer.interrupted:
-            held_out = samples.take(plan.held_out)
-            of_held_out = probabilities_of(held_out)
-            left = None
-            if trainer.settings.time_budget is not None:
-                left = max(trainer.settings.time_budget - trainer.budget.elapsed, _NO_TIME)
-            field = build_field(trainer.field.layout, plan.seed, mask_codes)
-            device = trainer.field.device
-            calibrating = Trainer(
-                field.move_to(device),
-                # With the model's fraction at t = 1: another one would teach another confidence.
-                replace(trainer.settings, time_budget=left, raises_fraction=False),
-                torch.Generator(device).manual_seed(plan.seed),
-                group=trainer.group,
-            )
-            calibrating.survives_interrupts = False
-            if left is not None:
-                calibrating.reserve_time_of(of_held_out)
-            with training_progress(f"{name}, calibration", verbose=verbose) as report:
-                part = data.take(torch.from_numpy(plan.kept))
-                calibrating.fit(part, report=report, checkpoints=plan.checkpoints)
-            if _n_seen(calibrating) >= _MIN_FRACTION_SEEN * _n_seen(trainer):
-                return temperature_of(held_out, of_held_out(calibrating.average))
-            reason = "the time budget left too little for its run"
-    except KeyboardInterrupt:
-        reason = "its run was interrupted"
-    except ProcessGroupError:
-        raise
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        reason = f"its run failed ({type(error).__name__}: {error})"
-    warn_user(
-        f"The model was trained, but its probabilities are not calibrated: {reason}.",
-    )
+    if trainer.interrupted:
+        _warn_not_calibrated("training was interrupted")
+        return None
+    with _keeping_the_model("its run"):
+        held_out = samples.take(plan.held_out)
+        of_held_out = probabilities_of(held_out)
+        left = None
+        if trainer.settings.time_budget is not None:
+            left = max(trainer.settings.time_budget - trainer.budget.elapsed, _NO_TIME)
+        field = build_field(trainer.field.layout, plan.seed, mask_codes)
+        device = trainer.field.device
+        calibrating = Trainer(
+            field.move_to(device),
+            # With the model's fraction at t = 1: another one would teach another confidence.
+            replace(trainer.settings, time_budget=left, raises_fraction=False),
+            torch.Generator(device).manual_seed(plan.seed),
+            group=trainer.group,
+        )
+        calibrating.survives_interrupts = False
+        if left is not None:
+            calibrating.reserve_time_of(of_held_out)
+        as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
+        with training_progress(f"{name}, calibration", verbose=verbose) as report:
+            part = data.take(torch.from_numpy(plan.kept))
+            calibrating.fit(part, report=report, callback=as_long, checkpoints=plan.checkpoints)
+        if _n_seen(calibrating) >= _MIN_FRACTION_SEEN * _n_seen(trainer):
+            return _fitted(held_out, of_held_out(calibrating.average))
+        _warn_not_calibrated("the time budget left too little for its run")
     return None
 
 
-def temperature_of(samples: TrainingSamples, p: np.ndarray) -> float:
-    """Fit the temperature to class probabilities of held-out samples."""
+def temperature_of(
+    held_out: TrainingSamples, of_held_out: Probabilities, field: VelocityField
+) -> float | None:
+    """Fit the temperature to a trained field's class probabilities of samples that it never saw.
+
+    Returns
+    -------
+    float or None
+        Temperature. None, with a warning, if predicting them failed or was interrupted.
+    """
+    with _keeping_the_model("predicting the validation images"):
+        return _fitted(held_out, of_held_out(field))
+    return None
+
+
+@contextmanager
+def _keeping_the_model(what: str) -> Iterator[None]:
+    """Warn of an interrupt or a failure instead of losing the model, which is trained."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _warn_not_calibrated(f"{what} was interrupted")
+    except ProcessGroupError:
+        raise
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        _warn_not_calibrated(f"{what} failed ({type(error).__name__}: {error})")
+
+
+def _warn_not_calibrated(reason: str) -> None:
+    warn_user(
+        f"The model was trained, but its probabilities are not calibrated: {reason}.",
+    )
+
+
+@dataclass(frozen=True)
+class _AsLong:
+    """Ends a run after as many epochs as another one, which a callback ended, has had."""
+
+    ended: Trainer
+    run: Trainer
+
+    def begin_epoch(self) -> None:
+        """Do nothing."""
+
+    def end_epoch(self) -> bool:
+        """Tell whether the run has had as many epochs."""
+        return len(self.run.history) >= len(self.ended.history)
+
+
+def _fitted(samples: TrainingSamples, p: np.ndarray) -> float:
     return fit_temperature(p, samples.labels, samples.weights / samples.weights.mean())
 
 

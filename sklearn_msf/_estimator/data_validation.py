@@ -22,6 +22,7 @@ from sklearn_msf._evaluation.labels import (
     as_labels,
     check_one_kind,
     check_same_kind,
+    check_unmasked,
     label_indices,
 )
 from sklearn_msf._evaluation.validation import scaled_weights
@@ -160,7 +161,7 @@ def check_training_samples(
     if image_format is not None:
         goes_on = of_training and n_spatial_dims == image_format.n_spatial_dims
         n_spatial_dims = image_format.n_spatial_dims
-    rows, shape = flatten_images(X, n_spatial_dims)
+    rows, shape, order = flatten_images(X, n_spatial_dims)
     whole_shape = _whole_shape(rows, shape)
     if image_format is None:
         _check_not_one_image(X, whole_shape, y, n_spatial_dims)
@@ -176,17 +177,19 @@ def check_training_samples(
     vars(shell).update(vars(estimator))
     y = _column(y)
     rows, y = validate_data(shell, rows, y, reset=reset, **_NUMBERS)
+    # With scikit-learn's array_api_dispatch tensors stay tensors.
+    rows = np.asarray(rows)
     check_finite(rows)
     features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
     dtype, rows = rows.dtype, _numbers(rows)
-    y = as_labels("y", y)
+    y = _without_objects(as_labels("y", y))
     check_classification_targets(y)
     # Before rows of weight zero are left out: a class of which nothing is learned stays a class.
     learns_classes = classes is None
     classes = _checked_classes(np.unique(y), classes)
     numbers = None if groups is None else group_numbers("groups", groups, len(y))
     weights = checked_weights(sample_weight, rows)
-    every_row, kept = RowsOnDemand(rows, X), np.flatnonzero(weights > 0)
+    every_row, kept = RowsOnDemand(rows, shape, order), np.flatnonzero(weights > 0)
     if len(kept) < len(rows):
         rows, y, weights = rows[kept], y[kept], weights[kept]
         numbers = None if numbers is None else numbers[kept]
@@ -264,7 +267,9 @@ def check_validation_samples(
         missing, given = ("y_val", "X_val") if y_val is None else ("X_val", "y_val")
         raise ValueError(f"{missing} is missing: pass it together with {given}.")
     shell = object.__new__(type(estimator))
-    vars(shell).update({**vars(estimator), **training.features})
+    # Names of the columns in an earlier fit say nothing of these.
+    others = {name: value for name, value in vars(estimator).items() if name not in OF_FEATURES}
+    vars(shell).update({**others, **training.features})
     try:
         samples = check_training_samples(
             shell,
@@ -295,14 +300,14 @@ def check_prediction_rows(
     estimator: BaseEstimator, X: Any, image_format: ImageFormat
 ) -> RowsOnDemand:
     """Check X against the images of fit, and return it as rows (n, n_features)."""
-    rows, shape = flatten_images(X, image_format.n_spatial_dims)
+    rows, shape, order = flatten_images(X, image_format.n_spatial_dims)
     # Before scikit-learn's check, whose message would name only the number of features.
     _check_shape(estimator, image_format, X, rows, shape)
-    rows = validate_data(estimator, rows, reset=False, **_NUMBERS)
+    rows = np.asarray(validate_data(estimator, rows, reset=False, **_NUMBERS))
     check_finite(rows)
     dtype, rows = rows.dtype, _numbers(rows)
     image_format.check(rows, dtype)
-    return RowsOnDemand(rows, X)
+    return RowsOnDemand(rows, shape, order)
 
 
 def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | None) -> np.ndarray:
@@ -363,7 +368,6 @@ def split_samples(
     try:
         if samples.groups is not None:
             train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
-            _warn_of_absent_classes(purpose, samples, valid)
         else:
             train, valid = train_test_split(
                 np.arange(len(samples.rows)),
@@ -371,21 +375,31 @@ def split_samples(
                 stratify=samples.labels,
                 random_state=random_state,
             )
+            lost = np.setdiff1d(samples.labels, samples.labels[train])
+            if len(lost):
+                raise ValueError(
+                    f"it would leave no image of the classes {samples.classes[lost].tolist()} to "
+                    "train on; hold out less, or pass X_val and y_val."
+                )
     except ValueError as error:
         raise ValueError(
             f"{purpose} cannot hold out a fraction of {fraction:.3g} of {len(samples.rows)} "
             f"samples by class: {error}"
         ) from error
+    _warn_of_absent_classes(purpose, samples, valid)
     return np.sort(train), np.sort(valid)
 
 
 def _warn_of_absent_classes(purpose: str, samples: TrainingSamples, valid: np.ndarray) -> None:
-    """Warn of classes with too few groups to have one in the part that is held out."""
+    """Warn of classes with too few samples or groups to have one in the part that is held out."""
     absent = np.setdiff1d(samples.labels, samples.labels[valid])
     if len(absent):
+        few, more = "too few images", "images"
+        if samples.groups is not None:
+            few, more = "images of too few groups", "groups"
         warn_user(
             f"{purpose} holds out no image of the classes {samples.classes[absent].tolist()}, "
-            "which have images of too few groups: pass X_val and y_val, or more groups."
+            f"which have {few}: pass X_val and y_val, or more {more}."
         )
 
 
@@ -393,6 +407,7 @@ def _column(y: Any) -> Any:
     """Convert labels to one dimension; refuse several label columns."""
     if y is None:
         return None
+    check_unmasked("y", y)
     check_one_kind("y", y)
     shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
@@ -401,6 +416,20 @@ def _column(y: Any) -> Any:
             "(multi-label) are not supported."
         )
     return column_or_1d(y, warn=True) if len(shape) == 2 else y
+
+
+def _without_objects(labels: np.ndarray) -> np.ndarray:
+    """Convert an object array of numbers, as of a joined table, to numbers."""
+    if labels.dtype.kind != "O":
+        return labels
+    converted = np.asarray(labels.tolist())
+    if converted.dtype.kind not in "biufUS":
+        kind = type(labels.ravel()[0]).__name__
+        raise ValueError(
+            f"y is an array of objects of the type {kind}: convert the labels to numbers, text or "
+            "numpy's dates, for example y.astype(str)."
+        )
+    return labels if converted.dtype.kind in "US" else converted
 
 
 def _numbers(rows: np.ndarray) -> np.ndarray:

@@ -258,7 +258,7 @@ def fit(
             model.space.mask_codes,
         )
     elif failure is None and calibrates and held_out is not None and of_held_out is not None:
-        temperature = temperature_of(held_out, of_held_out(trainer.average))
+        temperature = temperature_of(held_out, of_held_out, trainer.average)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
     return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure

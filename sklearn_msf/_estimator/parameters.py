@@ -82,10 +82,18 @@ Check = Callable[[str, Any], None]
 
 def _one_of(*choices: Any) -> Check:
     def check(name: str, value: Any) -> None:
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
+        if not any(_is_choice(value, choice) for choice in choices):
             _fail(name, value, f"one of {', '.join(map(repr, choices))}")
 
     return check
+
+
+def _is_choice(value: Any, choice: Any) -> bool:
+    """Tell whether a value is a choice, also in numpy's types; 1.0 and True are not 1."""
+    if choice is None:
+        return value is None
+    is_same_kind = _is_integer(value) if _is_integer(choice) else isinstance(value, type(choice))
+    return bool(is_same_kind and value == choice)
 
 
 def _or(special: Any, check: Check) -> Check:

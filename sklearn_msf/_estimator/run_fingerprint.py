@@ -70,8 +70,10 @@ def run_fingerprint(
         # Weights of classes that y lacks change nothing in the run.
         known = [label for label in samples.classes.tolist() if label in p.class_weight]
         values["class_weight"] = {str(label): float(p.class_weight[label]) for label in known}
+    # With early stopping the predictions of validation images choose the weights that are kept.
+    affects = ("network", "training", *(("prediction",) if p.early_stopping else ()))
     fingerprint: dict[str, Any] = {
-        name: to_plain(values[name]) for name in affecting("network", "training") if name in values
+        name: to_plain(values[name]) for name in affecting(*affects) if name in values
     }
     fingerprint |= {name: value for name, value in prepared.items() if name not in vars(p)}
     if isinstance(p.random_state, np.random.RandomState):

@@ -63,6 +63,7 @@ from sklearn_msf.persistence.limits import (
 )
 from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.torch_state import standard_torch
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
     "CARD_NAME",
@@ -189,10 +190,23 @@ def save_model(
         tensors |= {f"{_SPACE}.{name}": value for name, value in of_space.items()}
     tensors = {name: value.detach().cpu() for name, value in tensors.items()}
     _check_opens(metadata, tensors, saved_class, model)
+    # Before anything is written: a card that cannot be read is an error.
+    writes_card = _has_no_other_card(path / CARD_NAME)
     write_archive(path, MODEL_NAME, tensors, metadata)
     remove_leftovers(path, MODEL_NAME)
-    if not (path / CARD_NAME).exists() or (path / CARD_NAME).read_bytes().startswith(CARD_START):
-        write_file(path / CARD_NAME, card)
+    if writes_card:
+        try:
+            write_file(path / CARD_NAME, card)
+        except OSError as error:
+            warn_user(
+                f"The model was saved in {str(folder)!r}, but its card {CARD_NAME} could not be "
+                f"written: {error}."
+            )
+
+
+def _has_no_other_card(card: Path) -> bool:
+    """Whether there is no card, or one of this package."""
+    return not card.exists() or card.read_bytes().startswith(CARD_START)
 
 
 def _check_opens(

@@ -47,9 +47,9 @@ def aggregate_by_group(
         Group of each sample.
     rule : {"mean", "geometric"}, default="mean"
         - "mean": the mean of the probabilities (soft voting): what is known of a sample drawn at
-          random from the group. A group is never more certain than its most certain sample. Means
-          of calibrated probabilities are, if anything, less certain than they need to be (Ranjan
-          and Gneiting, 2010).
+          random from the group. Its largest probability is never above that of the surest sample.
+          Means of calibrated probabilities are, if anything, less certain than they need to be
+          (Ranjan and Gneiting, 2010).
         - "geometric": the geometric mean, divided by its sum, which is the softmax of the mean
           logarithms. A sample that excludes a class weighs more. It treats samples as repeats of
           one observation; it is not the product, which would take them as independent.

@@ -14,6 +14,7 @@ __all__ = [
     "as_labels",
     "check_one_kind",
     "check_same_kind",
+    "check_unmasked",
     "differing_labels",
     "is_missing",
     "label_indices",
@@ -32,11 +33,7 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     ValueError
         For labels of several kinds, NaN, and masked labels; the message names them.
     """
-    if np.ma.is_masked(values):
-        raise ValueError(
-            f"{name} is a masked array with {np.ma.count_masked(values)} masked labels, as of "
-            "rejected images: leave their rows out, as by labels.compressed() and y[~labels.mask]."
-        )
+    check_unmasked(name, values)
     labels = np.asarray(values)
     n_missing = 0
     if labels.dtype.kind in "fcmM":
@@ -50,6 +47,21 @@ def as_labels(name: str, values: Any) -> np.ndarray:
         )
     check_one_kind(name, values)
     return labels
+
+
+def check_unmasked(name: str, values: Any) -> None:
+    """Refuse masked labels, whose masks numpy and scikit-learn would drop.
+
+    Raises
+    ------
+    ValueError
+        With the number of masked labels.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} is a masked array with {np.ma.count_masked(values)} masked labels, as of "
+            "rejected images: leave their rows out, as by labels.compressed() and y[~labels.mask]."
+        )
 
 
 def is_missing(label: Any) -> bool:

@@ -56,4 +56,4 @@ class NearestImages:
 
     def distances_apart(self) -> np.ndarray:
         """Measure the distance of each different training image to its nearest neighbour."""
-        return np.asarray(self._search.kneighbors()[0][:, 0])
+        return np.asarray(self._search.kneighbors(n_neighbors=1)[0][:, 0])

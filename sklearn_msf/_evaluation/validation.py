@@ -36,6 +36,9 @@ def by_score(
     """
     losses, scores, weights = checked_rows(errors, uncertainty, sample_weight)
     weights = weights / weights.max()
+    # What is 0 beside the largest weight counts for nothing.
+    counts = weights > 0
+    losses, scores, weights = losses[counts], scores[counts], weights[counts]
     threshold, group = np.unique(scores, return_inverse=True)
     weight = np.bincount(group, weights=weights)
     loss = np.bincount(group, weights=weights * losses)

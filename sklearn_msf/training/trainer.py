@@ -11,8 +11,8 @@ from torch import Tensor
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
-from sklearn_msf.runtime.batching import is_out_of_memory
 from sklearn_msf.runtime.device_queue import DeviceQueue
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
@@ -65,6 +65,8 @@ class Trainer:
         Time budget of the run.
     interrupted : bool
         Whether a KeyboardInterrupt ended training.
+    was_ended : bool
+        Whether a callback ended training before the end of its schedule.
     survives_interrupts : bool
         Whether :meth:`fit` returns normally after a KeyboardInterrupt; if not, it is raised.
     """
@@ -101,6 +103,7 @@ class Trainer:
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
         self.interrupted, self.survives_interrupts = False, True
+        self.was_ended = False
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     # State
@@ -217,7 +220,11 @@ class Trainer:
         if self.settings.raises_fraction and fraction != self.settings.classification_fraction:
             self._use_fraction(fraction)
         self.budget.resume(state.metadata["elapsed"])
-        return bool(state.metadata["finished"])
+        is_finished = bool(state.metadata["finished"])
+        # The time of a budget ends a run too, and early stopping has no calibration run.
+        has_epochs_left = len(self.history) < self.settings.max_epochs
+        self.was_ended = is_finished and has_epochs_left and self.settings.time_budget is None
+        return is_finished
 
     def _latest_usable(self, checkpoints: CheckpointStore | None) -> TrainingState | None:
         while checkpoints is not None and (state := checkpoints.take_latest()) is not None:
@@ -268,10 +275,11 @@ class Trainer:
                 if self._report is not None:
                     self._report(self._progress((epoch + 1) / settings.max_epochs), epoch_log)
                 # Use a list, not `or`: early stopping and the callback must see every epoch.
+                self.was_ended = callback is not None and callback.end_epoch()
                 ends += [
                     epoch + 1 >= settings.max_epochs,
                     self._best is not None and self._best.ends_with(epoch_log, self.average),
-                    callback is not None and callback.end_epoch(),
+                    self.was_ended,
                 ]
             self.budget.end_pause(self.budget.elapsed - start)
             finished = self.group.of_first(any(ends)) or self._time_is_up()
