@@ -1,14 +1,19 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import Averages, tiny_autoencoder
 from torch import nn
 
+from sklearn_msf.data.images import learn_format
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
-from sklearn_msf.latent.autoencoder_opening import open_autoencoder
+from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_autoencoder
+from sklearn_msf.latent.latent_batches import _stored
+from sklearn_msf.latent.scaling import learn_scaling
 
 IMAGES = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -34,6 +39,46 @@ def test_any_object_with_encode_and_decode_will_do():
 def test_an_encoder_may_return_means_and_deviations():
     encoded = ImageAutoencoder(Pairs()).encode(IMAGES)
     assert (encoded.deviation == 0.5).all()
+
+
+def test_tiling_which_no_file_has_is_turned_off_in_the_copy():
+    given = tiny_autoencoder(sample_size=16)
+    given.enable_tiling()
+    with pytest.warns(UserWarning, match="tiling is turned off in the copy"):
+        used = as_autoencoder(given)
+    assert given.use_tiling
+    assert not used.module.use_tiling
+
+
+class Collapsed:
+    """The posterior of the second channel tells nothing of the image."""
+
+    in_channels = 1
+
+    def encode(self, images):
+        mean = torch.nn.functional.avg_pool2d(images[:, :1], 4)
+        none = torch.zeros_like(mean)
+        return torch.cat([mean, 1e-3 * mean], 1), torch.cat([none + 0.01, none + 1], 1)
+
+    def decode(self, latents):
+        return torch.nn.functional.interpolate(latents[:, :1], scale_factor=4)
+
+
+def test_latents_are_scaled_by_what_training_draws():
+    rows = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    images = ImagesOnDemand(learn_format(rows, (8, 8), flat=False), rows)
+    autoencoder = ImageAutoencoder(Collapsed())
+    scaling = learn_scaling(images, autoencoder, (8, 8), "float32", None)
+    mean, deviation = autoencoder.encode(torch.from_numpy(images[:]))
+    drawn = scaling.normalise(mean + deviation * torch.randn(mean.shape))
+    assert (drawn.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
+
+
+def test_what_half_precision_cannot_hold_is_named():
+    encoded = torch.zeros(2, 3, 2, 2)
+    encoded[1, 2, 0, 0] = 1e5
+    with pytest.raises(AutoencoderError, match=r"up to 1e\+05 .* in channels \[2\]"):
+        _stored(encoded, torch.float16)
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])

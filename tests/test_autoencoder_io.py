@@ -205,6 +205,18 @@ def test_what_is_described_is_restored(kind):
     assert restored.fingerprint()[0] == opened.fingerprint()[0]
 
 
+def test_weights_of_the_hub_keep_its_name_in_a_pickle():
+    source = {"kind": "hub", "id": "some/body", "revision": "0" * 40}
+    opened = ImageAutoencoder(tiny_autoencoder(), dict(source))
+    metadata, tensors = autoencoder_to_plain(opened, by_name=False)
+    restored = autoencoder_from_plain(metadata, tensors)
+    assert restored.source == source
+    assert autoencoder_to_plain(restored, by_name=True) == (source, {})
+    for other in ({**source, "revision": "main"}, {"kind": "folder"}, "some/body"):
+        with pytest.raises(ArchiveError):
+            autoencoder_from_plain({**metadata, "source": other}, tensors)
+
+
 # Folders and ids
 
 

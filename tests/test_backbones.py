@@ -32,7 +32,12 @@ from sklearn_msf.latent.backbone_features import (
     learn_features,
     principal_components,
 )
-from sklearn_msf.latent.backbone_opening import as_backbone, open_backbone, open_hub_backbone
+from sklearn_msf.latent.backbone_opening import (
+    _as_preprocessing,
+    as_backbone,
+    open_backbone,
+    open_hub_backbone,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
@@ -322,6 +327,54 @@ def test_a_model_of_transformers_by_every_door(tmp_path, make, door):
     np.testing.assert_array_equal(opened.predict_proba(X), wanted)
 
 
+def test_random_weights_behind_the_map_tell_no_models_apart(tmp_path):
+    config = {**TINY_VISION, "image_size": 32}
+    with_head = transformers.ViTForImageClassification(transformers.ViTConfig(**config))
+    save_vision_model(with_head, tmp_path)
+
+    def opened(seed):
+        torch.manual_seed(seed)
+        # Its file has no pooler, so transformers draws one.
+        return as_backbone(transformers.AutoModel.from_pretrained(tmp_path))
+
+    first, second, of_folder = opened(0), opened(1), open_backbone(tmp_path)
+    assert first.digest_of_weights() == second.digest_of_weights() == of_folder.digest_of_weights()
+    assert first.fingerprint()[0] == second.fingerprint()[0]
+
+
+def test_the_place_of_a_model_is_not_part_of_it(tmp_path):
+    models = []
+    for name in ("here", "there"):
+        shutil.copytree(backbone_folder(), tmp_path / name)
+        models.append(as_backbone(transformers.AutoModel.from_pretrained(tmp_path / name)))
+    assert models[0].fingerprint()[0] == models[1].fingerprint()[0]
+
+
+def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
+    normal = {"image_mean": [0.4] * 3, "image_std": [0.5] * 3}
+    plain = as_preprocessing(normal)
+    # In units of images in [-1, 1], where 0 is the middle of the range.
+    assert plain.mean == pytest.approx([-0.2] * 3)
+    assert plain.deviation == pytest.approx([1.0] * 3)
+    twice = as_preprocessing({**normal, "include_top": True})
+    assert twice.mean == plain.mean
+    assert twice.deviation == pytest.approx([0.5] * 3)
+    by_class = as_preprocessing({**normal, "image_processor_type": "EfficientNetImageProcessor"})
+    assert by_class == twice
+    shifted = as_preprocessing({**normal, "rescale_offset": True})
+    assert shifted.mean == pytest.approx([1.8] * 3)
+    for entries in (
+        {"do_flip_channel_order": True},
+        {"image_processor_type": "MobileViTImageProcessor"},
+    ):
+        with pytest.raises(BackboneError, match="do_flip_channel_order: .* BGR"):
+            as_preprocessing({**normal, **entries})
+
+
+def as_preprocessing(entries):
+    return _as_preprocessing("x", {"size": 32, **entries})
+
+
 def test_a_folder_is_not_in_the_files_of_a_model(tmp_path):
     classifier = tiny_feature_classifier(backbone=backbone_folder(), max_epochs=1).fit(X, Y)
     classifier.save_pretrained(tmp_path)
@@ -497,7 +550,14 @@ def test_a_pickle_is_not_opened(folder):
         ({"model_type": ["vit"]}, "model_type="),
         ({"model_type": "bert"}, "are missing or have another shape|cannot be built"),
         ({"backbone": "resnet50", "use_timm_backbone": True}, "names other models"),
+        ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "names other models"),
+        ({"vision_config": {"model_type": "timm_backbone"}}, "names other models"),
+        ({"part": {"backbone_config": {"model_type": "resnet"}}}, "names other models"),
+        ({"model_type": "detr"}, "names other models"),
         ({"quantization_config": {"quant_method": "gguf"}}, "quantized weights"),
+        ({"depth_coefficient": 1e7}, "numbers beyond the limits"),
+        ({"layer_depths": [20] * 9}, "numbers beyond the limits"),
+        ({"colours": [1] * 2000}, "numbers beyond the limits"),
         ({"num_hidden_layers": 10**6}, "numbers beyond the limits"),
         ({"hidden_size": 10**9}, "numbers beyond the limits"),
         ({"hidden_size": 2**19}, r"it needs [\d,]+ weights, and its file has"),

@@ -264,17 +264,25 @@ def test_a_changed_autoencoder_beside_the_checkpoints_is_passed_over(tmp_path, c
     write_autoencoder(tmp_path, "key", ImageAutoencoder(tiny_autoencoder()))
     assert read_autoencoder(tmp_path, "key") is not None
     assert read_autoencoder(tmp_path, "another key") is None
-    tensors, metadata = read_archive(tmp_path, "autoencoder")
+    tensors, metadata = read_archive(tmp_path, "autoencoder-key")
     change(tensors, metadata)
-    write_archive(tmp_path, "autoencoder", tensors, metadata)
+    write_archive(tmp_path, "autoencoder-key", tensors, metadata)
     with pytest.warns(UserWarning, match="The autoencoder in .* is damaged and ignored"):
         assert read_autoencoder(tmp_path, "key") is None
+
+
+def test_autoencoders_of_several_runs_do_not_replace_each_other(tmp_path):
+    first, second = ImageAutoencoder(tiny_autoencoder()), ImageAutoencoder(tiny_autoencoder())
+    write_autoencoder(tmp_path, "first", first)
+    write_autoencoder(tmp_path, "second", second)
+    for key, written in (("first", first), ("second", second)):
+        assert read_autoencoder(tmp_path, key).fingerprint()[0] == written.fingerprint()[0]
 
 
 def test_an_autoencoder_beside_the_checkpoints_is_never_asked_from_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoder_opening, "open_autoencoder", None)
     named = {"kind": "hub", "id": "some/body", "revision": "0" * 40}
-    write_archive(tmp_path, "autoencoder", {}, {"key": "key", "autoencoder": named})
+    write_archive(tmp_path, "autoencoder-key", {}, {"key": "key", "autoencoder": named})
     with pytest.warns(UserWarning, match="is damaged and ignored"):
         assert read_autoencoder(tmp_path, "key") is None
 

@@ -22,6 +22,7 @@ from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.hub import HubFiles
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.runtime.process_group import ProcessGroup
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -318,9 +319,15 @@ def test_a_pickle_holds_the_autoencoder(short_fitting):
 def test_a_run_without_its_autoencoder_does_not_go_on(short_fitting, tmp_path):
     settings = {"autoencoder": "fit", "checkpoint_dir": tmp_path}
     tiny_latent_classifier(**settings).fit(X, Y)
-    (tmp_path / "autoencoder.json").unlink()
+    next(tmp_path.glob("autoencoder-*.json")).unlink()
     with pytest.raises(CheckpointMismatchError, match="not the autoencoder"):
         tiny_latent_classifier(**settings).fit(X, Y)
+
+
+def test_only_the_first_process_writes_the_autoencoder(short_fitting, tmp_path, monkeypatch):
+    monkeypatch.setattr(ProcessGroup, "is_first", False)
+    tiny_latent_classifier(autoencoder="fit", checkpoint_dir=tmp_path).fit(X, Y)
+    assert not list(tmp_path.glob("autoencoder*"))
 
 
 def test_checkpoints_know_what_is_in_a_folder(tmp_path):

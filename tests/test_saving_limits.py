@@ -426,10 +426,10 @@ def test_a_damaged_autoencoder_of_a_run_counts_as_missing(tmp_path):
     autoencoder = ImageAutoencoder(tiny_autoencoder())
     autoencoder_io.write_autoencoder(tmp_path, "key", autoencoder)
     assert autoencoder_io.read_autoencoder(tmp_path, "key") is not None
-    tensors, metadata = read_archive(tmp_path, "autoencoder")
+    tensors, metadata = read_archive(tmp_path, "autoencoder-key")
     for wrong in ({}, {**metadata["autoencoder"], "config": {"layers_per_block": []}}):
         autoencoder_io.write_archive(
-            tmp_path, "autoencoder", tensors, {"key": "key", "autoencoder": wrong}
+            tmp_path, "autoencoder-key", tensors, {"key": "key", "autoencoder": wrong}
         )
         with pytest.warns(UserWarning, match="is damaged and ignored"):
             assert autoencoder_io.read_autoencoder(tmp_path, "key") is None

@@ -497,8 +497,12 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
         return state.previous.model.space
-    space = state.preparation.learn_space(state.samples, random_state, state.started)
-    return state.group.of_first(space)
+    space = state.group.of_first(
+        state.preparation.learn_space(state.samples, random_state, state.started)
+    )
+    if state.group.is_first:
+        state.preparation.keep(space)
+    return space
 
 
 def _prepare_training(

@@ -119,6 +119,8 @@ class LatentPreparation:
         self._autoencoder = None if space is None else space.autoencoder
         self._backbone = None if features is None else features.backbone
         self._is_opened = space is not None
+        # Of the autoencoder that this fit has trained.
+        self._key_of_fitted: str | None = None
         for name in ENCODERS if origin is not None else ():
             asked, now = getattr(origin, name), getattr(p, name)
             if not _is_same(asked, now):
@@ -240,6 +242,13 @@ class LatentPreparation:
         autoencoder = space.autoencoder
         return self._encoded_size(space.image_format, autoencoder.factor, autoencoder.image_size)
 
+    def keep(self, space: ImageSpace) -> None:
+        """Write a fitted autoencoder, which a run that goes on needs, beside the checkpoints."""
+        assert isinstance(space, LatentSpace)
+        if self._folder is not None and self._key_of_fitted is not None:
+            assert space.autoencoder is not None
+            write_autoencoder(self._folder, self._key_of_fitted, space.autoencoder)
+
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
     ) -> TrainingData:
@@ -339,8 +348,7 @@ class LatentPreparation:
                 seconds=seconds,
                 palette=palette,
             )
-            if folder is not None:
-                write_autoencoder(folder, key, autoencoder)
+            self._key_of_fitted = key
         return autoencoder
 
     def _count_variations(
@@ -417,7 +425,7 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
         return as_autoencoder(wanted)
     try:
         return open_hub_autoencoder(_PAPER_AUTOENCODER, _PAPER_REVISION)
-    except (AutoencoderError, ImportError) as error:
+    except AutoencoderError as error:
         warn_user(
             f"autoencoder='auto': {_PAPER_AUTOENCODER} cannot be opened "
             f"({error.__cause__ or error}), a small autoencoder is trained on X.",

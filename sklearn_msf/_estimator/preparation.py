@@ -62,6 +62,9 @@ class Preparation(Protocol):
     ) -> ImageSpace:
         """Learn the space that converts between images and inputs of the field."""
 
+    def keep(self, space: ImageSpace) -> None:
+        """Write what a run that goes on needs of the space; the first process of a group does."""
+
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
     ) -> TrainingData:
@@ -131,6 +134,9 @@ class PixelPreparation:
     ) -> PixelSpace:
         """Return the space of pixels, in which nothing is learned."""
         return self._space(samples.image_format)
+
+    def keep(self, space: ImageSpace) -> None:
+        """Write nothing."""
 
     def training_data(
         self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float

@@ -31,7 +31,10 @@ __all__ = [
     "write_autoencoder",
 ]
 
-_NAME = "autoencoder"
+
+def _name(key: str) -> str:
+    """Name the files of an autoencoder: a run of another seed has others."""
+    return f"autoencoder-{key}"
 
 
 def autoencoder_to_plain(
@@ -59,7 +62,10 @@ def autoencoder_to_plain(
         return dict(source), {}
     module = autoencoder.module
     weights = {name: value.float().cpu() for name, value in module.state_dict().items()}
-    return {"kind": "embedded", **plain_config(module)}, weights
+    described = {"kind": "embedded", **plain_config(module)}
+    if source["kind"] == "hub" and _is_pinned(source):
+        described["source"] = dict(source)
+    return described, weights
 
 
 def autoencoder_from_plain(
@@ -95,7 +101,9 @@ def autoencoder_from_plain(
             raise AutoencoderError(
                 "The files contain the autoencoder: call from_pretrained without autoencoder."
             )
-        return build_checked(metadata["class"], metadata["config"], tensors)
+        built = build_checked(metadata["class"], metadata["config"], tensors)
+        built.source = dict(metadata.get("source", built.source))
+        return built
     if given is not None:
         return as_autoencoder(given)
     if kind == "hub":
@@ -123,6 +131,9 @@ def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> N
         kind = metadata["kind"]
         if kind == "embedded":
             check_layout(metadata["class"], metadata["config"], tensors)
+            source = metadata.get("source", {"kind": "hub", "id": "a/b", "revision": "0" * 40})
+            if source["kind"] != "hub" or not _is_pinned(source):
+                raise ArchiveError(f"The model has an autoencoder from an invalid place, {source}.")
         elif tensors:
             raise ArchiveError("The model names its autoencoder but also contains weights for it.")
         elif kind == "hub" and not _is_pinned(metadata):
@@ -150,7 +161,7 @@ def write_autoencoder(folder: Path, key: str, autoencoder: ImageAutoencoder) -> 
     """Save a fitted autoencoder beside the checkpoints; warn if that fails."""
     metadata, tensors = autoencoder_to_plain(autoencoder, by_name=False)
     try:
-        write_archive(folder, _NAME, tensors, {"key": key, "autoencoder": metadata})
+        write_archive(folder, _name(key), tensors, {"key": key, "autoencoder": metadata})
     except OSError as error:
         warn_user(
             f"The autoencoder could not be written to {folder} ({error}): this run "
@@ -161,7 +172,7 @@ def write_autoencoder(folder: Path, key: str, autoencoder: ImageAutoencoder) -> 
 def read_autoencoder(folder: Path, key: str) -> ImageAutoencoder | None:
     """Read the autoencoder that was saved under a key; None if there is none, or a damaged one."""
     try:
-        tensors, metadata = read_archive(folder, _NAME)
+        tensors, metadata = read_archive(folder, _name(key))
         if metadata.get("key") != key:
             return None
         described = metadata["autoencoder"]

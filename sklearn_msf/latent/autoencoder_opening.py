@@ -35,6 +35,7 @@ from sklearn_msf.persistence.archives import (
 )
 from sklearn_msf.persistence.limits import check_blocks
 from sklearn_msf.runtime.device import seeded_weights
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
     "as_autoencoder",
@@ -72,6 +73,13 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
         return open_autoencoder(given)
     if isinstance(given, nn.Module):
         given = own_copy(given, "autoencoder", AutoencoderError)
+        if getattr(given, "use_tiling", False):
+            # It is in no configuration, so a saved model would have other latents.
+            given.disable_tiling()
+            warn_user(
+                "autoencoder: tiling is turned off in the copy that is used. Passes are so small "
+                "that whole images fit into the memory."
+            )
     return ImageAutoencoder(given)
 
 

@@ -48,8 +48,8 @@ _KIND = ModelKind(
     "of images, or leave it out with backbone=None.",
     BackboneError,
 )
-# Limits for the configuration in a file: any integer, and an image's side.
-_MAX_INTEGER = 2**20
+# Limits for the configuration in a file: any number, and an image's side.
+_MAX_NUMBER = 2**20
 _MAX_SIDE = 8192
 # Entries of a configuration that name code (kernels for attention are fetched by their name), that
 # say where it came from, or that are about class heads.
@@ -59,6 +59,10 @@ _NAMING_CODE = "_implementation"
 _OF_LAYERS = ("layer", "depth", "block", "stage")
 # Entries with which transformers would open another model, from another place.
 _OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "backbone_config")
+# Models of timm, which opens whatever files and repositories a configuration names.
+_OF_TIMM = ("timm_wrapper", "timm_backbone")
+# Longest list in a configuration.
+_MAX_LENGTH = 1024
 # Layers behind the map of features, which a file may lack: class heads are left out of it.
 _BEHIND_THE_MAP = ("pooler.", "head.", "vision_model.head.")
 _MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
@@ -89,7 +93,7 @@ def as_backbone(given: Any) -> ImageBackbone:
         return ImageBackbone(copied, _own_preprocessing(given))
     preprocessing = _preprocessing_of_object(given)
     copied = own_copy(vision_model(given), "backbone", BackboneError)
-    return ImageBackbone(copied, preprocessing)
+    return ImageBackbone(_without_what_is_behind(copied), preprocessing)
 
 
 def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
@@ -190,7 +194,7 @@ def _vision_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
         )
     kinds = _transformers().models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     kind = config.get("model_type")
-    others = [entry for entry in _OTHER_MODELS if config.get(entry)]
+    others = _other_models(config)
     if not isinstance(kind, str) or kind not in kinds or others:
         reason = f"names other models ({', '.join(others)})" if others else "is not one of its own"
         raise BackboneError(
@@ -199,6 +203,16 @@ def _vision_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
         )
     described: dict[str, Any] = _without_code(config)
     return described
+
+
+def _other_models(config: Any) -> list[str]:
+    """List the entries, at any depth, with which transformers would open another model."""
+    if not isinstance(config, Mapping):
+        return []
+    others = [entry for entry in _OTHER_MODELS if config.get(entry)]
+    if config.get("model_type") in _OF_TIMM:
+        others.append(str(config["model_type"]))
+    return others + [name for value in config.values() for name in _other_models(value)]
 
 
 def _without_code(value: Any) -> Any:
@@ -216,10 +230,13 @@ def _without_code(value: Any) -> Any:
 def _built(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """Build a model and load its weights; refuse sizes that the weights do not bear out."""
     transformers = _transformers()
-    if not _is_bounded(config, len(weights)):
+    if not _is_bounded(config, sum(value.numel() > 0 for value in weights.values())):
         raise ValueError("its configuration has numbers beyond the limits")
     entries = {key: value for key, value in config.items() if key != "model_type"}
     described = transformers.AutoConfig.for_model(config["model_type"], **entries)
+    # Entries that are left out have defaults, some of which name other models.
+    if others := _other_models(described.to_dict()):
+        raise ValueError(f"its configuration names other models ({', '.join(others)})")
     # On the meta device no memory is allocated, whatever sizes the file asks for.
     with torch.device("meta"), _quiet(transformers):
         model = transformers.AutoModel.from_config(described, trust_remote_code=False)
@@ -247,11 +264,19 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
         raise ValueError(
             f"{len(named)} of its weights are missing or have another shape ({named[0]!r})"
         )
+    return _without_what_is_behind(vision_model(module))
+
+
+def _without_what_is_behind(module: nn.Module) -> nn.Module:
+    """Set to 0 the weights that nothing depends on.
+
+    Files may lack them, and then they are random numbers, which would change the digest.
+    """
     with torch.no_grad():
-        for key in missing:
-            # Random numbers, which nothing depends on, would change its digest.
-            module.get_parameter(key).zero_()
-    return vision_model(module)
+        for key, value in module.named_parameters():
+            if _is_behind(key):
+                value.zero_()
+    return module
 
 
 def _is_behind(name: str) -> bool:
@@ -259,15 +284,18 @@ def _is_behind(name: str) -> bool:
 
 
 def _is_bounded(value: Any, n_tensors: int, name: str = "") -> bool:
-    """Check integers, and numbers of layers against the number of weights: each layer has some."""
+    """Check numbers, and numbers of layers against the number of weights: each layer has some."""
     if isinstance(value, dict):
         return all(_is_bounded(item, n_tensors, str(key)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_bounded(item, n_tensors, name) for item in value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return True
     counts_layers = any(word in name for word in _OF_LAYERS)
-    return abs(value) <= (n_tensors if counts_layers else _MAX_INTEGER)
+    if isinstance(value, (list, tuple)):
+        numbers = [item for item in value if isinstance(item, (int, float))]
+        is_short = len(value) <= _MAX_LENGTH
+        few_layers = not counts_layers or sum(map(abs, numbers)) <= n_tensors
+        return is_short and few_layers and all(_is_bounded(v, n_tensors, name) for v in value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return True
+    return abs(value) <= (n_tensors if counts_layers else _MAX_NUMBER)
 
 
 @contextlib.contextmanager
@@ -353,6 +381,14 @@ def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
         is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
         if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
             raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
+        of_class = str(entries.get("image_processor_type", ""))
+        if entries.get("do_flip_channel_order", of_class.startswith("MobileViT")):
+            raise ValueError("do_flip_channel_order: its images are to be BGR and not RGB")
+        if entries.get("rescale_offset"):
+            mean = [value + 1 for value in mean]
+        if entries.get("include_top", of_class.startswith("EfficientNet")):
+            # EfficientNet's images are divided by the deviation twice.
+            deviation = [value**2 for value in deviation]
     except UNEXPECTED_VALUE_ERRORS as error:
         raise BackboneError(
             f"backbone={name!r} has a {_PREPROCESSOR_NAME} that cannot be used ({error}): expected "

@@ -221,6 +221,10 @@ def plain_config(module: Any) -> dict[str, Any]:
     return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=_text))}
 
 
+# Where transformers opened a model from, which changes nothing in it.
+_PLACE = "name_or_path"
+
+
 def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
     """Collect the plain values, besides the weights, that a module may compute with."""
     return {
@@ -228,7 +232,7 @@ def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if name != but
+        if name not in (but, _PLACE)
     }
 
 

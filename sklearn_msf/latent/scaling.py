@@ -10,7 +10,7 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.flow.label_codes import LabelCodes
-from sklearn_msf.latent.autoencoder import ImageAutoencoder
+from sklearn_msf.latent.autoencoder import Encoded, ImageAutoencoder
 from sklearn_msf.runtime.batching import in_batches
 
 __all__ = [
@@ -76,7 +76,8 @@ def learn_scaling(
     """Learn the scaling of latents, and encode a mask for each class if there is a palette.
 
     The scaling is the shift and factor that the autoencoder publishes. If it publishes none, the
-    mean and the standard deviation of each channel are measured over up to 256 training images.
+    mean and the standard deviation of each channel are measured over up to 256 training images; of
+    posteriors the deviation is that of samples.
 
     Parameters
     ----------
@@ -113,17 +114,22 @@ def learn_scaling(
 def _measure(
     images: ImagesOnDemand, autoencoder: ImageAutoencoder, size: tuple[int, int], precision: str
 ) -> tuple[Tensor, Tensor]:
-    """Measure the mean and the inverse deviation of each channel of the latents."""
+    """Measure the mean and the inverse deviation of each channel of the posteriors."""
     chosen = measured_rows(len(images))
 
-    def encode(start: int, n: int) -> Tensor:
+    def encode(start: int, n: int) -> Encoded:
         x = ImageFormat.normalise(torch.from_numpy(images[chosen[start : start + n]]))
         x = prepare_images(x, size, autoencoder.image_channels)
-        return autoencoder.encode(x, precision).mean
+        return autoencoder.encode(x, precision)
 
     parts = in_batches(encode, len(chosen), ENCODED_AT_ONCE, autoencoder.device)
-    latents = torch.cat(parts).double()
-    deviation = latents.std(dim=(0, 2, 3), correction=0)
+    latents = torch.cat([part.mean for part in parts]).double()
+    variance = latents.var(dim=(0, 2, 3), correction=0)
+    if autoencoder.has_deviation:
+        # Of what training draws. The means alone may hardly differ where a channel is not used.
+        drawn = torch.cat([part.deviation for part in parts if part.deviation is not None])
+        variance += drawn.double().square().mean(dim=(0, 2, 3))
+    deviation = variance.sqrt()
     # A constant channel carries no information: divide it by 1 instead of 0.
     deviation = torch.where(deviation > 1e-6, deviation, 1.0)
     return latents.mean(dim=(0, 2, 3)).float(), (1 / deviation).float()
