@@ -96,14 +96,16 @@ def test_work_after_an_interrupted_warm_up_waits_for_it(cuda, module):
     assert cuda.waits == ["stream", "stream"]
 
 
-def test_memory_that_ran_out_frees_the_graphs_of_the_module(cuda, module):
+def test_memory_that_ran_out_frees_the_graphs_of_larger_batches(cuda, module):
     def too_large(x):
         raise RuntimeError("CUDA error: out of memory")
 
-    replay(module, 0, module, torch.ones(2, 3))
+    for n in (2, 4, 8):
+        replay(module, 0, module, torch.ones(n, 3))
     with pytest.raises(RuntimeError, match="out of memory"):
-        replay(module, 1, too_large, torch.ones(2, 3))
-    assert not cuda_graphs._PASSES[module]
+        replay(module, 1, too_large, torch.ones(4, 3))
+    ((_, ((shape, *_),)),) = cuda_graphs._PASSES[module]
+    assert shape == (2, 3)
 
 
 def test_memory_that_runs_out_in_a_capture_is_for_the_caller(cuda, module):

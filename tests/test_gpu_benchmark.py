@@ -374,7 +374,7 @@ def test_kernels_are_counted(gpu):
 
 def test_the_rate_is_that_of_the_fastest_epoch_of_the_second_half(gpu):
     logs = [{"n_images": 100, "seconds": seconds} for seconds in (0.5, 50.0, 2.0, 3.0)]
-    assert gpu.steady_rate(logs) == 50
+    assert gpu.fastest_rate(logs) == 50
 
 
 def test_a_long_run_is_projected_from_its_first_epoch_and_the_others(gpu, work, monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.runtime import process_group
 from sklearn_msf.runtime.process_group import ProcessGroup
@@ -212,6 +213,19 @@ def test_each_process_has_the_gpu_of_its_number_or_the_only_one(monkeypatch, ask
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert process_group._own_gpu(torch.device(asked)) == torch.device("cuda", number)
+
+
+def test_a_script_that_starts_the_group_itself_has_chosen_the_gpu(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert process_group._own_gpu(torch.device("cuda")) == torch.device("cuda", 2)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ProcessGroupError, match="Process 2 .* has no GPU: there are 2"):
+        process_group._own_gpu(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

@@ -10,6 +10,7 @@ from test_training import all_weights, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_msf.latent.latent_batches import LatentTrainingData
+from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.step import TrainingStep
 
@@ -115,6 +116,20 @@ def test_the_stand_in_notices_a_number_that_is_replaced_instead_of_refilled(
     RecordedCuda().install(monkeypatch)
     replayed = trained(make_tiny_field, ema_decay=0.99)
     assert not torch.equal(all_weights(replayed.average), all_weights(eager.average))
+
+
+def test_several_processes_make_their_steps_without_graphs(make_tiny_field, monkeypatch):
+    sent = []
+    monkeypatch.setattr(ProcessGroup, "average_", lambda self, tensors: sent.append(tensors))
+    cuda = RecordedCuda().install(monkeypatch)
+    field = make_tiny_field(n_classes=2, channels=16).train()
+    trainer, data = make_trainer(field, class_dropout=0.0), pixels()
+    trainer._step._group = ProcessGroup(rank=0, size=2)
+    with trainer._step.running():
+        for _ in range(5):
+            trainer._step(data, torch.arange(8), 1e-3)
+    assert len(sent) == 5
+    assert not cuda.captured
 
 
 def test_after_a_divergence_steps_are_captured_anew(make_tiny_field, monkeypatch):

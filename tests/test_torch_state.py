@@ -1,6 +1,7 @@
 """The caller may have set torch's global settings to anything: results keep their bits."""
 
 import contextlib
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -187,6 +188,29 @@ def test_the_default_dtype_stays_float32_until_the_last_thread_has_ended():
         leave.set()
         assert running.result() == torch.float32
         assert torch.ones(1).dtype == torch.float64
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile_has_the_callers_dtype():
+    inside, leave = threading.Event(), threading.Event()
+
+    def long_computation():
+        with standard_torch():
+            inside.set()
+            leave.wait(10)
+
+    with default_dtype(torch.float64), ThreadPoolExecutor(1) as executor:
+        running = executor.submit(long_computation)
+        inside.wait(10)
+        child = os.fork()
+        if not child:
+            with standard_torch():
+                is_standard = torch.ones(1).dtype == torch.float32
+            os._exit(0 if is_standard and torch.ones(1).dtype == torch.float64 else 1)
+        leave.set()
+        running.result()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def tf32():

@@ -59,12 +59,12 @@ def empty_cache() -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep out of a capture what would end it, or would outlive it."""
+    """Capture without collecting garbage, with own workspaces of cuBLAS, and restore the stream."""
     collects = gc.isenabled()
-    # Garbage may hold other graphs, and freeing those is not allowed meanwhile.
-    gc.disable()
-    _forget_workspaces()
     try:
+        # Garbage may hold other graphs, and freeing those is not allowed meanwhile.
+        gc.disable()
+        _forget_workspaces()
         # If the capture fails, torch may stay on its stream.
         with torch.cuda.stream(torch.cuda.current_stream()):
             yield
@@ -78,7 +78,7 @@ def _forget_workspaces() -> None:
     """Forget cuBLAS's workspaces, so that each graph has its own in its own memory.
 
     Deleting a graph frees the workspace of its stream, which others may use. torch's own trees of
-    graphs call the same function.
+    graphs call the same function, which is for all streams: there is none for one of them.
     """
     forget = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
     if forget is not None:
@@ -122,7 +122,11 @@ class _Graph:
         self._graph.replay()
 
 
-def _key(key: Hashable, inputs: tuple[Tensor, ...]) -> Hashable:
+# A name, and shape, dtype and device of each input.
+Key = tuple[Hashable, tuple[tuple[torch.Size, torch.dtype, torch.device], ...]]
+
+
+def _key(key: Hashable, inputs: tuple[Tensor, ...]) -> Key:
     return key, tuple((value.shape, value.dtype, value.device) for value in inputs)
 
 
@@ -167,7 +171,7 @@ class _Pass:
 
 
 # The graphs of a module are deleted with it, because a graph holds no reference to the module.
-_PASSES: WeakKeyDictionary[nn.Module, dict[Hashable, _Pass | None]] = WeakKeyDictionary()
+_PASSES: WeakKeyDictionary[nn.Module, dict[Key, _Pass | None]] = WeakKeyDictionary()
 
 
 def replay(
@@ -213,8 +217,11 @@ def replay(
             try:
                 passes[full_key] = _captured_pass(function, warm_up or function, inputs)
             except (MemoryError, RuntimeError):
-                # Of memory that ran out: the caller goes on with smaller batches.
-                passes.clear()
+                # Memory ran out: the caller goes on with smaller batches, and graphs of larger ones
+                # only take memory.
+                n_values = inputs[0].numel()
+                for other in [k for k in passes if k[1][0][0].numel() >= n_values]:
+                    del passes[other]
                 raise
         captured = passes[full_key]
     return function(*inputs) if captured is None else captured(*inputs)
@@ -257,8 +264,8 @@ class CapturedSteps:
         self._device = device
         self._generator = generator
         self._captures = _can_capture(device)
-        self._n_calls: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._n_calls: dict[Key, int] = {}
+        self._graphs: dict[Key, _Graph] = {}
         self._stream: Any = None
         self._pool: Any = None
 
@@ -283,7 +290,7 @@ class CapturedSteps:
             self._run_on_cuda(_key(key, inputs), function, inputs)
 
     def _run_on_cuda(
-        self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]
+        self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]
     ) -> None:
         if self._stream is None:
             self._stream = torch.cuda.Stream()
@@ -296,9 +303,7 @@ class CapturedSteps:
             with _side_stream(self._stream):
                 function(*inputs)
 
-    def _capture(
-        self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]
-    ) -> None:
+    def _capture(self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
         while len(self._graphs) >= _MAX_GRAPHS:
             oldest = next(iter(self._graphs))
             del self._graphs[oldest], self._n_calls[oldest]

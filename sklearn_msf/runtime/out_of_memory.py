@@ -4,10 +4,13 @@ import torch
 
 __all__ = ["is_out_of_memory"]
 
-# Some allocators and libraries raise a plain RuntimeError, which only its text identifies. cuDNN
-# finds no engine where none has the memory that it needs.
+# Some allocators and libraries raise a plain RuntimeError, which only its text identifies: of a CPU
+# under Linux and Windows, of cuBLAS, of Apple's GPUs, of CUDA, and of cuDNN, which finds no engine
+# where none has the memory that it needs.
 _TEXTS = (
     "can't allocate memory",
+    "not enough memory",
+    "backend out of memory",
     "ALLOC_FAILED",
     "CUDA error: out of memory",
     "unable to find an engine",

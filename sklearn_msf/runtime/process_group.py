@@ -192,11 +192,27 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """Return the GPU of this process: that of its number, unless it sees only its own."""
+    """Return the GPU of this process: that of its number, unless it sees only its own.
+
+    Raises
+    ------
+    ProcessGroupError
+        If there are several GPUs, but fewer than processes.
+    """
     if device.index is not None:
         return device
-    number = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device("cuda", number % torch.cuda.device_count())
+    if "LOCAL_RANK" not in os.environ:
+        # The script has initialized the group, and chosen the GPU if there are several.
+        return torch.device("cuda", torch.cuda.current_device())
+    number, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if n_gpus == 1:
+        return torch.device("cuda", 0)
+    if number >= n_gpus:
+        raise ProcessGroupError(
+            f"Process {number} of this machine has no GPU: there are {n_gpus}. Start as many "
+            "processes as there are GPUs."
+        )
+    return torch.device("cuda", number)
 
 
 def _initialized_group() -> ProcessGroup:

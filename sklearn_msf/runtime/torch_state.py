@@ -6,11 +6,13 @@ compute at the same time: the first one saves them, and the last one restores th
 """
 
 import contextlib
-import threading
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+
+from sklearn_msf.runtime.locks import fork_safe_lock
 
 __all__ = ["deterministic_convolutions", "standard_torch", "tensor_float32"]
 
@@ -78,9 +80,17 @@ class _ProcessSetting(Generic[Value, Saved]):
         restore: Callable[[Saved], None],
     ):
         self._save, self._change, self._restore = save, change, restore
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._wanted: list[Value] = []
         self._saved: list[Saved] = []
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    def _leave_to_parent(self) -> None:
+        """Restore the setting in a forked process, which has none of the threads that wanted it."""
+        self._wanted.clear()
+        if self._saved:
+            self._restore(self._saved.pop())
 
     @contextlib.contextmanager
     def held(self, value: Value) -> Iterator[None]:
@@ -94,10 +104,11 @@ class _ProcessSetting(Generic[Value, Saved]):
             yield
         finally:
             with self._lock:
-                self._wanted.remove(value)
+                if value in self._wanted:
+                    self._wanted.remove(value)
                 if self._wanted:
                     self._change(self._wanted)
-                else:
+                elif self._saved:
                     self._restore(self._saved.pop())
 
 
