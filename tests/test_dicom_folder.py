@@ -166,6 +166,13 @@ def test_a_lookup_table_of_few_bits_may_have_many_entries(tmp_path, first):
     np.testing.assert_array_equal(load_one(tmp_path, window="file"), expected)
 
 
+def test_a_lookup_table_with_values_beyond_its_bits_is_refused(tmp_path):
+    lookup = lookup_table(list(range(300)), bits=8)
+    write_dicom(tmp_path / "a.dcm", STORED, VOILUTSequence=[lookup])
+    with pytest.raises(ValueError, match="table has values of more than its 8 bits"):
+        load_image_folder(tmp_path, window="file")
+
+
 def test_a_file_without_a_window_is_named(tmp_path):
     write_dicom(tmp_path / "a.dcm", STORED)
     with pytest.raises(ValueError, match=r"'a.dcm': has no window: pass window=\(center, width\)"):
@@ -293,7 +300,7 @@ def test_slices_of_several_orientations_are_no_volume(tmp_path):
 def test_bits_that_differ_without_units_are_warned_of(tmp_path):
     for bits in (10, 12):
         write_dicom(tmp_path / f"{bits}.dcm", STORED % 1000, bits=bits, Modality="CR")
-    with pytest.warns(UserWarning, match="have {10: 1, 12: 1} bits, which are kept as they are"):
+    with pytest.warns(UserWarning, match="images 1 have 10 and 1 have 12 bits, and all are kept"):
         load_image_folder(tmp_path)
     # Hounsfield units are units however many bits are stored, and a window is the same for all.
     with warnings.catch_warnings():

@@ -344,9 +344,24 @@ def test_images_that_use_a_sliver_of_their_range_are_warned_of(X):
 )
 def test_images_that_use_a_sliver_of_the_range_of_their_dtype_are_warned_of(X):
     rows = X.reshape(len(X), -1)
-    with pytest.warns(UserWarning, match=r"has the range .*nearly all values fill only .*in fit"):
+    with pytest.warns(UserWarning, match=r"nearly all .* taken for the range .*Stretch X over"):
         fmt = learn_format(rows, (8, 8), flat=False)
     assert (fmt.low, fmt.high) == (0, 255 if X.dtype == np.uint8 else 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_few_bright_values_are_named_with_other_remedies(dtype):
+    X = np.where(RANDOM > 0.995, 1.0, RANDOM * 0.08)
+    X = np.rint(255 * X).astype(dtype) if dtype == "uint8" else X.astype(dtype)
+    with pytest.warns(UserWarning, match=r"little contrast\. If the others .* a logarithm"):
+        learn_format(X.reshape(40, -1), (8, 8), flat=False)
+
+
+def test_masks_of_small_objects_are_taken_in_silence():
+    X = np.where(RANDOM > 0.995, 255, 0).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn_format(X.reshape(40, -1), (8, 8), flat=False)
 
 
 @pytest.mark.parametrize("n_large", [10, 90])

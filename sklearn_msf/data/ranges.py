@@ -44,6 +44,8 @@ _FLAT, _DARK, _MANY = 0.01, 0.1, 10
 _FEW_CLIPPED, _MANY_CLIPPED, _MOST_CLIPPED = 0.01, 0.1, 0.5
 # Images in [0, 1] beside images that mostly exceed this were scaled differently.
 _BEYOND_UNIT, _FEWEST = 64.0, 2
+# Values of bytes that are counted at most.
+_MOST_COUNTED = 2**24
 # The images have little contrast if so many of their values, a fill value aside, are in so many of
 # the bins.
 _NEARLY_ALL, _SLIVER_BINS = 0.99, 9
@@ -153,14 +155,24 @@ def warn_of_unused_range(rows: np.ndarray, low: float, high: float) -> None:
     low, high : float
         Range that such images have, whatever their values: [0, 255] or [0, 1].
     """
-    sliver = _sliver(rows, low, high)
-    if sliver is not None:
-        warn_user(
-            f"X is {ValueRange(rows.dtype, float(rows.min()), float(rows.max()))} and has the "
-            f"range [{low:g}, {high:g}], of which nearly all values fill only [{sliver.low:g}, "
-            f"{sliver.high:g}]: the images have little contrast. Scale X so that it fills the "
-            "range, in fit and in predictions."
+    # Some images show it as well as all of a large file.
+    some = rows[:: max(1, rows.size // _MOST_COUNTED)]
+    sliver = _sliver(some, low, high)
+    if sliver is None:
+        return
+    found = ValueRange(rows.dtype, float(rows.min()), float(rows.max()))
+    if found.high - found.low > 2 * (sliver.high - sliver.low):
+        remedy = (
+            "If the others are background or errors, clip X and stretch it over the whole range; "
+            "if they are right, take a logarithm. Small objects in masks are no trouble."
         )
+    else:
+        remedy = "Stretch X over the whole range, in fit and in predictions."
+    warn_user(
+        f"X is {found}, and nearly all of its values are in [{sliver.low:g}, {sliver.high:g}], a "
+        f"small part of [{low:g}, {high:g}], which is taken for the range of such images: they "
+        f"have little contrast. {remedy}"
+    )
 
 
 def inlying_range(rows: np.ndarray, low: float, high: float) -> tuple[float, float]:
@@ -277,6 +289,9 @@ def _histogram(rows: np.ndarray, low: float, high: float) -> np.ndarray | None:
     with np.errstate(over="ignore", invalid="ignore"):
         if not (np.diff(np.linspace(low, high, _BINS + 1)) > 0).all():
             return None
+    if rows.dtype == np.uint8:
+        of_values = sum(np.bincount(rows[part].ravel(), minlength=256) for part in parts_of(rows))
+        return np.histogram(np.arange(256), _BINS, (low, high), weights=of_values)[0]
     counts = np.zeros(_BINS, dtype=np.int64)
     for part in parts_of(rows):
         # The difference of two float16 can overflow.

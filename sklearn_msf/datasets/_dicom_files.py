@@ -175,7 +175,7 @@ def _text(dataset: Any, keyword: str) -> str | None:
 def _orientation(dataset: Any) -> tuple[float, ...] | None:
     """Directions of the rows and of the columns."""
     axes = dataset.get("ImageOrientationPatient")
-    return tuple(float(value) for value in axes) if axes else None
+    return tuple(float(value) for value in axes) if axes and len(axes) == 6 else None
 
 
 def _position(dataset: Any) -> tuple[str, float] | None:
@@ -247,6 +247,8 @@ def _through_window(values: np.ndarray, meaning: Any, window: Window) -> np.ndar
         display.file_meta, display.VOILUTSequence = meaning.file_meta, [table]
         shown = pydicom.pixels.apply_voi(values, display)
         largest = 2 ** int(n_bits) - 1
+        if shown.max() > largest:
+            raise ValueError(f"its lookup table has values of more than its {n_bits} bits")
         return np.rint(shown * (255.0 / largest)).astype(np.uint8)
     # pydicom maps to the range of the stored bits: of eight bits, here.
     display = pydicom.Dataset()

@@ -19,6 +19,7 @@ from sklearn_msf.datasets._common_layout import Described, common_layout, sample
 from sklearn_msf.datasets._folder_contents import FolderContents, examples, folder_contents
 from sklearn_msf.datasets._folder_report import ImageFolderReport
 from sklearn_msf.datasets._folder_request import FolderRequest, checked_file, checked_request
+from sklearn_msf.datasets._image_headers import ImageHeader
 from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample_header
 from sklearn_msf.datasets._image_table import table_contents
 from sklearn_msf.datasets._pillow_files import REDUCED
@@ -29,8 +30,9 @@ from sklearn_msf.runtime.user_warnings import warn_user
 __all__ = ["load_image_folder"]
 
 _PATIENT = "PatientID"
-# Modalities whose values are in units however many bits are stored, such as Hounsfield units.
-_IN_UNITS = ("CT", "PT")
+# Modalities whose values are in units however many bits are stored, such as Hounsfield units, or on
+# a scale of their own in every image.
+_ON_ONE_SCALE = ("CT", "PT", "MR")
 # Characters of a reason; some decoders name every program that is missing.
 _LONGEST_TEXT = 400
 # Reasons that a message lists.
@@ -74,7 +76,7 @@ def load_image_folder(
         Whether images become gray or RGB. "auto" is gray if all images are gray, and else RGB.
     fit : {"crop", "pad"}, default="crop"
         How an image of other proportions gets the wanted ones: the middle is cut out, or the
-        whole image is put between black bars.
+        whole image is put between bars: black, or in units of the smallest value of the image.
     groups : "PatientID" or callable, default=None
         Group of each image, such as its patient. "PatientID" takes this element of DICOM files; a
         callable is given each file's name as in `filenames`. None takes the column "group" of the
@@ -128,6 +130,13 @@ def load_image_folder(
     ImportError
         If Pillow or, for DICOM files, pydicom is not installed.
 
+    Warns
+    -----
+    UserWarning
+        If files are left out, lose bits, or are of several modalities or numbers of bits; if a
+        class has no image that can be read, or there is one class only; and if some volumes are
+        single slices.
+
     See Also
     --------
     fetch_medmnist : Images of MedMNIST.
@@ -164,7 +173,8 @@ def load_image_folder(
     data = collect(images(), (len(described), *shape), dtype, file)
     bunch = _bunch(data, kept, contents, groups, report)
     _warn(bunch, contents)
-    _warn_of_bit_depths(described)
+    read = set(bunch.filenames.tolist())
+    _warn_of_bit_depths([header for sample, header in described if sample.name in read])
     return bunch
 
 
@@ -340,18 +350,21 @@ def _bunch(
     )
 
 
-def _warn_of_bit_depths(described: list[Described]) -> None:
-    """Warn of gray images without units whose values use different numbers of bits."""
+def _warn_of_bit_depths(headers: list[ImageHeader]) -> None:
+    """Warn of gray DICOM images without units whose values use different numbers of bits."""
     depths = Counter(
         header.bit_depth
-        for _, header in described
-        if header.dtype == np.float32 and header.modality not in _IN_UNITS
+        for header in headers
+        if header.dtype == np.float32
+        and header.mode.startswith("MONOCHROME")
+        and header.modality not in _ON_ONE_SCALE
     )
     if len(depths) > 1:
+        counts = " and ".join(f"{n} have {bits}" for bits, n in sorted(depths.items()))
         warn_user(
-            f"The images have {dict(sorted(depths.items()))} bits, which are kept as they are: "
-            "unless their values are in units, those of fewer bits are nearly black beside the "
-            "others. Pass a window, or load each kind by itself and bring all to one range."
+            f"Of the gray DICOM images {counts} bits, and all are kept as they are: unless their "
+            "values are in units, those of fewer bits may be nearly black beside the others. Pass "
+            "a window, or load each kind by itself and bring all to one range."
         )
 
 

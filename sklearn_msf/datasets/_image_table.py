@@ -119,12 +119,16 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
         )
     columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
     return {
-        name: [
-            None if value.strip().lower() in _MISSING else value for value in columns.get(name, ())
-        ]
+        name: [_given(name, value) for value in columns.get(name, ())]
         for name in _COLUMNS
         if name in names
     }
+
+
+def _given(column: str, value: str) -> str | None:
+    """Return the text in a CSV file, or None for a missing value; a file may be called NA."""
+    missing = {""} if column == "file" else _MISSING
+    return None if value.strip().lower() in missing else value
 
 
 def _check_file_column(names: list[str]) -> None:
@@ -164,7 +168,8 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
     if missing:
         raise ValueError(
             f"{what} is empty (NaN, NA, null or None) in {len(missing)} of {len(values)} rows, "
-            f"first row {missing[0]}: fill it in, leave these rows out, or leave the column out."
+            f"first row {missing[0]}: fill it in, leave these rows out, or leave the column out. "
+            "If NA is the name of a class, pass a data frame."
         )
     checked: list[Any] = as_labels(what, values).tolist()
     if column == "label":

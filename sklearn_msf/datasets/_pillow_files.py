@@ -109,12 +109,13 @@ def _n_frames(image: Any) -> int:
 def _oriented_size(image: Any) -> tuple[int, int]:
     """Height and width of the image once it is turned."""
     width, height = image.size
-    # Pillow gives TIFF the size after turning. For PNG it would read all pixels to find EXIF data
-    # that may stand behind them.
+    # Pillow gives TIFF the size after turning.
     may_turn = image.format != "PNG" or any(key in image.info for key in _ORIENTED)
     if image.format == "TIFF" or not may_turn:
         return height, width
-    is_turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
+    # That of the class of PNG files would read all pixels to find data behind them.
+    exif = pillow().Image.Image.getexif(image)
+    is_turned = exif.get(_ORIENTATION_TAG) in (5, 6, 7, 8)
     return (width, height) if is_turned else (height, width)
 
 
