@@ -1,6 +1,7 @@
 """Confusion matrices with a column of rejected samples."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +78,11 @@ def test_what_cannot_be_counted_is_named(arguments, message):
 def test_other_ways_to_normalize_are_refused():
     with pytest.raises(ValueError, match="normalize"):
         confusion_matrix_with_reject([0, 1], [0, 1], normalize="rows")
+
+
+@pytest.mark.parametrize("dtype", ["category", "string", "object", None])
+def test_predictions_may_be_a_column_of_a_table(dtype):
+    truth, answers = (pd.Series(labels, dtype=dtype) for labels in (list("aabb"), list("abbb")))
+    expected = confusion_matrix_with_reject(list("aabb"), list("abbb"))
+    np.testing.assert_array_equal(confusion_matrix_with_reject(truth, answers), expected)
+    np.testing.assert_array_equal(expected, [[1, 1, 0], [0, 2, 0]])

@@ -1,8 +1,12 @@
+import warnings
+
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import tiny_classifier
 from sklearn.datasets import load_breast_cancer
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_msf.plotting import (
@@ -92,6 +96,44 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"sklearn-msf\[plot\]"):
         RiskCoverageDisplay.from_predictions([0, 1], [0, 1], [0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda estimator, X, y: RiskCoverageDisplay.from_estimator(estimator, X, y),
+        lambda estimator, X, y: RejectionConfusionMatrixDisplay.from_estimator(estimator, X, y),
+        lambda estimator, X, y: SampleGridDisplay.from_estimator(estimator),
+        lambda estimator, X, y: TrajectoryDisplay.from_estimator(estimator, y[0]),
+        lambda estimator, X, y: CounterfactualDisplay.from_estimator(estimator, X, y[0]),
+    ],
+)
+def test_missing_matplotlib_is_named_before_anything_slow(monkeypatch, fitted, digits, draw):
+    def slow(*arguments, **settings):
+        raise AssertionError("computed for nothing")
+
+    for name in ("predict", "predict_with_reject", "sample", "sample_trajectory", "counterfactual"):
+        monkeypatch.setattr(type(fitted), name, slow)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"Display needs matplotlib.*sklearn-msf\[plot\]"):
+        draw(fitted, *digits)
+
+
+def test_names_of_classes_can_be_turned():
+    display = RejectionConfusionMatrixDisplay(np.eye(2, 3))
+    for rotation, degrees in (("horizontal", 0), ("vertical", 90), (45, 45)):
+        labels = display.plot(xticks_rotation=rotation).ax_.get_xticklabels()
+        assert {label.get_rotation() for label in labels} == {degrees}
+
+
+def test_counterfactuals_of_a_table_are_drawn_without_a_warning_about_its_columns(digits):
+    X, y = digits
+    frame = pd.DataFrame(X[:30].reshape(30, -1)).add_prefix("pixel ")
+    classifier = tiny_classifier(max_epochs=1, image_shape=X.shape[1:]).fit(frame, y[:30])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)
+        CounterfactualDisplay.from_estimator(classifier, frame[:2], y[0], n_steps=1)
 
 
 def test_a_confusion_matrix_has_a_column_of_rejected_samples(fitted, digits):

@@ -170,8 +170,10 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
 def _truth_and_answers(y_true: ArrayLike, y_pred: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return n labels, the predictions that are not masked, and which of the n are masked."""
     truth = as_labels("y_true", y_true).ravel()
-    rejected = np.ma.getmaskarray(y_pred).ravel()
-    given = np.ma.getdata(y_pred).ravel()[~rejected] if rejected.any() else y_pred
+    # numpy looks for masks only in what has a dtype of its own, and a column of pandas has others.
+    masked = y_pred if np.ma.isMaskedArray(y_pred) else np.asarray(y_pred)
+    rejected = np.ma.getmaskarray(masked).ravel()
+    given = np.ma.getdata(masked).ravel()[~rejected] if rejected.any() else y_pred
     answers = as_labels("y_pred", given).ravel()
     if not len(truth) or truth.shape != rejected.shape:
         raise ValueError(

@@ -51,10 +51,10 @@ def certified_threshold(
     **A mapping** ``{label: risk}`` bounds, for each class it names, the probability that a sample
     of this class is accepted and its prediction is wrong, over all samples of the class. All these
     bounds hold at once with the given confidence. This risk only grows with the threshold, so the
-    test is exact and needs no correction, neither for thresholds nor for classes; the user guide
-    has the proof. The bounds stay valid if classes are more or less frequent later than among
-    the calibration samples, as long as the samples within each class come from the same
-    distribution.
+    test is exact and needs no correction, neither for thresholds nor for classes; "What a
+    clinic asks" in the documentation has the proof. The bounds stay valid if classes are more or
+    less frequent later than among the calibration samples, as long as the samples within each class
+    come from the same distribution.
 
     Parameters
     ----------

@@ -11,14 +11,16 @@ from sklearn_msf.selective import confusion_matrix_with_reject
 
 __all__ = ["RejectionConfusionMatrixDisplay"]
 
+_ANGLES = {"horizontal": 0, "vertical": 90}
+
 Display = TypeVar("Display", bound="RejectionConfusionMatrixDisplay")
 
 
 class RejectionConfusionMatrixDisplay:
     """Confusion matrix whose last column shows the rejected samples.
 
-    Make a display by :meth:`from_estimator` or :meth:`from_predictions`. It is scikit-learn's
-    `ConfusionMatrixDisplay` with one more column.
+    Make a display by :meth:`from_estimator` or :meth:`from_predictions`. It is made in
+    the manner of scikit-learn's `ConfusionMatrixDisplay`, with one more column.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ class RejectionConfusionMatrixDisplay:
         ax: Any = None,
         cmap: Any = "viridis",
         values_format: str | None = None,
+        xticks_rotation: str | float = "horizontal",
         colorbar: bool = True,
     ) -> Display:
         """Plot the matrix.
@@ -70,6 +73,8 @@ class RejectionConfusionMatrixDisplay:
             Colours of the cells.
         values_format : str, default=None
             Format of the values. None is "d" for whole numbers and ".2g" for others.
+        xticks_rotation : {"horizontal", "vertical"} or float, default="horizontal"
+            Rotation of the names of the columns, in degrees.
         colorbar : bool, default=True
             Whether to add a colour bar.
 
@@ -92,7 +97,7 @@ class RejectionConfusionMatrixDisplay:
         if len(names) != n_classes:
             raise ValueError(f"display_labels has {len(names)} names for {n_classes} classes.")
         if ax is None:
-            _, ax = pyplot_for(self).subplots()
+            _, ax = pyplot_for(type(self)).subplots()
         self.im_ = ax.imshow(matrix, interpolation="nearest", cmap=cmap)
         if values_format is None:
             values_format = ".2g" if matrix.dtype.kind == "f" else "d"
@@ -112,6 +117,8 @@ class RejectionConfusionMatrixDisplay:
             xlabel="Predicted label",
             ylabel="True label",
         )
+        angle = xticks_rotation
+        ax.tick_params("x", labelrotation=_ANGLES[angle] if isinstance(angle, str) else angle)
         # Rejecting is not a class: a line sets its column apart.
         ax.axvline(n_classes - 0.5, color="black", linewidth=2)
         if colorbar:
@@ -161,8 +168,13 @@ class RejectionConfusionMatrixDisplay:
         Raises
         ------
         ValueError
-            If the classifier has no `predict_with_reject`.
+            If the classifier has no `predict_with_reject`, and as it and
+            :meth:`from_predictions`.
+        ImportError
+            If matplotlib is not installed.
         """
+        # Before the slow predictions.
+        pyplot_for(cls)
         if not hasattr(estimator, "predict_with_reject"):
             raise ValueError(
                 f"{type(estimator).__name__} has no predict_with_reject: mask its predictions "
@@ -213,6 +225,13 @@ class RejectionConfusionMatrixDisplay:
         Returns
         -------
         display : object
+
+        Raises
+        ------
+        ValueError
+            As :func:`~sklearn_msf.selective.confusion_matrix_with_reject` and :meth:`plot`.
+        ImportError
+            If matplotlib is not installed.
         """
         if labels is None:
             labels = occurring_classes(y_true, y_pred)

@@ -1,5 +1,6 @@
 """Display of images beside their counterfactuals, and of what was changed where."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ class CounterfactualDisplay:
             If matplotlib is not installed.
         """
         n, height, width = self.differences.shape
-        figure, axes = pyplot_for(self).subplots(
+        figure, axes = pyplot_for(type(self)).subplots(
             len(_ROWS),
             n,
             figsize=(1.3 * n + 1.8, 1.3 * len(_ROWS) * height / width + 0.5),
@@ -151,12 +152,18 @@ class CounterfactualDisplay:
         ImportError
             If matplotlib is not installed.
         """
+        # Before the slow integration.
+        pyplot_for(cls)
         check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
         names = checked_names(classes, class_names)
         changed = estimator.counterfactual(X, to_class, n_steps=n_steps, guidance=guidance)
         name_of = dict(zip(classes.tolist(), names, strict=True))
-        before, after = (estimator.predict(images).tolist() for images in (X, changed))
+        before = estimator.predict(X).tolist()
+        with warnings.catch_warnings():
+            # X may be a data frame, whose names of columns the counterfactuals lack.
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            after = estimator.predict(changed).tolist()
         image_format = estimator.model_.image_format
         return cls(
             images=pictures_of(image_format, np.asarray(X)),

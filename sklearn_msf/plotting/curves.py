@@ -18,13 +18,13 @@ __all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "pyplot_for"]
 Display = TypeVar("Display", bound="_CurveDisplay")
 
 
-def pyplot_for(display: Any) -> Any:
+def pyplot_for(display: type) -> Any:
     """Import matplotlib.pyplot, or raise an ImportError that says how to install it."""
     try:
         import matplotlib.pyplot
     except ImportError as error:
         raise ImportError(
-            f'{type(display).__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
+            f'{display.__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
         ) from error
     return matplotlib.pyplot
 
@@ -62,7 +62,7 @@ class _CurveDisplay:
             If matplotlib is not installed.
         """
         if ax is None:
-            _, ax = pyplot_for(self).subplots()
+            _, ax = pyplot_for(type(self)).subplots()
         name = self.name if name is None else name
         area = None if self.aurc is None else f"AURC = {self.aurc:.3f}"
         label = f"{name} ({area})" if name and area else name or area
@@ -112,7 +112,17 @@ class _CurveDisplay:
         Returns
         -------
         display : object
+
+        Raises
+        ------
+        ValueError
+            For labels of another kind or number than the predictions, and as the methods of the
+            estimator.
+        ImportError
+            If matplotlib is not installed.
         """
+        # Before the slow predictions.
+        pyplot_for(cls)
         return cls.from_predictions(
             y,
             estimator.predict(X),

@@ -67,7 +67,7 @@ class SampleGridDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        plt = pyplot_for(self)
+        plt = pyplot_for(type(self))
         parts, centres, column = [], [], 0
         for images in self.blocks.values():
             n_classes, n, height, width = images.shape[:4]
@@ -141,6 +141,8 @@ class SampleGridDisplay:
         ImportError
             If matplotlib is not installed.
         """
+        # Before the slow generation.
+        pyplot_for(cls)
         check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
         names = checked_names(classes, class_names)
@@ -150,7 +152,6 @@ class SampleGridDisplay:
         if X is not None and y is not None:
             images, labels = check_pairs(X, y)
             check_same_kind("y", labels, "the estimator", classes)
-            # Check before the slow generation.
             check_like(images, estimator)
             chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
             few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
@@ -227,7 +228,7 @@ class TrajectoryDisplay:
         """
         n = len(self.times)
         heights = [values.shape[1] / values.shape[2] for values in (self.images, self.masks)]
-        figure, axes = pyplot_for(self).subplots(
+        figure, axes = pyplot_for(type(self)).subplots(
             2,
             n,
             figsize=(1.1 * n, 1.1 * sum(heights) + 0.4),
@@ -285,6 +286,8 @@ class TrajectoryDisplay:
         ImportError
             If matplotlib is not installed.
         """
+        # Before the slow generation.
+        pyplot_for(cls)
         check_positive_integer("n_columns", n_columns, least=2)
         images, masks, times = estimator.sample_trajectory(
             class_id, n_steps=n_steps, guidance=guidance, random_state=random_state
