@@ -53,8 +53,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "patch_size" ("auto"): side of the squares of pixels, of volumes the cubes, that are
           folded into channels before the U-Net; 1 folds nothing. "auto": the smallest power of 2,
           from 2 on, that leaves at most 512 positions: 2 up to 44 pixels a side, 4 for 64 pixels
-          and for 28 voxels, 8 for 128 pixels; no longer than the shortest side. The more is folded,
-          the faster is training, and the less detail do generated images have.
+          and for 28 voxels, 8 for 128 pixels; if longer than 2, no longer than the shortest side.
+          The more is folded, the faster is training, and the less detail do generated images have.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
         - "time_scale" (1000.0): factor on t in [0, 1] before its sinusoidal features, in (0, 1e6].
@@ -223,10 +223,11 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Only after :meth:`fit_reject`. `threshold`: the uncertainty above which
         :meth:`predict_with_reject` rejects an image; None, if no threshold could be certified,
         rejects all. `kind`: the kind of uncertainty. `settings`: the parameters of prediction with
-        which the threshold was learned. `target_risk`, `cost_matrix`, `confidence`: what was asked
-        for. `confusion_matrix`: how the calibration images that count were answered, with a column
-        for rejected ones; from it the certificate can be checked. `n_images`, `n_accepted`,
-        `n_wrong`: their number, and how many of them were accepted, and answered wrongly.
+        which the threshold was learned, and `precision` that in which. `target_risk`,
+        `cost_matrix`, `confidence`: what was asked for. `confusion_matrix`: how the calibration
+        images that count were answered, with a column for rejected ones; from it the certificate
+        can be checked. `n_images`, `n_accepted`, `n_wrong`: their number, and how many of them were
+        accepted, and answered wrongly.
     hub_source_ : dict
         Only of a model that :meth:`from_pretrained` opened from the Hugging Face hub: its "id", and
         its "revision", which is the commit.

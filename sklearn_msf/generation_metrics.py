@@ -2,9 +2,9 @@
 
 :func:`manifold_metrics` and :func:`kernel_distance` compare features. Take these from a classifier
 that was trained separately on the real data, or from one trained on ImageNet, but never from the
-model that generated the images. :func:`class_fidelity` needs such a separate classifier. The other
-functions also accept images instead of features. The module needs only numpy, scipy and
-scikit-learn.
+model that generated the images. Given images they compare pixels, whose distances say little.
+:func:`class_fidelity` needs such a separate classifier. The other functions are for images as for
+features. The module needs only numpy, scipy and scikit-learn.
 """
 
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           documentation;
         - "fit" first trains a small ``AutoencoderKL`` on X;
         - "auto" is the paper's autoencoder from the hub or its cache if it can be had, else "fit",
-          with a warning;
+          with a warning. All of these but objects need diffusers (the extra "latent");
         - None works with a `backbone` only, on its features alone: everything but generating
           images.
     backbone : str or module, default=None

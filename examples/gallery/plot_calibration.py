@@ -38,11 +38,7 @@ settings = {
 }
 plain = MedSymmFlowClassifier(**settings).fit(X, y)
 tempered = MedSymmFlowClassifier(**settings, calibration="temperature").fit(X, y)
-# Rows, because CalibratedClassifierCV takes nothing else; image_shape says what is in them.
-of_rows = MedSymmFlowClassifier(**settings, image_shape=(8, 8)).fit(X.reshape(len(X), -1), y)
-by_sklearn = CalibratedClassifierCV(FrozenEstimator(of_rows), method="sigmoid").fit(
-    X_cal.reshape(len(X_cal), -1), y_cal
-)
+by_sklearn = CalibratedClassifierCV(FrozenEstimator(plain), method="sigmoid").fit(X_cal, y_cal)
 print(f"temperature {tempered.model_.temperature:.2f}")
 
 # %%
@@ -53,7 +49,7 @@ print(f"temperature {tempered.model_.temperature:.2f}")
 probabilities = {
     "none": plain.predict_proba(X_test),
     '"temperature"': tempered.predict_proba(X_test),
-    "CalibratedClassifierCV": by_sklearn.predict_proba(X_test.reshape(len(X_test), -1)),
+    "CalibratedClassifierCV": by_sklearn.predict_proba(X_test),
 }
 figure, ax = plt.subplots(figsize=(5.5, 5), layout="constrained")
 for name, p in probabilities.items():

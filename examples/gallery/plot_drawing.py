@@ -9,7 +9,7 @@ and on the way there its Figure 1.
 # %%
 # A model
 # -------
-# A smaller fraction of each batch for classification leaves more for drawing.
+# By default most of each batch teaches to draw, and a smaller part to classify.
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -44,8 +44,8 @@ _AUTO_FRACTION = 0.15
 _AUTO_FRACTION_OF_FEATURES = 0.8
 # Side of the squares, or cubes, of "auto": the smallest power of 2, over pixels from 2 and over
 # latents from 1 on, that leaves at most so many positions. 28 pixels a side are folded by 2, 64
-# pixels and 28 voxels by 4, 224 by 16, latents of 28 x 28 by 2. It is no longer than the shortest
-# side, which would have to be padded.
+# pixels and 28 voxels by 4, 224 by 16, latents of 28 x 28 by 2. From 2 on it is no longer than the
+# shortest side, which would have to be padded.
 _MOST_POSITIONS = 512
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8

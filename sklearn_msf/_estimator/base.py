@@ -194,7 +194,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             out of the range and clipped to it, with a warning. The rows of a 2-d X are images of
             `image_shape`; without it they are images of height 1.
         y : array-like of shape (n,) or (n, 1)
-            Class labels, of any type that can be sorted.
+            Class labels: numbers, booleans, text or numpy's dates.
         sample_weight : array-like of shape (n,), optional
             Weights relative to each other; only their proportions count. Whole weights are divided
             by their greatest common divisor, and a weight of k then counts as k copies of the
@@ -232,6 +232,15 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             A ValueError: loss or weights were not finite, and repeating the epoch at lower learning
             rates did not help. If earlier epochs were complete, the estimator is fitted with their
             result.
+        MemoryError
+            If memory runs out; the message names what to lower.
+        OSError
+            If checkpoints, or latents that are kept in a file, cannot be written.
+        ProcessGroupError
+            A RuntimeError: the processes of a group differ in data or parameters, or one has ended.
+        AutoencoderError, BackboneError, HubError, ImportError
+            Over latents, for an encoder that cannot be opened or used, and if the package that it
+            needs is not installed.
         """
         with all_or_nothing(self):
             p = self._parameters_of_fit()
@@ -315,6 +324,19 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         -------
         ndarray of shape (n,)
             Labels from `classes_`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            For images of another shape than in fit, clearly on another scale, or with NaN or
+            infinity. The message says what to change.
+
+        Warns
+        -----
+        UserWarning
+            For images that may be on another scale.
         """
         model, inputs, settings = self._checked(X)
         return _labels(model, predict(model, inputs, settings, "margin"))
@@ -336,6 +358,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         -------
         ndarray of shape (n, K), float64
             Columns in the order of `classes_`; rows sum to 1.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`predict`.
         """
         return self._predict(X).probabilities
 
@@ -351,6 +378,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         -------
         ndarray of shape (n, K), float64
             All finite: smaller probabilities count as the smallest normal float64.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`predict`.
         """
         return np.log(np.maximum(self.predict_proba(X), _TINY))
 
@@ -365,6 +397,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Returns
         -------
         ndarray of shape (n,) for two classes, (n, K) for more
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As :meth:`predict`.
         """
         scores = self.predict_log_proba(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
@@ -390,8 +427,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
               smallest one under another code. Unbounded. Takes 4 K passes of the whole network
               for each image.
 
-            On validation data the default ranks errors best for its computing time; the user
-            guide has the comparison.
+            On validation data the default ranks errors best for its computing time; "Knowing when
+            not to answer" in the documentation has the comparison.
 
         Returns
         -------
@@ -403,6 +440,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For another kind, for "draws" with ``n_draws=1``, and for "image" if ``image_weight=0``
             or ``classification_fraction=1`` left the image branch untrained.
+        NotFittedError, ValueError
+            As :meth:`predict`.
         """
         return UNCERTAINTIES[self._checked_kind(kind)](self._predict(X, kind))
 
@@ -429,6 +468,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ------
         ValueError
             If ``image_weight=0`` or ``classification_fraction=1`` left the image branch untrained.
+        NotFittedError, ValueError
+            As :meth:`predict`.
         """
         self._generating_model("score_samples")
         model, inputs, settings = self._checked(X)
@@ -566,6 +607,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             or of a class that fit did not see, for so few images or groups that nothing could be
             certified even if every prediction was right, and if every prediction is right, as on
             images that training saw.
+
+        Warns
+        -----
+        UserWarning
+            If no threshold can be certified.
         """
         self._checked_kind(kind)
         check_is_fitted(self)
@@ -624,9 +670,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Raises
         ------
         ValueError
-            For a `reject_label` that is a class or has another type, and for a coverage outside
-            (0, 1]. If the threshold of :meth:`fit_reject` is used: for another `kind`, and if
-            `n_draws` or another parameter of predictions has changed since.
+            For a `reject_label` that is a class or has another type, for a coverage outside
+            (0, 1], and for a `kind` as in :meth:`predict_uncertainty`. If the threshold of
+            :meth:`fit_reject` is used: for another `kind`, and if `n_draws` or another parameter of
+            predictions has changed since.
 
         Warns
         -----
@@ -704,8 +751,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For a class that is not in `classes_`, for `n_samples` or `n_steps` that is not a
             positive integer, for an unknown solver, for a guidance outside [0, 100], for a guidance
-            above 0 if the field did not learn unconditional samples, and if ``image_weight=0`` or
-            ``classification_fraction=1`` left the image branch untrained.
+            above 0 if the field did not learn unconditional samples, if ``image_weight=0`` or
+            ``classification_fraction=1`` left the image branch untrained, and for a model over
+            features alone (``autoencoder=None``), which makes no images.
 
         Warns
         -----
@@ -750,6 +798,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             As :meth:`sample` and for a `batch_size` that is not a positive integer, before the
             first batch is requested.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As :meth:`sample`.
         """
         check_positive_integer("batch_size", batch_size)
         classes, seed = self._request(class_id, n_samples, random_state)
@@ -800,7 +853,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ------
         ValueError
             For several classes or one that is not in `classes_`, and for `n_steps`, `ode_solver`,
-            `guidance` and an untrained image branch as in :meth:`sample`.
+            `guidance` and a model that makes no images as in :meth:`sample`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As :meth:`sample`.
         """
         classes, seed = self._request(class_id, 1, random_state)
         if len(classes) > 1:
@@ -833,9 +891,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Raises
         ------
         ValueError
-            For images of another shape or range than in fit, for `n_steps` that is not a positive
-            integer, for an unknown solver, and if ``image_weight=0`` or
-            ``classification_fraction=1`` left the image branch untrained.
+            For X as in :meth:`predict`, for `n_steps` that is not a positive integer, for an
+            unknown solver, and for a model that makes no images as in :meth:`sample`.
         """
         ode = sampling_ode(self._drawing_model("reconstruct"), n_steps, ode_solver, 0.0)
         model, inputs, settings = self._checked(X)
@@ -880,7 +937,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For a class that is not in `classes_`, for a `to_class` that is neither one class nor
             one for each image, for X as in :meth:`predict`, and for `n_steps`, `ode_solver`,
-            `guidance` and an untrained image branch as in :meth:`sample`.
+            `guidance` and a model that makes no images as in :meth:`sample`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            As :meth:`sample`.
         """
         generating = self._drawing_model("counterfactual")
         ode = sampling_ode(generating, n_steps, ode_solver, guidance)
@@ -1096,9 +1158,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For another kind; for a classifier with several steps or another solver than "euler",
             with a threshold for ``kind="image"`` or one that was learned in bfloat16, or whose
-            parameters have changed since `fit_reject`; for a sampler without a trained image
-            branch; for X of a dtype that ONNX lacks; and for an autoencoder that cannot be
-            exported. The message says what to change.
+            parameters have changed since `fit_reject`; for a sampler that makes no images; for X of
+            a dtype that ONNX lacks; for a model with an "input_size"; for a classifier over a
+            backbone; and for an autoencoder that cannot be exported. The message says what to
+            change.
         ImportError
             If onnx, onnxscript or onnxruntime is not installed.
         OSError

@@ -187,23 +187,25 @@ def _keeping_the_model(what: str) -> Iterator[None]:
 
 def _warn_not_calibrated(reason: str) -> None:
     warn_user(
-        f"The model was trained, but its probabilities are not calibrated: {reason}.",
+        f"The model was trained, but its probabilities are not calibrated: {reason}. Fit again, or "
+        'calibrate it by CalibratedClassifierCV(FrozenEstimator(clf), method="temperature") on '
+        "images that it did not see.",
     )
 
 
 @dataclass(frozen=True)
 class _AsLong:
-    """Ends a run after as many epochs as another one, which a callback ended, has had."""
+    """Ends the calibration run after as many epochs as the run of the model, which was ended."""
 
-    ended: Trainer
-    run: Trainer
+    model_run: Trainer
+    calibration_run: Trainer
 
     def begin_epoch(self) -> None:
         """Do nothing."""
 
     def end_epoch(self) -> bool:
         """Tell whether the run has had as many epochs."""
-        return len(self.run.history) >= len(self.ended.history)
+        return len(self.calibration_run.history) >= len(self.model_run.history)
 
 
 def _fitted(samples: TrainingSamples, p: np.ndarray) -> float:

@@ -182,7 +182,8 @@ def check_training_samples(
     check_finite(rows)
     features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
     dtype, rows = rows.dtype, _numbers(rows)
-    y = _without_objects(as_labels("y", y))
+    y = as_labels("y", y)
+    _check_no_objects("y", y)
     check_classification_targets(y)
     # Before rows of weight zero are left out: a class of which nothing is learned stays a class.
     learns_classes = classes is None
@@ -321,7 +322,9 @@ def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | No
         if fitted is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         return fitted
-    classes = np.unique(as_labels("classes", given))
+    labels = as_labels("classes", given)
+    _check_no_objects("classes", labels)
+    classes = np.unique(labels)
     if fitted is None:
         _check_n_classes(classes)
         return classes
@@ -379,7 +382,7 @@ def split_samples(
             if len(lost):
                 raise ValueError(
                     f"it would leave no image of the classes {samples.classes[lost].tolist()} to "
-                    "train on; hold out less, or pass X_val and y_val."
+                    "train on; lower validation_fraction, or pass X_val and y_val."
                 )
     except ValueError as error:
         raise ValueError(
@@ -418,18 +421,15 @@ def _column(y: Any) -> Any:
     return column_or_1d(y, warn=True) if len(shape) == 2 else y
 
 
-def _without_objects(labels: np.ndarray) -> np.ndarray:
-    """Convert an object array of numbers, as of a joined table, to numbers."""
-    if labels.dtype.kind != "O":
-        return labels
-    converted = np.asarray(labels.tolist())
-    if converted.dtype.kind not in "biufUS":
-        kind = type(labels.ravel()[0]).__name__
+def _check_no_objects(name: str, labels: np.ndarray) -> None:
+    """Refuse objects that are no text, as in a joined table: scikit-learn's scores would too."""
+    first = labels.ravel()[:1].tolist() if labels.dtype.kind == "O" else []
+    if first and not isinstance(first[0], (str, bytes)):
         raise ValueError(
-            f"y is an array of objects of the type {kind}: convert the labels to numbers, text or "
-            "numpy's dates, for example y.astype(str)."
+            f"{name} is an array of objects of the type {type(first[0]).__name__}: convert the "
+            f"labels, for example by {name}.astype(int), {name}.astype(bool) or "
+            f"{name}.astype(str)."
         )
-    return labels if converted.dtype.kind in "US" else converted
 
 
 def _numbers(rows: np.ndarray) -> np.ndarray:

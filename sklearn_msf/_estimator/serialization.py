@@ -191,7 +191,7 @@ def save_model(
     tensors = {name: value.detach().cpu() for name, value in tensors.items()}
     _check_opens(metadata, tensors, saved_class, model)
     # Before anything is written: a card that cannot be read is an error.
-    writes_card = _has_no_other_card(path / CARD_NAME)
+    writes_card = _may_write_card(path / CARD_NAME)
     write_archive(path, MODEL_NAME, tensors, metadata)
     remove_leftovers(path, MODEL_NAME)
     if writes_card:
@@ -204,8 +204,8 @@ def save_model(
             )
 
 
-def _has_no_other_card(card: Path) -> bool:
-    """Whether there is no card, or one of this package."""
+def _may_write_card(card: Path) -> bool:
+    """Tell whether there is no card yet, or one of this package."""
     return not card.exists() or card.read_bytes().startswith(CARD_START)
 
 

@@ -66,7 +66,8 @@ class Trainer:
     interrupted : bool
         Whether a KeyboardInterrupt ended training.
     was_ended : bool
-        Whether a callback ended training before the end of its schedule.
+        Whether a callback ended training, as far as a run that is called again can tell: with a
+        time budget it cannot.
     survives_interrupts : bool
         Whether :meth:`fit` returns normally after a KeyboardInterrupt; if not, it is raised.
     """
