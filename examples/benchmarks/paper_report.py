@@ -263,15 +263,18 @@ def save_figure_2(records: Sequence[dict], folder: Path) -> None:
         for r in records:
             if r["dataset"] == dataset:
                 curves.setdefault((r["system"], r["run"], r["reference_seconds"]), []).append(r)
-        for i, ((key, kind, _), same) in enumerate(curves.items()):
-            of_seeds = [r["rejection"] for r in same]
+        colors = plt.get_cmap("tab20")
+        # The best one comes first in the legend.
+        for i, ((key, kind, _), same) in enumerate(sorted(curves.items(), key=_mean_aurc)):
+            of_seeds, title = [r["rejection"] for r in same], system_of(key).title
             areas = {name: np.mean([r[name] for r in of_seeds]) for name in ("aurc", "augrc")}
             axes.plot(
                 of_seeds[0]["rejected"],
                 np.mean([r["accuracy"] for r in of_seeds], axis=0),
                 "-" if kind == "equal" else "--",
-                color=f"C{i % 10}",
-                label=f"{system_of(key).title}, {trained_as(kind, dataset, same)}: "
+                color=colors(i % colors.N),
+                linewidth=3 if title.startswith("ours") else 1.5,
+                label=f"{title}, {trained_as(kind, dataset, same)}: "
                 "AURC {aurc:.3f}, AUGRC {augrc:.3f}".format(**areas),
             )
         axes.set(xlabel="rejected fraction", ylabel="accuracy of the others")
@@ -280,6 +283,10 @@ def save_figure_2(records: Sequence[dict], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / figure_2_name(dataset), dpi=90)
         plt.close(figure)
+
+
+def _mean_aurc(curve: tuple[tuple, list[dict]]) -> float:
+    return float(np.mean([record["rejection"]["aurc"] for record in curve[1]]))
 
 
 def figures(records: Sequence[dict]) -> str:
