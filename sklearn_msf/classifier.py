@@ -165,8 +165,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         training flipped images, draws see the flips in turn: with "hflip" every second one the
         mirror image; with "flip" four draws see the image, its mirror image, and both upside down,
         of volumes eight draws all flips. Other numbers count the first flips more.
-        The class posterior hardly depends on the noise; with ``label_prediction="velocity"``
-        several draws improve predictions.
+        The class posterior does not depend on the noise with one step, and the same draws are
+        computed once; with ``label_prediction="velocity"`` several draws improve predictions.
     n_steps : int, default=1
         Number of solver steps for classification; the paper's results use one.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_graphs import RecordedCuda
 
 from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import OdeSettings
@@ -152,7 +154,7 @@ def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads)
 def test_where_memory_runs_out_smaller_batches_go_on(make_tiny_field, caplog, error):
     field = make_tiny_field()
     expected = classified(field, IMAGES, NOISE, batch_size=4).probabilities
-    TooLarge(field, 8, error)
+    TooLarge(field, 4, error)
     found = classified(field, IMAGES, NOISE, batch_size=16).probabilities
     np.testing.assert_array_equal(found, expected)
     lines = [record.message for record in caplog.records]
@@ -211,6 +213,52 @@ def test_a_pass_over_larger_images_has_fewer_of_them(make_tiny_field):
     assert images_a_pass(model) == 32
     assert images_a_pass(model, 4) == 8
     assert images_a_pass(model, max_rows=16) == 16
+
+
+def test_a_gpu_takes_large_images_together():
+    of_224_px = SimpleNamespace(shape=(3, 224, 224))
+    cpu, gpu = (
+        SimpleNamespace(space=of_224_px, device=torch.device(name)) for name in ("cpu", "cuda")
+    )
+    assert (images_a_pass(cpu), images_a_pass(gpu)) == (4, 128)
+
+
+def test_draws_of_one_pass_that_are_the_same_are_computed_once(make_tiny_field, monkeypatch):
+    field, rows = make_tiny_field(), []
+    evidence = field.class_evidence
+
+    def counted(x, e_y, ode):
+        rows.append(len(x))
+        return evidence(x, e_y, ode)
+
+    monkeypatch.setattr(field, "class_evidence", counted)
+    counted.__name__ = "class_evidence"
+    noise = torch.randn(5, 3, 8, 8)
+    plain = classified(field, IMAGES[:16], noise)
+    mirrored = classified(field, IMAGES[:16], noise, flipped_axes=(1,))
+    assert set(rows) == {16, 32}
+    assert plain.probabilities.shape == mirrored.probabilities.shape == (16, 3)
+    # Of five draws three see the image and two its mirror image.
+    alone, both = (
+        classified(field, IMAGES[:16], noise[:n], flipped_axes=(1,)).probabilities for n in (1, 2)
+    )
+    expected = (3 * alone + 2 * (2 * both - alone)) / 5
+    np.testing.assert_allclose(mirrored.probabilities, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_every_way_of_reading_the_class_is_captured(
+    make_tiny_field, monkeypatch, label_prediction, n_steps
+):
+    field, ode = make_tiny_field(label_prediction), OdeSettings(1.0, 0.0, n_steps, "midpoint")
+    expected = classified(field, IMAGES[:16], NOISE, ode=ode).probabilities
+    cuda = RecordedCuda().install(monkeypatch)
+    for _ in range(2):
+        found = classified(field, IMAGES[:16], NOISE, ode=ode).probabilities
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert cuda.captured
+    assert cuda.n_replayed > len(cuda.captured)
 
 
 def test_an_adaptive_method_sees_one_image_at_a_time(make_tiny_field):

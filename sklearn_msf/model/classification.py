@@ -10,7 +10,6 @@ if memory runs out, which is logged.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from torch import Tensor
 from sklearn_msf.flow.label_codes import MaskReader
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.captured_integration import captured
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
-from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
@@ -36,6 +35,8 @@ __all__ = ["ClassificationSettings", "Prediction", "classify", "images_a_pass", 
 # bound the memory.
 _MAX_ROWS = 256
 _MAX_PIXELS = _MAX_ROWS * 28 * 28
+# On a GPU a pass of so many times as many pixels takes hardly longer, and there is memory for it.
+_TIMES_ON_GPU = 32
 # Times at which the errors of the image branch under the codes of all classes are compared. Each
 # has its own noise.
 _EVIDENCE_TIMES = (0.9, 0.9, 0.9, 0.9)
@@ -148,7 +149,11 @@ def classify(
     Prediction
     """
     field, n_images = model.field, len(inputs)
-    noise = model.noise(settings.n_draws, field.codes.n_channels)
+    # One pass of the posterior depends on the noise of the mask in no way, only on the flip.
+    n_different = settings.n_draws
+    if field.is_one_pass(settings.ode):
+        n_different = len(model.flips(settings.n_draws))
+    noise = model.noise(n_different, field.codes.n_channels)
     reader = model.space.reader(field.codes_on_cpu, settings.label_decoding)
 
     def prepare(start: int, n: int) -> list[Tensor]:
@@ -160,6 +165,8 @@ def classify(
         with autocast(noise.device, settings.precision):
             evidence = _class_evidence(field, x, e_y, settings)
         by_draw = evidence.float().unflatten(0, (len(noise), size))
+        by_draw = torch.cat([by_draw] * math.ceil(settings.n_draws / len(noise)))
+        by_draw = by_draw[: settings.n_draws]
         # Draws are averaged in a fixed order.
         decoded = _decode(field, by_draw.mean(dim=0), n_real, reader)
         if keep_draws:
@@ -170,7 +177,7 @@ def classify(
     def run(start: int, size: int) -> tuple[Tensor, ...]:
         return evaluate(prepare(start, min(size, n_images - start)), size)
 
-    batch_size = images_a_pass(model, settings.n_draws, settings.ode)
+    batch_size = images_a_pass(model, n_different, settings.ode)
     small = SmallBatches(field, (settings, keep_draws, type(inputs)), prepare, evaluate)
     parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
@@ -203,16 +210,14 @@ def images_a_pass(
         # An adaptive solver chooses its steps for a whole batch: images would affect each other.
         return 1
     n_pixels = math.prod(model.space.shape[1:])
-    return max(1, min(max_rows, _MAX_PIXELS // n_pixels) // n_draws)
+    most = _MAX_PIXELS * (1 if model.device.type == "cpu" else _TIMES_ON_GPU)
+    return max(1, min(max_rows, most // n_pixels) // n_draws)
 
 
 def _class_evidence(
     field: VelocityField, x: Tensor, e_y: Tensor, settings: ClassificationSettings
 ) -> Tensor:
-    if field.is_one_pass(settings.ode):
-        one_pass = partial(field.class_evidence, ode=settings.ode)
-        return replay(field, settings.precision, one_pass, x, e_y)
-    return field.class_evidence(x, e_y, settings.ode)
+    return captured(field, field.class_evidence, settings.ode, settings.precision)(x, e_y)
 
 
 def _draws(views: Sequence[Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
@@ -58,7 +59,7 @@ def denoising_errors(
     field = model.field
     (n_images, n_tried), n_times = labels.shape, len(times)
     noise = model.noise(len(times), model.space.shape[0] + field.codes.n_channels)
-    at = torch.tensor(times).to(noise.device)
+    at, key = torch.tensor(times).to(noise.device), ("image_velocity", precision)
 
     def prepare(start: int, n: int) -> tuple[Tensor, np.ndarray]:
         return inputs.batch(start, n), labels[start : start + n]
@@ -82,7 +83,7 @@ def denoising_errors(
                 e_x, e_y = noise[j : j + 1, :n_channels], noise[j : j + 1, n_channels:]
                 point = sample_path(x, masks, e_x, e_y, time.expand(size))
                 with autocast(x.device, precision):
-                    v_x = field.image_velocity(point.x_t, point.y_t, point.t)
+                    v_x = replay(field, key, field.image_velocity, point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()
                 errors[:, i, j] = error.flatten(1).mean(dim=1)
         return errors[:n_real].cpu().double()

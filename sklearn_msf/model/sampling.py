@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from sklearn_msf.flow.ode_solver import OdeSettings
-from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.model.captured_integration import captured, shortened
 from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
-from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
@@ -28,8 +27,6 @@ _MAX_SAMPLED_ON_GPU = 64
 _32_BITS = 2**32 - 1
 # Sampling repeats a pass many times, and rounding errors add up.
 _PRECISION = "float32"
-# A longer integration runs without a graph, which would have a hundred thousand kernels.
-_MAX_EVALUATIONS_CAPTURED = 100
 
 
 @standard_torch()
@@ -80,7 +77,7 @@ def sample(
     def trial(_: None, size: int) -> None:
         noise = model.noise(1, n_channels + field.codes.n_channels)
         noise = noise.expand(size, *noise.shape[1:])
-        _generate(model, torch.zeros(size, dtype=torch.int64), noise, _shortened(ode))
+        _generate(model, torch.zeros(size, dtype=torch.int64), noise, shortened(ode))
 
     # A trial needs none of the images.
     small = SmallBatches(field, ("generate", ode), lambda start, n: None, trial)
@@ -173,7 +170,7 @@ def change_class(
         for part, (_, way) in zip(parts, ways, strict=True):
             masks = field.codes.masks(padded(part, size), e_y.shape[2:])
             with autocast(x.device, _PRECISION):
-                x = _captured(field, field.carry_images, shorten(way))(x, masks, e_y)
+                x = captured(field, field.carry_images, shorten(way), _PRECISION)(x, masks, e_y)
         return x[:n_real]
 
     def run(start: int, size: int) -> None:
@@ -181,29 +178,13 @@ def change_class(
         images[start : start + len(x)] = _as_in_x(model, x)
 
     kind = "change", ode, type(inputs)
-    small = SmallBatches(field, kind, prepare, partial(change, shorten=_shortened))
+    small = SmallBatches(field, kind, prepare, partial(change, shorten=shortened))
     in_batches(run, n_images, _batch_size(model, ode), model.device, small=small)
     return images
 
 
-def _shortened(ode: OdeSettings) -> OdeSettings:
-    """Make two steps of it, which have all kernels: those of the first steps and of the last."""
-    return replace(ode, n_steps=min(ode.n_steps, 2))
-
-
 def _unchanged(ode: OdeSettings) -> OdeSettings:
     return ode
-
-
-def _captured(
-    field: VelocityField, integrate: Callable[..., Tensor], ode: OdeSettings
-) -> Callable[..., Tensor]:
-    """Make a function of image, masks and noise that integrates, on CUDA as one graph."""
-    if ode.n_evaluations is None or ode.n_evaluations > _MAX_EVALUATIONS_CAPTURED:
-        return partial(integrate, ode=ode)
-    warm_up = partial(integrate, ode=_shortened(ode))
-    key = integrate.__name__, ode
-    return partial(replay, field, key, partial(integrate, ode=ode), warm_up=warm_up)
 
 
 def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettings) -> Tensor:
@@ -212,7 +193,7 @@ def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettin
     field = model.field
     masks = field.codes.masks(classes.to(noise.device), size)
     with autocast(noise.device, _PRECISION):
-        return _captured(field, field.generate, ode)(
+        return captured(field, field.generate, ode, _PRECISION)(
             noise[:, :n_channels], masks, noise[:, n_channels:]
         )
 
