@@ -28,7 +28,7 @@ def test_each_image_is_seen_five_times_at_one_or_half_as_often_where_that_takes_
 
 @pytest.mark.parametrize(
     ("device_type", "first_seconds", "n_before", "n_steps"),
-    [("cpu", 5.0, 1, 3), ("cuda", 400.0, 40, 60)],
+    [("cpu", 5.0, 1, 3), ("cuda", 400.0, 5, 25)],
 )
 def test_the_first_steps_do_not_count_because_they_take_longer(
     device_type, first_seconds, n_before, n_steps
@@ -45,6 +45,16 @@ def test_the_first_steps_do_not_count_because_they_take_longer(
     # Those that were seen, and what 200 images a second see in the seconds that are left.
     n_affordable = 100 * n_steps + 200 * (1000 - elapsed)
     assert fraction == pytest.approx(5 * 8_000 / n_affordable)
+
+
+def test_steps_that_capture_a_graph_are_not_measured():
+    choice, elapsed, n_seen = FractionChoice(0.15, 2000.0, "cuda"), 0.0, 0
+    for _ in range(25):
+        # A minute for a capture, and half a second for a replay.
+        for seconds, is_usual in ((60.0, False), (0.5, True)):
+            elapsed, n_seen = elapsed + seconds, n_seen + 100
+            fraction = choice.after_step(100, elapsed, epoch_size=8_000, is_usual=is_usual)
+    assert fraction == pytest.approx(5 * 8_000 / (n_seen + 200 * (2000 - elapsed)))
 
 
 def test_no_time_left_gives_the_largest_fraction():
@@ -68,8 +78,9 @@ def clock(monkeypatch):
 
     def timed(self, data, rows, rate):
         nonlocal now
-        whole(self, data, rows, rate)
+        is_usual = whole(self, data, rows, rate)
         now += seconds.pop(0) if seconds else 1.0
+        return is_usual
 
     monkeypatch.setattr(Trainer, "_make_step", timed)
     for module in ("training.schedule", "_estimator.fit"):
@@ -100,7 +111,7 @@ def cut_off(classifier, digits, monkeypatch, n_steps):
     def stopping(self, data, rows, rate):
         if not next(n_left):
             raise InterruptedError
-        whole(self, data, rows, rate)
+        return whole(self, data, rows, rate)
 
     with monkeypatch.context() as stopped:
         stopped.setattr(Trainer, "_make_step", stopping)

@@ -364,8 +364,11 @@ class LatentPreparation:
 
     def _count_affordable(self, space: LatentSpace, images: ImagesOnDemand, started: float) -> int:
         """Count the variations that can be encoded in a fraction of the remaining time."""
-        before = time.perf_counter()
         some = ImageFormat.normalise(torch.from_numpy(images[:_N_TIMED]))
+        if self._device.type == "cuda":
+            # The first pass loads libraries.
+            space.encode(some[:1], self._precision)
+        before = time.perf_counter()
         space.encode(some, self._precision)
         now = time.perf_counter()
         left = self._p.time_budget - (now - started)

@@ -123,7 +123,7 @@ def fit_autoencoder(
         )
         parts = _training_parts(module, has_branches=stage.has_branches)
         n_steps.append(0)
-        with parts, arithmetic(device, precision):
+        with parts, arithmetic(device):
             for progress in _progress(stage.n_steps, start, allowed):
                 x = _crops(images, cumulative, size, stage.batch_size, generator)
                 x = x.expand(-1, n_channels, -1, -1)

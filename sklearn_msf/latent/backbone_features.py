@@ -19,6 +19,7 @@ from sklearn_msf.exceptions import BackboneError
 from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, measured_rows, prepare_images
 from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.device import arithmetic
 
 __all__ = ["BackboneFeatures", "learn_features", "principal_components"]
 
@@ -81,7 +82,8 @@ class BackboneFeatures:
         features = (features - mean) * scale
         if self.components is not None:
             weights = self.components.to(features.device)[:, :, None, None]
-            features = F.conv2d(features, weights)
+            with arithmetic(features.device):
+                features = F.conv2d(features, weights)
         return _resampled(features, self.grid)
 
 

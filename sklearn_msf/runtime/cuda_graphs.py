@@ -269,7 +269,7 @@ class CapturedSteps:
         self._stream: Any = None
         self._pool: Any = None
 
-    def run(self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
+    def run(self, key: Hashable, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> bool:
         """Call function(*inputs), or replay its graph.
 
         Parameters
@@ -282,18 +282,24 @@ class CapturedSteps:
             nor replaces tensors that later calls read.
         inputs : tuple of Tensor
             Arguments of the function.
+
+        Returns
+        -------
+        bool
+            Whether it ran as later calls with this key will: False for warm-ups and captures.
         """
         if not self._captures:
             function(*inputs)
-            return
+            return True
         with torch.cuda.device(self._device):
-            self._run_on_cuda(_key(key, inputs), function, inputs)
+            return self._run_on_cuda(_key(key, inputs), function, inputs)
 
     def _run_on_cuda(
         self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]
-    ) -> None:
+    ) -> bool:
         if self._stream is None:
             self._stream = torch.cuda.Stream()
+        is_known = key in self._graphs
         n_calls = self._n_calls[key] = self._n_calls.get(key, 0) + 1
         if n_calls > _N_WARM_UP and key not in self._graphs:
             self._capture(key, function, inputs)
@@ -302,6 +308,7 @@ class CapturedSteps:
         else:
             with _side_stream(self._stream):
                 function(*inputs)
+        return is_known
 
     def _capture(self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
         while len(self._graphs) >= _MAX_GRAPHS:

@@ -73,7 +73,7 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Run convolutions and matrix products in `precision`; float32 on CUDA is not TF32."""
     low = precision == "bfloat16"
     with (
-        arithmetic(device, precision),
+        arithmetic(device),
         # Inside a caller's autocast the cache would outlast this one, with weights of an old step.
         torch.autocast(device.type, torch.bfloat16, enabled=low, cache_enabled=False),
     ):
@@ -81,15 +81,16 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Let CUDA repeat its results to the last bit, with TF32 only in bfloat16 runs.
+def arithmetic(device: torch.device) -> Iterator[None]:
+    """Let CUDA repeat its results to the last bit, without TF32.
 
-    Use it around backward passes, which do not run inside :func:`autocast`.
+    Use it around what does not run inside :func:`autocast`, such as backward passes. TF32 is a
+    setting of the process: if only some runs allowed it, others would change their bits.
     """
     if device.type != "cuda":
         yield
         return
-    with tensor_float32(precision == "bfloat16"), deterministic_convolutions():
+    with tensor_float32(False), deterministic_convolutions():
         yield
 
 

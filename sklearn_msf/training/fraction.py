@@ -14,9 +14,9 @@ __all__ = ["FRACTION_AIMS", "FractionChoice", "fraction_within"]
 # than a fifth of the samples it learns nothing that is worth its time. Measured on 800 to 12,000
 # images (docs/trials.md).
 FRACTION_AIMS = ((5.0, 0.4), (2.5, 0.8))
-# Steps before the measured ones, which take longer, and measured ones. On a GPU the first steps
-# capture graphs.
-_STEPS = {"cpu": (1, 2), "cuda": (40, 20)}
+# Steps before the measured ones, which take longer, and measured ones. On a GPU only steps that
+# have their graph are counted.
+_STEPS = {"cpu": (1, 2), "cuda": (5, 20)}
 
 
 def fraction_within(n_images: int, n_affordable: float, least: float) -> float:
@@ -60,10 +60,12 @@ class FractionChoice:
         self._seconds = seconds
         self._n_seen = n_seen
         self._n_before, self._n_measured = _STEPS.get(device_type, _STEPS["cuda"])
-        self._n_steps = self._n_images = self._n_images_before = 0
-        self._elapsed_before = 0.0
+        self._n_images = self._n_images_measured = 0
+        self._elapsed = self._seconds_measured = 0.0
 
-    def after_step(self, n_images: int, elapsed: float, epoch_size: int) -> float | None:
+    def after_step(
+        self, n_images: int, elapsed: float, epoch_size: int, *, is_usual: bool = True
+    ) -> float | None:
         """Return the fraction when enough steps have been measured, before that None.
 
         Parameters
@@ -74,16 +76,22 @@ class FractionChoice:
             Seconds since the start of the run.
         epoch_size : int
             Number of images in an epoch.
+        is_usual : bool, default=True
+            Whether the step took as long as later ones will; others are not measured.
         """
-        self._n_steps += 1
         self._n_images += n_images
-        if self._n_steps == self._n_before:
-            self._n_images_before, self._elapsed_before = self._n_images, elapsed
-        if self._n_steps < self._n_before + self._n_measured:
+        seconds, self._elapsed = elapsed - self._elapsed, elapsed
+        if not is_usual:
             return None
-        seconds_per_image = (elapsed - self._elapsed_before) / (
-            self._n_images - self._n_images_before
-        )
+        if self._n_before:
+            self._n_before -= 1
+            return None
+        self._seconds_measured += seconds
+        self._n_images_measured += n_images
+        self._n_measured -= 1
+        if self._n_measured:
+            return None
         left = max(self._seconds - elapsed, 0.0)
-        n_affordable = self._n_seen + self._n_images + left / max(seconds_per_image, 1e-9)
+        seconds_per_image = max(self._seconds_measured / self._n_images_measured, 1e-9)
+        n_affordable = self._n_seen + self._n_images + left / seconds_per_image
         return fraction_within(epoch_size, n_affordable, self._least)

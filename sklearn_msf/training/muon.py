@@ -105,7 +105,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
         by_side[shape[0]].append(shape)
     results: list[Tensor] = list(matrices)
     # TF32 would round the squares.
-    with arithmetic(matrices[0].device, "float32"):
+    with arithmetic(matrices[0].device):
         for shapes in by_side.values():
             stacks = [torch.stack([lying[i] for i in by_shape[shape]]) for shape in shapes]
             stacks = [

@@ -102,7 +102,7 @@ class TrainingStep:
         self._dropout_up = _layers_with_dropout(field.unet.up)
         self._graphs = CapturedSteps(self._device, generator)
 
-    def __call__(self, data: TrainingData, rows: Tensor, rate: float) -> None:
+    def __call__(self, data: TrainingData, rows: Tensor, rate: float) -> bool:
         """Make one step.
 
         Parameters
@@ -113,19 +113,27 @@ class TrainingStep:
             Indices of the batch, as :meth:`TrainingData.epoch` yields them.
         rate : float
             Learning rate.
+
+        Returns
+        -------
+        bool
+            Whether it took as long as later ones of its kind will: on CUDA the first ones have no
+            graph yet.
         """
         self._group.check_batch(len(rows), self._settings.batch_size)
         division = self._division(len(rows))
         inputs = data.select(rows, division.n_varied, self._generator)
         self._optimizer.begin_step(rate)
         step = partial(self._step, data, division)
+        is_usual = True
         if self._group.size == 1:
-            self._graphs.run((data, division), step, inputs)
+            is_usual = self._graphs.run((data, division), step, inputs)
         else:
             # What a graph sends, torch does not watch: a process that ends would not be noticed.
             step(*inputs)
         self._optimizer.end_step()
         self._n_unread += 1
+        return is_usual
 
     def use_settings(self, settings: TrainingSettings) -> None:
         """Use other settings, which differ in the fraction at t = 1, from the next step on."""
@@ -161,7 +169,7 @@ class TrainingStep:
         compiled = self._settings.compile_network
         layers = self._dropout
         cuda = [self._device] if self._device.type == "cuda" else []
-        kernels = arithmetic(self._device, self._settings.precision)
+        kernels = arithmetic(self._device)
         with torch.random.fork_rng(devices=cuda, enabled=compiled), kernels:
             try:
                 for layer in layers:

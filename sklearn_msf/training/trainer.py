@@ -239,9 +239,16 @@ class Trainer:
 
     def reserve_time_of(self, final: Callable[[VelocityField], Any]) -> None:
         """Reserve time for a final use of the averaged field, and measure that time by a trial."""
+        self.budget.reserve(self._seconds_of(final))
+
+    def _seconds_of(self, use: Callable[[VelocityField], Any]) -> float:
+        """Measure how long a use of the averaged field takes."""
+        if self._device.type == "cuda":
+            # The first time graphs are captured.
+            use(self.average)
         start = self.budget.elapsed
-        final(self.average)
-        self.budget.reserve(self.budget.elapsed - start)
+        use(self.average)
+        return self.budget.elapsed - start
 
     def _run_epochs(
         self,
@@ -253,9 +260,7 @@ class Trainer:
         settings = self.settings
         if validate is not None and settings.time_budget is not None:
             # Validate once to learn how long it takes, so that time can be reserved for it.
-            start = self.budget.elapsed
-            validate(self.average)
-            self.budget.end_pause(self.budget.elapsed - start)
+            self.budget.end_pause(self._seconds_of(validate))
         self._choice = self._fraction_choice()
         self.budget.start_steps()
         finished = False
@@ -361,10 +366,10 @@ class Trainer:
                 progress = self._common_progress(share)
                 rate = peak_rate * learning_rate_factor(progress, self.settings.warmup)
             rates.append(rate)
-            self._make_step(data, rows, rate)
+            is_usual = self._make_step(data, rows, rate)
             n_images += len(rows)
             if self._choice is not None:
-                self._measure_for_fraction(self._choice, data, len(rows))
+                self._measure_for_fraction(self._choice, data, len(rows), is_usual)
             if self.settings.compile_network and self._optimizer.n_steps == 1:
                 # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
@@ -395,12 +400,13 @@ class Trainer:
         return FractionChoice(least, self.budget.seconds, self._device.type, n_seen)
 
     def _measure_for_fraction(
-        self, choice: FractionChoice, data: TrainingData, n_images: int
+        self, choice: FractionChoice, data: TrainingData, n_images: int, is_usual: bool
     ) -> None:
         """Take note of a step, and use the fraction at t = 1 if it is chosen after this step."""
         # The CPU must not run ahead of the device, whose time is measured.
         self._queue.wait()
-        fraction = choice.after_step(n_images, self.budget.elapsed, data.epoch_size)
+        elapsed, size = self.budget.elapsed, data.epoch_size
+        fraction = choice.after_step(n_images, elapsed, size, is_usual=is_usual)
         fraction = self.group.of_first(fraction)
         if fraction is not None:
             self._use_fraction(fraction)
@@ -416,9 +422,10 @@ class Trainer:
         self.settings = settings
         self._step.use_settings(settings)
 
-    def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> None:
+    def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> bool:
+        """Make a step, and return whether it took as long as later ones of its kind will."""
         try:
-            self._step(data, rows, rate)
+            is_usual = self._step(data, rows, rate)
             if self.settings.time_budget is not None:
                 self._queue.add()
         except (MemoryError, RuntimeError) as error:
@@ -429,6 +436,7 @@ class Trainer:
                 f"(batch_size={self.settings.batch_size}) of the shape "
                 f"{tuple(data.images.shape[1:])}: lower batch_size, or {data.smaller_samples}."
             ) from error
+        return is_usual
 
     def _checked_losses(self, rates: list[float]) -> Tensor:
         """Take the losses of the last steps of an epoch, (n, 2), and check them and the weights.
