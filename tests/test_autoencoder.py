@@ -1,5 +1,6 @@
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.data.on_demand import ImagesOnDemand
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_autoencoder
 from sklearn_msf.latent.latent_batches import _stored
@@ -74,11 +75,21 @@ def test_latents_are_scaled_by_what_training_draws():
     assert (drawn.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
 
 
-def test_what_half_precision_cannot_hold_is_named():
-    encoded = torch.zeros(2, 3, 2, 2)
-    encoded[1, 2, 0, 0] = 1e5
-    with pytest.raises(AutoencoderError, match=r"up to 1e\+05 .* in channels \[2\]"):
-        _stored(encoded, torch.float16)
+@pytest.mark.parametrize(
+    ("channel", "error", "what"),
+    [
+        (0, AutoencoderError, "latents"),
+        (2, BackboneError, "features"),
+        # Deviations of the latents come last.
+        (3, AutoencoderError, "latents"),
+    ],
+)
+def test_what_half_precision_cannot_hold_is_named(channel, error, what):
+    space = SimpleNamespace(n_latent=1, shape=(3, 2, 2))
+    encoded = torch.zeros(2, 4, 2, 2)
+    encoded[1, channel, 0, 0] = 1e5
+    with pytest.raises(error, match=f"the {what} of some images have values of up to 1e"):
+        _stored(encoded, torch.float16, space)
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])

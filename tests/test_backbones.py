@@ -342,6 +342,13 @@ def test_random_weights_behind_the_map_tell_no_models_apart(tmp_path):
     assert first.fingerprint()[0] == second.fingerprint()[0]
 
 
+def test_a_model_is_told_to_be_the_one_that_was_passed():
+    config = transformers.ViTConfig(**{**TINY_VISION, "image_size": 32})
+    model = transformers.ViTModel(config).eval()
+    model.image_mean, model.image_std = [0.5] * 3, [0.5] * 3
+    assert as_backbone(model).is_made_of(model)
+
+
 def test_the_place_of_a_model_is_not_part_of_it(tmp_path):
     models = []
     for name in ("here", "there"):
@@ -363,12 +370,21 @@ def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
     assert by_class == twice
     shifted = as_preprocessing({**normal, "rescale_offset": True})
     assert shifted.mean == pytest.approx([1.8] * 3)
+    # MobileViT's files have neither mean nor deviation.
     for entries in (
-        {"do_flip_channel_order": True},
+        {**normal, "do_flip_channel_order": True},
         {"image_processor_type": "MobileViTImageProcessor"},
     ):
-        with pytest.raises(BackboneError, match="do_flip_channel_order: .* BGR"):
-            as_preprocessing({**normal, **entries})
+        with pytest.raises(BackboneError, match=r"blue, green and red: .*x.flip\(1\)"):
+            as_preprocessing(entries)
+
+
+def test_an_object_whose_images_are_to_be_bgr_is_refused():
+    config = transformers.MobileViTConfig(hidden_sizes=[8, 8, 8], neck_hidden_sizes=[8] * 7)
+    model = transformers.MobileViTModel(config)
+    model.image_mean, model.image_std = [0.5] * 3, [0.5] * 3
+    with pytest.raises(BackboneError, match="blue, green and red"):
+        as_backbone(model)
 
 
 def as_preprocessing(entries):

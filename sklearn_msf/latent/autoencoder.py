@@ -168,7 +168,7 @@ class ImageAutoencoder(FrozenNetwork):
     def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(plain_config(self.module)).encode())
         if isinstance(self.module, nn.Module):
-            update_digest(digest, self.module)
+            update_digest(digest, self.module, self.module.state_dict())
         else:
             encoded = self._probe()
             for value in (*encoded, self.decode(encoded.mean)):

@@ -73,9 +73,11 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
         return open_autoencoder(given)
     if isinstance(given, nn.Module):
         given = own_copy(given, "autoencoder", AutoencoderError)
-        if getattr(given, "use_tiling", False):
+        tiled = [part for part in given.modules() if getattr(part, "use_tiling", False) is True]
+        for part in tiled:
             # It is in no configuration, so a saved model would have other latents.
-            given.disable_tiling()
+            part.use_tiling = False
+        if tiled:
             warn_user(
                 "autoencoder: tiling is turned off in the copy that is used. Passes are so small "
                 "that whole images fit into the memory."

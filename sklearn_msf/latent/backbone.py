@@ -45,6 +45,15 @@ _EXTRA_TOKENS = (0, 1, 2)
 _MAX_HALVINGS = 6
 
 
+# Layers of models of transformers behind the map of features; class heads are left out of it.
+_BEHIND_THE_MAP = ("pooler.", "head.", "vision_model.head.")
+
+
+def is_behind_the_map(name: str) -> bool:
+    """Tell by its name whether a weight of a model of transformers is behind its map."""
+    return name.startswith(_BEHIND_THE_MAP)
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a backbone expects of its images.
@@ -166,7 +175,7 @@ class ImageBackbone(FrozenNetwork):
 
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{type(self.module).__name__} {self.preprocessing}".encode())
-        update_digest(digest, self.module)
+        update_digest(digest, self.module, self._weights())
         return digest.hexdigest()[:16]
 
     def digest_of_weights(self) -> str:
@@ -179,9 +188,19 @@ class ImageBackbone(FrozenNetwork):
                 repr(tuple(value.shape)).encode()
                 + value.float().cpu().contiguous().numpy().tobytes()
             ).digest()
-            for value in self.module.state_dict().values()
+            for value in self._weights().values()
         )
         return hashlib.sha256(b"".join(digests)).hexdigest()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights that the map depends on.
+
+        A file may lack the others, and then transformers draws them at random.
+        """
+        weights = self.module.state_dict()
+        if not self._of_transformers:
+            return weights
+        return {name: value for name, value in weights.items() if not is_behind_the_map(name)}
 
     def _as_map(self, output: Any, images: Tensor) -> Tensor:
         """Arrange tokens as a map; refuse what is none."""

@@ -20,6 +20,7 @@ from sklearn_msf.exceptions import BackboneError
 from sklearn_msf.latent.backbone import (
     ImageBackbone,
     Preprocessing,
+    is_behind_the_map,
     is_of_transformers,
     vision_model,
 )
@@ -63,8 +64,6 @@ _OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "ba
 _OF_TIMM = ("timm_wrapper", "timm_backbone")
 # Longest list in a configuration.
 _MAX_LENGTH = 1024
-# Layers behind the map of features, which a file may lack: class heads are left out of it.
-_BEHIND_THE_MAP = ("pooler.", "head.", "vision_model.head.")
 _MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
 _N_COLOURS = 3
 
@@ -93,7 +92,7 @@ def as_backbone(given: Any) -> ImageBackbone:
         return ImageBackbone(copied, _own_preprocessing(given))
     preprocessing = _preprocessing_of_object(given)
     copied = own_copy(vision_model(given), "backbone", BackboneError)
-    return ImageBackbone(_without_what_is_behind(copied), preprocessing)
+    return ImageBackbone(copied, preprocessing)
 
 
 def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
@@ -241,7 +240,7 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     with torch.device("meta"), _quiet(transformers):
         model = transformers.AutoModel.from_config(described, trust_remote_code=False)
     kind, wanted = type(model), model.state_dict()
-    of_the_map = sum(v.numel() for key, v in wanted.items() if not _is_behind(key))
+    of_the_map = sum(v.numel() for key, v in wanted.items() if not is_behind_the_map(key))
     there = sum(value.numel() for value in weights.values())
     if of_the_map > there:
         raise ValueError(f"it needs {of_the_map:,} weights, and its file has {there:,}")
@@ -258,29 +257,13 @@ def _built(config: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
             output_loading_info=True,
         )
     missing = sorted(found["missing_keys"])
-    lacking = [key for key in missing if not _is_behind(key)]
+    lacking = [key for key in missing if not is_behind_the_map(key)]
     if lacking or found["mismatched_keys"]:
         named = lacking or [str(key) for key in found["mismatched_keys"]]
         raise ValueError(
             f"{len(named)} of its weights are missing or have another shape ({named[0]!r})"
         )
-    return _without_what_is_behind(vision_model(module))
-
-
-def _without_what_is_behind(module: nn.Module) -> nn.Module:
-    """Set to 0 the weights that nothing depends on.
-
-    Files may lack them, and then they are random numbers, which would change the digest.
-    """
-    with torch.no_grad():
-        for key, value in module.named_parameters():
-            if _is_behind(key):
-                value.zero_()
-    return module
-
-
-def _is_behind(name: str) -> bool:
-    return name.startswith(_BEHIND_THE_MAP)
+    return vision_model(module)
 
 
 def _is_bounded(value: Any, n_tensors: int, name: str = "") -> bool:
@@ -326,6 +309,8 @@ def _own_preprocessing(module: nn.Module) -> Preprocessing:
 def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
     """Find the preprocessor_config.json of where a model of transformers was opened from."""
     kind, origin = type(model).__name__, getattr(model.config, "_name_or_path", "")
+    if str(getattr(model.config, "model_type", "")).startswith("mobilevit"):
+        raise _wants_bgr(kind)
     mean, deviation = getattr(model, "image_mean", None), getattr(model, "image_std", None)
     if mean is not None and deviation is not None:
         own = {"image_mean": mean, "image_std": deviation}
@@ -369,6 +354,9 @@ def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
     The whole image is resized to the size that the model gets after any cropping: what lies at the
     border of a medical image may matter.
     """
+    of_class = str(entries.get("image_processor_type", ""))
+    if entries.get("do_flip_channel_order", of_class.startswith("MobileViT")):
+        raise _wants_bgr(name)
     try:
         cropped = entries.get("do_center_crop", "size" not in entries)
         size = entries.get("crop_size") if cropped else None
@@ -381,9 +369,6 @@ def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
         is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
         if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
             raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
-        of_class = str(entries.get("image_processor_type", ""))
-        if entries.get("do_flip_channel_order", of_class.startswith("MobileViT")):
-            raise ValueError("do_flip_channel_order: its images are to be BGR and not RGB")
         if entries.get("rescale_offset"):
             mean = [value + 1 for value in mean]
         if entries.get("include_top", of_class.startswith("EfficientNet")):
@@ -399,6 +384,13 @@ def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
     half = 255 * factor / 2
     return Preprocessing(
         size, tuple(m / half - 1 for m in mean), tuple(d / half for d in deviation)
+    )
+
+
+def _wants_bgr(name: str) -> BackboneError:
+    return BackboneError(
+        f"backbone={name!r} is for images whose channels are blue, green and red: pass a torch "
+        "module that flips them, as x.flip(1), before it calls the model."
     )
 
 

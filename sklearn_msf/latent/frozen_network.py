@@ -200,10 +200,10 @@ def config_entry(network: Any, name: str, default: Any) -> Any:
     return getattr(config, name, None) or getattr(network, name, default)
 
 
-def update_digest(digest: "hashlib._Hash", module: nn.Module) -> None:
-    """Add the attributes and the weights of a module to a digest."""
+def update_digest(digest: "hashlib._Hash", module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Add the attributes of a module, and those of its weights that count, to a digest."""
     digest.update(repr(_plain_attributes(module)).encode())
-    for name, value in module.state_dict().items():
+    for name, value in weights.items():
         digest.update(name.encode())
         update_with(digest, value)
 
@@ -221,8 +221,8 @@ def plain_config(module: Any) -> dict[str, Any]:
     return {"class": type(module).__name__, "config": json.loads(json.dumps(plain, default=_text))}
 
 
-# Where transformers opened a model from, which changes nothing in it.
-_PLACE = "name_or_path"
+# Where transformers opened a model from, and what is turned off in the copies of autoencoders.
+_OF_NO_MEANING = ("name_or_path", "use_tiling")
 
 
 def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if name not in (but, _PLACE)
+        if name not in (but, *_OF_NO_MEANING)
     }
 
 

@@ -152,23 +152,25 @@ def encode_variations(
             varied = [_variation(x, augment, i, seeds[start : start + size]) for x in batches]
             encoded = space.normalised_posterior(varied, precision)
             _check_finite(encoded, space)
-            latents[start : start + len(part), i] = _stored(encoded, latents.dtype)
+            latents[start : start + len(part), i] = _stored(encoded, latents.dtype, space)
 
     in_batches(encode, len(images), ENCODED_AT_ONCE, space.device)
 
 
-def _stored(encoded: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(encoded: Tensor, dtype: torch.dtype, space: LatentSpace) -> Tensor:
     """Convert encoded images to the dtype in which they are kept, which has less range."""
     stored = encoded.to(dtype)
     beyond = stored.isinf().flatten(2).any(dim=2).any(dim=0).nonzero().flatten().tolist()
-    if beyond:
-        raise AutoencoderError(
-            f"Latents or features have values of up to {float(encoded.abs().max()):.2g} once they "
-            f"are scaled, in channels {beyond[:5]}, and at most {torch.finfo(dtype).max:.2g} can "
-            "be kept: these channels are nearly constant in most images. Use another autoencoder "
-            "or backbone, or leave out the images that differ."
-        )
-    return stored
+    if not beyond:
+        return stored
+    most = f"{float(encoded.abs().max()):.2g}, and at most {torch.finfo(dtype).max:.2g} can be kept"
+    is_feature = space.n_latent <= beyond[0] < space.shape[0]
+    error = BackboneError if is_feature else AutoencoderError
+    what = "backbone: the features" if is_feature else "autoencoder: the latents"
+    raise error(
+        f"{what} of some images have values of up to {most}. Of most images they are nearly the "
+        "same: use another one, or leave out the images that differ."
+    )
 
 
 def _check_finite(encoded: Tensor, space: LatentSpace) -> None:
