@@ -177,9 +177,13 @@ def test_masked_labels_are_not_taken_for_labels(make_classifier, column):
 )
 def test_objects_are_named_with_a_remedy(make_classifier, labels, kind):
     column = pd.Series(labels * 20, dtype=object)
-    with pytest.raises(ValueError, match=f"^y is an array of objects of the type {kind}: .*astype"):
+    with pytest.raises(
+        ValueError, match=f"^Unknown label type: y holds objects of the type {kind}. .*dtype="
+    ):
         make_classifier().fit(IMAGES, column)
-    with pytest.raises(ValueError, match=f"^classes is an array of objects of the type {kind}"):
+    with pytest.raises(
+        ValueError, match=f"^Unknown label type: classes holds objects of the type {kind}"
+    ):
         make_classifier().partial_fit(IMAGES, column, classes=column[:2])
 
 

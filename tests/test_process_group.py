@@ -210,6 +210,7 @@ def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path):
     ("asked", "n_gpus", "number"), [("cuda", 4, 3), ("cuda", 1, 0), ("cuda:1", 4, 1)]
 )
 def test_each_process_has_the_gpu_of_its_number_or_the_only_one(monkeypatch, asked, n_gpus, number):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert process_group._own_gpu(torch.device(asked)) == torch.device("cuda", number)
@@ -222,6 +223,7 @@ def test_a_script_that_starts_the_group_itself_has_chosen_the_gpu(monkeypatch):
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ProcessGroupError, match="Process 2 .* has no GPU: there are 2"):

@@ -205,11 +205,25 @@ def test_a_process_that_is_forked_meanwhile_has_the_callers_dtype():
         inside.wait(10)
         child = os.fork()
         if not child:
-            with standard_torch():
-                is_standard = torch.ones(1).dtype == torch.float32
-            os._exit(0 if is_standard and torch.ones(1).dtype == torch.float64 else 1)
+            code = 1
+            try:
+                with standard_torch():
+                    is_standard = torch.ones(1).dtype == torch.float32
+                code = 0 if is_standard and torch.ones(1).dtype == torch.float64 else 1
+            finally:
+                os._exit(code)
         leave.set()
         running.result()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_process_that_is_forked_inside_goes_on_inside():
+    with default_dtype(torch.float64), standard_torch():
+        child = os.fork()
+        if not child:
+            os._exit(0 if torch.ones(1).dtype == torch.float32 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -189,7 +189,7 @@ def _warn_not_calibrated(reason: str) -> None:
     warn_user(
         f"The model was trained, but its probabilities are not calibrated: {reason}. Fit again, or "
         'calibrate it by CalibratedClassifierCV(FrozenEstimator(clf), method="temperature") on '
-        "images that it did not see.",
+        'images that it did not see (scikit-learn 1.8; before it, method="sigmoid").',
     )
 
 

@@ -425,10 +425,11 @@ def _check_no_objects(name: str, labels: np.ndarray) -> None:
     """Refuse objects that are no text, as in a joined table: scikit-learn's scores would too."""
     first = labels.ravel()[:1].tolist() if labels.dtype.kind == "O" else []
     if first and not isinstance(first[0], (str, bytes)):
+        kind = type(first[0]).__name__
+        wanted = kind if kind in ("int", "bool", "float") else "str"
         raise ValueError(
-            f"{name} is an array of objects of the type {type(first[0]).__name__}: convert the "
-            f"labels, for example by {name}.astype(int), {name}.astype(bool) or "
-            f"{name}.astype(str)."
+            f"Unknown label type: {name} holds objects of the type {kind}. Convert it, for example "
+            f"by np.asarray({name}, dtype={wanted})."
         )
 
 

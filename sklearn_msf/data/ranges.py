@@ -44,8 +44,8 @@ _FLAT, _DARK, _MANY = 0.01, 0.1, 10
 _FEW_CLIPPED, _MANY_CLIPPED, _MOST_CLIPPED = 0.01, 0.1, 0.5
 # Images in [0, 1] beside images that mostly exceed this were scaled differently.
 _BEYOND_UNIT, _FEWEST = 64.0, 2
-# Values of bytes that are counted at most.
-_MOST_COUNTED = 2**24
+# About so many bytes are counted, of so many images at least.
+_MOST_COUNTED, _FEWEST_IMAGES = 2**24, 64
 # The images have little contrast if so many of their values, a fill value aside, are in so many of
 # the bins.
 _NEARLY_ALL, _SLIVER_BINS = 0.99, 9
@@ -155,9 +155,7 @@ def warn_of_unused_range(rows: np.ndarray, low: float, high: float) -> None:
     low, high : float
         Range that such images have, whatever their values: [0, 255] or [0, 1].
     """
-    # Some images show it as well as all of a large file.
-    some = rows[:: max(1, rows.size // _MOST_COUNTED)]
-    sliver = _sliver(some, low, high)
+    sliver = _sliver(_some_of(rows) if rows.dtype == np.uint8 else rows, low, high)
     if sliver is None:
         return
     found = ValueRange(rows.dtype, float(rows.min()), float(rows.max()))
@@ -250,6 +248,15 @@ def _main_cluster(
         if not (rare or fill_value) or gap <= factor * (last - first):
             return None
     return (first, last), sum(n for n, _, _ in others)
+
+
+def _some_of(rows: np.ndarray) -> np.ndarray:
+    """Take some images, and of large ones some pixels: they show a range as well as all do."""
+    n_too_many = max(1, -(-rows.size // _MOST_COUNTED))
+    every = min(n_too_many, max(1, len(rows) // _FEWEST_IMAGES))
+    step = -(-n_too_many // every)
+    # Not always the same colour.
+    return rows[::every, :: step + (step % 3 == 0)]
 
 
 def _sliver(rows: np.ndarray, low: float, high: float) -> _Values | None:

@@ -169,7 +169,7 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         raise ValueError(
             f"{what} is empty (NaN, NA, null or None) in {len(missing)} of {len(values)} rows, "
             f"first row {missing[0]}: fill it in, leave these rows out, or leave the column out. "
-            "If NA is the name of a class, pass a data frame."
+            "If NA is the name of a class, pass pd.read_csv(..., keep_default_na=False)."
         )
     checked: list[Any] = as_labels(what, values).tolist()
     if column == "label":

@@ -86,7 +86,7 @@ class RejectionConfusionMatrixDisplay:
         Raises
         ------
         ValueError
-            If `display_labels` are not one for each class.
+            If `display_labels` are not one for each class, and for another `xticks_rotation`.
         ImportError
             If matplotlib is not installed.
         """
@@ -117,8 +117,14 @@ class RejectionConfusionMatrixDisplay:
             xlabel="Predicted label",
             ylabel="True label",
         )
-        angle = xticks_rotation
-        ax.tick_params("x", labelrotation=_ANGLES[angle] if isinstance(angle, str) else angle)
+        if isinstance(xticks_rotation, str):
+            if xticks_rotation not in _ANGLES:
+                raise ValueError(
+                    f"xticks_rotation must be one of {sorted(_ANGLES)} or degrees, got "
+                    f"{xticks_rotation!r}."
+                )
+            xticks_rotation = _ANGLES[xticks_rotation]
+        ax.tick_params("x", labelrotation=xticks_rotation)
         # Rejecting is not a class: a line sets its column apart.
         ax.axvline(n_classes - 0.5, color="black", linewidth=2)
         if colorbar:

@@ -175,7 +175,8 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
         return ProcessGroup(), device
     if device.type == "cuda":
         # NCCL sends everything by the current device, messages of Python objects too.
-        device = _own_gpu(device)
+        with telling_others():
+            device = _own_gpu(device)
         torch.cuda.set_device(device)
     if dist.is_initialized():
         _check_none_refuses(_initialized_group().gather(""))
@@ -192,7 +193,10 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """Return the GPU of this process: that of its number, unless it sees only its own.
+    """Return the GPU of this process.
+
+    It is that of its number, unless the script has initialized the group and chosen another one, or
+    the process sees only its own.
 
     Raises
     ------
@@ -201,9 +205,9 @@ def _own_gpu(device: torch.device) -> torch.device:
     """
     if device.index is not None:
         return device
-    if "LOCAL_RANK" not in os.environ:
-        # The script has initialized the group, and chosen the GPU if there are several.
-        return torch.device("cuda", torch.cuda.current_device())
+    current = torch.cuda.current_device()
+    if "LOCAL_RANK" not in os.environ or (dist.is_initialized() and current):
+        return torch.device("cuda", current)
     number, n_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if n_gpus == 1:
         return torch.device("cuda", 0)

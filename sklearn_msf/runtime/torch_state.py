@@ -7,6 +7,7 @@ compute at the same time: the first one saves them, and the last one restores th
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -81,35 +82,39 @@ class _ProcessSetting(Generic[Value, Saved]):
     ):
         self._save, self._change, self._restore = save, change, restore
         self._lock = fork_safe_lock()
-        self._wanted: list[Value] = []
+        # With the thread that wants each value.
+        self._wanted: list[tuple[int, Value]] = []
         self._saved: list[Saved] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def _leave_to_parent(self) -> None:
-        """Restore the setting in a forked process, which has none of the threads that wanted it."""
-        self._wanted.clear()
-        if self._saved:
+        """Forget in a forked process what threads wanted that it does not have."""
+        here = threading.get_ident()
+        self._wanted = [(thread, value) for thread, value in self._wanted if thread == here]
+        self._update()
+
+    def _update(self) -> None:
+        if self._wanted:
+            self._change([value for _, value in self._wanted])
+        elif self._saved:
             self._restore(self._saved.pop())
 
     @contextlib.contextmanager
     def held(self, value: Value) -> Iterator[None]:
         """Ask for a value while the context lasts."""
+        mine = threading.get_ident(), value
         with self._lock:
             if not self._wanted:
                 self._saved = [self._save()]
-            self._wanted.append(value)
-            self._change(self._wanted)
+            self._wanted.append(mine)
+            self._update()
         try:
             yield
         finally:
             with self._lock:
-                if value in self._wanted:
-                    self._wanted.remove(value)
-                if self._wanted:
-                    self._change(self._wanted)
-                elif self._saved:
-                    self._restore(self._saved.pop())
+                self._wanted.remove(mine)
+                self._update()
 
 
 def _change_dtype(wanted: list[torch.dtype]) -> None:
