@@ -210,7 +210,7 @@ def images_a_pass(
         # An adaptive solver chooses its steps for a whole batch: images would affect each other.
         return 1
     n_pixels = math.prod(model.space.shape[1:])
-    most = _MAX_PIXELS * (1 if model.device.type == "cpu" else _TIMES_ON_GPU)
+    most = _MAX_PIXELS * (_TIMES_ON_GPU if model.device.type == "cuda" else 1)
     return max(1, min(max_rows, most // n_pixels) // n_draws)
 
 

@@ -113,7 +113,9 @@ class _ProcessSetting(Generic[Value, Saved]):
             yield
         finally:
             with self._lock:
-                self._wanted.remove(mine)
+                # A forked process has forgotten those of other threads.
+                if mine in self._wanted:
+                    self._wanted.remove(mine)
                 self._update()
 
 
