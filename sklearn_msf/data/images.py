@@ -33,7 +33,6 @@ __all__ = [
     "check_finite",
     "flatten_images",
     "learn_format",
-    "memory_order",
     "row_shape",
 ]
 

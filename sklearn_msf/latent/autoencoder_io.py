@@ -131,9 +131,12 @@ def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> N
         kind = metadata["kind"]
         if kind == "embedded":
             check_layout(metadata["class"], metadata["config"], tensors)
-            source = metadata.get("source", {"kind": "hub", "id": "a/b", "revision": "0" * 40})
-            if source["kind"] != "hub" or not _is_pinned(source):
-                raise ArchiveError(f"The model has an autoencoder from an invalid place, {source}.")
+            if "source" in metadata:
+                source = metadata["source"]
+                if source["kind"] != "hub" or not _is_pinned(source):
+                    raise ArchiveError(
+                        f"The model has an autoencoder from another place, {source}."
+                    )
         elif tensors:
             raise ArchiveError("The model names its autoencoder but also contains weights for it.")
         elif kind == "hub" and not _is_pinned(metadata):

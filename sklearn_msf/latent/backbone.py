@@ -32,7 +32,13 @@ from sklearn_msf.latent.frozen_network import (
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
-__all__ = ["ImageBackbone", "Preprocessing", "is_of_transformers", "vision_model"]
+__all__ = [
+    "ImageBackbone",
+    "Preprocessing",
+    "is_behind_the_map",
+    "is_of_transformers",
+    "vision_model",
+]
 
 # An encoder keeps far fewer values of an image than an autoencoder does.
 _PIXELS_A_PASS = 4 * 224 * 224

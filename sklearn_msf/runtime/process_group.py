@@ -169,9 +169,7 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
         If the group's backend cannot send tensors of the device, another process refuses its
         arguments, or the others do not answer.
     """
-    if not dist.is_available():
-        return ProcessGroup(), device
-    if not (dist.is_initialized() or _is_launched()):
+    if not dist.is_available() or not (dist.is_initialized() or _is_launched()):
         return ProcessGroup(), device
     if device.type == "cuda":
         # NCCL sends everything by the current device, messages of Python objects too.
