@@ -1,8 +1,10 @@
 """Scikit-learn classifier by symmetrical flow matching over the latents of an autoencoder."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
@@ -184,7 +186,11 @@ loss_curve_, rejection_, hub_source_
     def _saved_parameters(self) -> dict[str, Any]:
         parameters = super()._saved_parameters()
         for name in ENCODERS:
-            if not isinstance(parameters[name], (str, PathLike, type(None))):
+            value = parameters[name]
+            if isinstance(value, PathLike) and not Path(value).is_absolute():
+                # As text it could be an id on the hub, which a path never is.
+                parameters[name] = os.path.join(os.curdir, value)
+            elif not isinstance(value, (str, PathLike, type(None))):
                 parameters[name] = OBJECT
         return parameters
 

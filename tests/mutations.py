@@ -341,7 +341,8 @@ def use(classifier):
     """What opens works, and has weights that are finite."""
     assert all(parameter.isfinite().all() for parameter in classifier.model_.field.parameters())
     assert len(classifier.loss_curve_) == classifier.n_iter_
-    assert model_card(type(classifier).__name__, classifier._fit_so_far())
+    parameters = classifier.get_params(deep=False)
+    assert model_card(type(classifier).__name__, classifier._fit_so_far(), parameters)
     if math.prod(classifier.image_shape_) <= 64 and classifier.n_draws * classifier.n_steps < 9:
         dtype = classifier.model_.image_format.dtype
         p = classifier.predict_proba(np.zeros((1, *classifier.image_shape_), dtype))

@@ -308,3 +308,43 @@ def test_a_configuration_may_be_any_object():
     autoencoder = ImageAutoencoder(module)
     assert (autoencoder.image_channels, autoencoder.published_scaling) == (1, (0.0, 0.5))
     assert ImageAutoencoder(Module()).published_scaling is None
+
+
+def test_a_scaling_by_channel_and_a_scaling_of_its_own_are_not_taken_for_one_factor():
+    assert ImageAutoencoder(tiny_autoencoder(scaling_factor=0.5)).published_scaling == (0.0, 0.5)
+    of_channels = {"latents_mean": [1.0] * 4, "latents_std": [5.0] * 4}
+    opened = ImageAutoencoder(tiny_autoencoder(scaling_factor=0.5, **of_channels))
+    assert opened.published_scaling is None
+
+
+def test_an_autoencoder_that_was_fused_is_kept_by_pickles_and_asked_for_by_files(tmp_path):
+    module = tiny_autoencoder()
+    module.encoder = nn.Sequential(module.encoder)
+    opened = as_autoencoder(module)
+    assert opened.source == {"kind": "object"}
+    assert as_autoencoder(tiny_autoencoder()).source == {"kind": "embedded"}
+
+
+def test_slicing_is_turned_off_in_the_copy():
+    module = tiny_autoencoder()
+    module.enable_slicing()
+    assert not as_autoencoder(module).module.use_slicing
+    assert module.use_slicing
+
+
+class Deep:
+    """Needs images of at least 128 pixels a side."""
+
+    def encode(self, images):
+        if images.shape[2] < 128:
+            raise RuntimeError("too small")
+        return nn.functional.avg_pool2d(images, 128)
+
+    def decode(self, latents):
+        return latents.repeat_interleave(128, 2).repeat_interleave(128, 3)
+
+
+def test_an_autoencoder_of_many_levels_is_tried_on_a_larger_image():
+    opened = ImageAutoencoder(Deep())
+    assert opened.factor == 128
+    assert opened.of_fixed_image().shape == (1, 3, 2, 2)

@@ -212,7 +212,8 @@ def test_weights_of_the_hub_keep_its_name_in_a_pickle():
     restored = autoencoder_from_plain(metadata, tensors)
     assert restored.source == source
     assert autoencoder_to_plain(restored, by_name=True) == (source, {})
-    for other in ({**source, "revision": "main"}, {"kind": "folder"}, "some/body"):
+    changed = [{**source, **change} for change in ({"revision": "main"}, {"licence": "a\nb"})]
+    for other in (*changed, {"kind": "folder"}, "some/body"):
         with pytest.raises(ArchiveError):
             autoencoder_from_plain({**metadata, "source": other}, tensors)
 

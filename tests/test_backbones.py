@@ -26,18 +26,24 @@ from test_hub import COMMIT, Hub, client, hub, listening, set_endpoint, silent
 
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf.exceptions import BackboneError
-from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
+from sklearn_msf.latent.backbone import (
+    ImageBackbone,
+    Preprocessing,
+    _with_channels_first,
+)
 from sklearn_msf.latent.backbone_features import (
     BackboneFeatures,
     learn_features,
     principal_components,
 )
 from sklearn_msf.latent.backbone_opening import (
+    _KIND,
     _as_preprocessing,
     as_backbone,
     open_backbone,
     open_hub_backbone,
 )
+from sklearn_msf.latent.model_files import read_weights
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
@@ -375,7 +381,7 @@ def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
         {**normal, "do_flip_channel_order": True},
         {"image_processor_type": "MobileViTImageProcessor"},
     ):
-        with pytest.raises(BackboneError, match=r"blue, green and red: .*x.flip\(1\)"):
+        with pytest.raises(BackboneError, match=r"blue, green and red: .*flip\(1\)"):
             as_preprocessing(entries)
 
 
@@ -384,6 +390,13 @@ def test_an_object_whose_images_are_to_be_bgr_is_refused():
     model = transformers.MobileViTModel(config)
     model.image_mean, model.image_std = [0.5] * 3, [0.5] * 3
     with pytest.raises(BackboneError, match="blue, green and red"):
+        as_backbone(model)
+
+
+def test_an_object_whose_file_asks_for_bgr_is_refused_as_its_folder_is(folder):
+    edit_json(folder / "preprocessor_config.json", do_flip_channel_order=True)
+    model = transformers.AutoModel.from_pretrained(folder)
+    with pytest.raises(BackboneError, match="^backbone=.* is for images whose channels are blue"):
         as_backbone(model)
 
 
@@ -474,7 +487,8 @@ def test_an_id_of_the_hub_is_pinned_and_named_in_the_files(backbone_hub, tmp_pat
     assert f"someone/tiny, revision {COMMIT}; licence: apache-2.0" in card
     # The client asks for a list of its own, too.
     names = {path.rsplit("/", 1)[-1] for path in Hub.asked if "/resolve/" in path}
-    assert names == {"config.json", WEIGHTS, "preprocessor_config.json", "README.md"}
+    wanted = {"config.json", WEIGHTS, "preprocessor_config.json", "README.md"}
+    assert names == wanted | {"processor_config.json"}
 
 
 @pytest.mark.parametrize("card", [None, "no licence", "---\nlicense: [1, {\n---\n", "---\n1\n---"])
@@ -684,3 +698,38 @@ def test_a_backbone_runs_in_the_precision_asked_for():
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, atol=0.1, rtol=0.1)
+
+
+def test_the_preprocessor_may_be_in_the_file_of_all_modalities(folder):
+    preprocessor = folder / "preprocessor_config.json"
+    known = open_backbone(folder).preprocessing
+    entries = json.loads(preprocessor.read_text())
+    whole = folder / "processor_config.json"
+    whole.write_text(json.dumps({"image_processor": entries, "processor_class": "CLIPProcessor"}))
+    # transformers prefers it to a file that may be older.
+    edit_json(preprocessor, image_mean=[0.1] * 3)
+    assert open_backbone(folder).preprocessing == known
+    preprocessor.unlink()
+    assert open_backbone(folder).preprocessing == known
+    assert as_backbone(transformers.AutoModel.from_pretrained(folder)).preprocessing == known
+    whole.write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    with pytest.raises(BackboneError):
+        open_backbone(folder)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_a_map_with_channels_last_is_arranged(size):
+    maps = torch.rand(2, 20, size[0] // 8, size[1] // 8)
+    wide = torch.rand(2, 100, size[0] // 8, size[1] // 8)
+    for wanted in (maps, wide):
+        for given in (wanted, wanted.permute(0, 2, 3, 1)):
+            found = _with_channels_first(given, torch.Size(size))
+            assert found.shape == wanted.shape
+
+
+def test_integer_buffers_of_a_folder_stay_integers(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"index": torch.arange(3), "weight": torch.ones(2).half()}, path)
+    found = read_weights(_KIND, "x", path)
+    assert found["index"].dtype == torch.int64
+    assert found["weight"].dtype == torch.float32

@@ -207,3 +207,30 @@ def test_two_processes_can_encode_for_one_folder(tmp_path, other):
     fills = []
     assert torch.equal(keep(fills, folder=tmp_path, fingerprint=name), VALUES)
     assert not fills
+
+
+def test_kept_latents_are_mapped_to_be_read_only(tmp_path, recwarn):
+    def keep():
+        return keep_latents(
+            (4, 8),
+            lambda latents: latents.fill_(1.0),
+            fingerprint=lambda: "0" * 16,
+            folder=tmp_path,
+            max_bytes=0,
+        )
+
+    assert torch.equal(keep(), keep())
+    assert len(list(tmp_path.glob("*.bin"))) == 1
+    modes = []
+    memmap = np.memmap
+
+    def noted(file, dtype, mode, **settings):
+        modes.append(mode)
+        return memmap(file, dtype, mode, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "memmap", noted)
+        keep()
+    # Copy-on-write needs as much memory as the file has bytes.
+    assert modes == ["r"]
+    assert not recwarn.list

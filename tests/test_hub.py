@@ -310,13 +310,30 @@ def test_auto_fits_its_own_behind_a_proxy_that_forbids(client, monkeypatch):
 # A hub that gives it
 
 
-def test_two_files_are_asked_for_and_no_other(client, hub, monkeypatch):
+def test_configuration_weights_and_card_are_asked_for_and_no_other_file(client, hub, monkeypatch):
     set_endpoint(monkeypatch, hub)
     opened = open_autoencoder("someone/tiny")
     assert opened.source == {"kind": "hub", "id": "someone/tiny", "revision": COMMIT}
     assert opened.fingerprint()[0] == open_autoencoder(autoencoder_folder()).fingerprint()[0]
     names = {path.rsplit("/", 1)[-1] for path in Hub.asked}
-    assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors", "README.md"}
+
+
+def test_the_licence_of_an_autoencoder_is_in_the_card_of_a_model(
+    client, hub, monkeypatch, tmp_path
+):
+    Hub.folder = Path(shutil.copytree(autoencoder_folder(), tmp_path / "served"))
+    (Hub.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny one\n")
+    set_endpoint(monkeypatch, hub)
+    X = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    classifier = tiny_latent_classifier(autoencoder="someone/tiny", max_epochs=1).fit(X, [0, 1] * 4)
+    classifier.save_pretrained(tmp_path / "model")
+    opened = type(classifier).from_pretrained(tmp_path / "model")
+    opened.save_pretrained(tmp_path / "again")
+    for folder in ("model", "again"):
+        card = (tmp_path / folder / "README.md").read_text()
+        origin = f"someone/tiny, revision {COMMIT}; licence: apache-2.0"
+        assert f"- Autoencoder (frozen, not in these files): {origin}\n" in card
 
 
 @pytest.mark.parametrize("revision", [None, COMMIT])

@@ -8,6 +8,7 @@ latents.
 import math
 import pickle
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -361,13 +362,38 @@ def test_the_threshold_of_a_saved_model_is_kept(tmp_path, rejecting, calibration
     np.testing.assert_array_equal(found.mask, wanted.mask)
 
 
-def test_a_model_card_names_the_backbone_and_says_how_to_open_the_model(tmp_path):
-    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+OWN_BACKBONE = "- Backbone (frozen, not in these files): TinyBackbone; licence: unknown"
+
+
+@pytest.mark.parametrize(
+    ("tiny", "lines", "passed"),
+    [
+        (tiny_latent_classifier, ["- Autoencoder (frozen): AutoencoderKL; licence: unknown"], ""),
+        (tiny_feature_classifier, [OWN_BACKBONE], ", backbone=..."),
+        (
+            partial(tiny_joint_classifier, autoencoder=Averages()),
+            [
+                "- Autoencoder (frozen, not in these files): Averages; licence: unknown",
+                OWN_BACKBONE,
+            ],
+            ", autoencoder=..., backbone=...",
+        ),
+    ],
+)
+def test_a_model_card_names_the_encoders_and_says_how_to_open_the_model(
+    tmp_path, tiny, lines, passed
+):
+    tiny(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "- Backbone (frozen, not in these files): TinyBackbone; licence: unknown" in card
-    assert 'from_pretrained("path/to/this/folder", backbone=...)' in card
-    tiny_latent_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
-    assert "Backbone" not in (tmp_path / "README.md").read_text()
+    named = [line for line in card.splitlines() if line.startswith(("- Autoenc", "- Backbone"))]
+    assert named == lines
+    assert f'from_pretrained("path/to/this/folder"{passed})' in card
+
+
+def test_a_model_card_says_what_the_model_can_do(tmp_path):
+    for tiny, draws in ((tiny_joint_classifier, True), (tiny_feature_classifier, False)):
+        tiny(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+        assert ("generates new images" in (tmp_path / "README.md").read_text()) is draws
 
 
 def test_weights_that_changed_since_the_model_was_saved_are_refused_by_name(tmp_path):

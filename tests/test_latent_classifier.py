@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
-from sklearn_msf.latent.hub import HubFiles
+from sklearn_msf.latent.hub import HubFiles, is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.runtime.process_group import ProcessGroup
+from sklearn_msf.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -259,6 +261,13 @@ def test_a_saved_model_holds_its_autoencoder(tmp_path, short_fitting, form, kind
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
     sampled = (model.sample("a", n_steps=1, random_state=0) for model in (opened, classifier))
     np.testing.assert_array_equal(*sampled)
+
+
+@pytest.mark.usefixtures("short_fitting")
+def test_a_model_card_tells_a_fitted_autoencoder_from_a_given_one(tmp_path):
+    tiny_latent_classifier(autoencoder="fit").fit(X, Y).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "- Autoencoder: AutoencoderKL, fitted to the training images\n" in card
 
 
 def test_an_object_of_ones_own_is_passed_again(tmp_path):
@@ -558,3 +567,33 @@ def test_what_is_wrong_with_a_changed_model_is_said(tmp_path, change, message):
     edit(tmp_path, change)
     with pytest.raises(ArchiveError, match=message):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
+def test_a_relative_path_stays_a_path_in_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(autoencoder_folder(), "models/vae")
+    fitted = tiny_latent_classifier(autoencoder=Path("models/vae"), max_epochs=1).fit(X, Y)
+    fitted.save_pretrained("model")
+    opened = LatentMedSymmFlowClassifier.from_pretrained("model")
+    # Text such as models/vae could be an id on the hub.
+    assert not is_hub_id(opened.autoencoder)
+    assert Path(opened.autoencoder) == Path("models/vae")
+
+
+def test_training_ends_within_the_time_that_encoding_left(monkeypatch):
+    now, encode, step = [0.0], Averages.encode, Trainer._make_step
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def slow(self, images):
+        now[0] += len(images)
+        return encode(self, images)
+
+    def timed(self, *arguments):
+        now[0] += 1.0
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Averages, "encode", slow)
+    monkeypatch.setattr(Trainer, "_make_step", timed)
+    settings = {"autoencoder": Averages(), "max_epochs": 10**6, "time_budget": 300.0}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    assert now[0] <= 301

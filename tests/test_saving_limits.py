@@ -5,6 +5,7 @@ import json
 import pickle
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from mutations import rewrite
 from scipy.stats import beta
 
+from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent import autoencoder_io, autoencoder_opening
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
@@ -270,14 +272,24 @@ def test_a_label_that_utf8_lacks_is_saved_with_its_card(tmp_path):
     assert r"a, \ud800" in (tmp_path / "README.md").read_text()
 
 
-def test_an_autoencoder_that_files_cannot_hold_is_neither_saved_nor_pickled(tmp_path):
-    module = tiny_autoencoder(sample_size=8193)
+def fused():
+    module = tiny_autoencoder()
+    module.fuse_qkv_projections()
+    return module
+
+
+@pytest.mark.parametrize("make", [fused, partial(tiny_autoencoder, sample_size=8193)])
+def test_an_autoencoder_that_files_cannot_hold_is_asked_for_and_pickled_as_an_object(
+    tmp_path, make
+):
+    module = make()
     classifier = tiny_latent_classifier(autoencoder=module, max_epochs=1).fit(X, Y)
-    with pytest.raises(ValueError, match="sample_size=8193; integers from 0 to 8,192"):
-        classifier.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="sample_size=8193; integers from 0 to 8,192"):
-        pickle.dumps(classifier)
+    classifier.save_pretrained(tmp_path)
+    with pytest.raises(AutoencoderError, match=r"from_pretrained\(folder, autoencoder=\.\.\.\)"):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=module)
+    for again in (opened, pickle.loads(pickle.dumps(classifier))):
+        np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
 
 
 @pytest.mark.parametrize("revision", [None, "main"])

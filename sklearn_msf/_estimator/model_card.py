@@ -1,5 +1,6 @@
 """A short model card, which describes a saved model and how to open it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sklearn_msf._estimator.fit import Fit
@@ -17,7 +18,12 @@ _MAX_LISTED = 20
 
 
 def model_card(
-    name: str, fit: Fit, *, place: str = "path/to/this/folder", license: str | None = None
+    name: str,
+    fit: Fit,
+    parameters: Mapping[str, Any],
+    *,
+    place: str = "path/to/this/folder",
+    license: str | None = None,
 ) -> str:
     """Describe a fitted model in Markdown.
 
@@ -27,6 +33,8 @@ def model_card(
         Name of the estimator class.
     fit : Fit
         The fitted model.
+    parameters : mapping
+        Constructor parameters of the estimator.
     place : str, default="path/to/this/folder"
         What the example opens: a folder, or an id on the hub.
     license : str, optional
@@ -44,7 +52,13 @@ def model_card(
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
     stated = "" if license is None else f"\nlicense: {license}"
-    of_backbone, passed = _backbone(fit.model.space)
+    encoders, passed = _encoders(fit.model.space, parameters.get("autoencoder"))
+    draws = fit.model.generates and fit.model.space.makes_images
+    abilities = (
+        "classifies, tells how sure it\nis, and generates new images"
+        if draws
+        else "classifies and tells how\nsure it is"
+    )
     return f"""---
 library_name: sklearn_msf
 pipeline_tag: image-classification
@@ -53,8 +67,7 @@ tags: [medical-imaging, flow-matching]{stated}
 
 # {name}
 
-Symmetrical flow matching over images: one velocity field that classifies, tells how sure it
-is, and generates new images.
+Symmetrical flow matching over images: one velocity field that {abilities}.
 
 - {kind}s: {" x ".join(map(str, image_format.shape))}, {image_format.dtype} in
   [{image_format.low:g}, {image_format.high:g}]
@@ -62,7 +75,7 @@ is, and generates new images.
 - Parameters: {n_parameters:,}
 - Training: {len(fit.history)} epochs, {seen:,} images seen, last loss
   {last.get("loss", float("nan")):.4g}{_fraction(last)}
-{of_backbone}
+{encoders}
 ```python
 from sklearn_msf import {name}
 
@@ -81,14 +94,31 @@ def _fraction(last: dict[str, Any]) -> str:
     return "" if fraction is None else f", {100 * fraction:.0f} % of each batch at t = 1"
 
 
-def _backbone(space: ImageSpace) -> tuple[str, str]:
-    """Name the backbone and its licence, and the argument with which it is passed if it has to."""
-    if not isinstance(space, LatentSpace) or space.features is None:
-        return "", ""
-    backbone = space.features.backbone
-    source = backbone.source
-    of_hub = source["kind"] == "hub"
-    origin = f"{source['id']}, revision {source['revision']}" if of_hub else backbone.name
-    licence = source.get("licence") or "unknown"
-    line = f"- Backbone (frozen, not in these files): {origin}; licence: {licence}\n"
-    return line, "" if of_hub else ", backbone=..."
+def _encoders(space: ImageSpace, asked: Any) -> tuple[str, str]:
+    """Name encoders and their licences, and the arguments with which they are passed if needed.
+
+    `asked` is the parameter `autoencoder`.
+    """
+    lines, passed = "", ""
+    source = space.autoencoder_source
+    if source is not None:
+        kind, of_class = source["kind"], source["class"]
+        if kind == "embedded" and isinstance(asked, str) and asked in ("auto", "fit"):
+            lines += f"- Autoencoder: {of_class}, fitted to the training images\n"
+        else:
+            where = "frozen" if kind == "embedded" else "frozen, not in these files"
+            lines += f"- Autoencoder ({where}): {_origin(source, of_class)}\n"
+        passed += ", autoencoder=..." if kind == "object" else ""
+    if isinstance(space, LatentSpace) and space.features is not None:
+        backbone = space.features.backbone
+        origin = _origin(backbone.source, backbone.name)
+        lines += f"- Backbone (frozen, not in these files): {origin}\n"
+        passed += "" if backbone.source["kind"] == "hub" else ", backbone=..."
+    return lines, passed
+
+
+def _origin(source: Mapping[str, Any], name: str) -> str:
+    """Say where an encoder comes from, and the licence of its weights."""
+    if source["kind"] == "hub":
+        name = f"{source['id']}, revision {source['revision']}"
+    return f"{name}; licence: {source.get('licence') or 'unknown'}"

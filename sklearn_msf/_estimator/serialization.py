@@ -162,7 +162,8 @@ def save_model(
     path, model = as_path("folder", folder), fit.model
     names = fit.features.get("feature_names_in_")
     # A label may hold half of a surrogate pair, which UTF-8 lacks.
-    card = model_card(saved_class.name, fit, **of_card).encode(errors="backslashreplace")
+    text = model_card(saved_class.name, fit, parameters, **of_card)
+    card = text.encode(errors="backslashreplace")
     metadata: dict[str, Any] = {
         "class": saved_class.name,
         "library_version": __version__,

@@ -44,7 +44,7 @@ AUTOENCODER_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 # Classes of diffusers whose images are in [0, 1] instead of [-1, 1].
 _OF_UNIT_RANGE = ("AutoencoderRAE",)
 _PIXELS_A_PASS = 2 * 256 * 256
-_PROBE_SIDE = 64
+_PROBE_SIDE, _LARGE_PROBE_SIDE = 64, 256
 
 
 class Encoded(NamedTuple):
@@ -108,9 +108,12 @@ class ImageAutoencoder(FrozenNetwork):
         self.image_size = None if side is None else (int(side), int(side))
         scaling = float(config_entry(autoencoder, "scaling_factor", None) or 1)
         shift = float(config_entry(autoencoder, "shift_factor", None) or 0)
-        # A factor of 1 is the default and means that none was measured.
-        self.published_scaling = None if (shift, scaling) == (0.0, 1.0) else (shift, scaling)
-        encoded = self._probe()
+        # A factor of 1 means that none was measured. Some autoencoders scale by channel, and one of
+        # images in [0, 1] scales by itself.
+        by_channel = config_entry(autoencoder, "latents_std", None) is not None
+        has_one = (shift, scaling) != (0.0, 1.0) and not (by_channel or self._has_unit_range)
+        self.published_scaling = (shift, scaling) if has_one else None
+        encoded = self._first_probe()
         if not bool(encoded.mean.isfinite().all()):
             raise AutoencoderError(
                 f"autoencoder={type(autoencoder).__name__} makes NaN or infinite latents of an "
@@ -175,9 +178,20 @@ class ImageAutoencoder(FrozenNetwork):
                 digest.update(b"" if value is None else value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    @property
-    def _probe_side(self) -> int:
-        return _PROBE_SIDE if self.image_size is None else self.image_size[0]
+    def _first_probe(self) -> Encoded:
+        """Encode a fixed image, a larger one if an encoder of many levels needs it."""
+        self._probe_side = _PROBE_SIDE if self.image_size is None else self.image_size[0]
+        try:
+            return self._probe()
+        except AutoencoderError:
+            if self.image_size is not None:
+                raise
+            try:
+                self._probe_side = _LARGE_PROBE_SIDE
+                return self._probe()
+            except AutoencoderError:
+                self._probe_side = _PROBE_SIDE
+        return self._probe()
 
     def _check_sides(self, images: Tensor, latents: Tensor) -> None:
         """Refuse an encoder that resizes images to a size of its own first."""

@@ -15,6 +15,7 @@ from sklearn_msf.latent.autoencoder_opening import (
 )
 from sklearn_msf.latent.frozen_network import plain_config
 from sklearn_msf.latent.hub import is_commit, is_hub_id
+from sklearn_msf.latent.model_files import is_licence
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
@@ -157,7 +158,7 @@ def check_autoencoder(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> N
 def _is_pinned(source: dict[str, Any]) -> bool:
     """Tell whether an id on the hub and a commit are named, so that a file needs no weights."""
     name, revision = source["id"], source["revision"]
-    return is_hub_id(name) and is_commit(revision)
+    return is_hub_id(name) and is_commit(revision) and is_licence(source.get("licence"))
 
 
 def write_autoencoder(folder: Path, key: str, autoencoder: ImageAutoencoder) -> None:

@@ -19,14 +19,16 @@ from sklearn_msf.latent.autoencoder import (
     build_autoencoder,
     diffusers_class,
 )
-from sklearn_msf.latent.frozen_network import own_copy
+from sklearn_msf.latent.frozen_network import own_copy, plain_config
 from sklearn_msf.latent.hub import CONFIG_NAME
 from sklearn_msf.latent.model_files import (
+    CARD_NAME,
     ModelKind,
     fetch_model,
     find_folder,
     read_json,
     read_weights,
+    stated_licence,
 )
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
@@ -74,6 +76,10 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
     if isinstance(given, nn.Module):
         given = own_copy(given, "autoencoder", AutoencoderError)
         tiled = [part for part in given.modules() if getattr(part, "use_tiling", False) is True]
+        for part in given.modules():
+            if getattr(part, "use_slicing", False) is True:
+                # Passes are small anyway, and a graph for ONNX must not depend on their number.
+                part.use_slicing = False
         for part in tiled:
             # It is in no configuration, so a saved model would have other latents.
             part.use_tiling = False
@@ -82,7 +88,21 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
                 "autoencoder: tiling is turned off in the copy that is used. Passes are so small "
                 "that whole images fit into the memory."
             )
-    return ImageAutoencoder(given)
+    opened = ImageAutoencoder(given)
+    if opened.source["kind"] == "embedded" and not _fits_its_config(opened.module):
+        opened.source = {"kind": "object"}
+    return opened
+
+
+def _fits_its_config(module: nn.Module) -> bool:
+    """Tell whether a file can hold a module of diffusers: nothing in it was fused or replaced."""
+    described = plain_config(module)
+    weights = {name: value.float() for name, value in module.state_dict().items()}
+    try:
+        check_layout(described["class"], described["config"], weights)
+    except UNEXPECTED_VALUE_ERRORS:
+        return False
+    return True
 
 
 def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:
@@ -134,9 +154,12 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
         If diffusers is not installed.
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
-    found = fetch_model(_KIND, name, revision)
+    found = fetch_model(_KIND, name, revision, optional=[CARD_NAME])
     opened = _from_files(name, found.files[CONFIG_NAME], found.files[_KIND.weights_name])
     opened.source = {"kind": "hub", "id": name, "revision": found.revision}
+    licence = stated_licence(found.files.get(CARD_NAME))
+    if licence is not None:
+        opened.source["licence"] = licence
     return opened
 
 

@@ -49,6 +49,9 @@ _PROBE_SIDE = 64
 _EXTRA_TOKENS = (0, 1, 2)
 # Largest factor between the patches of a hierarchical model and its last tokens: 2 to this power.
 _MAX_HALVINGS = 6
+# Two axes of a map are its height and width if it is smaller than the image by factors that differ
+# at most by this one.
+_UNEVEN_STRIDES = 1.5
 
 
 # Layers of models of transformers behind the map of features; class heads are left out of it.
@@ -213,6 +216,8 @@ class ImageBackbone(FrozenNetwork):
         found: Any = output
         if self._of_transformers and isinstance(output, Tensor) and output.ndim == 3:
             found = _tokens_as_map(output, images.shape[2:], self.module.config)
+        elif self._of_transformers and isinstance(output, Tensor) and output.ndim == 4:
+            found = _with_channels_first(output, images.shape[2:])
         is_map = isinstance(found, Tensor) and found.ndim == 4 and found.numel() > 0
         if is_map and len(found) == len(images):
             return found
@@ -250,6 +255,17 @@ def vision_model(module: nn.Module) -> nn.Module:
 
 def _arguments(module: nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
+
+
+def _with_channels_first(output: Tensor, size: torch.Size) -> Tensor:
+    """Bring a map to (n, C, h, w): a few models of transformers return (n, h, w, C)."""
+
+    def has_aspect(sides: torch.Size) -> bool:
+        strides = [n / of_map for n, of_map in zip(size, sides, strict=True)]
+        return max(strides) <= _UNEVEN_STRIDES * min(strides)
+
+    is_last = has_aspect(output.shape[1:3]) and not has_aspect(output.shape[2:])
+    return output.permute(0, 3, 1, 2) if is_last else output
 
 
 def _tokens_as_map(tokens: Tensor, size: torch.Size, config: Any) -> Tensor | None:

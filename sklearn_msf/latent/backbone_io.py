@@ -16,6 +16,7 @@ from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
 from sklearn_msf.latent.frozen_network import is_same_output
 from sklearn_msf.latent.hub import is_commit, is_hub_id
+from sklearn_msf.latent.model_files import is_licence
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.persistence.limits import check_resized_size
 
@@ -107,8 +108,7 @@ def _check_source(source: Any, digest: Any) -> None:
     is_named = kind != "hub" or (is_hub_id(source["id"]) and is_commit(source["revision"]))
     if kind not in ("hub", "folder", "object") or not is_named:
         raise ArchiveError(f"The model names an invalid backbone: {source!r}.")
-    is_licence = licence is None or (isinstance(licence, str) and licence.isprintable())
-    if not isinstance(digest, str) or not is_licence:
+    if not isinstance(digest, str) or not is_licence(licence):
         raise ArchiveError(f"The model describes its backbone by {digest!r} and {licence!r}.")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_msf.exceptions import BackboneError
+from sklearn_msf.exceptions import BackboneError, PretrainedModelError
 from sklearn_msf.latent.backbone import (
     ImageBackbone,
     Preprocessing,
@@ -25,21 +25,22 @@ from sklearn_msf.latent.backbone import (
     vision_model,
 )
 from sklearn_msf.latent.frozen_network import own_copy
-from sklearn_msf.latent.hub import CONFIG_NAME, is_commit
+from sklearn_msf.latent.hub import CONFIG_NAME, fetch_from_hub, is_commit
 from sklearn_msf.latent.model_files import (
+    CARD_NAME,
     ModelKind,
     fetch_model,
     find_folder,
     read_json,
     read_weights,
+    stated_licence,
 )
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
 from sklearn_msf.runtime.device import seeded_weights
 
 __all__ = ["as_backbone", "open_backbone", "open_hub_backbone"]
 
-_PREPROCESSOR_NAME = "preprocessor_config.json"
-_CARD_NAME = "README.md"
+_PREPROCESSOR_NAME, _PROCESSOR_NAME = "preprocessor_config.json", "processor_config.json"
 _KIND = ModelKind(
     "backbone",
     "transformers",
@@ -64,7 +65,6 @@ _OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "ba
 _OF_TIMM = ("timm_wrapper", "timm_backbone")
 # Longest list in a configuration.
 _MAX_LENGTH = 1024
-_MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
 _N_COLOURS = 3
 
 
@@ -117,7 +117,7 @@ def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
     folder = find_folder(_KIND, name)
     if folder is None:
         return open_hub_backbone(str(name))
-    names = (CONFIG_NAME, _KIND.weights_name, _PREPROCESSOR_NAME, _CARD_NAME)
+    names = (CONFIG_NAME, _KIND.weights_name, _PREPROCESSOR_NAME, CARD_NAME)
     return _from_files(str(name), {file: folder / file for file in names}, {"kind": "folder"})
 
 
@@ -143,7 +143,7 @@ def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
         If transformers is not installed.
     """
     _transformers()
-    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [_CARD_NAME])
+    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME, _PROCESSOR_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
     return _from_files(name, found.files, source)
 
@@ -172,7 +172,7 @@ def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) ->
         raise BackboneError(
             f"backbone={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
-    source["licence"] = _licence(files.get(_CARD_NAME))
+    source["licence"] = stated_licence(files.get(CARD_NAME))
     return ImageBackbone(module, preprocessing, source)
 
 
@@ -325,27 +325,41 @@ def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
     try:
         folder = find_folder(_KIND, origin)
         if folder is not None:
-            return _read_preprocessing(origin, folder / _PREPROCESSOR_NAME)
-        commit = getattr(model.config, "_commit_hash", None)
-        revision = commit if is_commit(commit) else None
-        found = fetch_model(_KIND, origin, revision, [_PREPROCESSOR_NAME])
-        return _read_preprocessing(origin, found.files[_PREPROCESSOR_NAME])
-    except BackboneError as error:
+            path = _found_preprocessor(origin, folder / _PREPROCESSOR_NAME)
+        else:
+            # Not all versions of transformers note the commit; without it the newest is meant.
+            commit = getattr(model.config, "_commit_hash", None)
+            revision = commit if is_commit(commit) else None
+            found = fetch_from_hub(origin, revision, [_PREPROCESSOR_NAME])
+            path = found.files[_PREPROCESSOR_NAME]
+    except PretrainedModelError as error:
         raise BackboneError(
             f"backbone={kind} was opened from {origin!r}, where {_PREPROCESSOR_NAME} cannot be had "
             f"now: set its attributes image_mean and image_std (for images in [0, 1]), and "
             f"image_size. {error}"
         ) from error
+    return _read_preprocessing(origin, path)
 
 
 def _read_preprocessing(name: str, path: Path) -> Preprocessing:
-    if not path.is_file():
+    whole = _found_preprocessor(name, path).with_name(_PROCESSOR_NAME)
+    if whole.is_file():
+        # Since version 5 transformers writes entries of all modalities into this, and prefers it.
+        entries = read_json(_KIND, name, whole).get("image_processor")
+        if isinstance(entries, dict):
+            return _as_preprocessing(name, entries)
+    return _as_preprocessing(name, read_json(_KIND, name, path))
+
+
+def _found_preprocessor(name: str, path: Path) -> Path:
+    """Return the path of a preprocessor_config.json if it, or what replaces it, is there."""
+    if not path.is_file() and not path.with_name(_PROCESSOR_NAME).is_file():
         raise BackboneError(
             f"backbone={name!r} has no {_PREPROCESSOR_NAME}, which says how its images are to be "
             "resized and normalised: take it from the model's repository, or pass the model as an "
             "object with the attributes image_mean, image_std and image_size."
         )
-    return _as_preprocessing(name, read_json(_KIND, name, path))
+    return path
 
 
 def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
@@ -390,7 +404,8 @@ def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
 def _wants_bgr(name: str) -> BackboneError:
     return BackboneError(
         f"backbone={name!r} is for images whose channels are blue, green and red: pass a torch "
-        "module that flips them, as x.flip(1), before it calls the model."
+        "module whose forward(x) returns the map of the model for such images, as in "
+        "model(pixel_values=((x + 1) / 2).flip(1)).last_hidden_state."
     )
 
 
@@ -408,19 +423,3 @@ def _as_size(size: Any) -> tuple[int, int] | None:
             f"to {_MAX_SIDE:,}, got {size!r}."
         )
     return sides
-
-
-def _licence(card: Path | None) -> str | None:
-    """Read the licence that a model card names; None if there is no card or no licence in it."""
-    if card is None or not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
-        return None
-    try:
-        from huggingface_hub import metadata_load
-
-        licence = (metadata_load(card) or {}).get("license")
-    # A card is written by hand, and can hold anything. It is not worth an error.
-    except Exception:
-        return None
-    if not isinstance(licence, str) or not licence.isprintable():
-        return None
-    return licence[:_MAX_LICENCE]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ def keep_latents(
     folder.mkdir(parents=True, exist_ok=True)
     found = _undamaged(path, shape, n_bytes, name)
     if found is not None:
-        return torch.from_numpy(found)
+        return _tensor(found)
     _remove_others(folder)
     with whole_file(path, f".{_NAME}-") as file:
         with _naming(folder, n_bytes):
@@ -94,8 +95,15 @@ def keep_latents(
         mapped = array if _RENAMES_MAPPED_FILES else None
         del array
     if mapped is None:
-        mapped = np.memmap(path, np.float16, "c", shape=shape)
-    return torch.from_numpy(mapped)
+        mapped = np.memmap(path, np.float16, "r", shape=shape)
+    return _tensor(mapped)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """View latents as a tensor, which nothing writes to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 @contextmanager
@@ -120,8 +128,8 @@ def _undamaged(path: Path, shape: tuple[int, ...], n_bytes: int, name: str) -> n
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != n_bytes + _DIGEST_BYTES:
             return None
-        # Mode "c" is copy-on-write: the file cannot be changed by accident.
-        array = np.memmap(file, np.float16, "c", shape=shape)
+        # A map that can be written to, even copy-on-write, would have to fit into the memory.
+        array = np.memmap(file, np.float16, "r", shape=shape)
         file.seek(n_bytes)
         if file.read() == _digest(array, name):
             return array

@@ -10,7 +10,7 @@ from sklearn_msf.exceptions import PretrainedModelError
 
 __all__ = [
     "CONFIG_NAME",
-    "KNOWN_LICENSES",
+    "KNOWN_LICENCES",
     "HubFiles",
     "fetch_from_hub",
     "form_of_id",
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 # Licences of weights that this package names itself, as their cards on the hub state them.
-KNOWN_LICENSES = {"stabilityai/sd-vae-ft-mse": "mit"}
+KNOWN_LICENCES = {"stabilityai/sd-vae-ft-mse": "mit"}
 CONFIG_NAME = "config.json"
 # A hub that cannot be reached must not cost a noticeable part of a time budget. The client itself
 # waits ten seconds and asks six times.

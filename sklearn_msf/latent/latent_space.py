@@ -39,7 +39,7 @@ from sklearn_msf.latent.frozen_network import (
     is_same_output,
     update_with,
 )
-from sklearn_msf.latent.hub import KNOWN_LICENSES
+from sklearn_msf.latent.hub import KNOWN_LICENCES
 from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
@@ -118,8 +118,8 @@ class LatentSpace:
         if self.autoencoder is None:
             return None
         source = {"class": type(self.autoencoder.module).__name__, **self.autoencoder.source}
-        known = KNOWN_LICENSES.get(source.get("id", ""))
-        return source if known is None else {**source, "license": known}
+        known = KNOWN_LICENCES.get(source.get("id", ""))
+        return source if known is None else {**source, "licence": known}
 
     @property
     def device(self) -> torch.device:

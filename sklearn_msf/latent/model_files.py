@@ -20,9 +20,20 @@ from sklearn_msf.exceptions import PretrainedModelError
 from sklearn_msf.latent.hub import CONFIG_NAME, HubFiles, fetch_from_hub, form_of_id, is_hub_id
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
 
-__all__ = ["ModelKind", "fetch_model", "find_folder", "read_json", "read_weights"]
+__all__ = [
+    "CARD_NAME",
+    "ModelKind",
+    "fetch_model",
+    "find_folder",
+    "is_licence",
+    "read_json",
+    "read_weights",
+    "stated_licence",
+]
 
+CARD_NAME = "README.md"
 _MAX_CONFIG_BYTES = 2**20
+_MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def read_json(kind: ModelKind, name: str, path: Path) -> dict[str, Any]:
 
 
 def read_weights(kind: ModelKind, name: str, path: Path) -> dict[str, Tensor]:
-    """Read weights in float32."""
+    """Read weights, those that are floats in float32."""
     index = path.parent / f"{path.name}.index.json"
     if index.exists():
         raise kind.error(
@@ -153,4 +164,23 @@ def read_weights(kind: ModelKind, name: str, path: Path) -> dict[str, Tensor]:
             f"{kind.parameter}={name!r} has weights that are not safetensors, or were cut off: "
             f"{error}. Remove {path} and get it anew."
         ) from error
-    return {key: value.float() for key, value in tensors.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def stated_licence(card: Path | None) -> str | None:
+    """Read the licence that a model card names; None if there is no card or no licence in it."""
+    if card is None or not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+        return None
+    try:
+        from huggingface_hub import metadata_load
+
+        licence = (metadata_load(card) or {}).get("license")
+    # A card is written by hand, and can hold anything. It is not worth an error.
+    except Exception:
+        return None
+    return licence[:_MAX_LICENCE] if licence is not None and is_licence(licence) else None
+
+
+def is_licence(value: object) -> bool:
+    """Tell whether a value from a file can be the name of a licence, or None for an unknown one."""
+    return value is None or (isinstance(value, str) and value.isprintable())
