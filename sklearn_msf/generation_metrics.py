@@ -7,7 +7,9 @@ model that generated the images. Given images they compare pixels, whose distanc
 features. The module needs only numpy, scipy and scikit-learn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -294,7 +296,12 @@ class CopyingCheck:
 
 
 def copying_check(
-    generated: ArrayLike, training: ArrayLike, held_out: ArrayLike, *, quantile: float = 0.05
+    generated: ArrayLike,
+    training: ArrayLike,
+    held_out: ArrayLike,
+    *,
+    quantile: float = 0.05,
+    flipped_axes: Sequence[int] = (),
 ) -> CopyingCheck:
     """Compare how near generated and held-out images come to the training images.
 
@@ -305,6 +312,11 @@ def copying_check(
     quantile : float, default=0.05
         Quantile of the distances of held-out images, in (0, 1). Generated images that are nearer
         to a training image count as near duplicates.
+    flipped_axes : sequence of int, default=()
+        Axes of the images along which training flipped them, as a field that memorises draws
+        flipped copies too: (2,) for images (n, H, W) or (n, H, W, C) with ``augment="hflip"`` (or
+        "auto", from 28 px on), (1, 2) with "flip". A generated or held-out image counts with that
+        of its flips that is nearest to a training image.
 
     Returns
     -------
@@ -314,16 +326,22 @@ def copying_check(
     ------
     ValueError
         For images of different sizes or with values that are not finite, fewer than two different
-        training images, and a `quantile` outside (0, 1).
+        training images, a `quantile` outside (0, 1), and `flipped_axes` that the images lack.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be a number in (0, 1), got {quantile!r}.")
+    flips = _flips(flipped_axes, np.ndim(generated))
+    shapes = [np.shape(images) for images in (generated, held_out)]
     generated, training, held_out = _checked_features(
         generated=generated, training=training, held_out=held_out
     )
+    views, usual_views = (
+        [np.flip(rows.reshape(shape), axes).reshape(rows.shape) for axes in flips]
+        for rows, shape in zip((generated, held_out), shapes, strict=True)
+    )
     nearest = NearestImages(training)
-    distances, ratios, indices = nearest(generated)
-    usual, usual_ratios, _ = nearest(held_out)
+    distances, ratios, indices = _of_nearest_view(nearest, views)
+    usual, usual_ratios, _ = _of_nearest_view(nearest, usual_views)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
     near = float(np.quantile(usual, quantile))
     training, held_out = nearest.different, np.unique(held_out, axis=0)
@@ -333,8 +351,8 @@ def copying_check(
         nearest=indices,
         held_out=usual,
         near_duplicates=float(np.mean(distances <= near)),
-        duplicates_of_training=_near_any_of(generated, training, near, n),
-        duplicates_of_held_out=_near_any_of(generated, held_out, near, n),
+        duplicates_of_training=_near_any_of(views, training, near, n),
+        duplicates_of_held_out=_near_any_of(views, held_out, near, n),
         singled_out=float(np.mean(ratios <= np.quantile(usual_ratios, quantile))),
         quantile=quantile,
         closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
@@ -376,14 +394,34 @@ def _radii(features: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0][:, -1])
 
 
-def _near_any_of(images: np.ndarray, others: np.ndarray, distance: float, n: int) -> float:
-    """Compute the fraction of images near one of n random others, averaged over their choice."""
-    rows = (
-        NearestNeighbors(radius=distance)
-        .fit(others)
-        .radius_neighbors(images, return_distance=False)
-    )
-    n_near = np.array([len(row) for row in rows])
+def _flips(axes: Sequence[int], n_axes: int) -> list[tuple[int, ...]]:
+    """Return all flips along some axes of images, first none."""
+    known = [type(axis) is int and 0 < axis < n_axes for axis in axes]
+    if not all(known) or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"flipped_axes must be different axes of the images, from 1 to {n_axes - 1}, got "
+            f"{axes!r}."
+        )
+    return [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
+
+
+def _of_nearest_view(
+    nearest: NearestImages, views: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measure each image in the view of it that is nearest to a training image."""
+    distances, ratios, indices = (np.stack(v) for v in zip(*map(nearest, views), strict=True))
+    chosen = distances.argmin(axis=0), np.arange(distances.shape[1])
+    return distances[chosen], ratios[chosen], indices[chosen]
+
+
+def _near_any_of(views: Sequence[np.ndarray], others: np.ndarray, distance: float, n: int) -> float:
+    """Compute the fraction of images near one of n random others, averaged over their choice.
+
+    An image is near another one if one of its views is.
+    """
+    search = NearestNeighbors(radius=distance).fit(others)
+    of_views = [search.radius_neighbors(rows, return_distance=False) for rows in views]
+    n_near = np.array([len(np.unique(np.concatenate(r))) for r in zip(*of_views, strict=True)])
     return float(np.mean(1 - hypergeom.pmf(0, len(others), n_near, n)))
 
 

@@ -13,9 +13,11 @@ from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
+from sklearn_msf.data.augmentation import flips_along
+from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["augment_with_samples", "check_like", "check_pairs"]
+__all__ = ["augment_with_samples", "check_like", "check_pairs", "mirrored"]
 
 # A generated image is a copy if its distance to a training image is at most this quantile of the
 # distances of training images to their nearest neighbours,
@@ -56,9 +58,10 @@ def augment_with_samples(
         Classifier with `predict` that was trained separately, on real images with the same labels.
         Generated images for which it predicts another class are left out.
     remove_copies : bool, default=True
-        Whether to leave out copies of training images. An image is a copy if it is nearer to a
-        training image than 99 % of the training images are to their nearest neighbour, and if this
-        distance is at most 0.8 times the distance to the second nearest training image.
+        Whether to leave out copies of training images. An image is a copy if it, or a mirror image
+        of it where training flipped images, is nearer to a training image than 99 % of the
+        training images are to their nearest neighbour, and if this distance is at most 0.8 times
+        the distance to the second nearest training image.
     n_steps : int, default=5
         Number of midpoint steps.
     guidance : float, default=None
@@ -128,7 +131,7 @@ def augment_with_samples(
             if judge is not None:
                 good &= judge_agrees(judge, generated, np.full(n, label))
             if is_copy is not None:
-                good &= ~is_copy(generated)
+                good &= ~np.any([is_copy(each) for each in mirrored(estimator, generated)], axis=0)
             kept.append(generated[good])
             n_kept += int(good.sum())
         if n_kept < n_wanted:
@@ -150,7 +153,7 @@ def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     ValueError
         If the numbers of images and labels differ, and for labels of several kinds.
     """
-    X, y = np.asarray(X), as_labels("y", y).ravel()
+    X, y = np.asarray(stack_images(X)), as_labels("y", y).ravel()
     if len(X) != len(y):
         raise ValueError(f"X has {len(X)} images and y {len(y)} labels: pass one for each image.")
     return X, y
@@ -174,6 +177,21 @@ def check_like(X: np.ndarray, estimator: Any) -> None:
             f"{generated.dtype} of shape {generated.shape[1:]}: pass X in the format of its "
             "training images."
         )
+
+
+def mirrored(estimator: Any, images: np.ndarray) -> list[np.ndarray]:
+    """Return images and all flips of them that training made, in the shape of the images.
+
+    A field that memorises an image draws it flipped as often as training has flipped it.
+    """
+    model = getattr(estimator, "model_", None)
+    if model is None:
+        return [images]
+    shape, n_axes = model.image_format.shape, model.image_format.n_spatial_dims
+    whole = images.reshape(len(images), *shape)
+    # Axes are counted from the last one of an image without channels.
+    flips = [tuple(1 + n_axes + a for a in axes) for axes in flips_along(model.flipped_axes)]
+    return [np.flip(whole, axes).reshape(images.shape) for axes in flips]
 
 
 def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:

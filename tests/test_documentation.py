@@ -17,8 +17,8 @@ MODULES = {
     "sklearn_msf.operating_points": set(),
     "sklearn_msf.plotting": set(),
     "sklearn_msf.prevalence": set(),
-    # Of the two rooms above: they check arguments and are not for users.
-    "sklearn_msf.sample_augmentation": {"check_like", "check_pairs"},
+    # For the plots, not for users.
+    "sklearn_msf.sample_augmentation": {"check_like", "check_pairs", "mirrored"},
     "sklearn_msf.selective": set(),
 }
 

@@ -208,3 +208,25 @@ def test_a_judge_may_return_a_column_but_has_to_know_the_classes():
 
     with pytest.raises(ValueError, match="one label for each of the 4 images, got an array of sh"):
         class_fidelity(Single(), images, ["a"] * 4)
+
+
+def test_mirrored_copies_are_found_along_the_flipped_axes():
+    rng = np.random.default_rng(0)
+    training, held_out = rng.random((2, 60, 6, 6))
+    mirrored = training[:, :, ::-1]
+    assert copying_check(mirrored, training, held_out).duplicates_of_training < 0.2
+    found = copying_check(mirrored, training, held_out, flipped_axes=(2,))
+    assert found.duplicates_of_training == found.singled_out == found.closer == 1
+    np.testing.assert_array_equal(found.nearest, np.arange(60))
+    turned = copying_check(mirrored[:, ::-1], training, held_out, flipped_axes=(1, 2))
+    assert turned.duplicates_of_training == 1
+    fresh = copying_check(rng.random((60, 6, 6)), training, held_out, flipped_axes=(2,))
+    assert fresh.near_duplicates < 0.2
+    assert fresh.closer == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize("axes", [(0,), (3,), (-1,), (2, 2), ("2",)])
+def test_axes_that_images_do_not_have_are_refused(axes):
+    images = np.random.default_rng(0).random((3, 8, 4, 4))
+    with pytest.raises(ValueError, match="flipped_axes must be different axes"):
+        copying_check(*images, flipped_axes=axes)

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 
-from sklearn_msf.sample_augmentation import augment_with_samples
+from sklearn_msf.sample_augmentation import augment_with_samples, mirrored
 
 
 class Painter(BaseEstimator):
@@ -81,6 +83,40 @@ def test_copies_are_left_out_and_too_few_are_said(few_bright):
     with pytest.warns(UserWarning, match="'bright': of 80 generated images only 0 passed, 20 were"):
         X, y = augment_with_samples(Copyist(), *few_bright, random_state=0)
     assert len(X) == len(y) == 30
+
+
+@pytest.mark.parametrize(("axes", "turn"), [((-1,), np.s_[:, :, ::-1]), ((-1, -2), np.s_[:, ::-1])])
+def test_copies_are_mirrored_where_training_mirrored_images(few_bright, axes, turn):
+    class Copyist(Painter):
+        model_ = SimpleNamespace(
+            flipped_axes=axes, image_format=SimpleNamespace(shape=(4, 4), n_spatial_dims=2)
+        )
+
+        def sample(self, class_id, n_samples, **settings):
+            return np.repeat(few_bright[0][:1][turn], n_samples, axis=0)
+
+    with pytest.warns(UserWarning, match="only 0 passed"):
+        augment_with_samples(Copyist(), *few_bright, random_state=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 5)])
+def test_flips_are_those_of_an_image_in_its_own_axes(shape):
+    n_spatial_dims = 3 if shape[-1] == 5 else 2
+    image_format = SimpleNamespace(shape=shape, n_spatial_dims=n_spatial_dims)
+    model = SimpleNamespace(flipped_axes=(-1,), image_format=image_format)
+    images = np.random.default_rng(0).random((2, *shape))
+    rows = images.reshape(2, -1)
+    same, flipped = mirrored(SimpleNamespace(model_=model), rows)
+    np.testing.assert_array_equal(same, rows)
+    np.testing.assert_array_equal(flipped.reshape(images.shape), np.flip(images, n_spatial_dims))
+
+
+def test_images_may_be_an_object_array(few_bright):
+    images = np.empty(30, dtype=object)
+    images[:] = list(few_bright[0])
+    X, y = augment_with_samples(Painter(), images, few_bright[1], random_state=0)
+    assert X.shape == (50, 4, 4)
+    assert len(y) == 50
 
 
 def test_a_class_that_is_absent_keeps_its_whole_name(few_bright):

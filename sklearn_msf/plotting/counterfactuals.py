@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.plotting.pictures import checked_names, in_colour, pictures_of
 
@@ -166,7 +167,7 @@ class CounterfactualDisplay:
             after = estimator.predict(changed).tolist()
         image_format = estimator.model_.image_format
         return cls(
-            images=pictures_of(image_format, np.asarray(X)),
+            images=pictures_of(image_format, np.asarray(stack_images(X))),
             counterfactuals=pictures_of(image_format, changed),
             titles=[
                 f"{name_of[source]} → {name_of[target]}"

@@ -16,7 +16,7 @@ from sklearn_msf.plotting.curves import (
     pyplot_for,
 )
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
-from sklearn_msf.sample_augmentation import check_like, check_pairs
+from sklearn_msf.sample_augmentation import check_like, check_pairs, mirrored
 
 __all__ = [
     "AccuracyRejectionDisplay",
@@ -112,7 +112,8 @@ class SampleGridDisplay:
             Fitted MedSymmFlow classifier.
         X : array-like of shape (n, ...), default=None
             Training images. With X there are three blocks: real images, generated images, and for
-            each generated image the training image whose pixels are nearest.
+            each generated image the training image whose pixels are nearest to it or, where
+            training flipped images, to a mirror image of it.
         y : array-like of shape (n,), default=None
             Labels of X.
         n_columns : int, default=8
@@ -167,9 +168,12 @@ class SampleGridDisplay:
         blocks = {"generated": generated}
         if X is not None:
             search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
-            nearest = search.kneighbors(
-                generated.reshape(len(generated), -1), return_distance=False
-            )[:, 0]
+            found = [
+                search.kneighbors(each.reshape(len(each), -1))
+                for each in mirrored(estimator, generated)
+            ]
+            distances, rows = (np.stack(of_flips)[..., 0] for of_flips in zip(*found, strict=True))
+            nearest = rows[distances.argmin(axis=0), np.arange(len(generated))]
             blocks = {
                 "real": images[np.concatenate(chosen)],
                 "generated": generated,
