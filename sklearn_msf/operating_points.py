@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import beta
 
-from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    check_same_kind,
+    check_unmasked,
+    label_indices,
+)
 from sklearn_msf._evaluation.validation import check_share, is_number
 
 __all__ = ["Estimate", "OperatingPoint", "operating_point"]
@@ -167,6 +172,7 @@ def _checked(
     """Return which samples are positive, and which are called positive."""
     if not is_number(threshold) or math.isnan(threshold):
         raise ValueError(f"threshold must be a number, got {threshold!r}.")
+    check_unmasked("scores", scores)
     labels, values = as_labels("y_true", y_true).ravel(), np.asarray(scores, dtype=float)
     if values.shape != labels.shape:
         raise ValueError(

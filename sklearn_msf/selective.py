@@ -25,7 +25,6 @@ from sklearn_msf._evaluation.validation import (
     check_share,
     checked_rows,
     is_number,
-    scaled_weights,
 )
 
 __all__ = [
@@ -74,8 +73,10 @@ def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
         For uncertainties that are not finite, no samples, and a coverage outside (0, 1].
     """
     check_share("coverage", coverage, includes_one=True)
-    uncertainty = np.asarray(uncertainty, dtype=float)
-    _, uncertainty, _ = checked_rows(np.zeros(uncertainty.shape), uncertainty, None)
+    shape = np.shape(uncertainty)
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"uncertainty must be of shape (n,) with n >= 1, got {shape}.")
+    _, uncertainty, _ = checked_rows(np.zeros(shape), uncertainty, None)
     # The addend is needed because 0.57 * 100 is a little less than 57 in floating point.
     n_accepted = max(1, int(np.floor(coverage * len(uncertainty) + 1e-9)))
     accepted = np.zeros(len(uncertainty), dtype=bool)
@@ -137,9 +138,6 @@ def accuracy_rejection_curve(
         kinds, uncertainties or weights that are not finite, negative weights, and no samples.
     """
     wrong, scores, weights = checked_rows(errors_of(y_true, y_pred), uncertainty, sample_weight)
-    weights = scaled_weights(weights)
-    counts = weights > 0
-    wrong, scores, weights = wrong[counts], scores[counts], weights[counts]
     _, group = np.unique(scores, return_inverse=True)
     share_wrong = np.bincount(group, weights * wrong) / np.bincount(group, weights)
     # Sort ties by weight, so that the curve does not depend on the order of the samples.
@@ -195,8 +193,9 @@ def risk_coverage_curve(
         weights, and no samples.
     """
     threshold, weight, loss = by_score(errors, uncertainty, sample_weight)
-    coverage = np.cumsum(weight)
-    return RiskCoverageCurve(threshold, coverage, np.cumsum(loss) / coverage)
+    accepted = np.cumsum(weight)
+    # The last sum is 1 up to rounding; the whole weight is exactly 1.
+    return RiskCoverageCurve(threshold, accepted / accepted[-1], np.cumsum(loss) / accepted)
 
 
 def aurc(

@@ -106,6 +106,7 @@ def test_a_fraction_of_nothing_is_unknown(prevalence):
         ({"pos_label": 1}, "pos_label has labels that are numbers"),
         ({"scores": SCORES[:-1]}, r"scores must be of shape \(50,\).*got \(49,\)"),
         ({"scores": np.full(50, np.nan)}, "scores contains NaN or infinity in 50 of 50 rows"),
+        ({"scores": np.ma.MaskedArray(SCORES, [True] + [False] * 49)}, "scores is a masked array"),
         ({"scores": np.zeros((50, 2))}, r"scores must be of shape \(50,\)"),
         ({"threshold": "0.5"}, "threshold must be a number, got '0.5'"),
         ({"threshold": np.nan}, "threshold must be a number, got nan"),

@@ -150,6 +150,26 @@ def test_a_confusion_matrix_has_a_column_of_rejected_samples(fitted, digits):
     assert [label.get_text() for label in display.ax_.get_yticklabels()] == ticks[:-1]
 
 
+def test_classes_that_fit_did_not_see_have_rows_of_their_own(fitted, digits):
+    X, y = digits[0][:6], digits[1][:6].astype(object)
+    y[:2] = "unseen"
+    display = RejectionConfusionMatrixDisplay.from_estimator(fitted, X, y, coverage=1.0)
+    assert display.confusion_matrix.sum() == 6
+    assert display.confusion_matrix[-1].sum() == 2
+    assert display.ax_.get_yticklabels()[-1].get_text() == "unseen"
+
+
+def test_values_of_a_matrix_of_equal_values_can_be_read():
+    display = RejectionConfusionMatrixDisplay(np.ones((2, 3), int)).plot()
+    cell = display.im_.cmap(display.im_.norm(1))
+    assert display.text_[0, 0].get_color() != cell
+
+
+def test_a_curve_of_one_uncertainty_is_a_line():
+    display = RiskCoverageDisplay.from_predictions([0, 1], [0, 0], [0.0, 0.0])
+    assert display.line_.get_xydata().tolist() == [[0.0, 0.5], [1.0, 0.5]]
+
+
 def test_a_confusion_matrix_of_predictions_is_drawn_as_asked():
     answers = np.ma.MaskedArray([0, 1, 1, 0], mask=[False, False, True, False])
     display = RejectionConfusionMatrixDisplay.from_predictions(

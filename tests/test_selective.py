@@ -184,6 +184,14 @@ def test_weights_that_are_nothing_beside_others_leave_the_curve_finite():
     np.testing.assert_allclose(curve.accuracy, [1, 0.5])
 
 
+@pytest.mark.parametrize("n", [3, 10, 1000])
+def test_the_whole_weight_is_a_coverage_of_exactly_one(n):
+    uncertainty = np.arange(float(n))
+    assert risk_coverage_curve(np.zeros(n), uncertainty).coverage[-1] == 1
+    whole = coverage_at_risk(np.zeros(n), uncertainty, risk=0.05)
+    assert accept_most_certain(uncertainty, whole).all()
+
+
 def test_uncertainty_that_says_nothing_leaves_the_mean_loss():
     errors = np.array([0, 1, 1, 0, 0])
     assert aurc(errors, np.ones(5)) == pytest.approx(0.4)
@@ -238,6 +246,15 @@ def test_a_certified_threshold_passes_the_binomial_test(rows, target_risk, confi
     accepted = errors[uncertainty <= threshold]
     # So few errors had a chance of at most 1 - confidence, were the risk above the target.
     assert binom.cdf(accepted.sum(), len(accepted), target_risk) <= 1 - confidence + 1e-9
+
+
+@pytest.mark.parametrize("n_wrong", [0, 1, 5, 17])
+def test_the_bound_of_an_error_rate_is_exact(n_wrong):
+    errors = np.arange(201) >= 201 - n_wrong
+    # One tie, of which one sample is left out.
+    for risk in np.linspace(0.013, 0.313, 61):
+        found = certified_threshold(errors, np.zeros(201), target_risk=risk)
+        assert (found is not None) == (binom.cdf(n_wrong, 200, risk) <= 0.05 / 20)
 
 
 def test_a_certificate_allows_for_every_threshold_that_was_tested():
@@ -295,7 +312,8 @@ def test_the_promise_holds_where_errors_sit_in_a_rare_tie():
     ("scores", "coverage", "message"),
     [
         ([0.1, np.nan], 0.5, "uncertainty contains NaN"),
-        ([], 0.5, "uncertainty must be of shape|errors must be of shape"),
+        ([], 0.5, "uncertainty must be of shape"),
+        ([[0.1, 0.2]], 0.5, r"uncertainty must be of shape \(n,\) with n >= 1, got \(1, 2\)"),
         ([0.1, 0.2], 0, r"coverage must be a number in \(0, 1\]"),
         ([0.1, 0.2], -1, "coverage must be"),
         ([0.1, 0.2], "0.5", "coverage must be"),
@@ -347,6 +365,8 @@ def test_scorers_ask_for_predict_uncertainty_first(fitted, digits):
 
 # Bad input
 
+MASKED = np.ma.MaskedArray([0.0, 1.0], mask=[True, False])
+
 
 @pytest.mark.parametrize(
     ("errors", "uncertainty", "weight", "message"),
@@ -360,6 +380,9 @@ def test_scorers_ask_for_predict_uncertainty_first(fitted, digits):
         ([0, 1], [0.1, 0.2], [1, -1], "sample_weight must not be negative"),
         ([0, 1], [0.1, 0.2], [0, 0], "sample_weight must not be zero for all"),
         ([0, 1], [0.1, 0.2], [1], "sample_weight must be of shape"),
+        (MASKED, [0.1, 0.2], None, "errors is a masked array with 1 masked values"),
+        ([0, 1], MASKED, None, "uncertainty is a masked array"),
+        ([0, 1], [0.1, 0.2], MASKED, "sample_weight is a masked array"),
     ],
 )
 def test_unusable_samples_are_named(errors, uncertainty, weight, message):

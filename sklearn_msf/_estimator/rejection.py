@@ -171,8 +171,12 @@ def prediction_parameters(p: Parameters) -> dict[str, Any]:
     return {name: to_plain(values[name]) for name in affecting("prediction") if name in values}
 
 
-def calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray:
+def calibration_labels(
+    y: Any, classes: np.ndarray, n_images: int, target: RiskTarget
+) -> np.ndarray:
     """Check the labels of calibration images.
+
+    For risks of classes the images may be of one class: each class is tested by itself.
 
     Returns
     -------
@@ -182,7 +186,8 @@ def calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray
     Raises
     ------
     ValueError
-        For labels of another shape or kind, unknown labels or a single class.
+        For labels of another shape or kind, unknown labels, or a single class with one risk for
+        all classes.
     """
     y = as_labels("y_cal", y)
     if y.shape not in ((n_images,), (n_images, 1)):
@@ -196,7 +201,7 @@ def calibration_labels(y: Any, classes: np.ndarray, n_images: int) -> np.ndarray
             f"y_cal has labels {unknown} that are not among the classes "
             f"{classes.tolist()}: leave their images out, or fit with them."
         )
-    if len(np.unique(indices)) < 2:
+    if not isinstance(target.risk, dict) and len(np.unique(indices)) < 2:
         raise ValueError(
             f"y_cal has the one class {y.tolist()[0]!r}: the risk for other classes stays unknown. "
             "Calibrate on images with the same distribution as future ones."

@@ -22,11 +22,15 @@ __all__ = [
 
 # Name of the labels of an array, by the kind of its dtype.
 _KINDS = {"U": "text", "S": "bytes", "M": "dates", "m": "durations"}
+_FINER_UNITS = ("ns", "ps", "fs", "as")
 _KINDS |= dict.fromkeys("biufc", "numbers")
 
 
 def as_labels(name: str, values: Any) -> np.ndarray:
     """Convert labels to an array; refuse those that equal nothing, not even themselves.
+
+    Dates and durations in finer units than microseconds, which Python's do not have, are rounded
+    down to these: pandas counts in nanoseconds.
 
     Raises
     ------
@@ -46,21 +50,23 @@ def as_labels(name: str, values: Any) -> np.ndarray:
             "out."
         )
     check_one_kind(name, values)
+    if labels.dtype.kind in "mM" and np.datetime_data(labels.dtype)[0] in _FINER_UNITS:
+        labels = labels.astype(f"{labels.dtype.kind}8[us]")
     return labels
 
 
 def check_unmasked(name: str, values: Any) -> None:
-    """Refuse masked labels, whose masks numpy and scikit-learn would drop.
+    """Refuse masked values, whose masks numpy and scikit-learn would drop.
 
     Raises
     ------
     ValueError
-        With the number of masked labels.
+        With the number of masked values.
     """
     if np.ma.is_masked(values):
         raise ValueError(
-            f"{name} is a masked array with {np.ma.count_masked(values)} masked labels, as of "
-            "rejected images: leave their rows out, as by labels.compressed() and y[~labels.mask]."
+            f"{name} is a masked array with {np.ma.count_masked(values)} masked values, as of "
+            "rejected images: leave their rows out, as by values.compressed() and y[~values.mask]."
         )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sklearn_msf._evaluation.labels import check_unmasked
+
 __all__ = [
     "as_numbers",
     "by_score",
@@ -35,10 +37,6 @@ def by_score(
         Weighted loss of the samples of each score, divided by the total weight.
     """
     losses, scores, weights = checked_rows(errors, uncertainty, sample_weight)
-    weights = weights / weights.max()
-    # What is 0 beside the largest weight counts for nothing.
-    counts = weights > 0
-    losses, scores, weights = losses[counts], scores[counts], weights[counts]
     threshold, group = np.unique(scores, return_inverse=True)
     weight = np.bincount(group, weights=weights)
     loss = np.bincount(group, weights=weights * losses)
@@ -50,12 +48,18 @@ def checked_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Check losses, scores and weights, and return those of positive weight in float64.
 
+    Weights are scaled by :func:`scaled_weights`; what is 0 then beside the largest one counts for
+    nothing.
+
     Raises
     ------
     ValueError
         For arrays that are empty, not 1-d or of different lengths, for NaN and infinity, for
         negative losses or weights, and if all weights are zero.
     """
+    given = {"errors": errors, "uncertainty": uncertainty, "sample_weight": sample_weight}
+    for name, values in given.items():
+        check_unmasked(name, values)
     losses, scores = (np.asarray(v, dtype=float) for v in (errors, uncertainty))
     weights = np.ones_like(losses) if sample_weight is None else np.asarray(sample_weight, float)
     named = {"errors": losses, "uncertainty": scores, "sample_weight": weights}
@@ -73,9 +77,10 @@ def checked_rows(
             )
         if name != "uncertainty" and (values < 0).any():
             raise ValueError(f"{name} must not be negative, got {values.min()}.")
-    counts = weights > 0
-    if not counts.any():
+    if not weights.any():
         raise ValueError("sample_weight must not be zero for all rows.")
+    weights = scaled_weights(weights)
+    counts = weights > 0
     return losses[counts], scores[counts], weights[counts]
 
 
@@ -87,6 +92,7 @@ def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
     ValueError
         For what is no array of numbers: sets and dicts, text, truth values, times.
     """
+    check_unmasked(name, values)
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "iufO":

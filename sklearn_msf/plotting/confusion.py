@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sklearn_msf._evaluation.confusion import occurring_classes
+from sklearn_msf._evaluation.labels import as_labels, label_indices
 from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.selective import confusion_matrix_with_reject
 
@@ -105,7 +106,7 @@ class RejectionConfusionMatrixDisplay:
         self.text_ = np.empty(matrix.shape, dtype=object)
         for (i, j), value in np.ndenumerate(matrix):
             # In the colour of the other end of the scale, so that it can be read.
-            color = self.im_.cmap(1.0 if value < middle else 0.0)
+            color = self.im_.cmap(1.0 if value <= middle else 0.0)
             self.text_[i, j] = ax.text(
                 j, i, format(value, values_format), ha="center", va="center", color=color
             )
@@ -154,7 +155,8 @@ class RejectionConfusionMatrixDisplay:
         X : array-like
             Samples that the classifier accepts.
         y : array-like of shape (n,)
-            Labels.
+            Labels. Those that the classifier was not fitted on have rows of their own, after its
+            classes.
         coverage : float, default=None
             Fraction of X to accept, in (0, 1]. None is the default of `predict_with_reject`: the
             threshold of `fit_reject`, if there is one.
@@ -187,10 +189,14 @@ class RejectionConfusionMatrixDisplay:
                 "yourself, as in np.ma.MaskedArray(y_pred, mask=uncertainty > threshold), and pass "
                 "them to from_predictions."
             )
+        classes = estimator.classes_
+        true = as_labels("y", y).ravel()
+        # Classes that fit did not see, of which every answer is wrong.
+        others = np.unique(true[label_indices(true, classes) < 0])
         return cls.from_predictions(
             y,
             estimator.predict_with_reject(X, coverage),
-            labels=estimator.classes_,
+            labels=[*classes.tolist(), *others.tolist()],
             sample_weight=sample_weight,
             normalize=normalize,
             display_labels=display_labels,

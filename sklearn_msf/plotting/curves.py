@@ -290,7 +290,8 @@ class RiskCoverageDisplay(_CurveDisplay):
         self.aurc = aurc
 
     def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.coverage, self.risk
+        # Up to the first threshold the samples have one uncertainty, and so one risk.
+        return np.r_[0.0, self.coverage], np.r_[self.risk[:1], self.risk]
 
     @staticmethod
     def _values(
