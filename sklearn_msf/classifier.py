@@ -92,7 +92,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           (the paper). Samples at t = 1 stay there; where ``classification_fraction=0`` there are
           none, and values above 1 take samples away from where classification happens.
         - "image_weight" (0.7): weight w of the image branch in the loss, in [0, 1). The weight of
-          the label branch is 1 - w; samples at t = 1 make up at least 0.8 of the label loss.
+          the label branch is 1 - w; in steps that have samples at t = 1 these make up at least 0.8
+          of the label loss.
     max_epochs : int or "auto", default="auto"
         Largest number of passes over the training data. "auto" chooses it so that training shows
         36,000 images at t = 1, but each image at least 15 and at most 90 times; with Muon half as

@@ -1,6 +1,9 @@
 """scikit-learn's callbacks, and what training tells them."""
 
+import copy
+
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.model_selection import GridSearchCV
 
@@ -162,3 +165,20 @@ def test_callbacks_work_beside_groups_and_a_validation_set(make_classifier, argu
     classifier.set_callbacks(monitor).fit(X, Y, **arguments)
     logs = [log for log in monitor.get_logs().data if log["task_name"] == "epoch"]
     assert [log["task_id"] for log in logs] == list(range(classifier.n_iter_))
+
+
+def test_callbacks_copy_no_weights_and_know_nothing_of_an_earlier_fit(make_classifier, recwarn):
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    columns = [f"pixel_{i}" for i in range(64)]
+    frame = pd.DataFrame(X.reshape(24, -1), columns=columns)
+    classifier = make_classifier(max_epochs=2, image_shape=(8, 8)).fit(frame, Y)
+    recwarn.clear()
+    classifier.set_callbacks(monitor).fit(X.reshape(24, -1), Y)
+    assert not [w for w in recwarn if "feature names" in str(w.message)]
+
+
+def test_a_copy_shares_the_model(make_classifier):
+    classifier = make_classifier(max_epochs=1).fit(X, Y)
+    copied = copy.copy(classifier).set_params(n_draws=4)
+    assert copied.model_ is classifier.model_
+    assert classifier.n_draws != 4

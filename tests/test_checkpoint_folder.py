@@ -186,12 +186,13 @@ def test_a_precision_that_is_none_is_not_taken_from_a_checkpoint(tmp_path, preci
 
 
 def test_a_weight_of_a_class_that_y_lacks_is_no_part_of_the_run(tmp_path):
-    whole = make(class_weight={"a": 2.0}).fit(X, Y)
-    fitted = make(tmp_path, class_weight={"a": 2.0, "absent": 3.0}).fit(X, Y)
+    of_others = dict.fromkeys(set(Y.tolist()) - {"a"}, 1.0)
+    whole = make(class_weight={"a": 2.0, **of_others}).fit(X, Y)
+    fitted = make(tmp_path, class_weight={"a": 2.0, "absent": 3.0, **of_others}).fit(X, Y)
     assert torch.equal(weights(whole), weights(fitted))
     assert len(names(tmp_path)) == 2
     # The weights of the classes are those of the same run.
-    make(tmp_path, class_weight={"a": 2.0}).fit(X, Y)
+    make(tmp_path, class_weight={"a": 2.0, **of_others}).fit(X, Y)
     with pytest.raises(CheckpointMismatchError, match="class_weight is"):
         make(tmp_path, class_weight={"a": 3.0}).fit(X, Y)
 

@@ -211,6 +211,15 @@ def test_validation_images_of_one_class_teach_no_temperature(make_classifier):
         make_classifier(early_stopping=True, max_epochs=1).fit(X, Y, **of_one)
 
 
+@pytest.mark.filterwarnings("ignore:.* X_val, y_val has no image")
+def test_the_one_class_of_validation_images_may_be_an_object(make_classifier):
+    named = np.array(["well", "ill"], dtype=object)
+    one = Y_VAL == 0
+    refused = make_classifier(calibration="temperature")
+    with pytest.raises(ValueError, match="several classes.* class 'well'"):
+        refused.fit(X, named[Y], X_val=X_VAL[one], y_val=named[Y_VAL[one]])
+
+
 @pytest.mark.filterwarnings("ignore:.* holds out no image")
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_held_out_groups_of_one_class_teach_no_temperature(early_stopping, make_classifier):
@@ -352,6 +361,14 @@ def test_missing_groups_are_refused(groups):
 def test_a_single_group_cannot_be_divided():
     with pytest.raises(ValueError, match="groups has only one group"):
         split_groups(np.zeros(30, int), np.arange(30) % 2, 0.1, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.7])
+def test_a_class_of_one_group_is_kept_for_training_however_much_is_held_out(fraction):
+    labels = np.r_[1, np.zeros(9, int)]
+    for seed in range(10):
+        train, _ = split_groups(np.arange(10), labels, fraction, np.random.RandomState(seed))
+        assert 0 in train
 
 
 def test_classes_of_too_few_groups_to_be_held_out_are_named():
@@ -506,3 +523,14 @@ def test_other_rules_are_refused():
 def test_a_group_with_two_labels_is_named():
     with pytest.raises(ValueError, match="group 'b' has the labels 'ill' and 'well'"):
         labels_by_group(["ill", "ill", "well"], ["a", "b", "b"])
+
+
+def test_weights_of_the_validation_set_count_for_the_temperature(make_classifier):
+    plain = make_classifier().fit(X, Y)
+    p = plain.predict_proba(X_VAL)
+    weights = np.where(plain.predict(X_VAL) == Y_VAL, 1.0, 5.0)
+    calibrated = make_classifier(calibration="temperature")
+    calibrated.fit(X, Y, X_val=X_VAL, y_val=Y_VAL, sample_weight_val=weights)
+    wanted = fit_temperature(p, Y_VAL, weights / weights.mean())
+    assert calibrated.model_.temperature == pytest.approx(wanted)
+    assert wanted != pytest.approx(fit_temperature(p, Y_VAL, np.ones(30)), rel=1e-3)

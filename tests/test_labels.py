@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import config_context
+from sklearn.model_selection import cross_val_predict
 
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
 from sklearn_msf.generation_metrics import class_fidelity, classifier_accuracy_score
@@ -159,9 +160,9 @@ def test_masked_labels_are_not_taken_for_labels(make_classifier, column):
     labels = np.ma.MaskedArray(np.arange(40) % 2, np.arange(40) < 3)
     labels = labels[:, None] if column else labels
     y = np.arange(40) % 2
-    with pytest.raises(ValueError, match="^y is a masked array with 3 masked labels, as of reject"):
+    with pytest.raises(ValueError, match="^y is a masked array with 3 masked values, as of reject"):
         make_classifier().fit(IMAGES, labels)
-    with pytest.raises(ValueError, match="^y is a masked array with 3 masked labels"):
+    with pytest.raises(ValueError, match="^y is a masked array with 3 masked values"):
         make_classifier().partial_fit(IMAGES, labels, classes=[0, 1])
     with pytest.raises(ValueError, match="does not fit X, y: y is a masked array with 3 masked"):
         make_classifier(early_stopping=True).fit(IMAGES, y, X_val=IMAGES, y_val=labels)
@@ -197,6 +198,35 @@ def test_text_may_be_an_object_column(make_classifier):
 def test_labels_that_are_missing_are_refused_although_scikit_learn_assumes_none(make_classifier):
     with config_context(assume_finite=True), pytest.raises(ValueError, match="y contains NaN"):
         make_classifier().fit(IMAGES, np.where(np.arange(40) == 3, np.nan, np.arange(40) % 2))
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("fit", ["fit", "partial_fit"])
+def test_missing_text_is_called_missing_and_no_other_kind(make_classifier, fit, missing):
+    labels = pd.Series(["a", "b"] * 19 + ["a", missing], dtype=object)
+    arguments = {"classes": ["a", "b"]} if fit == "partial_fit" else {}
+    with pytest.raises(ValueError, match="y contains NaN or None in 1 of 40 labels"):
+        getattr(make_classifier(), fit)(IMAGES, labels, **arguments)
+
+
+def test_a_class_weight_that_misses_a_class_and_names_another_is_refused(make_classifier):
+    labels = np.array([1, 2] * 20)
+    wrong = make_classifier(class_weight={1: 1, 3: 10})
+    with pytest.raises(
+        ValueError, match=r"names \[3\], which are not in y, and does not name \[2\]"
+    ):
+        wrong.fit(IMAGES, labels)
+    # scikit-learn numbers the classes here, so that the weights would be those of others.
+    shifted = make_classifier(class_weight={1: 1, 2: 10}, max_epochs=1)
+    with pytest.raises(ValueError, match=r"names \[2\], .* does not name \[0\]"):
+        cross_val_predict(shifted, IMAGES, labels, cv=2, method="predict_proba")
+
+
+def test_dates_of_pandas_are_dates_of_python_after_a_fit(make_classifier):
+    days = pd.Series(pd.to_datetime(["2020-01-01", "2020-02-01"] * 20)).astype("M8[ns]")
+    classifier = make_classifier(max_epochs=1).fit(IMAGES, days)
+    assert classifier.classes_.tolist() == [datetime.datetime(2020, m, 1) for m in (1, 2)]
+    assert 0 <= classifier.score(IMAGES, days) <= 1
 
 
 @pytest.mark.parametrize(

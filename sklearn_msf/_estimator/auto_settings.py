@@ -136,7 +136,11 @@ def _check_unconditional(p: Parameters, n_classes: int) -> None:
 
 
 def training_settings(
-    p: Parameters, n_images: int, device: torch.device, trained_by: str | None = None
+    p: Parameters,
+    n_images: int,
+    device: torch.device,
+    trained_by: str | None = None,
+    n_epochs: int | None = None,
 ) -> TrainingSettings:
     """Make the settings of the training engine, with every "auto" resolved.
 
@@ -150,9 +154,12 @@ def training_settings(
         Device of the training.
     trained_by : str, optional
         Optimizer that has trained the field so far; "auto" keeps it.
+    n_epochs : int, optional
+        Number of epochs that compilation has to pay for; `max_epochs` by default.
     """
     optimizer, max_epochs = _optimizer_and_epochs(p, n_images, trained_by)
-    n_steps = max_epochs * count_batches(n_images, int(p.batch_size), even=p.even_batches)
+    n_batches = count_batches(n_images, int(p.batch_size), even=p.even_batches)
+    n_steps = (n_epochs or max_epochs) * n_batches
     names = {field.name for field in fields(TrainingSettings)} & vars(p).keys()
     resolved = {
         "classification_fraction": initial_fraction(p),

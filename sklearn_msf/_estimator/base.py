@@ -154,6 +154,17 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Restore the fitted attributes, with the network on a device of this machine."""
         super().__setstate__(restore_fitted_state(state, state.get("device")))
 
+    def __copy__(self: Estimator) -> Estimator:
+        """Copy the attributes alone; during a fit without those that belong to an earlier one.
+
+        Scikit-learn copies an estimator for callbacks in every epoch.
+        """
+        stale = _OF_A_FIT if "_callback_fit_ctx" in vars(self) else ()
+        copied = object.__new__(type(self))
+        kept = {name: value for name, value in vars(self).items() if name not in stale}
+        copied.__dict__.update(kept)
+        return copied
+
     @property
     def classes_(self) -> np.ndarray:
         """Class labels, in order."""
@@ -421,7 +432,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             - "draws": disagreement between the noise draws, measured as the mutual information of
               class and draw in nats, before any temperature; in [0, log(min(K, n_draws))]. Needs
               ``n_draws >= 2``. If training flipped images, it mostly measures the difference
-              between an image and its flips.
+              between an image and its flips; if not, draws of the class posterior are equal, and
+              it is 0.
             - "image": "margin" plus evidence of the image branch: 3 times the logarithm of a
               ratio, its squared error under the code of the predicted class divided by the
               smallest one under another code. Unbounded. Takes 4 K passes of the whole network
@@ -604,9 +616,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             For a `target_risk` or `confidence` outside its range, labels in `target_risk` that are
             no class, a `cost_matrix` of another shape, with negative entries or beside risks of
             classes, for a `kind` as in :meth:`predict_uncertainty`, for labels of a single class
-            or of a class that fit did not see, for so few images or groups that nothing could be
-            certified even if every prediction was right, and if every prediction is right, as on
-            images that training saw.
+            (with one risk for all) or of a class that fit did not see, for so few images or groups
+            that nothing could be certified even if every prediction was right, and if every
+            prediction is right, as on images that training saw.
 
         Warns
         -----
@@ -618,7 +630,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
         model, inputs, settings = self._checked(X_cal)
         numbers = None if groups is None else group_numbers("groups", groups, len(inputs))
-        labels = calibration_labels(y_cal, model.classes, len(inputs))
+        labels = calibration_labels(y_cal, model.classes, len(inputs), target)
         counted = images_that_count(labels, numbers, target, model.noise_seed)
         check_numbers(labels[counted], model.classes, in_groups=groups is not None, target=target)
         prediction = predict(model, inputs, settings, kind)

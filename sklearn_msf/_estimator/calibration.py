@@ -81,9 +81,10 @@ def check_several_classes(held_out: TrainingSamples) -> None:
     """Refuse to learn a temperature from images of one class, which any temperature serves."""
     present = np.unique(held_out.labels)
     if len(present) == 1:
+        [label] = held_out.classes[present].tolist()
         raise ValueError(
             "calibration='temperature' needs held-out images of several classes, and all of them "
-            f"are of the class {held_out.classes[present[0]].item()!r}: pass X_val and y_val with "
+            f"are of the class {label!r}: pass X_val and y_val with "
             "images of all classes, or more groups."
         )
 

@@ -20,9 +20,7 @@ from sklearn_msf._estimator.weights import (
 from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import (
     as_labels,
-    check_one_kind,
     check_same_kind,
-    check_unmasked,
     label_indices,
 )
 from sklearn_msf._evaluation.validation import scaled_weights
@@ -410,9 +408,9 @@ def _column(y: Any) -> Any:
     """Convert labels to one dimension; refuse several label columns."""
     if y is None:
         return None
-    check_unmasked("y", y)
-    check_one_kind("y", y)
     shape = np.asarray(y).shape
+    if shape:
+        as_labels("y", y)
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(
             f"y must be of shape (n,) or (n, 1), got {shape}: several label columns "

@@ -287,7 +287,7 @@ def fit_partially(
     random_state = make_random_state(p.random_state)
     if state.group.size > 1:
         random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
-    data, trainer, model = _prepare_training(state, random_state)
+    data, trainer, model = _prepare_training(state, random_state, n_epochs=1)
     if previous is None:
         n_images = data.epoch_size
         kind = seen_variations(state.augment, model.flipped_axes)
@@ -344,7 +344,8 @@ def _check_partial(p: Parameters, classes: Any, previous: Fit | None) -> np.ndar
         raise ValueError(
             f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
             "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
-            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature')."
+            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature') (scikit-learn 1.8; "
+            "before it, method='sigmoid')."
         )
     return check_partial_classes(
         classes, p.class_weight, None if previous is None else previous.model.classes
@@ -506,11 +507,12 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
 
 
 def _prepare_training(
-    state: _FitState, random_state: np.random.RandomState
+    state: _FitState, random_state: np.random.RandomState, n_epochs: int | None = None
 ) -> tuple[TrainingData, Trainer, FittedModel]:
     """Make the training data, and a trainer of a new field or of a copy of the previous one.
 
-    The model that is returned too is complete, except that its field is not trained yet.
+    `n_epochs` is the number of epochs that will be trained, `max_epochs` by default. The model that
+    is returned too is complete, except that its field is not trained yet.
     """
     space = _space(state, random_state)
     data = state.preparation.training_data(space, state.samples, state.augment, state.started)
@@ -527,7 +529,7 @@ def _prepare_training(
         # An integer random_state gives the same seed in each call, but the noise must differ.
         n_continued = previous.continuation.n_continued + 1
         seed = int(np.random.SeedSequence([seed, n_continued]).generate_state(1)[0])
-    settings = training_settings(p, data.epoch_size, device, trained_by)
+    settings = training_settings(p, data.epoch_size, device, trained_by, n_epochs)
     settings = state.group.of_first(settings)
     before = None if previous is None else previous.model
     model = FittedModel(
@@ -618,7 +620,7 @@ def _outcome(
     continuation = Continuation(
         optimizer=trainer.settings.optimizer,
         n_continued=0 if previous is None else previous.continuation.n_continued + 1,
-        training_state=trainer.state() if keep_state else None,
+        training_state=trainer.state() if keep_state and trainer.is_at_its_best else None,
         origin=state.preparation.origin,
         n_images_before=n_images_before,
     )

@@ -51,8 +51,10 @@ def split_groups(
     splits = ShuffleSplit(_N_SPLITS, test_size=fraction, random_state=random_state).split(shares)
     held_out = [groups_out for _, groups_out in splits]
     unevenness = [np.abs(shares[part].sum(axis=0) - fraction).max() for part in held_out]
+    # A split that leaves nothing of a class to train on is taken only if all do.
+    loses = [(counts[part].sum(axis=0) == counts.sum(axis=0)).any() for part in held_out]
     chosen = np.zeros(len(present), dtype=bool)
-    chosen[held_out[int(np.argmin(unevenness))]] = True
+    chosen[held_out[int(np.lexsort((unevenness, loses))[0])]] = True
     lost = np.flatnonzero(~(counts[~chosen] > 0).any(axis=0))
     if len(lost):
         n_groups = int((counts[:, lost[0]] > 0).sum())

@@ -111,7 +111,9 @@ def class_weights(
 def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
     """Return weights in the order of the classes; 1 for classes that are not named.
 
-    Weights of absent classes are ignored, because a cross-validation fold may lack a class.
+    Weights of absent classes are ignored, because a cross-validation fold may lack a class. As in
+    scikit-learn they are refused where another class is not named: then a name is wrong, or
+    scikit-learn has numbered the classes, as `cross_val_predict` of probabilities and ensembles do.
     """
     check_one_kind("class_weight", list(class_weight))
     check_same_kind("class_weight", list(class_weight), "y", classes)
@@ -127,5 +129,15 @@ def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) ->
         raise ValueError(
             f"class_weight must map classes out of {labels} to finite weights >= 0, not all zero, "
             f"got {class_weight!r}."
+        )
+    unknown = [label for label in class_weight if label not in labels]
+    unnamed = [label for label in labels if label not in weights]
+    if unknown and unnamed:
+        raise ValueError(
+            f"class_weight={class_weight!r} names {unknown}, which are not in y, and does not "
+            f"name {unnamed}, which are. Name the classes of y. Where scikit-learn fits on the "
+            "numbers of classes (cross_val_predict with predict_proba, VotingClassifier, "
+            "StackingClassifier, BaggingClassifier), pass class_weight='balanced' or "
+            "sample_weight."
         )
     return values

@@ -1,5 +1,6 @@
 """Ranges of the values of X: what fit learns, and whether later images have the same scale."""
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -255,8 +256,10 @@ def _some_of(rows: np.ndarray) -> np.ndarray:
     n_too_many = max(1, -(-rows.size // _MOST_COUNTED))
     every = min(n_too_many, max(1, len(rows) // _FEWEST_IMAGES))
     step = -(-n_too_many // every)
-    # Not always the same colour.
-    return rows[::every, :: step + (step % 3 == 0)]
+    # Not always the same colour, nor always the same of two columns.
+    while step > 1 and math.gcd(step, 6) > 1:
+        step += 1
+    return rows[::every, ::step]
 
 
 def _sliver(rows: np.ndarray, low: float, high: float) -> _Values | None:

@@ -89,6 +89,8 @@ def _only_column(X: Any) -> Any:
     """Return the column of a table of one column of Python objects; anything else as it is."""
     if len(getattr(X, "shape", ())) != 2 or X.shape[1] != 1:
         return X
+    if not hasattr(X, "iloc") and getattr(getattr(X, "dtype", None), "kind", None) != "O":
+        return X
     column = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
     is_of_images = _is_object_row(column) and len(column) and np.ndim(next(iter(column))) > 0
     return column if is_of_images else X
