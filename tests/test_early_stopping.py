@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from sklearn_msf.training.early_stopping import BestWeights
@@ -28,6 +29,18 @@ def test_the_best_weights_come_back(make_tiny_field):
     told(best, field, [0.1, 0.9, 0.3])
     best.restore(field)
     assert all((parameter == 2.0).all() for parameter in field.parameters())
+
+
+def test_training_goes_on_from_the_best_weights_and_not_from_later_ones(make_classifier):
+    rng = np.random.default_rng(0)
+    X, y = rng.random((60, 8, 8)), rng.integers(0, 2, 60)
+    settings = {"early_stopping": True, "n_iter_no_change": 4, "max_epochs": 60}
+    classifier = make_classifier(warm_start=True, **settings).fit(X, y)
+    assert classifier.n_iter_ < 60
+    before = classifier.predict_proba(X)
+    classifier.set_params(learning_rate=1e-12, early_stopping=False)
+    after = classifier.fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_without_scores_nothing_happens(make_tiny_field):

@@ -23,6 +23,7 @@ KINDS = [
     "pixels",
     "velocity",
     "one kind of sample",
+    "velocity at one",
     "early stopping",
     "latents",
     "joint latents",

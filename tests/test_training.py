@@ -460,3 +460,91 @@ def test_dropout_is_for_the_samples_at_time_one_where_there_are_any(
     assert 0 in {n_at_one for n_at_one, _, _ in seen}
     for n_at_one, n_dropped, n in seen:
         assert n_dropped == (n_at_one if classification_fraction else n)
+
+
+def test_the_rate_rises_and_falls_with_the_time(make_tiny_field, bright_and_dark, monkeypatch):
+    clock = iter(np.arange(0, 1e6, 0.5))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=10**9, time_budget=60.0)
+    trainer.fit(bright_and_dark)
+    rates = [log["learning_rate"] for log in trainer.history]
+    assert max(rates) > 0.5e-2
+    assert rates[-1] < 0.1e-2
+
+
+def test_epochs_after_a_restart_have_a_quarter_of_the_rate(make_tiny_field, bright_and_dark):
+    plain, spoiled = (make_trainer(make_tiny_field(n_classes=2), max_epochs=4) for _ in range(2))
+    plain.fit(bright_and_dark)
+    OneBadStep(spoiled, {5})
+    with pytest.warns(UserWarning, match="not finite in epoch 2"):
+        spoiled.fit(bright_and_dark)
+    first, *others = (log["learning_rate"] for log in plain.history)
+    after = [log["learning_rate"] for log in spoiled.history]
+    assert after == pytest.approx([first, *(0.25 * rate for rate in others)])
+
+
+def test_a_repeated_epoch_has_other_noise(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=2)
+    seen, losses = [], trainer._step._field_losses
+
+    def noted(sample, *others):
+        seen.append(sample.x_t.clone())
+        return losses(sample, *others)
+
+    trainer._step._field_losses = noted
+    OneBadStep(trainer, {4})
+    with pytest.warns(UserWarning, match="epoch 2"):
+        trainer.fit(bright_and_dark)
+    assert not torch.equal(seen[3], seen[6])
+
+
+def test_losses_beyond_the_buffer_count_too(make_tiny_field, bright_and_dark, monkeypatch):
+    def history(bad=()):
+        trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=2)
+        OneBadStep(trainer, set(bad))
+        trainer.fit(bright_and_dark)
+        return [log["loss"] for log in trainer.history]
+
+    whole = history()
+    monkeypatch.setattr("sklearn_msf.training.step.TrainingStep.capacity", 2)
+    assert history() == pytest.approx(whole)
+    with pytest.warns(UserWarning, match="epoch 1, step 3"):
+        history({3})
+
+
+def test_a_resumed_run_counts_the_time_before(make_tiny_field, bright_and_dark):
+    def run(checkpoints, **settings):
+        trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=4, **settings)
+        trainer.fit(bright_and_dark, checkpoints=checkpoints)
+        return trainer
+
+    checkpoints = MemoryCheckpoints()
+    run(checkpoints)
+    tensors, metadata = checkpoints.states[0]
+    late = TrainingState(tensors, {**metadata, "elapsed": 1000.0})
+    assert run(MemoryCheckpoints(late), time_budget=2000.0).budget.elapsed > 1000
+
+
+def test_an_interrupt_after_spoiled_weights_goes_back_to_good_ones(
+    make_tiny_field, bright_and_dark
+):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9)
+    OneBadUpdate(trainer, {4})
+
+    def interrupt(done, epoch_log):
+        if trainer._optimizer.n_steps == 5:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after 1 whole"):
+        trainer.fit(bright_and_dark, report=interrupt)
+    assert torch.isfinite(all_weights(trainer.average)).all()
+
+
+def test_steps_are_made_in_the_precision_asked_for(make_tiny_field, bright_and_dark):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(make_tiny_field(n_classes=2), precision=precision, max_epochs=1)
+        trainer.fit(bright_and_dark)
+        losses.append(trainer.history[0]["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)

@@ -35,6 +35,11 @@ KINDS = {
     "pixels": {"calibration": "temperature", "augment": "affine"},
     "velocity": {"label_prediction": "velocity"},
     "one kind of sample": {"classification_fraction": 0.0},
+    "velocity at one": {
+        "label_prediction": "velocity",
+        "classification_fraction": 0.8,
+        "batch_size": 2,
+    },
     "early stopping": {"early_stopping": True},
     "latents": {},
     "joint latents": {"time_shift": 3.0},

@@ -37,7 +37,7 @@ TIME_MODULATIONS = {"scale_shift": 2, "shift": 1}
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm over 32 groups, or the most that divide the channels.
+    """GroupNorm over as many groups as the largest power of two, up to 32, that divides channels.
 
     Parameters
     ----------

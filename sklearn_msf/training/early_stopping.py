@@ -38,6 +38,11 @@ class BestWeights:
             self._weights = copy.deepcopy(average.state_dict())
         return self._n_worse >= self._patience
 
+    @property
+    def are_older(self) -> bool:
+        """Whether the best weights are those of an epoch before the last one."""
+        return bool(self._weights) and self._n_worse > 0
+
     def restore(self, average: VelocityField) -> None:
         """Load the best weights into `average`, if there are any."""
         if self._weights:

@@ -74,7 +74,8 @@ def field_losses(
     loss_of_images = field.image_parameterization.loss(output, sample, generating, channel_parts)
     if whole is not None:
         # The mean over the samples of this part, weighted by their number.
-        n_generating = whole.n_samples - whole.n_at_one
+        # There may be none, where fields of velocities make outputs for no rows.
+        n_generating = max(whole.n_samples - whole.n_at_one, 1)
         loss_of_images = loss_of_images * (len(output) * whole.n_processes / n_generating)
     return loss_of_images, loss_of_labels
 

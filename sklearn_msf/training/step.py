@@ -147,7 +147,8 @@ class TrainingStep:
         Tensor of shape (n_steps, 2), on the CPU
             Weighted image and label loss of each step.
         """
-        losses = self._losses[: self._n_unread].cpu()
+        # A copy, because later steps write to the buffer.
+        losses = self._losses[: self._n_unread].to("cpu", copy=True)
         self._position.zero_()
         self._n_unread = 0
         return losses

@@ -87,6 +87,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._generator = generator
         self._device = generator.device
+        self._has_compiled = False
         self.budget = TimeBudget(settings.time_budget, started)
         self._optimizer = AveragedOptimizer(
             field,
@@ -159,6 +160,11 @@ class Trainer:
         check_tensors(tensors, wanted, "it")
         check_generator_state(tensors["generator"], self._device)
         self._optimizer.check_moments(tensors, metadata["n_steps"])
+
+    @property
+    def is_at_its_best(self) -> bool:
+        """Whether the averaged weights are those of the last epoch, and not of an earlier one."""
+        return self._best is None or not self._best.are_older
 
     # Training
 
@@ -370,7 +376,8 @@ class Trainer:
             n_images += len(rows)
             if self._choice is not None:
                 self._measure_for_fraction(self._choice, data, len(rows), is_usual)
-            if self.settings.compile_network and self._optimizer.n_steps == 1:
+            if self.settings.compile_network and not self._has_compiled:
+                self._has_compiled = True
                 # The first step includes compilation: do not use its time as an estimate.
                 self.budget.start_steps()
             if len(rates) % self._step.capacity == 0:
