@@ -12,7 +12,7 @@ import torch
 from conftest import CLASSIFIERS, fitted_classifier, three_digits
 
 from sklearn_msf.latent.autoencoder_training import _STAGES
-from sklearn_msf.runtime.torch_state import standard_torch, tensor_float32
+from sklearn_msf.runtime.torch_state import standard_torch, whole_float32
 
 
 @contextlib.contextmanager
@@ -231,23 +231,14 @@ def tf32():
     return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
-def test_tf32_is_off_while_one_of_several_threads_forbids_it():
+def test_tf32_is_off_until_the_last_of_overlapping_users_ends():
     before = tf32()
-    with tensor_float32(True):
-        assert tf32() == ("high", True)
-        with tensor_float32(False):
-            assert tf32() == ("highest", False)
-        assert tf32() == ("high", True)
-    assert tf32() == before
-
-
-def test_overlapping_users_of_tf32_leave_the_settings_as_they_were():
-    before = tf32()
-    first, second = tensor_float32(True), tensor_float32(True)
+    first, second = whole_float32(), whole_float32()
     first.__enter__()
     second.__enter__()
+    assert tf32() == ("highest", False) != before
     first.__exit__(None, None, None)
-    assert tf32() == ("high", True)
+    assert tf32() == ("highest", False)
     second.__exit__(None, None, None)
     assert tf32() == before
 
@@ -261,9 +252,7 @@ def test_tf32_may_have_been_set_by_the_new_way(of):
     owner.fp32_precision = other
     try:
         seen = matmul.fp32_precision, conv.fp32_precision
-        with tensor_float32(True):
-            assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
-        with tensor_float32(False):
+        with whole_float32():
             assert (matmul.fp32_precision, conv.fp32_precision) == ("ieee", "ieee")
         assert (matmul.fp32_precision, conv.fp32_precision) == seen
     finally:

@@ -10,7 +10,7 @@ import torch
 
 from sklearn_msf.runtime.locks import fork_safe_lock
 from sklearn_msf.runtime.tensor_axes import channels_last
-from sklearn_msf.runtime.torch_state import deterministic_convolutions, tensor_float32
+from sklearn_msf.runtime.torch_state import deterministic_convolutions, whole_float32
 
 __all__ = [
     "arithmetic",
@@ -85,12 +85,12 @@ def arithmetic(device: torch.device) -> Iterator[None]:
     """Let CUDA repeat its results to the last bit, without TF32.
 
     Use it around what does not run inside :func:`autocast`, such as backward passes. TF32 is a
-    setting of the process: if only some runs allowed it, others would change their bits.
+    setting of the process: if some runs used it, others beside them would change their bits.
     """
     if device.type != "cuda":
         yield
         return
-    with tensor_float32(False), deterministic_convolutions():
+    with whole_float32(), deterministic_convolutions():
         yield
 
 

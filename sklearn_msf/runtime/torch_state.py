@@ -15,11 +15,10 @@ import torch
 
 from sklearn_msf.runtime.locks import fork_safe_lock
 
-__all__ = ["deterministic_convolutions", "standard_torch", "tensor_float32"]
+__all__ = ["deterministic_convolutions", "standard_torch", "whole_float32"]
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
-Value = TypeVar("Value")
 Saved = TypeVar("Saved")
 
 
@@ -32,7 +31,7 @@ def standard_torch() -> Iterator[None]:
     that other threads make meanwhile are float32 too. May be nested, and used as a decorator.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_DEFAULT_DTYPE.held(torch.float32))
+        stack.enter_context(_DEFAULT_DTYPE.held())
         # torch.get_default_device fails in torch 2.9 after set_default_device(None).
         if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -46,22 +45,17 @@ def standard_torch() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def tensor_float32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid CUDA to round float32 products to TF32; restore the settings on exit.
-
-    If threads that compute at the same time disagree, none of them rounds.
-    """
-    with _TENSOR_FLOAT32.held(allowed):
-        yield
+def whole_float32() -> contextlib.AbstractContextManager[None]:
+    """Forbid CUDA to round float32 products to TF32; restore the settings on exit."""
+    return _TF32_SETTINGS.held()
 
 
 def deterministic_convolutions() -> contextlib.AbstractContextManager[None]:
     """Let cuDNN use only algorithms that repeat to the last bit; restore the settings on exit."""
-    return _CONVOLUTIONS.held(True)
+    return _CONVOLUTIONS.held()
 
 
-class _ProcessSetting(Generic[Value, Saved]):
+class _ProcessSetting(Generic[Saved]):
     """A setting of the process, shared by the threads that need it at the same time.
 
     Parameters
@@ -69,7 +63,7 @@ class _ProcessSetting(Generic[Value, Saved]):
     save : callable
         Returns the setting, to be restored.
     change : callable
-        Takes all values that are wanted at the moment, one or more, and sets one for all.
+        Sets what all threads need.
     restore : callable
         Takes what `save` returned.
     """
@@ -77,51 +71,51 @@ class _ProcessSetting(Generic[Value, Saved]):
     def __init__(
         self,
         save: Callable[[], Saved],
-        change: Callable[[list[Value]], None],
+        change: Callable[[], None],
         restore: Callable[[Saved], None],
     ):
         self._save, self._change, self._restore = save, change, restore
         self._lock = fork_safe_lock()
-        # With the thread that wants each value.
-        self._wanted: list[tuple[int, Value]] = []
+        # Threads that need the setting, as often as each has asked for it.
+        self._holders: list[int] = []
         self._saved: list[Saved] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._leave_to_parent)
 
     def _leave_to_parent(self) -> None:
-        """Forget in a forked process what threads wanted that it does not have."""
+        """Forget in a forked process the threads that it does not have."""
         here = threading.get_ident()
-        self._wanted = [(thread, value) for thread, value in self._wanted if thread == here]
+        self._holders = [thread for thread in self._holders if thread == here]
         self._update()
 
     def _update(self) -> None:
-        if self._wanted:
-            self._change([value for _, value in self._wanted])
+        if self._holders:
+            self._change()
         elif self._saved:
             self._restore(self._saved.pop())
 
     @contextlib.contextmanager
-    def held(self, value: Value) -> Iterator[None]:
-        """Ask for a value while the context lasts."""
-        mine = threading.get_ident(), value
+    def held(self) -> Iterator[None]:
+        """Ask for the setting while the context lasts."""
+        mine = threading.get_ident()
         with self._lock:
-            if not self._wanted:
+            if not self._holders:
                 self._saved = [self._save()]
-            self._wanted.append(mine)
+            self._holders.append(mine)
             self._update()
         try:
             yield
         finally:
             with self._lock:
                 # A forked process has forgotten those of other threads.
-                if mine in self._wanted:
-                    self._wanted.remove(mine)
+                if mine in self._holders:
+                    self._holders.remove(mine)
                 self._update()
 
 
-def _change_dtype(wanted: list[torch.dtype]) -> None:
-    if torch.get_default_dtype() != wanted[0]:
-        torch.set_default_dtype(wanted[0])
+def _set_float32() -> None:
+    if torch.get_default_dtype() != torch.float32:
+        torch.set_default_dtype(torch.float32)
 
 
 def _restore_dtype(saved: torch.dtype) -> None:
@@ -158,12 +152,11 @@ def _new_settings() -> tuple[Any, Any]:
     return backends.cuda.matmul, backends.cudnn.conv
 
 
-def _change_tf32(wanted: list[bool]) -> None:
-    allowed = all(wanted)
+def _forbid_tf32() -> None:
     if _save_tf32().is_old_way:
-        _restore_tf32(_TF32(True, "high" if allowed else "highest", allowed))
+        _restore_tf32(_TF32(True, "highest", False))
     else:
-        _restore_tf32(_TF32(False, *["tf32" if allowed else "ieee"] * 2))
+        _restore_tf32(_TF32(False, "ieee", "ieee"))
 
 
 def _restore_tf32(saved: _TF32) -> None:
@@ -180,7 +173,7 @@ def _save_convolutions() -> tuple[bool, bool]:
     return torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
 
 
-def _change_convolutions(wanted: list[bool]) -> None:
+def _make_convolutions_repeat() -> None:
     # A benchmark may choose another algorithm in every run.
     _restore_convolutions((True, False))
 
@@ -189,6 +182,8 @@ def _restore_convolutions(saved: tuple[bool, bool]) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = saved
 
 
-_DEFAULT_DTYPE = _ProcessSetting(torch.get_default_dtype, _change_dtype, _restore_dtype)
-_TENSOR_FLOAT32 = _ProcessSetting(_save_tf32, _change_tf32, _restore_tf32)
-_CONVOLUTIONS = _ProcessSetting(_save_convolutions, _change_convolutions, _restore_convolutions)
+_DEFAULT_DTYPE = _ProcessSetting(torch.get_default_dtype, _set_float32, _restore_dtype)
+_TF32_SETTINGS = _ProcessSetting(_save_tf32, _forbid_tf32, _restore_tf32)
+_CONVOLUTIONS = _ProcessSetting(
+    _save_convolutions, _make_convolutions_repeat, _restore_convolutions
+)
