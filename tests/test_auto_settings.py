@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from conftest import ShrinkingAutoencoder, tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
-from sklearn_msf._estimator.auto_settings import field_layout
+from sklearn_msf._estimator.auto_settings import field_layout, training_settings
 
 
 def patch_size_of(size, wanted="auto", estimator=MedSymmFlowClassifier):
@@ -78,3 +79,21 @@ def test_larger_latents_are_folded_and_come_back_whole():
     ).fit(X, [0, 1] * 4)
     assert classifier.model_.field.layout.patch_size == 2
     assert classifier.sample(1, n_steps=1).shape == (1, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("device", "n_epochs", "budget", "compiles"),
+    [
+        ("cuda", 100, None, True),
+        ("cuda", 99, None, False),
+        ("cuda", 100, 900.0, True),
+        ("cuda", 100, 899.0, False),
+        ("cpu", 100, None, False),
+        ("cuda", 1, None, False),
+    ],
+)
+def test_long_runs_on_a_gpu_are_compiled(device, n_epochs, budget, compiles):
+    classifier = MedSymmFlowClassifier(precision="float32", max_epochs=100, time_budget=budget)
+    p = classifier._parameters()
+    found = training_settings(p, 12_800, torch.device(device), None, n_epochs)
+    assert found.compile_network == compiles

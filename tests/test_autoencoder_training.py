@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,3 +124,20 @@ def test_training_normalises_as_diffusers_does(n_channels, attention):
     with _training_parts(module, has_branches=False):
         assert not torch.allclose(module(x).sample, plain, atol=1e-2)
     assert np.array_equal(module(x).sample.detach(), plain.detach())
+
+
+def test_the_loss_has_the_divergence_and_decodes_a_draw():
+    mean, std = torch.full((3, 1, 2, 2), 2.0), torch.full((3, 1, 2, 2), 0.5)
+    decoded = []
+
+    def decode(latents):
+        decoded.append(latents)
+        return SimpleNamespace(sample=torch.zeros(3, 1, 8, 8))
+
+    posterior = SimpleNamespace(mean=mean, std=std, logvar=2 * std.log())
+    module = SimpleNamespace(encode=lambda x: SimpleNamespace(latent_dist=posterior), decode=decode)
+    generator = torch.Generator().manual_seed(0)
+    loss = autoencoder_training._loss(module, torch.zeros(3, 1, 8, 8), generator)
+    divergence = 4 * 0.5 * (4 + 0.25 - 1 - 2 * np.log(0.5))
+    assert loss.item() == pytest.approx(1e-6 * divergence, rel=1e-4)
+    assert (decoded[0] != mean).all()

@@ -46,7 +46,7 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
     small = partial(LatentMedSymmFlowClassifier, channels=8, network_params={"channel_mult": (1,)})
     monkeypatch.setattr(benchmark, "LatentMedSymmFlowClassifier", small)
-    monkeypatch.setattr(benchmark, "PIXEL_SIDES", (4,))
+    monkeypatch.setattr(benchmark, "SIDES_OF_PIXELS", {"pixels at 4": 4})
     monkeypatch.setattr(benchmark, "N_VOTING", 2)
     monkeypatch.setattr(benchmark, "VOTING", "2 fields over features that vote")
     records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")

@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator import fit as fitting
 from sklearn_msf._estimator.parameters import FEATURE_DEFAULTS, GROUPS, PARAMETERS, affecting
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout
@@ -518,7 +519,8 @@ def test_balanced_classes_keep_weights_and_repetitions_equal(digits, make_classi
 def test_a_class_weight_for_a_class_that_a_fold_lacks_is_passed_over(digits, make_classifier):
     X, y = digits[0][:40], digits[1][:40]
     two = y != "two"
-    lacking = make_classifier(class_weight={"two": 5, "one": 2}).fit(X[two], y[two])
+    of_others = {label: 1 + (label == "one") for label in y[two].tolist()}
+    lacking = make_classifier(class_weight={"two": 5, **of_others}).fit(X[two], y[two])
     known = make_classifier(class_weight={"one": 2}).fit(X[two], y[two])
     assert_array_equal(lacking.predict_proba(X), known.predict_proba(X))
 
@@ -706,3 +708,35 @@ def test_predictions_while_fit_runs_come_from_the_model_before(
     assert_array_equal(during, before)
     assert classifier.model_ is not model
     assert not np.array_equal(classifier.predict_proba(X), before)
+
+
+def test_training_that_goes_on_has_dropout_and_its_moments(digits, make_classifier, monkeypatch):
+    seen, epoch = [], Trainer._epoch
+
+    def noted(self, *arguments, **settings):
+        seen.append((self.field.training, self._optimizer.n_steps > 0))
+        return epoch(self, *arguments, **settings)
+
+    monkeypatch.setattr(Trainer, "_epoch", noted)
+    X, y = digits[0][:40], digits[1][:40]
+    classifier = make_classifier(dropout=0.5, max_epochs=1, warm_start=True).fit(X, y)
+    classifier.fit(X, y).partial_fit(X, y)
+    assert seen == [(True, False), (True, True), (True, True)]
+
+
+def test_the_temperature_is_of_averaged_weights(make_classifier, digits, monkeypatch):
+    runs, fields, whole, classify = [], [], Trainer.fit, fitting.classify
+
+    def noted(self, *arguments, **settings):
+        runs.append(self)
+        whole(self, *arguments, **settings)
+
+    def watched(model, *arguments):
+        fields.append(model.field)
+        return classify(model, *arguments)
+
+    monkeypatch.setattr(Trainer, "fit", noted)
+    monkeypatch.setattr(fitting, "classify", watched)
+    make_classifier(calibration="temperature", max_epochs=1).fit(*digits)
+    assert fields == [runs[1].average]
+    assert not fields[0].training

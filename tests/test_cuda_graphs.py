@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from recorded_graphs import RecordedCuda
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_msf.runtime import cuda_graphs
 from sklearn_msf.runtime.cuda_graphs import CapturedSteps, replay
@@ -243,3 +244,18 @@ def test_the_stand_in_refuses_what_waits_for_the_device(cuda):
         steps.run("waits", waits, (torch.ones(2),))
     with pytest.warns(UserWarning, match="_local_scalar_dense"):
         steps.run("waits", waits, (torch.ones(2),))
+
+
+class Watching(TorchDispatchMode):
+    """Sees every operation that is not in a graph."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return operation(*args, **(kwargs or {}))
+
+
+def test_under_a_mode_that_watches_the_function_itself_runs(cuda, module):
+    replay(module, 0, module, torch.ones(2, 3))
+    before = cuda.n_replayed
+    with Watching():
+        replay(module, 0, module, torch.ones(2, 3))
+    assert cuda.n_replayed == before

@@ -57,6 +57,8 @@ def test_jitter_stays_within_its_width(n_classes, encoding, seed):
     generator = torch.Generator().manual_seed(seed)
     offsets = codes.masks(labels, SIZE, generator) - codes.masks(labels, SIZE)
     assert offsets.abs().max() <= codes.jitter / 2 + 1e-6
+    assert offsets.max() > 0.25 * codes.jitter
+    assert offsets.min() < -0.25 * codes.jitter
 
 
 def test_rgb_distance_is_the_mean_over_pixels_of_the_norm_over_channels():
@@ -209,3 +211,11 @@ def test_encoded_masks_are_decoded_where_they_count_and_compared_with_the_palett
     assert torch.equal(masks, 2 * latents[:3])
     assert torch.equal(reader.probabilities(masks), palette.probabilities(masks))
     assert torch.equal(reader.distances(masks), palette.distances(masks))
+
+
+def test_the_scale_of_rgb_probabilities_is_half_the_smallest_distance():
+    codes = make_label_codes("rgb", 5, 4.0)
+    masks = torch.randn(4, 3, *SIZE).double()
+    smallest = torch.pdist(codes.codes.double()).min()
+    wanted = torch.softmax(-2 * codes.distances(masks) / smallest, dim=1)
+    torch.testing.assert_close(codes.probabilities(masks), wanted)

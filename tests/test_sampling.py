@@ -7,6 +7,7 @@ import torch
 from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_graphs import RecordedCuda
 
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS
@@ -156,3 +157,17 @@ def test_a_trajectory_ends_at_the_first_image_of_its_seed(make_tiny_field, image
     np.testing.assert_allclose(images[-1:], sample(model, np.array([2]), 7, ode), atol=1e-5)
     colour = model.field.codes.codes[2].numpy()
     np.testing.assert_allclose(masks[0], np.broadcast_to(colour, (8, 8, 3)))
+    # At t = 1 nothing but the noise of the mask is left.
+    noise = sampling.image_noise(model, 7, 0, 1)[0, 1:].movedim(0, -1)
+    np.testing.assert_allclose(masks[-1], noise, atol=1e-5)
+
+
+def test_each_way_and_each_number_of_steps_has_its_own_graph(make_tiny_field, monkeypatch):
+    model, inputs = sampling_model(make_tiny_field()), PixelInputs(IMAGES[:4], CPU)
+    sources, targets = np.array([0, 1, 2, 0]), np.array([2, 2, 0, 1])
+    odes = [OdeSettings(0.0, 1.0, n, "midpoint") for n in (1, 2)]
+    wanted = [change_class(model, inputs, sources, targets, ode) for ode in odes]
+    RecordedCuda().install(monkeypatch)
+    for ode, images in zip(odes, wanted, strict=True):
+        found = change_class(model, inputs, sources, targets, ode)
+        np.testing.assert_allclose(found, images, atol=1e-4)

@@ -89,3 +89,11 @@ def test_the_factor_is_continuous(warmup):
     factors = [learning_rate_factor(p, warmup) for p in np.linspace(0, 1, 1001)]
     # The steepest slope is that of the cosine, pi / 2 times that of the line.
     assert np.abs(np.diff(factors)).max() < 0.016
+
+
+def test_time_that_is_reserved_is_not_trained_in(clock):
+    budget = TimeBudget(10.0)
+    budget.reserve(4.0)
+    clock(3.0)
+    assert budget.share() == pytest.approx(0.5)
+    TimeBudget(None).reserve(4.0)

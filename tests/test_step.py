@@ -214,3 +214,35 @@ def test_training_that_runs_out_of_memory_says_what_to_make_smaller(
     )
     with expected if fails else contextlib.nullcontext():
         trained(make_tiny_field, max_epochs=1)
+
+
+def test_processes_send_the_same_gradients_whatever_samples_they_have(make_tiny_field, monkeypatch):
+    sent = []
+
+    def noted(self, tensors):
+        sent.append([tensor.shape for tensor in tensors])
+
+    monkeypatch.setattr(ProcessGroup, "average_", noted)
+    for rank in (0, 1):
+        field = make_tiny_field(n_classes=2).train()
+        trainer = make_trainer(field, classification_fraction=0.75)
+        trainer._step._group = ProcessGroup(rank=rank, size=2)
+        # Of four rows three are at t = 1, so that one process has no other.
+        with trainer._step.running():
+            trainer._step(pixels(), torch.arange(4), 1e-3)
+    assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize("make", [pixels, latents, joint])
+def test_images_off_the_device_make_the_same_batches(make, monkeypatch):
+    data, rows = make(), torch.tensor([3, 0, 25, 3])
+
+    def batch():
+        generator = torch.Generator().manual_seed(0)
+        return data.batch(data.select(rows, 2, generator), 2, generator)
+
+    resident = batch()
+    monkeypatch.setattr(TrainingData, "_is_resident", False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for one, other in zip(batch(), resident, strict=True):
+        assert torch.equal(one, other)

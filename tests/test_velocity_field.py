@@ -16,7 +16,7 @@ from sklearn_msf.flow.velocity_field import (
     ClassPosteriorField,
     VelocityRegressionField,
 )
-from sklearn_msf.training.losses import field_losses
+from sklearn_msf.training.losses import WholeBatch, field_losses
 
 SIZE = (6, 5)
 CODES = make_label_codes("rgb", 3, 4.0)
@@ -416,3 +416,22 @@ def test_guidance_goes_beyond_the_class_away_from_the_unconditional(
     torch.testing.assert_close(whole - plain, plain - unconditional, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(half, (plain + whole) / 2, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(whole, plain, atol=1e-3)
+
+
+def test_a_part_of_a_batch_at_time_one_alone_has_no_image_loss(make_tiny_field):
+    x, e_x, e_y = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8)
+    labels = torch.tensor([0, 1])
+    sample = sample_path(x, CODES.masks(labels, (8, 8)), e_x, e_y, torch.ones(2))
+    whole = WholeBatch(n_samples=4, n_at_one=4, n_processes=2)
+    image_loss, _ = field_losses(make_tiny_field("velocity"), sample, labels, 2, None, whole)
+    assert image_loss.item() == 0
+
+
+def test_guidance_leaves_the_velocity_of_masks_alone(make_tiny_field):
+    field, masks = make_tiny_field("velocity"), CODES.masks(torch.tensor([0, 1]), (8, 8))
+    e_x, e_y, t = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor(0.4)
+    with torch.no_grad():
+        (_, plain), (_, guided) = (
+            field.generation_velocity(t, (e_x, masks), masks, e_y, w) for w in (0.0, 1.5)
+        )
+    torch.testing.assert_close(guided, plain, atol=1e-5, rtol=1e-5)
