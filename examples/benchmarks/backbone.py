@@ -9,8 +9,8 @@ is fitted on one view of each training image ("plain"), or on it and its mirror 
 four flips, whichever is best on the validation images ("views"), and averages its predictions over
 the same views of a test image. The field has its defaults, or the four flips ("flips"), over which
 its predictions are averaged. Beside one field stand several that vote, and pixels: the same images
-at 28, 64 and 112 px, without the encoder. ``--least-side`` enlarges smaller images first, because
-the encoder sees little in them.
+at 28, 64, 112 and 224 px where they have so many, without the encoder. ``--least-side`` enlarges
+smaller images for the encoder, which sees little in them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -81,7 +81,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # Numbers of views: the image; it and its mirror image; its four flips.
 VIEWS = (1, 2, 4)
-PIXEL_SIDES = (28, 64, 112)
+SIDES_OF_PIXELS = {PIXELS.format(side): side for side in (28, 64, 112, 224)}
 N_RESAMPLED = 2000
 # Reference seconds.
 BUDGET = 900.0
@@ -244,7 +244,7 @@ def make_systems(taef2):
         f"{FEATURES}{OF_FLIPS}": partial(field, **FLIPS),
         VOTING: voting_fields,
         f"{VOTING}{OF_FLIPS}": partial(voting_fields, **FLIPS),
-        **{PIXELS.format(side): partial(pixels, side=side) for side in PIXEL_SIDES},
+        **{title: partial(pixels, side=side) for title, side in SIDES_OF_PIXELS.items()},
     }
     if taef2 is not None:
         systems["field over TAEF2 and features"] = partial(field, taef2=taef2)
@@ -255,9 +255,14 @@ def make_systems(taef2):
 # Measurement
 
 
+def side_of(data):
+    """Height of the images in pixels."""
+    return data["train"][0].shape[1]
+
+
 def enlarged(data, least_side):
     """Enlarge images that are smaller than a side."""
-    if data["train"][0].shape[1] >= least_side:
+    if side_of(data) >= least_side:
         return data
     return {split: (resized(X, least_side), y) for split, (X, y) in data.items()}
 
@@ -440,7 +445,7 @@ SUMMARIZED_SYSTEMS = {
     FEATURES: "ours over frozen features",
     f"{FEATURES}{OF_FLIPS}": "the same, four flips",
     REFERENCE: "logistic regression on the features",
-    PIXELS.format(PIXEL_SIDES[0]): f"ours, pixels at {PIXEL_SIDES[0]} px",
+    PIXELS.format(28): "ours, pixels at 28 px",
 }
 
 
@@ -487,16 +492,22 @@ def main():
     records = Records(BENCHMARK, arguments.output)
     budget, limits = budget_of(arguments)
     files, n_images = dict(arguments.npz), arguments.n_images
-    sets = {
-        name: enlarged(first_images(load(name, files), n_images), arguments.least_side)
-        for name in [*arguments.datasets, *files]
+    names = [*arguments.datasets, *files]
+    as_they_are = {name: first_images(load(name, files), n_images) for name in names}
+    for_encoders = {
+        name: enlarged(data, arguments.least_side) for name, data in as_they_are.items()
     }
-    for name, data in sets.items():
-        described_data = describe_data(name_of_first(name, n_images), data)
-        others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
+    for name in names:
+        described_data = describe_data(name_of_first(name, n_images), for_encoders[name])
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
+            side = SIDES_OF_PIXELS.get(title)
+            if side is not None and side > side_of(as_they_are[name]):
+                continue
+            sets = for_encoders if side is None else as_they_are
+            data = sets[name]
+            others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
             # Logistic regression has no seed.
             for seed in arguments.seeds[:1] if "logistic" in title else arguments.seeds:
                 values = name, title, seed, budget, n_images

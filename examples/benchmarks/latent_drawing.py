@@ -326,6 +326,9 @@ def main():
     add_data_options(parser, [])
     parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="of images that may not be published"
+    )
     parser.add_argument("--sides", nargs="*", type=int, default=list(SIDES))
     add_budget_options(parser, 900.0)
     arguments = parser.parse_args()
@@ -356,7 +359,7 @@ def main():
                 encoders = systems[identity["system"]].settings(arguments.taef2)
                 settings = {**encoders, "encoded_size": side, **limits}
                 path = arguments.output.with_name(name_picture(identity))
-                if records.has_picture(identity, described_data):
+                if arguments.no_pictures or records.has_picture(identity, described_data):
                     path = None
                 records.add(measure(identity, data, settings, measures, described_data, path))
                 print(name, side, identity["system"], identity["seed"], flush=True)
