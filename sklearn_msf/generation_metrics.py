@@ -315,7 +315,7 @@ def copying_check(
     flipped_axes : sequence of int, default=()
         Axes of the images along which training flipped them, as a field that memorises draws
         flipped copies too: (2,) for images (n, H, W) or (n, H, W, C) with ``augment="hflip"`` (or
-        "auto", from 28 px on), (1, 2) with "flip". A generated or held-out image counts with that
+        "auto", from 8 px on), (1, 2) with "flip". A generated or held-out image counts with that
         of its flips that is nearest to a training image.
 
     Returns
@@ -330,8 +330,13 @@ def copying_check(
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be a number in (0, 1), got {quantile!r}.")
-    flips = _flips(flipped_axes, np.ndim(generated))
     shapes = [np.shape(images) for images in (generated, held_out)]
+    flips = _flips(flipped_axes, len(shapes[0]))
+    if len(flips) > 1 and shapes[0][1:] != shapes[1][1:]:
+        raise ValueError(
+            "With flipped_axes generated and held_out must have images of one shape, got "
+            f"{shapes[0][1:]} and {shapes[1][1:]}."
+        )
     generated, training, held_out = _checked_features(
         generated=generated, training=training, held_out=held_out
     )
@@ -396,6 +401,7 @@ def _radii(features: np.ndarray, k: int) -> np.ndarray:
 
 def _flips(axes: Sequence[int], n_axes: int) -> list[tuple[int, ...]]:
     """Return all flips along some axes of images, first none."""
+    axes = [int(axis) if isinstance(axis, np.integer) else axis for axis in axes]
     known = [type(axis) is int and 0 < axis < n_axes for axis in axes]
     if not all(known) or len(set(axes)) < len(axes):
         raise ValueError(

@@ -328,7 +328,9 @@ def test_an_autoencoder_that_was_fused_is_kept_by_pickles_and_asked_for_by_files
 def test_slicing_is_turned_off_in_the_copy():
     module = tiny_autoencoder()
     module.enable_slicing()
-    assert not as_autoencoder(module).module.use_slicing
+    opened = as_autoencoder(module)
+    assert not opened.module.use_slicing
+    assert opened.is_made_of(module)
     assert module.use_slicing
 
 

@@ -167,7 +167,7 @@ def test_callbacks_work_beside_groups_and_a_validation_set(make_classifier, argu
     assert [log["task_id"] for log in logs] == list(range(classifier.n_iter_))
 
 
-def test_callbacks_copy_no_weights_and_know_nothing_of_an_earlier_fit(make_classifier, recwarn):
+def test_callbacks_know_nothing_of_columns_of_an_earlier_fit(make_classifier, recwarn):
     monitor = callback.ScoringMonitor(scoring="accuracy")
     columns = [f"pixel_{i}" for i in range(64)]
     frame = pd.DataFrame(X.reshape(24, -1), columns=columns)
@@ -175,6 +175,12 @@ def test_callbacks_copy_no_weights_and_know_nothing_of_an_earlier_fit(make_class
     recwarn.clear()
     classifier.set_callbacks(monitor).fit(X.reshape(24, -1), Y)
     assert not [w for w in recwarn if "feature names" in str(w.message)]
+
+
+def test_callbacks_make_no_pickle_of_the_model(make_classifier, monkeypatch):
+    classifier = make_classifier(max_epochs=1).fit(X, Y)
+    monkeypatch.setattr(type(classifier), "__getstate__", None)
+    classifier.set_callbacks(callback.ScoringMonitor(scoring="accuracy")).fit(X, Y)
 
 
 def test_a_copy_shares_the_model(make_classifier):

@@ -230,3 +230,10 @@ def test_axes_that_images_do_not_have_are_refused(axes):
     images = np.random.default_rng(0).random((3, 8, 4, 4))
     with pytest.raises(ValueError, match="flipped_axes must be different axes"):
         copying_check(*images, flipped_axes=axes)
+
+
+def test_flips_need_images_of_one_shape():
+    images = np.random.default_rng(0).random((8, 4, 4))
+    assert copying_check(images, images, images, flipped_axes=np.array([2])).closer == 0.5
+    with pytest.raises(ValueError, match=r"images of one shape, got \(4, 4\) and \(16,\)"):
+        copying_check(images, images, images.reshape(8, 16), flipped_axes=(1,))

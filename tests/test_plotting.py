@@ -159,6 +159,16 @@ def test_classes_that_fit_did_not_see_have_rows_of_their_own(fitted, digits):
     assert display.ax_.get_yticklabels()[-1].get_text() == "unseen"
 
 
+def test_dates_of_another_unit_are_the_same_classes(digits):
+    X = digits[0][:40]
+    days = np.array(["2020-01-01", "2020-02-01"] * 20, "M8[D]")
+    classifier = tiny_classifier(max_epochs=1).fit(X, days)
+    for y in (days, days.astype("M8[s]")):
+        display = RejectionConfusionMatrixDisplay.from_estimator(classifier, X, y, coverage=1.0)
+        assert display.confusion_matrix.sum() == 40
+        assert display.confusion_matrix.shape == (2, 3)
+
+
 def test_values_of_a_matrix_of_equal_values_can_be_read():
     display = RejectionConfusionMatrixDisplay(np.ones((2, 3), int)).plot()
     cell = display.im_.cmap(display.im_.norm(1))

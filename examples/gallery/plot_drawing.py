@@ -69,9 +69,7 @@ for ax, guidance in zip(axes, (0.0, 0.5, 3.0), strict=True):
 # ----------------
 # Images that are nearer to a training image than training images are to each other would be copies.
 # The number alone says little, because typical images are near to many others; so it is compared
-# with that of real images that training did not see. Training mirrored images, so copies may be
-# mirrored too: axis 2 of ``(n, H, W)`` and ``(n, H, W, C)`` is that from left to right.
+# with that of real images that training did not see.
 
-drawn = classifier.sample(n_samples=40, random_state=1)
-check = copying_check(drawn, X, X_held_out, flipped_axes=(2,))
+check = copying_check(classifier.sample(n_samples=40, random_state=1), X, X_held_out)
 print(f"near duplicates of training images: {check.near_duplicates}")

@@ -432,8 +432,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             - "draws": disagreement between the noise draws, measured as the mutual information of
               class and draw in nats, before any temperature; in [0, log(min(K, n_draws))]. Needs
               ``n_draws >= 2``. If training flipped images, it mostly measures the difference
-              between an image and its flips; if not, draws of the class posterior are equal, and
-              it is 0.
+              between an image and its flips; if not, draws of the class posterior by one step are
+              equal, and it is 0.
             - "image": "margin" plus evidence of the image branch: 3 times the logarithm of a
               ratio, its squared error under the code of the predicted class divided by the
               smallest one under another code. Unbounded. Takes 4 K passes of the whole network

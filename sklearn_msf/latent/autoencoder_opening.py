@@ -1,7 +1,7 @@
 """Opening of autoencoders: an object, a folder, or an id on the hub.
 
 Wherever an autoencoder comes from, it is built from a configuration within limits and from weights
-in safetensors; nothing else is opened.
+in safetensors; of the hub a README.md is read for the licence, and nothing else is opened.
 """
 
 import inspect

@@ -261,7 +261,7 @@ def _with_channels_first(output: Tensor, size: torch.Size) -> Tensor:
     """Bring a map to (n, C, h, w): a few models of transformers return (n, h, w, C)."""
 
     def has_aspect(sides: torch.Size) -> bool:
-        strides = [n / of_map for n, of_map in zip(size, sides, strict=True)]
+        strides = [n / max(1, of_map) for n, of_map in zip(size, sides, strict=True)]
         return max(strides) <= _UNEVEN_STRIDES * min(strides)
 
     is_last = has_aspect(output.shape[1:3]) and not has_aspect(output.shape[2:])

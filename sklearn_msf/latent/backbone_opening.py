@@ -1,9 +1,11 @@
 """Opening of backbones: an object, a folder, or an id on the hub.
 
 A model of transformers is built by a class that transformers itself has, from a configuration
-within limits and from weights in safetensors; nothing else is opened, and no code of a repository
-is run. Size, mean and deviation of its images are in its preprocessor_config.json, which is read as
-plain JSON: the image processors of transformers need torchvision.
+within limits and from weights in safetensors, and no code of a repository is run. Size, mean and
+deviation of its images are in its preprocessor_config.json (in a folder also in the
+processor_config.json that newer versions write instead), which is read as plain JSON: the image
+processors of transformers need torchvision. A README.md is read for the licence. Nothing else is
+opened.
 """
 
 import contextlib
@@ -143,7 +145,7 @@ def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
         If transformers is not installed.
     """
     _transformers()
-    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME, _PROCESSOR_NAME])
+    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
     return _from_files(name, found.files, source)
 
@@ -163,7 +165,8 @@ def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) ->
     """Build a backbone from the files in which transformers saves it."""
     config_path, weights_path = files[CONFIG_NAME], files[_KIND.weights_name]
     config = _vision_config(name, read_json(_KIND, name, config_path))
-    preprocessing = _read_preprocessing(name, files[_PREPROCESSOR_NAME])
+    entries = _preprocessor_entries(name, files[_PREPROCESSOR_NAME])
+    preprocessing = _as_preprocessing(name, entries)
     weights = read_weights(_KIND, name, weights_path)
     try:
         module = _built(config, weights)
@@ -325,41 +328,37 @@ def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
     try:
         folder = find_folder(_KIND, origin)
         if folder is not None:
-            path = _found_preprocessor(origin, folder / _PREPROCESSOR_NAME)
+            path = folder / _PREPROCESSOR_NAME
         else:
             # Not all versions of transformers note the commit; without it the newest is meant.
             commit = getattr(model.config, "_commit_hash", None)
             revision = commit if is_commit(commit) else None
             found = fetch_from_hub(origin, revision, [_PREPROCESSOR_NAME])
             path = found.files[_PREPROCESSOR_NAME]
+        entries = _preprocessor_entries(origin, path)
     except PretrainedModelError as error:
         raise BackboneError(
             f"backbone={kind} was opened from {origin!r}, where {_PREPROCESSOR_NAME} cannot be had "
             f"now: set its attributes image_mean and image_std (for images in [0, 1]), and "
             f"image_size. {error}"
         ) from error
-    return _read_preprocessing(origin, path)
+    return _as_preprocessing(origin, entries)
 
 
-def _read_preprocessing(name: str, path: Path) -> Preprocessing:
-    whole = _found_preprocessor(name, path).with_name(_PROCESSOR_NAME)
-    if whole.is_file():
-        # Since version 5 transformers writes entries of all modalities into this, and prefers it.
-        entries = read_json(_KIND, name, whole).get("image_processor")
-        if isinstance(entries, dict):
-            return _as_preprocessing(name, entries)
-    return _as_preprocessing(name, read_json(_KIND, name, path))
-
-
-def _found_preprocessor(name: str, path: Path) -> Path:
-    """Return the path of a preprocessor_config.json if it, or what replaces it, is there."""
-    if not path.is_file() and not path.with_name(_PROCESSOR_NAME).is_file():
-        raise BackboneError(
-            f"backbone={name!r} has no {_PREPROCESSOR_NAME}, which says how its images are to be "
-            "resized and normalised: take it from the model's repository, or pass the model as an "
-            "object with the attributes image_mean, image_std and image_size."
-        )
-    return path
+def _preprocessor_entries(name: str, path: Path) -> Mapping[str, Any]:
+    """Read a preprocessor_config.json, or what of a file of all modalities replaces it."""
+    if path.is_file():
+        return read_json(_KIND, name, path)
+    whole = path.with_name(_PROCESSOR_NAME)
+    # Since version 5 transformers saves processors of several modalities in this file alone.
+    entries = read_json(_KIND, name, whole).get("image_processor") if whole.is_file() else None
+    if isinstance(entries, dict):
+        return entries
+    raise BackboneError(
+        f"backbone={name!r} has no {_PREPROCESSOR_NAME}, which says how its images are to be "
+        "resized and normalised: take it from the model's repository, or pass the model as an "
+        "object with the attributes image_mean, image_std and image_size."
+    )
 
 
 def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:

@@ -107,8 +107,8 @@ class FrozenNetwork:
         return (
             type(given) is type(self.module)
             and plain_config(given) == plain_config(self.module)
-            and _plain_attributes(given, but="training")
-            == _plain_attributes(self.module, but="training")
+            and _plain_attributes(given, but=_OF_NO_COPY)
+            == _plain_attributes(self.module, but=_OF_NO_COPY)
             and mine.keys() == its.keys()
             and all(torch.equal(v.cpu(), its[name].to(v.dtype).cpu()) for name, v in mine.items())
             and self._computes_as(given)
@@ -197,7 +197,8 @@ def config_entry(network: Any, name: str, default: Any) -> Any:
     config = getattr(network, "config", None)
     if isinstance(config, Mapping) and name in config:
         return config[name]
-    return getattr(config, name, None) or getattr(network, name, default)
+    value = getattr(config, name, None)
+    return getattr(network, name, default) if value is None else value
 
 
 def update_digest(digest: "hashlib._Hash", module: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -223,16 +224,18 @@ def plain_config(module: Any) -> dict[str, Any]:
 
 # Where transformers opened a model from, and what is turned off in the copies of autoencoders.
 _OF_NO_MEANING = ("name_or_path", "use_tiling")
+# What may differ between a module and the copy of it that is used. Digests contain it.
+_OF_NO_COPY = ("training", "use_slicing")
 
 
-def _plain_attributes(module: nn.Module, but: str = "") -> dict[str, Any]:
+def _plain_attributes(module: nn.Module, but: tuple[str, ...] = ()) -> dict[str, Any]:
     """Collect the plain values, besides the weights, that a module may compute with."""
     return {
         f"{path}.{name}": value if _is_plain(value) else _without_addresses(value)
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if name not in (but, *_OF_NO_MEANING)
+        if name not in (*but, *_OF_NO_MEANING)
     }
 
 

@@ -133,7 +133,6 @@ def _downloaded(
     name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
 ) -> HubFiles:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import EntryNotFoundError
 
     asked_for = constants.HF_HUB_ETAG_TIMEOUT
     is_default = asked_for == constants.DEFAULT_ETAG_TIMEOUT
@@ -150,7 +149,8 @@ def _downloaded(
     for file in (*others, *optional):
         try:
             path = Path(hf_hub_download(name, file, revision=commit, etag_timeout=seconds))
-        except EntryNotFoundError:
+        # Nothing is worth losing the model for that may be missing.
+        except Exception:
             if file in needed:
                 raise
         else:

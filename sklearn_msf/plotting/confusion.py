@@ -196,7 +196,8 @@ class RejectionConfusionMatrixDisplay:
         return cls.from_predictions(
             y,
             estimator.predict_with_reject(X, coverage),
-            labels=[*classes.tolist(), *others.tolist()],
+            # In the dtype of the classes: dates of several units are no equal objects.
+            labels=np.concatenate([classes, others]) if len(others) else classes,
             sample_weight=sample_weight,
             normalize=normalize,
             display_labels=display_labels,

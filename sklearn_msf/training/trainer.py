@@ -164,7 +164,7 @@ class Trainer:
     @property
     def is_at_its_best(self) -> bool:
         """Whether the averaged weights are those of the last epoch, and not of an earlier one."""
-        return self._best is None or not self._best.are_older
+        return self._best is None or not (self._best.are_older or self.interrupted)
 
     # Training
 
