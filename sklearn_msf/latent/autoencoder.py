@@ -12,6 +12,7 @@ it; 1 for gray images), ``encoder_input_size`` if every image is resized to that
 ``scaling_factor`` and ``shift_factor`` if the latents have a published scaling.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -184,14 +185,11 @@ class ImageAutoencoder(FrozenNetwork):
         try:
             return self._probe()
         except AutoencoderError:
-            if self.image_size is not None:
-                raise
-            try:
+            if self.image_size is None:
                 self._probe_side = _LARGE_PROBE_SIDE
-                return self._probe()
-            except AutoencoderError:
-                self._probe_side = _PROBE_SIDE
-        return self._probe()
+                with contextlib.suppress(AutoencoderError):
+                    return self._probe()
+            raise
 
     def _check_sides(self, images: Tensor, latents: Tensor) -> None:
         """Refuse an encoder that resizes images to a size of its own first."""
