@@ -23,6 +23,7 @@ from sklearn_msf.model.classification import (
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.temperature import apply_temperature
+from sklearn_msf.nn.unet import UNet
 
 N = 21
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)
@@ -212,15 +213,31 @@ def test_a_pass_over_larger_images_has_fewer_of_them(make_tiny_field):
     model = tiny_model(make_tiny_field(), space=LargeSpace())
     assert images_a_pass(model) == 32
     assert images_a_pass(model, 4) == 8
-    assert images_a_pass(model, max_rows=16) == 16
 
 
 def test_a_gpu_takes_large_images_together():
-    of_224_px = SimpleNamespace(shape=(3, 224, 224))
     cpu, gpu = (
-        SimpleNamespace(space=of_224_px, device=torch.device(name)) for name in ("cpu", "cuda")
+        of_default_network(side=224, channels=32, patch_size=16, device=name)
+        for name in ("cpu", "cuda")
     )
     assert (images_a_pass(cpu), images_a_pass(gpu)) == (4, 128)
+
+
+def of_default_network(*, side, channels, patch_size, device="cpu"):
+    unet = UNet(6, 6, channels=channels, channel_mult=(1,), n_blocks=1, patch_size=patch_size)
+    return SimpleNamespace(
+        space=SimpleNamespace(shape=(3, side, side)),
+        field=SimpleNamespace(unet=unet),
+        device=torch.device(device),
+    )
+
+
+def test_a_pass_of_a_larger_network_has_fewer_images():
+    # One that has to be padded to the full size is still computed in a second.
+    default = of_default_network(side=28, channels=32, patch_size=2)
+    of_paper = of_default_network(side=32, channels=128, patch_size=1)
+    assert [images_a_pass(default), images_a_pass(default, max_rows=16)] == [256, 16]
+    assert [images_a_pass(of_paper), images_a_pass(of_paper, max_rows=16)] == [12, 1]
 
 
 def test_draws_of_one_pass_that_are_the_same_are_computed_once(make_tiny_field, monkeypatch):

@@ -28,6 +28,7 @@ from _common import (
     load,
     local_seconds,
     make_parser,
+    refuse_gpu,
     resolved_parameters,
 )
 from sklearn.model_selection import StratifiedKFold
@@ -197,6 +198,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60.0, help="reference seconds")
     parser.add_argument("--folds", type=int, default=0, help="0: the official validation split")
     arguments = parser.parse_args()
+    refuse_gpu()
 
     files = dict(arguments.npz)
     records = Records(BENCHMARK, arguments.output)

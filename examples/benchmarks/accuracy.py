@@ -39,6 +39,7 @@ from _common import (
     machines,
     make_parser,
     mean_and_spread,
+    refuse_gpu,
 )
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, log_loss
@@ -184,6 +185,7 @@ def main():
     parser.add_argument("--systems", nargs="+", default=list(STANDARD), choices=list(COMPARED))
     parser.add_argument("--seconds", type=float, help="reference seconds for every data set")
     arguments = parser.parse_args()
+    refuse_gpu()
 
     files = dict(arguments.npz)
     records = Records(BENCHMARK, arguments.output)

@@ -8,9 +8,10 @@
     python examples/benchmarks/latent.py smoke
     python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER
 
-Each part adds what it measured to docs/benchmarks/latent.json, and runs that the file already
-has are not repeated. Budgets are reference seconds, as in
-accuracy.py, and count everything: training an autoencoder, encoding, training the field.
+Each part adds what it measured to docs/benchmarks/latent.json. Runs of ``accuracy`` and ``retina``
+that the file already has are not repeated; the other parts, which take minutes, are. Budgets are
+reference seconds, as in accuracy.py, and count everything: training an autoencoder, encoding,
+training the field.
 """
 
 import itertools
@@ -43,6 +44,7 @@ from _common import (
     make_parser,
     make_resnet,
     peak_memory_mib,
+    refuse_gpu,
     resized,
     resolved_parameters,
     train_network,
@@ -697,6 +699,8 @@ PARTS = {
     "smoke": measure_smoke,
     "sample": measure_sampling,
 }
+OF_DATA = ("accuracy", "sample")
+OF_REFERENCE_SECONDS = ("accuracy", "retina", "reconstruction")
 
 
 BENCHMARK = Benchmark(
@@ -720,6 +724,12 @@ def main():
     parser.add_argument("--seconds", type=float, default=1500.0, help="reference seconds")
     parser.add_argument("--models", type=Path, help="where to save models over latents")
     arguments = parser.parse_args()
+    if unknown := set(arguments.systems or ()) - SYSTEMS.keys() - RETINA_SYSTEMS.keys():
+        parser.error(f"there is no system {min(unknown)!r}: {[*SYSTEMS, *RETINA_SYSTEMS]}")
+    if arguments.part in OF_DATA and arguments.data is None:
+        parser.error(f"{arguments.part} needs --data")
+    if arguments.part in OF_REFERENCE_SECONDS:
+        refuse_gpu()
     records = Records(BENCHMARK, arguments.output)
     PARTS[arguments.part](arguments, records, gemm_gflops())
     records.show()

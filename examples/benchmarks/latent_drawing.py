@@ -57,7 +57,7 @@ from _common import (
     resolved_parameters,
     sample_images,
 )
-from backbone import EfficientNetStage
+from backbone import ENCODER, EfficientNetStage
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -117,7 +117,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     asked = asked_parameters(LatentMedSymmFlowClassifier(), has_budget=True)
     # The identity names encoders and side; a budget in epochs too.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size", "max_epochs"))
-    return {**asked, **named, "generated": N_GENERATED, "samplers": list(DRAWN)}
+    encoder = ENCODER if SYSTEMS[record["system"]].has_backbone else {}
+    return {**asked, **named, **encoder, "generated": N_GENERATED, "samplers": list(DRAWN)}
 
 
 # Measurement

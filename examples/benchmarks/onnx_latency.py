@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--threads", type=int, default=None, help="threads; torch's by default")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 256], metavar="N")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each batch")
-    parser.add_argument("--kinds", nargs="+", default=["classifier", "sampler"])
+    parser.add_argument("--kinds", nargs="+", default=list(CALLS), choices=list(CALLS))
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

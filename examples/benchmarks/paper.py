@@ -456,7 +456,7 @@ def measure(
     print(named(identity), flush=True)
     try:
         records.add(in_own_process(run_loaded, identity, files, pictures))
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, MemoryError) as error:
         # A hub that cannot be reached, or too little memory: the other runs are still worth it.
         print(f"failed: {named(identity)}: {type(error).__name__}: {error}", flush=True)
 

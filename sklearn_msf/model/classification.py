@@ -32,9 +32,11 @@ __all__ = ["ClassificationSettings", "Prediction", "classify", "images_a_pass", 
 
 # Size of a forward pass in samples, where each draw of an image counts: larger passes are not
 # faster. The size does not depend on the number of images, but it is smaller for larger images, to
-# bound the memory.
+# bound the memory, and for networks larger than the default one (32 channels, 14 x 14 positions),
+# because a pass of one image may have to be padded to the full size.
 _MAX_ROWS = 256
 _MAX_PIXELS = _MAX_ROWS * 28 * 28
+_FEATURES = 32 * 14 * 14
 # On a GPU a pass of so many times as many pixels takes hardly longer, and there is memory for it.
 _TIMES_ON_GPU = 32
 # Times at which the errors of the image branch under the codes of all classes are compared. Each
@@ -194,7 +196,7 @@ def images_a_pass(
     Parameters
     ----------
     model : FittedModel
-        Its space gives the size of the images.
+        Its space gives the size of the images, its field the network.
     n_draws : int, default=1
         Number of draws of each image.
     ode : OdeSettings, optional
@@ -209,9 +211,11 @@ def images_a_pass(
     if ode is not None and ode.is_adaptive:
         # An adaptive solver chooses its steps for a whole batch: images would affect each other.
         return 1
-    n_pixels = math.prod(model.space.shape[1:])
-    most = _MAX_PIXELS * (_TIMES_ON_GPU if model.device.type == "cuda" else 1)
-    return max(1, min(max_rows, most // n_pixels) // n_draws)
+    size = model.space.shape[1:]
+    times = _TIMES_ON_GPU if model.device.type == "cuda" else 1
+    by_pixels = times * _MAX_PIXELS // math.prod(size)
+    by_features = times * max_rows * _FEATURES // model.field.unet.count_features(size)
+    return max(1, min(max_rows, by_pixels, by_features) // n_draws)
 
 
 def _class_evidence(

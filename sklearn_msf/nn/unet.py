@@ -464,6 +464,11 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(width)
         self.conv_out = _zeroed(convolution(width, out_channels * n_folded, 3, padding=1))
 
+    def count_features(self, size: Sequence[int]) -> int:
+        """Count the numbers that the first level makes of one image of this size."""
+        positions = math.prod(math.ceil(side / self.patch_size) for side in size)
+        return self.conv_in.out_channels * positions
+
     def encode(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Encoding:
         """Run the downsampling half and the middle block.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from _common.machine import gemm_gflops, local_seconds
 from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 
@@ -18,6 +20,7 @@ __all__ = [
     "budget_of",
     "group_parameters",
     "make_parser",
+    "refuse_gpu",
     "settings_of",
     "shown_settings",
     "split_settings",
@@ -74,8 +77,24 @@ def budget_of(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Name of the budget, and the parameters of a classifier that keep to it on this machine."""
     if arguments.max_epochs is not None:
         return f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
+    refuse_gpu()
     seconds = local_seconds(arguments.seconds, gemm_gflops())
     return f"{arguments.seconds:g} s", {"time_budget": seconds}
+
+
+def refuse_gpu() -> None:
+    """End the script where a GPU would train for the seconds of a CPU.
+
+    Raises
+    ------
+    SystemExit
+        If torch sees a GPU.
+    """
+    if torch.cuda.is_available():
+        raise SystemExit(
+            "Reference seconds are those of a CPU: set CUDA_VISIBLE_DEVICES= so that torch sees no "
+            "GPU."
+        )
 
 
 def add_settings_option(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ kinds of runs it has: for a given time ("equal"), or to the end of its own recip
 """
 
 import importlib.util
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -25,8 +27,8 @@ from _common.data import as_tensor
 from _common.generated import DEFAULT_SAMPLING, PAPERS_SAMPLING, make_imagenet_features
 from _common.networks import MEDMNIST_RECIPE, Recipe, make_resnet, make_vit, train_network
 from _common.records import asked_parameters, resolved_parameters
-from _common.scores import auc_score
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf.latent.backbone_opening import as_backbone
 
 __all__ = [
     "BALANCED",
@@ -274,24 +276,33 @@ _MOST_ROUNDS = 500
 
 
 def _train_boosting(task: Task) -> Trained:
-    """Boost a round at a time until the time is up."""
+    """Boost until the time is up; validation images choose how many of the rounds are used."""
     start = time.perf_counter()
-    X, y = task.train
+    (X, y), (X_val, y_val) = task.train, task.validation
+    rows = _rows(X)
     model = HistGradientBoostingClassifier(
         max_iter=1, warm_start=True, early_stopping=False, random_state=task.seed
-    )
-    round_seconds = 0.0
-    while True:
-        now = time.perf_counter() - start
-        done = now + round_seconds > task.seconds or model.max_iter > _MOST_ROUNDS
-        if model.max_iter > 1 and done:
+    ).fit(rows, y)
+    n_new = 1
+    while model.max_iter < _MOST_ROUNDS:
+        spent = time.perf_counter() - start
+        # Each call bins the images and predicts with all earlier trees: few calls, of ever more
+        # rounds, as many as fit.
+        affordable = int((task.seconds - spent) * model.max_iter / spent)
+        n_new = min(2 * n_new, affordable, _MOST_ROUNDS - model.max_iter)
+        if n_new < 1:
             break
-        model.fit(_rows(X), y)
-        model.max_iter += 1
-        round_seconds = time.perf_counter() - start - now
-    return Trained(
-        lambda images: model.predict_proba(_rows(images)), resolved={"rounds": model.n_iter_}
-    )
+        model.max_iter += n_new
+        model.fit(rows, y)
+    losses = [
+        log_loss(y_val, p, labels=model.classes_) for p in model.staged_predict_proba(_rows(X_val))
+    ]
+    n_used = int(np.argmin(losses)) + 1
+
+    def predict_proba(images: np.ndarray) -> np.ndarray:
+        return next(itertools.islice(model.staged_predict_proba(_rows(images)), n_used - 1, None))
+
+    return Trained(predict_proba, resolved={"rounds": model.n_iter_, "rounds used": n_used})
 
 
 def _train_automl(task: Task) -> Trained:
@@ -326,7 +337,10 @@ _STRENGTHS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
 
 
 def _train_on_features(features: Probabilities, task: Task) -> Trained:
-    """Logistic regression on features of a network; validation AUC chooses its strength C."""
+    """Logistic regression on features of a network; log loss on validation chooses its C.
+
+    Not AUC, which does not see that a very small C answers the most frequent class to all.
+    """
     (X, y), (X_val, y_val) = task.train, task.validation
     of_train, of_val = features(X), features(X_val)
 
@@ -335,7 +349,12 @@ def _train_on_features(features: Probabilities, task: Task) -> Trained:
         return make_pipeline(StandardScaler(), linear).fit(of_train, y)
 
     models = {strength: fitted(strength) for strength in _STRENGTHS}
-    best = max(models, key=lambda c: auc_score(y_val, models[c].predict_proba(of_val)))
+
+    def validation_loss(strength: float) -> float:
+        model = models[strength]
+        return float(log_loss(y_val, model.predict_proba(of_val), labels=model.classes_))
+
+    best = min(models, key=validation_loss)
     return Trained(
         lambda images: models[best].predict_proba(features(images)),
         images_seen=len(X) + len(X_val),
@@ -343,11 +362,20 @@ def _train_on_features(features: Probabilities, task: Task) -> Trained:
     )
 
 
-def _frozen(title: str, make_features: Callable[[], Any], network: str, **kwargs: Any) -> System:
+_ENLARGED = 224
+
+
+def _frozen(
+    title: str,
+    make_features: Callable[[], Any],
+    network: str,
+    side: int | None = _ENLARGED,
+    **kwargs: Any,
+) -> System:
     return System(
         title,
         lambda task: _train_on_features(make_features(), task),
-        lambda name: {"features": network, "side": 224, "C": _STRENGTHS},
+        lambda name: {"features": network, "side": side, "C": _STRENGTHS, "chosen by": "log loss"},
         takes="any",
         runs=("complete",),
         **kwargs,
@@ -366,30 +394,26 @@ def frozen_backbone(hub_id: str) -> System:
         f"{hub_id}, frozen, logistic regression",
         lambda: _backbone_features(hub_id),
         hub_id,
+        # That of its own files.
+        side=None,
         package="transformers",
     )
 
 
-# Means and deviations with which networks of ImageNet are trained.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 def _backbone_features(hub_id: str) -> Probabilities:
-    """Pooled features: the class token of a transformer, or the mean over all places."""
-    from transformers import AutoModel
+    """Features of a network of transformers: the mean over its map.
 
-    net = AutoModel.from_pretrained(hub_id, use_safetensors=True).eval()
-    side = int(getattr(net.config, "image_size", 224) or 224)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    Size, mean and deviation of the images are those of its own files.
+    """
+    backbone = as_backbone(hub_id)
+    size = backbone.preprocessing.size or (_ENLARGED, _ENLARGED)
 
     @torch.inference_mode()
     def features(X: np.ndarray) -> np.ndarray:
         parts = []
         for x in as_tensor(X).split(32):
-            x = F.interpolate(x.expand(-1, 3, -1, -1), (side, side), mode="bilinear")
-            hidden = net(pixel_values=((x + 1) / 2 - mean) / std).last_hidden_state
-            pooled = hidden[:, 0] if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
-            parts.append(pooled)
+            x = F.interpolate(x.expand(-1, 3, -1, -1), size, mode="bilinear")
+            parts.append(backbone.encode(x).mean(dim=(2, 3)))
         return torch.cat(parts).double().numpy()
 
     return features
@@ -473,11 +497,15 @@ SYSTEMS: dict[str, System] = {
     "boosting": System(
         "gradient boosting on pixels",
         _train_boosting,
-        lambda name: {"trees": "HistGradientBoostingClassifier", "rounds": _MOST_ROUNDS},
+        lambda name: {
+            "trees": "HistGradientBoostingClassifier",
+            "rounds": _MOST_ROUNDS,
+            "chosen by": "log loss",
+        },
     ),
     "frozen": _frozen(
         "EfficientNet-Lite0 (ImageNet), frozen, logistic regression",
-        lambda: make_imagenet_features(224),
+        lambda: make_imagenet_features(_ENLARGED),
         "efficientnet-lite0",
         package="efficientnet_lite_pytorch",
     ),
