@@ -1,4 +1,4 @@
-# Two commands on a fresh machine, each making its own virtual environment:
+# Two commands on a fresh machine, which make and share a virtual environment:
 #   make demo   fit, evaluate, reject, draw
 #   make test   lint, types, tests
 # And before a release: make release-check, see docs/releasing.md.

@@ -101,17 +101,17 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         smaller values count as 0.05. 0 counts as 1, because all samples then teach
         classification. With longer training small data sets are memorised.
     time_budget : float, default=None
-        Seconds within which fit ends. The learning rate schedule is shortened to fit, and there are
-        fewer epochs if necessary. How much is learned in this time depends on the machine, so
-        results are not exactly reproducible.
+        Seconds within which fit ends, after at least one step. The learning rate schedule is
+        shortened to fit, and there are fewer epochs if necessary. How much is learned in this time
+        depends on the machine, so results are not exactly reproducible.
     batch_size : int, default=128
         Number of images in a training step. An epoch is split evenly into steps of about this size,
         unless ``optimizer_params={"even_batches": False}``.
     optimizer : {"auto", "adamw", "muon"}, default="auto"
         "adamw": AdamW (the paper). "muon": Muon for the weights that are matrices and AdamW for the
-        others, at the same learning rate. "auto": Muon if `max_epochs` with it make 500 steps or
-        more, even if a `time_budget` ends training earlier, else AdamW. With `warm_start` or
-        `partial_fit` "auto" keeps the optimizer of the first call.
+        others, at the same learning rate. "auto": Muon if `max_epochs` with it show 500 full
+        batches or more, even if a `time_budget` ends training earlier, else AdamW. With
+        `warm_start` or `partial_fit` "auto" keeps the optimizer of the first call.
     learning_rate : float, default=3e-3
         Peak of the learning rate. It rises in the first tenth of training, and then falls to zero
         by a cosine.

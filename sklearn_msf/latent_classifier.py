@@ -37,8 +37,9 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
 
         - an id on the Hugging Face hub or a folder with an ``AutoencoderKL`` or
           ``AutoencoderTiny`` of diffusers; the paper uses "stabilityai/sd-vae-ft-mse". Only
-          ``config.json`` and ``diffusion_pytorch_model.safetensors`` are opened. What is in the
-          hub's cache is used without asking the hub. A Path is always a folder;
+          ``config.json`` and ``diffusion_pytorch_model.safetensors`` are opened, and on the hub the
+          licence in ``README.md``. What is in the hub's cache is used without asking the hub. A
+          Path is always a folder;
         - any object with `encode` and `decode` for tensors in [-1, 1], see "Latents" in the
           documentation;
         - "fit" first trains a small ``AutoencoderKL`` on X;
@@ -51,9 +52,10 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         latents ("joint latents"). They help to classify; only the latents are decoded:
 
         - an id on the Hugging Face hub or a folder with a vision model of transformers. Only
-          ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` and the licence in
-          ``README.md`` are read, and no code of a repository is run. What is in the hub's cache is
-          used without asking the hub. A Path is always a folder;
+          ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` (in a folder without
+          it ``processor_config.json``) and the licence in ``README.md`` are read, and no code of a
+          repository is run. What is in the hub's cache is used without asking the hub. A Path is
+          always a folder;
         - a vision model of transformers as an object;
         - any torch module whose forward makes maps (n, C, h, w) of images (n, 3, H, W) in [-1, 1],
           with an attribute ``image_size`` if it takes images of one size only.
@@ -95,8 +97,8 @@ verbose
         in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
         ``image_weight=0.5``; in `network_params` ``channel_mult=(1, 2)``, ``dropout=0.1`` and
         ``upsampling="adm"``. A `time_budget` includes opening and training of the encoders and the
-        encoding; with "fit" a third of it is for the autoencoder. If it is over before training
-        begins, `fit` raises a ValueError.
+        encoding; with "fit" a third of it is for the autoencoder. If opening encoders
+        took all of it, `fit` raises a ValueError; if encoding did, training makes one step.
 
     Attributes
     ----------
@@ -206,7 +208,8 @@ loss_curve_, rejection_, hub_source_
         """Open a model that :meth:`save_pretrained` saved or :meth:`push_to_hub` uploaded.
 
         Nothing in the files is executed. The files contain an autoencoder that was trained with the
-        model, opened from a folder or passed as an object of diffusers. An autoencoder from the hub
+        model, opened from a folder or passed as an unchanged ``AutoencoderKL`` or
+        ``AutoencoderTiny`` of diffusers. An autoencoder from the hub
         is named in the files by id and revision, and opened from the hub or its cache, never from
         another folder. A backbone from the hub is named likewise, with a digest of its weights; the
         files contain no other backbone.

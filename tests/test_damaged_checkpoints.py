@@ -199,6 +199,7 @@ WRONG = {
     "n_steps": [*NEVER, True, 9.0],
     "n_restarts": [*NEVER, True, 3],
     "elapsed": [*NEVER, True, -0.5],
+    "begun": [*NEVER, True, -0.5],
     "best": [*NEVER, True, 0.5],
     "finished": [*NEVER, 0, 0.0],
     "seed": [*NEVER, True, 5.0],

@@ -1,6 +1,10 @@
+import pickle
+
 import numpy as np
+import pytest
 import torch
 
+from sklearn_msf._estimator import fit as fit_module
 from sklearn_msf.training.early_stopping import BestWeights
 
 
@@ -41,6 +45,34 @@ def test_training_goes_on_from_the_best_weights_and_not_from_later_ones(make_cla
     classifier.set_params(learning_rate=1e-12, early_stopping=False)
     after = classifier.fit(X, y).predict_proba(X)
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch):
+    held_out, split = [], fit_module.hold_out
+
+    def noted(*arguments):
+        kept, held = split(*arguments)
+        held_out.append(held.weights.tolist())
+        return kept, held
+
+    monkeypatch.setattr(fit_module, "hold_out", noted)
+    rng = np.random.default_rng(0)
+    X, y, weights = rng.random((60, 8, 8)), np.arange(60) % 2, np.linspace(1, 2, 60)
+    settings = {"early_stopping": True, "max_epochs": 1, "random_state": None}
+    classifier = make_classifier(warm_start=True, **settings)
+    for _ in range(2):
+        classifier.fit(X, y, sample_weight=weights)
+        # The seed is kept by copies and pickles too.
+        classifier = pickle.loads(pickle.dumps(classifier))
+    assert held_out[0] == held_out[1]
+
+
+def test_a_continued_fit_that_cannot_know_what_was_trained_on_says_so(make_classifier):
+    X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
+    classifier = make_classifier(warm_start=True, max_epochs=1).fit(X, y)
+    classifier.set_params(early_stopping=True)
+    with pytest.warns(UserWarning, match="may have been trained on"):
+        classifier.fit(X, y)
 
 
 def test_without_scores_nothing_happens(make_tiny_field):

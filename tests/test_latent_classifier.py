@@ -16,8 +16,11 @@ from conftest import (
     tiny_latent_classifier,
 )
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator import fit as fit_module
+from sklearn_msf._estimator.calibration import MODEL_FRACTION
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
@@ -157,6 +160,69 @@ def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
     settings = {"autoencoder": Averages(), "augment": "hflip+affine", "time_budget": 200.0}
     tiny_latent_classifier(**settings).fit(X, Y)
     assert now[0] < 200
+
+
+@pytest.fixture
+def encoding_a_second_an_image(monkeypatch, short_fitting):
+    """Encoding is all that takes time, a second for each image; gives the encoder."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    class Slow(Averages):
+        def encode(self, images):
+            now[0] += 1.0 * len(images)
+            return super().encode(images)
+
+    return Slow()
+
+
+def test_learning_rates_rise_and_fall_in_what_encoding_leaves_of_the_time(
+    encoding_a_second_an_image,
+):
+    settings = {
+        "autoencoder": encoding_a_second_an_image,
+        "augment": None,
+        "time_budget": 100.0,
+        "max_epochs": 20,
+    }
+    classifier = tiny_latent_classifier(**settings).fit(X, Y)
+    rates = [epoch_log["learning_rate"] for epoch_log in classifier.history_]
+    assert rates[0] < 0.5 * classifier.learning_rate
+    assert max(rates) > 0.95 * classifier.learning_rate
+
+
+def test_time_that_encoding_has_used_up_is_told_and_a_step_is_made(encoding_a_second_an_image):
+    settings = {
+        "autoencoder": encoding_a_second_an_image,
+        "augment": "hflip+affine",
+        "n_variations": 8,
+        "time_budget": 60.0,
+    }
+    classifier = tiny_latent_classifier(**settings)
+    with pytest.warns(ConvergenceWarning, match=r"time_budget=60.0 was over before training"):
+        classifier.fit(X, Y)
+    (epoch_log,) = classifier.history_
+    assert epoch_log["learning_rate"] > 0
+
+
+def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_image, monkeypatch):
+    seconds = []
+    divide = fit_module._divide_time
+
+    def noted(state, trainer, plan, final):
+        spent = trainer.budget.elapsed
+        divide(state, trainer, plan, final)
+        seconds.append((trainer.budget.seconds - spent) / (100.0 - spent))
+
+    monkeypatch.setattr(fit_module, "_divide_time", noted)
+    settings = {
+        "autoencoder": encoding_a_second_an_image,
+        "augment": None,
+        "time_budget": 100.0,
+        "calibration": "temperature",
+    }
+    tiny_latent_classifier(**settings).fit(X, Y)
+    assert seconds == [pytest.approx(MODEL_FRACTION)]
 
 
 @pytest.fixture

@@ -103,6 +103,8 @@ def test_what_auto_aims_at_within_a_budget_is_part_of_a_record_that_has_one():
     aims = of_budget.pop("fraction_aims")
     assert aims == [list(aim) for aim in FRACTION_AIMS]
     assert of_budget == common.asked_parameters(MedSymmFlowClassifier())
+    over_latents = common.asked_parameters(LatentMedSymmFlowClassifier(), has_budget=True)
+    assert over_latents["schedule_begins"] == "with the first step"
     named = MedSymmFlowClassifier(classification_fraction=0.8)
     assert "fraction_aims" not in common.asked_parameters(named, has_budget=True)
 

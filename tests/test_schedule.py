@@ -78,10 +78,46 @@ def test_a_pause_for_validation_has_to_fit_in_too(clock):
 
 def test_a_resumed_run_counts_the_seconds_before(clock):
     budget = TimeBudget(10.0)
-    budget.resume(4.0)
+    budget.resume(4.0, 0.0)
     clock(1.0)
     assert budget.elapsed == pytest.approx(5.0)
     assert budget.share() == pytest.approx(0.5)
+
+
+def test_the_schedule_begins_with_the_first_step(clock):
+    budget = TimeBudget(10.0)
+    clock(6.0)
+    budget.begin()
+    assert budget.share() == 0.0
+    clock(2.0)
+    assert budget.share() == pytest.approx(0.5)
+    resumed = TimeBudget(10.0)
+    clock(1.0)
+    resumed.begin()
+    resumed.resume(8.0, budget.begun)
+    # A second of its own preparation, six of the earlier one; three are left for steps.
+    assert resumed.share() == pytest.approx(2 / 3)
+
+
+def test_a_schedule_for_which_no_time_is_left_is_at_its_beginning(clock):
+    budget = TimeBudget(10.0)
+    clock(12.0)
+    assert budget.is_over()
+    budget.begin()
+    assert budget.share() == 0.0
+    assert not TimeBudget(None).is_over()
+
+
+def test_the_only_step_of_an_epoch_is_measured(clock):
+    budget = TimeBudget(10.0)
+    budget.start_steps()
+    clock(4.0)
+    budget.end_step()
+    budget.end_pause(0.0)
+    # Six seconds are left for a step of about four, with half a step to spare.
+    assert not budget.is_up()
+    clock(1.5)
+    assert budget.is_up()
 
 
 @pytest.mark.parametrize("warmup", WARMUPS)

@@ -279,6 +279,21 @@ def test_an_interrupt_before_the_first_step_is_one(make_tiny_field, bright_and_d
         trainer.fit(bright_and_dark, validate=interrupt)
 
 
+def test_an_interrupt_before_the_first_step_of_a_continued_run_is_one_too(
+    make_tiny_field, bright_and_dark
+):
+    before = make_trainer(make_tiny_field(n_classes=2), max_epochs=1)
+    before.fit(bright_and_dark)
+    trainer = make_trainer(make_tiny_field(n_classes=2), time_budget=10.0)
+    trainer.load_weights(before.state())
+
+    def interrupt(field):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(bright_and_dark, validate=interrupt)
+
+
 class CountingCallback:
     """Counts epochs and ends training after some of them."""
 

@@ -238,7 +238,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ValueError
             For parameters, images, labels, weights or groups that cannot be used, for a
             validation set that does not fit X or is not used, and for a `checkpoint_dir` of another
-            run. The message names the value and what is expected.
+            run, or one that cannot be read or written to. The message names the value and what is
+            expected.
         DivergenceError
             A ValueError: loss or weights were not finite, and repeating the epoch at lower learning
             rates did not help. If earlier epochs were complete, the estimator is fitted with their
@@ -246,7 +247,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         MemoryError
             If memory runs out; the message names what to lower.
         OSError
-            If checkpoints, or latents that are kept in a file, cannot be written.
+            If latents that are kept in a file cannot be written. (A checkpoint that cannot be
+            written later is a warning.)
         ProcessGroupError
             A RuntimeError: the processes of a group differ in data or parameters, or one has ended.
         AutoencoderError, BackboneError, HubError, ImportError

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf._estimator.auto_settings import (
     classification_settings,
@@ -80,6 +81,8 @@ class Continuation:
     n_images_before : float, default=0.0
         Number of images that the image branch has learned from before the history begins, as
         :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
+    split_seed : int or None, default=None
+        Seed by which early stopping split off its images; None if nothing was split off.
     """
 
     optimizer: str | None
@@ -87,6 +90,7 @@ class Continuation:
     training_state: TrainingState | None
     origin: Any
     n_images_before: float = 0.0
+    split_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def fit(
     p = state.p
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
-    state, held_out = _hold_out(state, random_state)
+    state, held_out, split_seed = _hold_out(state, random_state, seed)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
     if calibrates and held_out is not None:
         check_several_classes(held_out)
@@ -261,7 +265,8 @@ def fit(
         temperature = temperature_of(held_out, of_held_out, trainer.average)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
-    return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
+    done = _outcome(state, trainer, model, keep_state=bool(p.warm_start))
+    return replace(done, continuation=replace(done.continuation, split_seed=split_seed)), failure
 
 
 @standard_torch()
@@ -438,15 +443,28 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
 
 
 def _hold_out(
-    state: _FitState, random_state: np.random.RandomState
-) -> tuple[_FitState, TrainingSamples | None]:
-    """Split off the validation part of early stopping, or take the user's validation set."""
+    state: _FitState, random_state: np.random.RandomState, seed: int
+) -> tuple[_FitState, TrainingSamples | None, int | None]:
+    """Split off the validation part of early stopping, or take the user's validation set.
+
+    Returns too by which seed was split: a continued fit splits as the first one did, whatever
+    random_state is, because it must not validate on images that the first one has trained on.
+    """
+    split_seed = None if state.previous is None else state.previous.continuation.split_seed
     if state.validation is not None:
-        return state, state.validation
+        return state, state.validation, split_seed
     if not state.p.early_stopping:
-        return state, None
-    samples, held_out = hold_out(state.samples, state.p.validation_fraction, random_state)
-    return replace(state, samples=samples), held_out
+        return state, None, split_seed
+    if state.previous is not None and split_seed is None:
+        warn_user(
+            "early_stopping=True holds out images that the model may have been trained on, as the "
+            "fit that warm_start continues held out none: validation scores are too good. Pass "
+            "X_val and y_val, or fit anew with warm_start=False.",
+        )
+    split_seed = seed if split_seed is None else split_seed
+    by_seed = random_state if split_seed == seed else np.random.RandomState(split_seed)
+    samples, held_out = hold_out(state.samples, state.p.validation_fraction, by_seed)
+    return replace(state, samples=samples), held_out, split_seed
 
 
 def _divide_time(
@@ -460,10 +478,18 @@ def _divide_time(
     if budget is None:
         return
     if plan is not None:
-        prepared = state.preparation.time_fraction
-        trainer.budget.seconds = (prepared + (1 - prepared) * MODEL_FRACTION) * budget
+        # A resumed run did not train its autoencoder, but the run that it resumes did.
+        prepared = max(trainer.budget.elapsed, state.preparation.time_fraction * budget)
+        trainer.budget.seconds = prepared + (budget - prepared) * MODEL_FRACTION
     if final is not None:
         trainer.reserve_time_of(final)
+    if trainer.budget.is_over():
+        warn_user(
+            f"time_budget={budget!r} was over before training began, after "
+            f"{trainer.budget.elapsed:.1f} seconds: the model learns next to nothing. Set a larger "
+            "time_budget.",
+            ConvergenceWarning,
+        )
 
 
 def _check_codes(p: Parameters, n_classes: int) -> None:
@@ -623,6 +649,7 @@ def _outcome(
         training_state=trainer.state() if keep_state and trainer.is_at_its_best else None,
         origin=state.preparation.origin,
         n_images_before=n_images_before,
+        split_seed=None if previous is None else previous.continuation.split_seed,
     )
     return Fit(model, trainer.history, continuation, state.samples.features)
 

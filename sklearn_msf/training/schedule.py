@@ -47,6 +47,8 @@ class TimeBudget:
     def __init__(self, seconds: float | None, started: float | None = None):
         self.seconds = seconds
         self._started = time.perf_counter() if started is None else started
+        # Seconds before the first step.
+        self._begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
         self._checked = self._started
         self._step_seconds = self._pause_seconds = 0.0
@@ -56,14 +58,28 @@ class TimeBudget:
         """Seconds since the start."""
         return time.perf_counter() - self._started
 
-    def resume(self, elapsed: float) -> None:
-        """Add the seconds that an earlier part of the run took."""
+    @property
+    def begun(self) -> float:
+        """Seconds before the first step, such as those of encoding."""
+        return self._begun
+
+    def begin(self) -> None:
+        """Begin the schedule now: what has passed was preparation."""
+        self._begun = self.elapsed
+
+    def resume(self, elapsed: float, begun: float) -> None:
+        """Add the seconds that an earlier part of the run took, and those before its first step."""
         self._started -= elapsed
+        self._begun += begun
 
     def reserve(self, seconds: float) -> None:
         """Shorten the budget by the seconds that are needed after the run."""
         if self.seconds is not None:
             self.seconds -= seconds
+
+    def is_over(self) -> bool:
+        """Return whether all of the time has passed."""
+        return self.seconds is not None and self.elapsed >= self.seconds
 
     def start_steps(self) -> None:
         """Start to time the next step now."""
@@ -74,9 +90,21 @@ class TimeBudget:
         self._pause_seconds = max(self._pause_seconds, seconds)
         self.start_steps()
 
+    def end_step(self) -> float:
+        """Record the length of a step after which there is a pause; return the time elapsed."""
+        now = time.perf_counter()
+        self._step_seconds = max(self._step_seconds, now - self._checked)
+        self._checked = now
+        return now - self._started
+
     def share(self) -> float:
-        """Return the fraction of the time that has passed; 0 without a limit."""
-        return 0.0 if self.seconds is None else self.elapsed / self.seconds
+        """Return the fraction of the time for steps that has passed; 0 without a limit.
+
+        It is 0 as well if nothing was left for steps.
+        """
+        if self.seconds is None or self.seconds <= self._begun:
+            return 0.0
+        return (self.elapsed - self._begun) / (self.seconds - self._begun)
 
     def is_up(self, n_running: int = 0) -> bool:
         """Return whether one more step and the pause after it could end too late.

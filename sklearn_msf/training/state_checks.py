@@ -19,7 +19,7 @@ __all__ = ["check_generator_state", "check_numbers"]
 
 # Up to here every integer is exact as a float, too.
 _MAX_STEPS = 2**53
-_ENTRIES = frozenset({"n_steps", "n_restarts", "elapsed", "history", "finished"})
+_ENTRIES = frozenset({"n_steps", "n_restarts", "elapsed", "begun", "history", "finished"})
 # The state of a CPU generator begins with the seed, how many numbers are left before the next 624
 # are made, whether it is seeded, and the position of the next number.
 _CPU_GENERATOR = struct.Struct("=QiiQ")
@@ -58,8 +58,9 @@ def check_numbers(
     n_steps, n_restarts = metadata["n_steps"], metadata["n_restarts"]
     _require(_is_count(n_steps, _MAX_STEPS) and n_steps >= len(history), "n_steps", n_steps)
     _require(_is_count(n_restarts, max_restarts), "n_restarts", n_restarts)
-    elapsed = metadata["elapsed"]
-    _require(type(elapsed) is float and 0 <= elapsed < math.inf, "elapsed", elapsed)
+    for name in ("elapsed", "begun"):
+        seconds = metadata[name]
+        _require(type(seconds) is float and 0 <= seconds < math.inf, name, seconds)
     if early_stopping:
         _check_best(metadata["best"], len(history))
 

@@ -117,6 +117,7 @@ class Trainer:
             "n_steps": self._optimizer.n_steps,
             "n_restarts": self._n_restarts,
             "elapsed": self.budget.elapsed,
+            "begun": self.budget.begun,
             "history": [dict(epoch_log) for epoch_log in self.history],
         }
         if self._best is not None:
@@ -204,13 +205,16 @@ class Trainer:
             average has the best weights.
         """
         self._report = report
+        n_steps_before = self._optimizer.n_steps
+        self.budget.begin()
         finished = self._resume_latest(checkpoints)
         with self._step.running():
             try:
                 if not finished:
                     self._run_epochs(data, validate, callback, checkpoints)
             except KeyboardInterrupt:
-                if not (self._optimizer.n_steps and self.survives_interrupts):
+                has_steps = self._optimizer.n_steps > n_steps_before
+                if not (has_steps and self.survives_interrupts):
                     raise
                 self._after_interrupt()
             finally:
@@ -226,7 +230,7 @@ class Trainer:
         fraction = self.history[-1]["classification_fraction"]
         if self.settings.raises_fraction and fraction != self.settings.classification_fraction:
             self._use_fraction(fraction)
-        self.budget.resume(state.metadata["elapsed"])
+        self.budget.resume(state.metadata["elapsed"], state.metadata["begun"])
         is_finished = bool(state.metadata["finished"])
         # The time of a budget ends a run too, and early stopping has no calibration run.
         has_epochs_left = len(self.history) < self.settings.max_epochs
@@ -385,6 +389,7 @@ class Trainer:
             if self._report is not None and epoch is not None:
                 self._report(self._progress(share), None)
         losses.append(self._checked_losses(rates))
+        seconds = self.budget.end_step() - start
         image_loss, label_loss = (torch.cat(losses).sum(dim=0) / max(len(rates), 1)).tolist()
         return {
             "epoch": len(self.history) + 1,
@@ -394,7 +399,7 @@ class Trainer:
             "learning_rate": rate,
             "n_images": n_images,
             "classification_fraction": self.settings.classification_fraction,
-            "seconds": self.budget.elapsed - start,
+            "seconds": seconds,
         }
 
     def _fraction_choice(self) -> FractionChoice | None:

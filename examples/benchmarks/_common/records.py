@@ -58,7 +58,8 @@ def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, A
 
     The number of its recipe is one of them. Entries of the dict parameters stand beside the others.
     Time budget and seed are left out: they are of a run, and the first depends on the machine. What
-    "auto" aims at within a budget is part of those of a run that `has_budget`.
+    "auto" aims at within a budget, and when its schedule begins, is part of those of a run that
+    `has_budget`.
     """
     values = with_defaults(estimator.get_params(deep=False), estimator._group_defaults)
     kept = {
@@ -70,6 +71,9 @@ def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, A
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
     if has_budget and kept["classification_fraction"] == "auto":
         kept["fraction_aims"] = FRACTION_AIMS
+    if has_budget and isinstance(estimator, sklearn_msf.LatentMedSymmFlowClassifier):
+        # Before, learning rates fell while images were encoded.
+        kept["schedule_begins"] = "with the first step"
     return {"estimator": names[0], "recipe": recipe, **_plain(kept)}
 
 
