@@ -81,10 +81,22 @@ class RecordedCuda:
         # What the current stream waited for, and the settings of each capture.
         self.waits, self.settings = [], []
         self.current = self.Stream()
+        # Pools whose failed captures were ended, and generators that were given a state anew.
+        self.ended_pools, self.restored = [], []
+        self.default_generator = types.SimpleNamespace(
+            clone_state=lambda: "state", graphsafe_set_state=self.restored.append
+        )
+
+    def end_pool(self, index, pool):
+        self.ended_pools.append(pool)
 
     def install(self, monkeypatch):
         for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph", "device"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {len(self.pools)}")
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "default_generators", (self.default_generator,))
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_pool, raising=False)
         monkeypatch.setattr(cuda_graphs, "_can_capture", lambda device: True)
         return self
 
@@ -121,7 +133,6 @@ class RecordedCuda:
         return types.SimpleNamespace(
             recording=recording,
             replay=replay,
-            pool=lambda: "pool",
             register_generator_state=self.generators.append,
         )
 

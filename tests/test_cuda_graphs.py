@@ -61,6 +61,26 @@ def test_where_the_capture_fails_the_function_runs_with_one_warning(cuda, module
     assert not cuda.captured
 
 
+def test_a_failed_capture_is_ended(cuda, module):
+    cuda.n_failures = 1
+    with pytest.warns(UserWarning, match="could not be captured"):
+        replay(module, 0, module, torch.ones(2, 3))
+    assert cuda.ended_pools == cuda.pools == ["pool 0"]
+    assert cuda.restored == ["state"]
+    replay(module, 1, module, torch.ones(2, 3))
+    assert cuda.ended_pools == ["pool 0"]
+
+
+def test_no_graph_is_replayed_while_another_one_is_captured(cuda, module):
+    seen = []
+    replay(module, 0, module, torch.ones(2, 3))
+    (graph,) = cuda_graphs._PASSES[module].values()
+    play = graph._graph._graph.replay
+    graph._graph._graph.replay = lambda: seen.append(cuda_graphs._CAPTURING.locked()) or play()
+    replay(module, 0, module, torch.ones(2, 3))
+    assert seen == [True]
+
+
 def test_after_a_failed_capture_work_goes_on_where_it_was(cuda, module):
     before, cuda.n_failures = cuda.current, 1
     with pytest.warns(UserWarning, match="could not be captured"):
@@ -188,7 +208,7 @@ def test_the_graphs_of_a_run_share_one_pool_that_other_threads_may_work_beside(c
     for _ in range(5):
         for key in ("a", "b"):
             steps.run(key, counter.add, (torch.ones(2),))
-    assert cuda.pools == [None, "pool"]
+    assert cuda.pools == ["pool 0", "pool 0"]
     assert cuda.error_modes == ["thread_local"] * 2
     assert cuda.devices == [torch.device("cpu")] * 10
 

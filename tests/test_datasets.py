@@ -1,7 +1,9 @@
 """fetch_medmnist against a local server that also stalls, truncates and lies."""
 
+import errno
 import hashlib
 import io
+import os
 import threading
 import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -234,6 +236,32 @@ def test_a_passing_failure_is_tried_again(server, tmp_path, failure):
     X, _ = fetch_medmnist("toymnist", data_home=tmp_path, return_X_y=True)
     assert len(X) == 10
     assert server.n_requests == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such permissions")
+def test_a_downloaded_file_is_for_all_who_may_read_new_files(server, tmp_path):
+    server.behaviours = ["good"]
+    fetch_medmnist("toymnist", data_home=tmp_path)
+    (tmp_path / "new").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("toymnist.npz", "new")]
+    assert modes[0] == modes[1]
+
+
+def test_a_full_disk_is_not_tried_again(server, tmp_path, monkeypatch):
+    calls = []
+
+    class Full:
+        def __init__(self, **options):
+            pass
+
+        def __call__(self, url, output_file, pooch_):
+            calls.append(url)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pooch.HTTPDownloader", Full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch_medmnist("toymnist", data_home=tmp_path)
+    assert len(calls) == 1
 
 
 def test_a_damaged_file_is_never_used(server, tmp_path):

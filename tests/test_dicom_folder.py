@@ -195,6 +195,39 @@ def test_colours_are_8_bits_and_palettes_are_looked_up(tmp_path):
     np.testing.assert_array_equal(load_one(tmp_path), colors[indices])
 
 
+def test_entries_of_a_palette_with_8_bits_may_be_stored_in_16(tmp_path):
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    elements = {}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        elements[f"{name}PaletteColorLookupTableData"] = np.arange(256, dtype="<u2").tobytes()
+    write_dicom(tmp_path / "a.dcm", indices, photometric="PALETTE COLOR", bits=8, **elements)
+    np.testing.assert_array_equal(load_one(tmp_path), np.stack([indices] * 3, axis=-1))
+
+
+def test_empty_elements_are_absent_and_half_a_rescaling_is_refused(tmp_path):
+    empty = {"RescaleSlope": None, "RescaleIntercept": None}
+    write_dicom(tmp_path / "a" / "a.dcm", STORED, **empty)
+    np.testing.assert_array_equal(load_one(tmp_path / "a"), STORED)
+    table = {"VOILUTSequence": [lookup_table([0, 0, 5, 255], bits=8)]}
+    window = {"WindowCenter": None, "WindowWidth": None}
+    write_dicom(tmp_path / "b" / "b.dcm", STORED, **window, **table)
+    assert load_one(tmp_path / "b", window="file").max() == 255
+    for number, half in enumerate([{"RescaleIntercept": -1024}, {**empty, "RescaleSlope": 2}]):
+        write_dicom(tmp_path / "c" / f"{number}.dcm", STORED, **half)
+    with pytest.raises(ValueError, match="only one of RescaleSlope and RescaleIntercept"):
+        load_image_folder(tmp_path / "c")
+
+
+def test_an_index_of_dicom_files_is_no_image(tmp_path):
+    for label in ("ill", "well"):
+        write_dicom(tmp_path / label / "a.dcm", STORED)
+    write_dicom(tmp_path / "DICOMDIR", STORED)
+    bunch = load_image_folder(tmp_path)
+    assert bunch.filenames.tolist() == ["ill/a.dcm", "well/a.dcm"]
+    assert "DICOMDIR" in bunch.report.ignored
+
+
 def test_luma_and_chroma_become_rgb(tmp_path):
     # A gray of 90 has a chroma of 128.
     ybr = np.broadcast_to(np.array([90, 128, 128], np.uint8), (6, 8, 3)).copy()
@@ -268,6 +301,20 @@ def test_slices_are_ordered_by_position_or_else_by_number(tmp_path, places):
     bunch = load_image_folder(tmp_path, volumes=True)
     assert bunch.filenames.tolist() == ["ill/v", "well/v"]
     assert bunch.data[0, :, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_slices_of_which_only_some_have_a_position_are_no_volume(tmp_path):
+    axes = [1, 0, 0, 0, 1, 0]
+    with_position = [
+        {"InstanceNumber": i, "ImageOrientationPatient": axes, "ImagePositionPatient": [0, 0, i]}
+        for i in range(2)
+    ]
+    write_series(tmp_path / "ill" / "v", [*with_position, {"InstanceNumber": 2}])
+    write_series(tmp_path / "ill" / "w", [{"InstanceNumber": 2}, {}])
+    write_series(tmp_path / "ill" / "x", with_position)
+    with pytest.warns(UserWarning, match="do not all have a position"):
+        bunch = load_image_folder(tmp_path, volumes=True)
+    assert bunch.filenames.tolist() == ["ill/x"]
 
 
 def test_slices_at_one_position_or_of_several_series_are_no_volume(tmp_path):

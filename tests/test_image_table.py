@@ -2,6 +2,7 @@
 
 import locale
 import os
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -124,12 +125,12 @@ def changed(row, column, value):
         (changed(1, "file", None), "column 'file' of labels has None in row 1"),
         (
             changed(1, "label", None),
-            r"'label' of labels is empty \(NaN, NA, null or None\) in 1 of 3",
+            r"'label' of labels is empty \(no text, NaN, NA, null or None\) in 1 of 3",
         ),
         (changed(1, "label", np.nan), "first row 1: fill it in, leave these rows out"),
         (
             changed(1, "label", pd.NA),
-            "'label' of labels is empty .NaN, NA, null or None. in 1 of 3",
+            "'label' of labels is empty .no text, NaN, NA, null or None. in 1 of 3",
         ),
         (changed(1, "label", 5), "'label' of labels mixes numbers, such as 5, and text"),
         (changed(1, "label", "Ill"), "labels 'ill' and 'Ill' have the same name but for its case"),
@@ -204,6 +205,33 @@ def test_rows_of_one_volume_are_its_slices(tmp_path):
     frame.loc[1, "label"] = "well"
     with pytest.raises(ValueError, match="slices of volume 'v' several labels: 'ill', 'well'"):
         load_image_folder(tmp_path, labels=frame, volumes=True)
+
+
+def test_a_volume_of_several_folders_is_refused(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / "p" / folder / "0.png", np.zeros((4, 4), np.uint8))
+    frame = pd.DataFrame({"file": ["p/a", "p/b"], "volume": ["p", "p"]})
+    with pytest.raises(ValueError, match="'p' has 2 rows in labels, of which some name folders"):
+        load_image_folder(tmp_path, labels=frame, volumes=True)
+
+
+@pytest.mark.parametrize("column", ["label", "group"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_empty_text_is_missing(images, column, empty):
+    with pytest.raises(ValueError, match=rf"'{column}' of labels is empty .* first row 1"):
+        load_image_folder(images, labels=table(**{column: ["u", empty, "v"]}))
+
+
+def test_names_of_classes_have_one_form(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Nävus") for form in ("NFC", "NFD"))
+    for folder, name in (("train", composed), ("test", decomposed)):
+        for label in (name, "other"):
+            write(tmp_path / folder / label / "a.png")
+        assert composed in load_image_folder(tmp_path / folder).target_names
+    files = ["other/a.png", f"{composed}/a.png"]
+    frame = pd.DataFrame({"file": files, "label": [decomposed, "other"]})
+    bunch = load_image_folder(tmp_path / "train", labels=frame)
+    assert bunch.target.tolist() == [composed, "other"]
 
 
 def test_a_table_may_name_folders_of_slices(tmp_path):

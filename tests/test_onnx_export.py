@@ -288,6 +288,23 @@ def test_a_dtype_that_onnx_lacks_is_refused(tmp_path):
         refused(classifier, tmp_path / "m.onnx", "dtype .*which ONNX lacks", kind)
 
 
+def test_samples_of_float16_may_differ_by_a_rounding(tmp_path):
+    X = np.random.default_rng(0).random((24, 28, 28)).astype(np.float16)
+    classifier = tiny_classifier(class_dropout=0.1, classification_fraction=0.5, max_epochs=1)
+    classifier.fit(X, np.arange(24) % 3).export_onnx(tmp_path / "m.onnx", "sampler")
+    assert (tmp_path / "m.onnx").is_file()
+
+
+def test_labels_that_a_file_cannot_hold_are_refused_first(tmp_path, monkeypatch):
+    days = np.array(["2026-01-01", "2026-01-02", "2026-01-03"], "datetime64[D]")
+    classifier = tiny_classifier(max_epochs=1, classification_fraction=0.5)
+    classifier.fit(RGB, days[np.arange(len(RGB)) % 3])
+    monkeypatch.setattr(onnx_files, "to_onnx", None)
+    for kind in ("classifier", "sampler"):
+        with pytest.raises(TypeError, match="use labels that are numbers or strings"):
+            classifier.export_onnx(tmp_path / "m.onnx", kind)
+
+
 def test_an_autoencoder_that_cannot_be_exported_is_named(tmp_path):
     class Remote(Averages):
         """Computes outside of torch."""

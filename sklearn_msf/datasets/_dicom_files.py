@@ -191,7 +191,9 @@ def _position(dataset: Any) -> tuple[str, float] | None:
 def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
     """Look up colours, with 8 bits a channel."""
     colors = np.stack([_pydicom().pixels.apply_color_lut(frame, dataset) for frame in indices])
-    return colors if colors.dtype == np.uint8 else (colors >> 8).astype(np.uint8)
+    # Entries of 8 bits may be stored in 16.
+    n_bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
+    return (colors >> 8 if n_bits > 8 else colors).astype(np.uint8)
 
 
 def _gray(stored: np.ndarray, dataset: Any, frame: int, window: Window) -> np.ndarray:
@@ -230,8 +232,11 @@ def _meaning(dataset: Any, frame: int) -> Any:
     meaning.file_meta = dataset.file_meta
     for source in sources:
         for keyword in _MEANING:
-            if keyword in source:
+            if keyword in source and not source[keyword].is_empty:
                 meaning.add(source[keyword])
+    has_slope, has_intercept = (f"Rescale{name}" in meaning for name in ("Slope", "Intercept"))
+    if has_slope != has_intercept and "ModalityLUTSequence" not in meaning:
+        raise ValueError("has only one of RescaleSlope and RescaleIntercept")
     return meaning
 
 

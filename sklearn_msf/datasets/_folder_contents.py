@@ -19,8 +19,11 @@ __all__ = [
 ]
 
 # Files and folders that systems and programs leave behind, in lower case; and all whose name begins
-# with a dot.
-_HIDDEN = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"}
+# with a dot. DICOMDIR is an index; the rest are folders of network storage.
+_HIDDEN = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "dicomdir"),
+    *("#recycle", "@recycle", "@eadir", "$recycle.bin", "system volume information", "lost+found"),
+}
 LINK = "is a symbolic link, which is not followed"
 
 
@@ -94,7 +97,9 @@ def folder_contents(root: Path, *, volumes: bool) -> FolderContents:
 
 def _add_class(contents: FolderContents, root: Path, label: str, volumes: bool) -> None:
     """Add the samples of a class folder."""
-    inside = scan(root, label)
+    inside, folder = scan(root, label), root / label
+    # The same name may be written with accents as letters of their own, as on macOS.
+    label = unicodedata.normalize("NFC", label)
     _take_over(contents, inside)
     contents.samples += [Sample(file, (file,), label) for file in inside.files]
     if not volumes:
@@ -105,7 +110,7 @@ def _add_class(contents: FolderContents, root: Path, label: str, volumes: bool) 
         add_volume(contents, Sample(volume, tuple(slices.files), label), slices)
     if not (inside.files or inside.folders or inside.refused):
         raise ValueError(
-            f"The class folder {str(root / label)!r} is empty: delete it, or put its images there."
+            f"The class folder {str(folder)!r} is empty: delete it, or put its images there."
         )
 
 

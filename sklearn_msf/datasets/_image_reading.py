@@ -163,11 +163,16 @@ def _check_same_volume(first: ImageHeader, header: ImageHeader) -> None:
 
 
 def _in_order(headers: dict[str, ImageHeader]) -> tuple[str, ...]:
-    """Order slices by their positions if all have one of the same kind, else as they are."""
+    """Order slices by their positions, all of the same kind; as they are if none has one."""
     positions = {file: header.position for file, header in headers.items()}
     kinds = {position[0] if position else None for position in positions.values()}
-    if len(positions) < 2 or len(kinds) > 1 or None in kinds:
+    if len(positions) < 2 or kinds == {None}:
         return tuple(positions)
+    if len(kinds) > 1:
+        raise ValueError(
+            "its slices do not all have a position, or all a number instead, so their order is "
+            "unknown"
+        )
     if len(set(positions.values())) < len(positions):
         raise ValueError(f"several of its slices have the same {kinds.pop()}")
     return tuple(sorted(positions, key=lambda file: positions[file] or ("", 0.0)))

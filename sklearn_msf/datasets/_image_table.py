@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -69,6 +70,11 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
 
 def _add(contents: FolderContents, root: Path, sample: Sample) -> None:
     """Add a sample, unless one of its files must not be read."""
+    if len(sample.files) > 1 and any((root / file).is_dir() for file in sample.files):
+        raise ValueError(
+            f"The volume {sample.name!r} has {len(sample.files)} rows in labels, of which some "
+            "name folders: name one folder, or every slice."
+        )
     links = [file for file in sample.files if file in contents.refused]
     if links and links != [sample.name]:
         contents.refused[sample.name] = f"slice {links[0]!r} {LINK}"
@@ -164,17 +170,27 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         return [None] * len(columns["file"])
     values = columns[column]
     what = f"the column {column!r} of labels"
-    missing = [i for i, value in enumerate(values) if is_missing(value)]
+    missing = [
+        i
+        for i, value in enumerate(values)
+        if is_missing(value) or (isinstance(value, str) and not value.strip())
+    ]
     if missing:
         raise ValueError(
-            f"{what} is empty (NaN, NA, null or None) in {len(missing)} of {len(values)} rows, "
-            f"first row {missing[0]}: fill it in, leave these rows out, or leave the column out. "
+            f"{what} is empty (no text, NaN, NA, null or None) in {len(missing)} of {len(values)} "
+            f"rows, first row {missing[0]}: fill it in, leave these rows out, or leave the column "
+            "out. "
             "If NA is the name of a class, pass pd.read_csv(..., keep_default_na=False)."
         )
     checked: list[Any] = as_labels(what, values).tolist()
     if column == "label":
+        checked = [_composed(label) if isinstance(label, str) else label for label in checked]
         check_case("labels", dict.fromkeys(label for label in checked if isinstance(label, str)))
     return checked
+
+
+def _composed(label: str) -> str:
+    return unicodedata.normalize("NFC", label)
 
 
 def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:

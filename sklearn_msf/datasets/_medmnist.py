@@ -1,9 +1,11 @@
 """MedMNIST with the interface of `sklearn.datasets`: downloaded once, with checksums."""
 
 import contextlib
+import errno
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ _CITATION = (
 # download.
 _TIMEOUT = (5, 30)
 _N_RETRIES = 2
+_DISK_IS_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
@@ -178,6 +181,7 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
             path=path.parent,
             downloader=_Downloader(),
         )
+        _let_others_read(path)
     except (OSError, ValueError) as error:
         raise OSError(
             f"Could not download {url}: {error}. Nothing was left in {path.parent}. Try again, "
@@ -185,6 +189,15 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
             "folder."
         ) from error
     return path
+
+
+def _let_others_read(path: Path) -> None:
+    """Give a file the permissions of any new file: temporary ones are their owner's alone."""
+    if os.name == "posix":
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            new = Path(folder, "new")
+            new.touch()
+            path.chmod(new.stat().st_mode & 0o777)
 
 
 class _Downloader:
@@ -196,8 +209,10 @@ class _Downloader:
                 download = pooch.HTTPDownloader(timeout=_TIMEOUT, progressbar=True)
                 download(url, output_file, pooch_)
             except OSError as error:
-                # If the connection times out there is no network, so a retry is useless.
-                if attempt == _N_RETRIES or isinstance(error, ConnectTimeout):
+                # If the connection times out there is no network, and a full disk stays full: a
+                # retry is useless.
+                is_hopeless = isinstance(error, ConnectTimeout) or error.errno in _DISK_IS_FULL
+                if attempt == _N_RETRIES or is_hopeless:
                     raise
             else:
                 return

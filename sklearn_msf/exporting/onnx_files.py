@@ -78,6 +78,8 @@ def export_classifier(
     ------
     ValueError
         For a model that cannot be exported. Nothing is written.
+    TypeError
+        For class labels that are neither numbers nor strings.
     ImportError
         If onnx, onnxscript or onnxruntime is not installed.
     OSError
@@ -90,6 +92,7 @@ def export_classifier(
         probabilities differ for it.
     """
     _check_can_write(path)
+    labels_to_plain(model.classes)
     _check_one_step(settings)
     if kind not in EXPORTED_UNCERTAINTIES:
         raise ValueError(
@@ -157,10 +160,11 @@ def export_sampler(
 
     Raises
     ------
-    ValueError, ImportError, OSError
+    ValueError, TypeError, ImportError, OSError
         As :func:`export_classifier`.
     """
     _check_can_write(path)
+    labels_to_plain(model.classes)
     native_dtype(model.image_format)
     onnx_model = _converted(model, lambda: _sampler(for_graphs(model), ode))
     noise = image_noise(model, 0, 0, max(_N_COMPARED)).cpu().numpy()
@@ -180,7 +184,7 @@ def export_sampler(
         image_format = model.image_format
         # Whole numbers may be rounded to the next one.
         tolerance = _TOLERANCE * (image_format.high - image_format.low)
-        tolerance += 1.0 if image_format.dtype.kind in "iub" else 0.0
+        tolerance += _rounding(image_format)
         _check_close("images", images.astype(np.float64), wanted, tolerance)
 
     _compare(data, compare)
@@ -333,6 +337,14 @@ def _compare(data: bytes, compare: Callable[..., None]) -> None:
 
     for n in _N_COMPARED:
         compare(run, n)
+
+
+def _rounding(image_format: ImageFormat) -> float:
+    """Step between neighbouring values of the dtype of X, at its largest value."""
+    dtype = native_dtype(image_format)
+    if dtype.kind in "iub":
+        return 1.0
+    return float(np.finfo(dtype).eps) * max(abs(image_format.low), abs(image_format.high))
 
 
 def _check_close(name: str, found: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:

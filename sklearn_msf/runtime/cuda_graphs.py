@@ -11,7 +11,7 @@ graph for each combination of shapes, and each graph copies its inputs into its 
 import gc
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -85,6 +85,19 @@ def _forget_workspaces() -> None:
         forget()
 
 
+def _end_failed_capture(pool: Any) -> None:
+    """End what a failed capture leaves as if it went on (torch before 2.13).
+
+    Else torch would never free unused memory again, and its generator of the device would refuse
+    to draw.
+    """
+    index = torch.cuda.current_device()
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
 class _Graph:
     """One captured function, with its own memory for inputs and output.
 
@@ -104,22 +117,26 @@ class _Graph:
         self._graph = torch.cuda.CUDAGraph()
         if generator is not None:
             self._graph.register_generator_state(generator)
+        # Of the memory that the graph takes; one of its own can be named after a failure.
+        self.pool = torch.cuda.graph_pool_handle() if pool is None else pool
         # Other threads may allocate memory meanwhile.
         capturing = torch.cuda.graph(
-            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            self._graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
         )
-        with _undisturbed(), capturing:
-            self.output = function(*self._inputs)
-
-    @property
-    def pool(self) -> Any:
-        """Memory pool of the graph."""
-        return self._graph.pool()
+        try:
+            with _undisturbed(), capturing:
+                self.output = function(*self._inputs)
+        except BaseException:
+            _end_failed_capture(self.pool)
+            raise
 
     def replay(self, inputs: tuple[Tensor, ...]) -> None:
         for mine, value in zip(self._inputs, inputs, strict=True):
             mine.copy_(value)
-        self._graph.replay()
+        # Every graph may draw from the generator of the device, which no graph may do while
+        # another thread captures.
+        with _CAPTURING:
+            self._graph.replay()
 
 
 # A name, and shape, dtype and device of each input.

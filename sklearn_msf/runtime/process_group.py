@@ -282,6 +282,9 @@ def _initialize(device: torch.device) -> None:
         _check_none_refuses(reasons)
         # From here on all are there. NCCL meets in the store as late as at its first message.
         store.set_timeout(_TIMEOUT)
+        if backend == "nccl":
+            # Else a process that waits for one that is gone is ended without an error.
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=len(reasons), timeout=_TIMEOUT
         )

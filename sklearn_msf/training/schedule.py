@@ -60,12 +60,16 @@ class TimeBudget:
 
     @property
     def begun(self) -> float:
-        """Seconds before the first step, such as those of encoding."""
+        """Seconds that the schedule leaves out, such as those of encoding."""
         return self._begun
 
     def begin(self) -> None:
         """Begin the schedule now: what has passed was preparation."""
         self._begun = self.elapsed
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave seconds that have passed out of the schedule, such as those of compilation."""
+        self._begun += seconds
 
     def resume(self, elapsed: float, begun: float) -> None:
         """Add the seconds that an earlier part of the run took, and those before its first step."""

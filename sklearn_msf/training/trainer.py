@@ -376,13 +376,15 @@ class Trainer:
                 progress = self._common_progress(share)
                 rate = peak_rate * learning_rate_factor(progress, self.settings.warmup)
             rates.append(rate)
+            before = self.budget.elapsed if self.settings.compile_network else 0.0
             is_usual = self._make_step(data, rows, rate)
             n_images += len(rows)
             if self._choice is not None:
                 self._measure_for_fraction(self._choice, data, len(rows), is_usual)
-            if self.settings.compile_network and not self._has_compiled:
+            if self.settings.compile_network and not (is_usual and self._has_compiled):
                 self._has_compiled = True
-                # The first step includes compilation: do not use its time as an estimate.
+                # The step includes compilation: its time is none of training, and no estimate.
+                self.budget.leave_out(self.budget.elapsed - before)
                 self.budget.start_steps()
             if len(rates) % self._step.capacity == 0:
                 losses.append(self._checked_losses(rates))
