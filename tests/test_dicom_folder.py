@@ -205,6 +205,22 @@ def test_entries_of_a_palette_with_8_bits_may_be_stored_in_16(tmp_path):
     np.testing.assert_array_equal(load_one(tmp_path), np.stack([indices] * 3, axis=-1))
 
 
+def test_entries_of_a_palette_are_scaled_as_they_are_stored(tmp_path):
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    halves = {
+        "a": ([256, 0, 16], np.arange(256, dtype=np.uint8)),
+        "b": ([256, 0, 8], np.arange(256, dtype="<u2") * 257),
+    }
+    for folder, (descriptor, entries) in halves.items():
+        elements = {}
+        for name in ("Red", "Green", "Blue"):
+            elements[f"{name}PaletteColorLookupTableDescriptor"] = descriptor
+            elements[f"{name}PaletteColorLookupTableData"] = entries.tobytes()
+        path = tmp_path / folder / "x.dcm"
+        write_dicom(path, indices, photometric="PALETTE COLOR", bits=8, **elements)
+        np.testing.assert_array_equal(load_one(tmp_path / folder)[..., 0], indices)
+
+
 def test_empty_elements_are_absent_and_half_a_rescaling_is_refused(tmp_path):
     empty = {"RescaleSlope": None, "RescaleIntercept": None}
     write_dicom(tmp_path / "a" / "a.dcm", STORED, **empty)
@@ -312,7 +328,7 @@ def test_slices_of_which_only_some_have_a_position_are_no_volume(tmp_path):
     write_series(tmp_path / "ill" / "v", [*with_position, {"InstanceNumber": 2}])
     write_series(tmp_path / "ill" / "w", [{"InstanceNumber": 2}, {}])
     write_series(tmp_path / "ill" / "x", with_position)
-    with pytest.warns(UserWarning, match="do not all have a position"):
+    with pytest.warns(UserWarning, match="only some of its slices have a position"):
         bunch = load_image_folder(tmp_path, volumes=True)
     assert bunch.filenames.tolist() == ["ill/x"]
 

@@ -185,6 +185,17 @@ def test_validation_chooses_the_strength_of_the_regression_on_frozen_features():
     assert (trained.predict_proba(X).argmax(axis=1) == Y).all()
 
 
+def test_validation_chooses_how_many_rounds_of_boosting_are_used(monkeypatch):
+    monkeypatch.setattr(systems, "_MOST_ROUNDS", 7)
+    # A leaf holds twenty images at least.
+    many, labels = np.concatenate([X] * 4), np.tile(Y, 4)
+    # With the labels of validation turned around every round is worse than the one before.
+    for validation, n_used in ((Y, 7), (1 - Y, 1)):
+        task = common.Task("toy", (many, labels), (X, validation), 60.0, 0)
+        trained = common.SYSTEMS["boosting"].train(task)
+        assert trained.resolved == {"rounds": 7, "rounds used": n_used}
+
+
 def test_boosting_ends_with_its_time():
     task = common.Task("toy", (X, Y), (X, Y), 0.01, 0)
     trained = common.SYSTEMS["boosting"].train(task)

@@ -191,9 +191,13 @@ def _position(dataset: Any) -> tuple[str, float] | None:
 def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
     """Look up colours, with 8 bits a channel."""
     colors = np.stack([_pydicom().pixels.apply_color_lut(frame, dataset) for frame in indices])
-    # Entries of 8 bits may be stored in 16.
+    if colors.dtype == np.uint8:
+        return colors
+    # Entries of 8 bits may be stored in 16, as they are or in the upper half.
     n_bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-    return (colors >> 8 if n_bits > 8 else colors).astype(np.uint8)
+    palette = np.frombuffer(dataset.RedPaletteColorLookupTableData, "<u2")
+    in_lower_half = n_bits == 8 and palette.max(initial=0) < 256
+    return (colors if in_lower_half else colors >> 8).astype(np.uint8)
 
 
 def _gray(stored: np.ndarray, dataset: Any, frame: int, window: Window) -> np.ndarray:

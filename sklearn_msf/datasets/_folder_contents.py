@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 # Files and folders that systems and programs leave behind, in lower case; and all whose name begins
-# with a dot. DICOMDIR is an index; the rest are folders of network storage.
+# with a dot. DICOMDIR is an index; the last are recycle bins and folders of file systems.
 _HIDDEN = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "dicomdir"),
     *("#recycle", "@recycle", "@eadir", "$recycle.bin", "system volume information", "lost+found"),

@@ -170,8 +170,8 @@ def _in_order(headers: dict[str, ImageHeader]) -> tuple[str, ...]:
         return tuple(positions)
     if len(kinds) > 1:
         raise ValueError(
-            "its slices do not all have a position, or all a number instead, so their order is "
-            "unknown"
+            "only some of its slices have a position, or without any the number of an instance, so "
+            "their order is unknown"
         )
     if len(set(positions.values())) < len(positions):
         raise ValueError(f"several of its slices have the same {kinds.pop()}")

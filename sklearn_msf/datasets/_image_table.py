@@ -70,12 +70,13 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
 
 def _add(contents: FolderContents, root: Path, sample: Sample) -> None:
     """Add a sample, unless one of its files must not be read."""
-    if len(sample.files) > 1 and any((root / file).is_dir() for file in sample.files):
-        raise ValueError(
-            f"The volume {sample.name!r} has {len(sample.files)} rows in labels, of which some "
-            "name folders: name one folder, or every slice."
-        )
     links = [file for file in sample.files if file in contents.refused]
+    n_files = len(sample.files)
+    if not links and n_files > 1 and any((root / file).is_dir() for file in sample.files):
+        raise ValueError(
+            f"The volume {sample.name!r} has {n_files} rows in labels, of which some name folders: "
+            "name one folder, or every slice."
+        )
     if links and links != [sample.name]:
         contents.refused[sample.name] = f"slice {links[0]!r} {LINK}"
     elif not links and (root / sample.files[0]).is_dir():

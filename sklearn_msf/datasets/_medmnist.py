@@ -181,7 +181,9 @@ def _obtain(path: Path, *, url: str, md5: str, download: bool) -> Path:
             path=path.parent,
             downloader=_Downloader(),
         )
-        _let_others_read(path)
+        # The file is of use without it.
+        with contextlib.suppress(OSError):
+            _let_others_read(path)
     except (OSError, ValueError) as error:
         raise OSError(
             f"Could not download {url}: {error}. Nothing was left in {path.parent}. Try again, "
