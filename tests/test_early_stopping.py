@@ -65,6 +65,11 @@ def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch)
         # The seed is kept by copies and pickles too.
         classifier = pickle.loads(pickle.dumps(classifier))
     assert held_out[0] == held_out[1]
+    # A fit that trains on all images leaves none that were not trained on.
+    classifier.set_params(early_stopping=False).fit(X, y, sample_weight=weights)
+    classifier.set_params(early_stopping=True)
+    with pytest.warns(UserWarning, match="may have been trained on"):
+        classifier.fit(X, y, sample_weight=weights)
 
 
 def test_a_continued_fit_that_cannot_know_what_was_trained_on_says_so(make_classifier):

@@ -99,6 +99,23 @@ def test_the_schedule_begins_with_the_first_step(clock):
     assert resumed.share() == pytest.approx(2 / 3)
 
 
+def test_a_divided_budget_keeps_its_division_when_it_is_resumed(clock):
+    budget = TimeBudget(100.0)
+    budget.divide(0.6, least_preparation=0.0)
+    clock(50.0)
+    budget.begin()
+    assert budget.seconds == pytest.approx(80.0)
+    clock(20.0)
+    resumed = TimeBudget(100.0)
+    resumed.divide(0.6, least_preparation=0.0)
+    resumed.begin()
+    resumed.resume(budget.elapsed, budget.begun)
+    assert resumed.seconds == pytest.approx(80.0)
+    assert resumed.share() == pytest.approx(budget.share())
+    resumed.divide(0.6, least_preparation=60.0)
+    assert resumed.seconds == pytest.approx(84.0)
+
+
 def test_a_schedule_for_which_no_time_is_left_is_at_its_beginning(clock):
     budget = TimeBudget(10.0)
     clock(12.0)

@@ -82,7 +82,7 @@ class Continuation:
         Number of images that the image branch has learned from before the history begins, as
         :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
     split_seed : int or None, default=None
-        Seed by which early stopping split off its images; None if nothing was split off.
+        Seed by which early stopping held out images; None if it held out none, or from a file.
     """
 
     optimizer: str | None
@@ -159,7 +159,10 @@ class TrainingArguments:
 
 @dataclass(frozen=True)
 class _FitState:
-    """State that the steps of a running fit share; `validation` is the user's validation set."""
+    """State that the steps of a running fit share.
+
+    `validation` is the user's validation set, and `split_seed` that by which images were held out.
+    """
 
     p: Parameters
     samples: TrainingSamples
@@ -169,6 +172,7 @@ class _FitState:
     preparation: Preparation
     previous: Fit | None
     started: float
+    split_seed: int | None = None
 
     @property
     def augment(self) -> str | None:
@@ -215,7 +219,7 @@ def fit(
     p = state.p
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
-    state, held_out, split_seed = _hold_out(state, random_state, seed)
+    state, held_out = _hold_out(state, random_state, seed)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
     if calibrates and held_out is not None:
         check_several_classes(held_out)
@@ -265,8 +269,7 @@ def fit(
         temperature = temperature_of(held_out, of_held_out, trainer.average)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
-    done = _outcome(state, trainer, model, keep_state=bool(p.warm_start))
-    return replace(done, continuation=replace(done.continuation, split_seed=split_seed)), failure
+    return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
 
 
 @standard_torch()
@@ -444,27 +447,27 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
 
 def _hold_out(
     state: _FitState, random_state: np.random.RandomState, seed: int
-) -> tuple[_FitState, TrainingSamples | None, int | None]:
+) -> tuple[_FitState, TrainingSamples | None]:
     """Split off the validation part of early stopping, or take the user's validation set.
 
-    Returns too by which seed was split: a continued fit splits as the first one did, whatever
-    random_state is, because it must not validate on images that the first one has trained on.
+    A continued fit splits as the one before did, whatever random_state is, because it must not
+    validate on images that were trained on.
     """
-    split_seed = None if state.previous is None else state.previous.continuation.split_seed
     if state.validation is not None:
-        return state, state.validation, split_seed
+        return state, state.validation
     if not state.p.early_stopping:
-        return state, None, split_seed
+        return state, None
+    split_seed = None if state.previous is None else state.previous.continuation.split_seed
     if state.previous is not None and split_seed is None:
         warn_user(
             "early_stopping=True holds out images that the model may have been trained on, as the "
-            "fit that warm_start continues held out none: validation scores are too good. Pass "
-            "X_val and y_val, or fit anew with warm_start=False.",
+            "fit that warm_start continues held out none, or it is not known which: validation "
+            "scores may be too good. Pass X_val and y_val, or fit anew with warm_start=False.",
         )
     split_seed = seed if split_seed is None else split_seed
     by_seed = random_state if split_seed == seed else np.random.RandomState(split_seed)
     samples, held_out = hold_out(state.samples, state.p.validation_fraction, by_seed)
-    return replace(state, samples=samples), held_out, split_seed
+    return replace(state, samples=samples, split_seed=split_seed), held_out
 
 
 def _divide_time(
@@ -479,10 +482,10 @@ def _divide_time(
         return
     if plan is not None:
         # A resumed run did not train its autoencoder, but the run that it resumes did.
-        prepared = max(trainer.budget.elapsed, state.preparation.time_fraction * budget)
-        trainer.budget.seconds = prepared + (budget - prepared) * MODEL_FRACTION
+        trainer.budget.divide(MODEL_FRACTION, state.preparation.time_fraction * budget)
     if final is not None:
         trainer.reserve_time_of(final)
+    trainer.budget.begin()
     if trainer.budget.is_over():
         warn_user(
             f"time_budget={budget!r} was over before training began, after "
@@ -649,7 +652,7 @@ def _outcome(
         training_state=trainer.state() if keep_state and trainer.is_at_its_best else None,
         origin=state.preparation.origin,
         n_images_before=n_images_before,
-        split_seed=None if previous is None else previous.continuation.split_seed,
+        split_seed=state.split_seed,
     )
     return Fit(model, trainer.history, continuation, state.samples.features)
 

@@ -45,13 +45,35 @@ class TimeBudget:
     """
 
     def __init__(self, seconds: float | None, started: float | None = None):
-        self.seconds = seconds
+        self._whole = seconds
+        # What of the time after the preparation is for steps, and what is reserved for later.
+        self._fraction, self._least_preparation, self._reserved = 1.0, 0.0, 0.0
         self._started = time.perf_counter() if started is None else started
         # Seconds before the first step.
         self._begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
         self._checked = self._started
         self._step_seconds = self._pause_seconds = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from the start to the end of the steps; None without a limit."""
+        if self._whole is None:
+            return None
+        prepared = max(self._begun, self._least_preparation)
+        return prepared + self._fraction * (self._whole - prepared) - self._reserved
+
+    def divide(self, fraction: float, least_preparation: float) -> None:
+        """Leave a part of the time after the preparation to something else.
+
+        Parameters
+        ----------
+        fraction : float
+            Fraction for the steps, in (0, 1].
+        least_preparation : float
+            Seconds that count as preparation where less was needed.
+        """
+        self._fraction, self._least_preparation = fraction, least_preparation
 
     @property
     def elapsed(self) -> float:
@@ -78,12 +100,12 @@ class TimeBudget:
 
     def reserve(self, seconds: float) -> None:
         """Shorten the budget by the seconds that are needed after the run."""
-        if self.seconds is not None:
-            self.seconds -= seconds
+        self._reserved += seconds
 
     def is_over(self) -> bool:
         """Return whether all of the time has passed."""
-        return self.seconds is not None and self.elapsed >= self.seconds
+        seconds = self.seconds
+        return seconds is not None and self.elapsed >= seconds
 
     def start_steps(self) -> None:
         """Start to time the next step now."""
@@ -106,9 +128,10 @@ class TimeBudget:
 
         It is 0 as well if nothing was left for steps.
         """
-        if self.seconds is None or self.seconds <= self._begun:
+        seconds = self.seconds
+        if seconds is None or seconds <= self._begun:
             return 0.0
-        return (self.elapsed - self._begun) / (self.seconds - self._begun)
+        return (self.elapsed - self._begun) / (seconds - self._begun)
 
     def is_up(self, n_running: int = 0) -> bool:
         """Return whether one more step and the pause after it could end too late.
@@ -120,10 +143,11 @@ class TimeBudget:
         n_running : int, default=0
             Number of steps before it that were started and have not ended yet.
         """
-        if self.seconds is None:
+        seconds = self.seconds
+        if seconds is None:
             return False
         now = time.perf_counter()
         self._step_seconds = max(0.9 * self._step_seconds, now - self._checked)
         self._checked = now
         needed = (n_running + 1.5) * self._step_seconds + self._pause_seconds
-        return now - self._started + needed > self.seconds
+        return now - self._started + needed > seconds

@@ -270,7 +270,9 @@ class Trainer:
         settings = self.settings
         if validate is not None and settings.time_budget is not None:
             # Validate once to learn how long it takes, so that time can be reserved for it.
+            before = self.budget.elapsed
             self.budget.end_pause(self._seconds_of(validate))
+            self.budget.leave_out(self.budget.elapsed - before)
         self._choice = self._fraction_choice()
         self.budget.start_steps()
         finished = False
