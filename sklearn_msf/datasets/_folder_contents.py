@@ -13,6 +13,7 @@ __all__ = [
     "LINK",
     "FolderContents",
     "check_case",
+    "composed",
     "examples",
     "folder_contents",
     "scan",
@@ -95,11 +96,15 @@ def folder_contents(root: Path, *, volumes: bool) -> FolderContents:
     return contents
 
 
+def composed(name: str) -> str:
+    """Bring a name to one form: accents may be letters of their own, as on macOS."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _add_class(contents: FolderContents, root: Path, label: str, volumes: bool) -> None:
     """Add the samples of a class folder."""
     inside, folder = scan(root, label), root / label
-    # The same name may be written with accents as letters of their own, as on macOS.
-    label = unicodedata.normalize("NFC", label)
+    label = composed(label)
     _take_over(contents, inside)
     contents.samples += [Sample(file, (file,), label) for file in inside.files]
     if not volumes:

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +14,7 @@ from sklearn_msf.datasets._folder_contents import (
     FolderContents,
     add_volume,
     check_case,
+    composed,
     examples,
     scan,
 )
@@ -185,13 +185,9 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         )
     checked: list[Any] = as_labels(what, values).tolist()
     if column == "label":
-        checked = [_composed(label) if isinstance(label, str) else label for label in checked]
+        checked = [composed(label) if isinstance(label, str) else label for label in checked]
         check_case("labels", dict.fromkeys(label for label in checked if isinstance(label, str)))
     return checked
-
-
-def _composed(label: str) -> str:
-    return unicodedata.normalize("NFC", label)
 
 
 def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:

@@ -42,6 +42,11 @@ class TimeBudget:
         Time the run may take; None sets no limit.
     started : float, optional
         Start on `time.perf_counter`'s clock; now by default.
+
+    Attributes
+    ----------
+    begun : float
+        Seconds that the schedule leaves out: those before the first step, and of compilation.
     """
 
     def __init__(self, seconds: float | None, started: float | None = None):
@@ -49,8 +54,7 @@ class TimeBudget:
         # What of the time after the preparation is for steps, and what is reserved for later.
         self._fraction, self._least_preparation, self._reserved = 1.0, 0.0, 0.0
         self._started = time.perf_counter() if started is None else started
-        # Seconds before the first step.
-        self._begun = 0.0
+        self.begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
         self._checked = self._started
         self._step_seconds = self._pause_seconds = 0.0
@@ -60,7 +64,7 @@ class TimeBudget:
         """Seconds from the start to the end of the steps; None without a limit."""
         if self._whole is None:
             return None
-        prepared = max(self._begun, self._least_preparation)
+        prepared = max(self.begun, self._least_preparation)
         return prepared + self._fraction * (self._whole - prepared) - self._reserved
 
     def divide(self, fraction: float, least_preparation: float) -> None:
@@ -80,23 +84,18 @@ class TimeBudget:
         """Seconds since the start."""
         return time.perf_counter() - self._started
 
-    @property
-    def begun(self) -> float:
-        """Seconds that the schedule leaves out, such as those of encoding."""
-        return self._begun
-
     def begin(self) -> None:
         """Begin the schedule now: what has passed was preparation."""
-        self._begun = self.elapsed
+        self.begun = self.elapsed
 
     def leave_out(self, seconds: float) -> None:
         """Leave seconds that have passed out of the schedule, such as those of compilation."""
-        self._begun += seconds
+        self.begun += seconds
 
     def resume(self, elapsed: float, begun: float) -> None:
         """Add the seconds that an earlier part of the run took, and those before its first step."""
         self._started -= elapsed
-        self._begun += begun
+        self.begun += begun
 
     def reserve(self, seconds: float) -> None:
         """Shorten the budget by the seconds that are needed after the run."""
@@ -129,9 +128,9 @@ class TimeBudget:
         It is 0 as well if nothing was left for steps.
         """
         seconds = self.seconds
-        if seconds is None or seconds <= self._begun:
+        if seconds is None or seconds <= self.begun:
             return 0.0
-        return (self.elapsed - self._begun) / (seconds - self._begun)
+        return (self.elapsed - self.begun) / (seconds - self.begun)
 
     def is_up(self, n_running: int = 0) -> bool:
         """Return whether one more step and the pause after it could end too late.
