@@ -194,6 +194,24 @@ def test_the_auc_of_repeated_images_is_that_of_their_copies(benchmark):
     np.testing.assert_allclose(benchmark.resampled_auc(CLASSES, p, counts), wanted)
 
 
+def test_the_most_certain_predictions_are_scored_apart(benchmark):
+    """Nine of ten images are certain and right, the last is unsure and wrong."""
+    y = np.arange(10) % 2
+    p = np.where(np.eye(2, dtype=bool)[y], 1.0, 0.0)
+    p[9] = [0.6, 0.4]
+    record = {"labels": y.tolist(), "probabilities": p.tolist()}
+    error, by_chance, area, at_90, at_80 = benchmark.certainty_scores(record)
+    assert error == pytest.approx(0.06)
+    assert by_chance == pytest.approx(0.05, abs=0.01)
+    assert 0 < area < 1
+    assert (at_90, at_80) == (100.0, 100.0)
+    keys = {"dataset": "a", "system": "field", "budget": "900 s", "n_images": None}
+    lines = benchmark.selective_table([{**record, **keys}] * 2)
+    row = "| a | field | 0.060 ± 0.000 |"
+    assert [line.startswith(row) for line in "\n".join(lines).splitlines()].count(True) == 1
+    assert benchmark.selective_table([]) == []
+
+
 def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
     def record(system, auc, acc, dataset="busi", budget="900 s"):
         provenance = {"reference_seconds": 90.0}

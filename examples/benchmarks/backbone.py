@@ -39,6 +39,8 @@ from _common import (
     auc_score,
     auroc,
     budget_of,
+    calibration_error,
+    chance_calibration_error,
     describe_data,
     described,
     first_images,
@@ -65,6 +67,7 @@ from torch.nn import functional as F
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.data.augmentation import mirror_images
 from sklearn_msf.latent.backbone_opening import as_backbone
+from sklearn_msf.selective import accuracy_rejection_curve, aurc
 
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
 REFERENCE = "logistic regression, views"
@@ -84,6 +87,8 @@ N_RESAMPLED = 2000
 # Reference seconds.
 BUDGET = 900.0
 N_UNUSUAL = 100
+# Fractions of the test images, the most certain ones.
+COVERAGES = (0.9, 0.8)
 
 
 class EfficientNetStage(nn.Module):
@@ -376,23 +381,24 @@ def in_order(records):
     )
 
 
+def runs_of(records):
+    """Records by what is averaged: data, budget, number of images and system."""
+    runs = {}
+    for r in records:
+        runs.setdefault((r["dataset"], r["budget"], r["n_images"], r["system"]), []).append(r)
+    return runs
+
+
 def table(records):
     records = in_order(records)
+    runs = runs_of(records)
     lines = [
         "| data | budget | system | AUC | ACC | log loss | AUC against logistic regression | "
         "reference seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    keys = dict.fromkeys((r["dataset"], r["budget"], r["n_images"], r["system"]) for r in records)
-    for dataset, budget, n_images, system in keys:
-        same = [
-            r
-            for r in records
-            if (r["dataset"], r["budget"], r["n_images"]) == (dataset, budget, n_images)
-        ]
-        group, references = (
-            [r for r in same if r["system"] == title] for title in (system, REFERENCE)
-        )
+    for (dataset, budget, n_images, system), group in runs.items():
+        references = runs.get((dataset, budget, n_images, REFERENCE), [])
         against = ""
         if references and system != REFERENCE:
             low, high = paired_interval(group, references)
@@ -409,7 +415,38 @@ def table(records):
         "regression: 95 % interval of the difference in AUC over resampled test images. "
         f"Reference seconds of a fit, features included, of the budget. {machines(records)}.",
     ]
-    return "\n".join([*lines, *unusual_table(records), ""])
+    return "\n".join([*lines, *selective_table(records), *unusual_table(records), ""])
+
+
+def certainty_scores(record):
+    """How far the largest probabilities are right, and how well they rank the errors."""
+    y, p = np.array(record["labels"]), np.array(record["probabilities"])
+    predicted, uncertainty = p.argmax(axis=1), 1 - p.max(axis=1)
+    curve = accuracy_rejection_curve(y, predicted, uncertainty)
+    return [
+        calibration_error(y, p),
+        chance_calibration_error(p),
+        100 * aurc(predicted != y, uncertainty),
+        *(100 * curve.at(coverage) for coverage in COVERAGES),
+    ]
+
+
+def selective_table(records):
+    """Lines of a table of calibration and rejection, without a temperature; means over seeds."""
+    accuracies = [f"ACC of the most certain {coverage:.0%}" for coverage in COVERAGES]
+    header = ["data", "system", "ECE", "ECE by chance", "AURC", *accuracies]
+    rows = []
+    for (dataset, _, n_images, system), group in runs_of(records).items():
+        scores = zip(*map(certainty_scores, group), strict=True)
+        digits = (3, 3, *[1] * (1 + len(COVERAGES)))
+        cells = map(mean_and_spread, scores, digits)
+        rows.append([name_of_first(dataset, n_images), system, *cells])
+    note = (
+        "Test splits, the same runs; uncertainty is 1 - the largest probability. ECE: expected "
+        "calibration error, 15 bins, no temperature fitted; by chance: of exact probabilities. "
+        "AURC: area under the risk-coverage curve, times 100."
+    )
+    return ["", markdown(header, rows), "", note] if rows else []
 
 
 def unusual_table(records):
@@ -423,16 +460,12 @@ def unusual_table(records):
         f"| data | system | {' | '.join(kinds)} |",
         f"|---|---|{'---|' * len(kinds)}",
     ]
-    for dataset, system in dict.fromkeys((r["dataset"], r["system"]) for r in with_scores):
+    for (dataset, _, n_images, system), group in runs_of(with_scores).items():
         cells = []
         for kind in kinds:
-            aurocs = [
-                r["unusual_auroc"][kind]
-                for r in with_scores
-                if (r["dataset"], r["system"]) == (dataset, system) and kind in r["unusual_auroc"]
-            ]
+            aurocs = [r["unusual_auroc"][kind] for r in group if kind in r["unusual_auroc"]]
             cells.append(f"{np.mean(aurocs):.2f}" if aurocs else "")
-        lines.append(f"| {dataset} | {system} | {' | '.join(cells)} |")
+        lines.append(f"| {name_of_first(dataset, n_images)} | {system} | {' | '.join(cells)} |")
     note = f"AUROC of `score_samples`: {N_UNUSUAL} test images against as many of each other kind."
     return [*lines, "", note]
 

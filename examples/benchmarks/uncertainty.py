@@ -26,6 +26,8 @@ from _common import (
     add_data_options,
     asked_parameters,
     auc_score,
+    calibration_error,
+    chance_calibration_error,
     describe_data,
     described,
     gemm_gflops,
@@ -71,22 +73,6 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Scores
-
-
-def calibration_error(y, p, n_bins=15):
-    """Expected calibration error of the largest probability, bins of equal width."""
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
-    return float(np.abs(gaps).sum() / len(y))
-
-
-def chance_calibration_error(p, seed=0, n_repeats=200):
-    """Calibration error that these probabilities would have were they exactly right."""
-    rng = np.random.default_rng(seed)
-    cumulative = p.cumsum(axis=1)
-    draws = [(rng.random((len(p), 1)) > cumulative[:, :-1]).sum(axis=1) for _ in range(n_repeats)]
-    return float(np.mean([calibration_error(y, p) for y in draws]))
 
 
 def probability_scores(y, p):

@@ -2,7 +2,8 @@
 
 - `command_line`: options, and parameters of the classifier from them
 - `data`: data sets, and the digest of one
-- `scores`: AUC and accuracy as MedMNIST computes them, AUROC of unusual images, intervals
+- `scores`: AUC and accuracy as MedMNIST computes them, AUROC of unusual images, calibration error,
+  intervals
 - `machine`: reference seconds, description of the machine, processes of their own
 - `records`: what a record holds, and which records count today
 - `networks`: ResNets and a vision transformer in plain torch
@@ -78,7 +79,15 @@ from _common.records import (
     machines,
     resolved_parameters,
 )
-from _common.scores import accuracy, auc_score, auroc, mean_and_spread, resampled_interval
+from _common.scores import (
+    accuracy,
+    auc_score,
+    auroc,
+    calibration_error,
+    chance_calibration_error,
+    mean_and_spread,
+    resampled_interval,
+)
 from _common.systems import (
     BALANCED,
     RESNET18,
@@ -124,6 +133,8 @@ __all__ = [
     "auc_score",
     "auroc",
     "budget_of",
+    "calibration_error",
+    "chance_calibration_error",
     "counts_of",
     "describe_data",
     "describe_machine",

@@ -1,6 +1,6 @@
 """Scores as the Evaluator of the medmnist package computes them, their intervals and spreads.
 
-And how well a score tells images of another kind.
+And how well a score tells images of another kind, and probabilities are calibrated.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-__all__ = ["accuracy", "auc_score", "auroc", "mean_and_spread", "resampled_interval"]
+__all__ = [
+    "accuracy",
+    "auc_score",
+    "auroc",
+    "calibration_error",
+    "chance_calibration_error",
+    "mean_and_spread",
+    "resampled_interval",
+]
 
 N_RESAMPLES = 500
 
@@ -30,6 +38,22 @@ def accuracy(y_true: np.ndarray, p: np.ndarray) -> float:
     """Fraction of the samples whose most probable class is the label."""
     predicted = p[:, 1] > 0.5 if p.shape[1] == 2 else p.argmax(axis=1)
     return float(np.mean(predicted == y_true))
+
+
+def calibration_error(y_true: np.ndarray, p: np.ndarray, n_bins: int = 15) -> float:
+    """Expected calibration error of the largest probability, bins of equal width."""
+    confidence, correct = p.max(axis=1), p.argmax(axis=1) == y_true
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(y_true))
+
+
+def chance_calibration_error(p: np.ndarray, seed: int = 0, n_repeats: int = 200) -> float:
+    """Calibration error that these probabilities would have were they exactly right."""
+    rng = np.random.default_rng(seed)
+    cumulative = p.cumsum(axis=1)
+    draws = [(rng.random((len(p), 1)) > cumulative[:, :-1]).sum(axis=1) for _ in range(n_repeats)]
+    return float(np.mean([calibration_error(y, p) for y in draws]))
 
 
 def resampled_interval(
