@@ -214,9 +214,17 @@ def test_colours_of_16_bits_are_read_as_8_with_a_warning(tmp_path):
     assert bunch.report.bit_depths == {16: 1}
 
 
-def tiff_of_48_bits(pixels):
+def test_planes_of_16_bits_are_refused(tmp_path):
+    path = write(tmp_path / "a.tif", np.zeros((4, 4), np.uint16))
+    planes = np.arange(48, dtype="<u2").reshape(3, 4, 4)
+    path.write_bytes(tiff_of_48_bits(planes, has_planes=True))
+    with pytest.raises(ValueError, match="16 bits a channel and a plane for each"):
+        load_image_folder(tmp_path)
+
+
+def tiff_of_48_bits(pixels, *, has_planes=False):
     """An uncompressed RGB TIFF with 16 bits a channel."""
-    height, width = pixels.shape[:2]
+    height, width = pixels.shape[1:] if has_planes else pixels.shape[:2]
     tags = [
         (256, 3, 1, width),
         (257, 3, 1, height),
@@ -228,6 +236,11 @@ def tiff_of_48_bits(pixels):
         (278, 3, 1, height),
         (279, 4, 1, pixels.nbytes),
     ]
+    if has_planes:
+        n = pixels[0].nbytes
+        parts = np.array([400, 400 + n, 400 + 2 * n, n, n, n], "<u4").tobytes()
+        tags[5], tags[8] = (273, 4, 3, 376), (279, 4, 3, 388)
+        tags.append((284, 3, 1, 2))
     head = b"II*\0" + (14).to_bytes(4, "little") + b"\x10\0\x10\0\x10\0"
     entries = b"".join(
         tag.to_bytes(2, "little")
@@ -237,6 +250,8 @@ def tiff_of_48_bits(pixels):
         for tag, kind, count, value in tags
     )
     directory = len(tags).to_bytes(2, "little") + entries + bytes(4)
+    if has_planes:
+        return (head + directory).ljust(376, b"\0") + parts + pixels.tobytes()
     return (head + directory).ljust(200, b"\0") + pixels.tobytes()
 
 
@@ -501,6 +516,11 @@ def exif_behind_the_pixels(path):
             "signed.tif",
             lambda path: write(path, tiffinfo={339: 2}),
             "has signed integers of 8 bits, which Pillow reads as unsigned",
+        ),
+        (
+            "white is 0.tif",
+            lambda path: write(path, FLOATS, tiffinfo={262: 0}),
+            "says that 0 is white, and has numbers of 32 bits",
         ),
         ("lab.tif", lambda path: write(path, Image.new("LAB", (8, 6))), "Pillow's mode 'LAB'"),
         ("empty.png", lambda path: path.write_bytes(b""), "is neither PNG, JPEG, TIFF nor DICOM"),

@@ -21,8 +21,15 @@ REDUCED = "has 16 bits a channel, of which Pillow reads 8"
 # Modes that are converted to RGB as they are; palettes and transparency come on top.
 _COLORS = {"RGB", "RGBX", "CMYK", "YCbCr", "P"}
 _TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
-_ORIENTATION_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 0x0112, 262, 339
+_BITS_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG, _SAMPLE_FORMAT_TAG = (
+    258,
+    262,
+    274,
+    284,
+    339,
+)
 _MIN_IS_WHITE = 0
+_SEPARATE_PLANES = 2
 _UNSIGNED, _SIGNED = 1, 2
 # Where PNG files may name an orientation before the pixels.
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -135,9 +142,22 @@ def _bit_depth(image: Any) -> int:
 
 
 def _dtype(image: Any) -> np.dtype:
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(_BITS_TAG, (8,)))
+    is_raw = bool(image.tile) and image.tile[0][0] == "raw"
+    if is_raw and tags.get(_PLANES_TAG) == _SEPARATE_PLANES and bits > 8:
+        raise ValueError(
+            f"has {bits} bits a channel and a plane for each channel, which Pillow misreads: "
+            "convert it to 8 bits, or write the channels interleaved"
+        )
     if image.mode.startswith("I;16"):
         return np.dtype(np.uint16)
     if image.mode in ("I", "F"):
+        if tags.get(_PHOTOMETRIC_TAG) == _MIN_IS_WHITE:
+            raise ValueError(
+                "says that 0 is white, and has numbers of 32 bits, whose black it does not name: "
+                "convert it so that 0 is black"
+            )
         return np.dtype(np.float32)
     if image.mode == "L" and _sample_format(image) == _SIGNED:
         raise ValueError(
