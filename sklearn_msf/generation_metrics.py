@@ -24,6 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn_msf._evaluation.external_classifier import judge_agrees
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
+from sklearn_msf._evaluation.validation import check_share
 
 __all__ = [
     "CopyingCheck",
@@ -264,8 +265,10 @@ class CopyingCheck:
         Distance of each held-out image to the nearest training image.
     near_duplicates : float
         Fraction of generated images whose distance is at most the `quantile` of the distances of
-        held-out images, the near distance. Without copying about `quantile` is expected. Images
-        that are more typical than real ones are near to many images without being copies.
+        held-out images, the near distance. Without copying about `quantile` is expected; of fewer
+        than 1 / `quantile` - 1 held-out images the near distance is the smallest one, and one in
+        n + 1 is. Images that are more typical than real ones are near to many images without being
+        copies.
     duplicates_of_training, duplicates_of_held_out : float
         Fraction of generated images within the near distance of one of n training images chosen
         at random, on average over the choice, and the same for n held-out images. n is the size of
@@ -328,8 +331,7 @@ def copying_check(
         For images of different sizes or with values that are not finite, fewer than two different
         training images, a `quantile` outside (0, 1), and `flipped_axes` that the images lack.
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must be a number in (0, 1), got {quantile!r}.")
+    check_share("quantile", quantile)
     shapes = [np.shape(images) for images in (generated, held_out)]
     flips = _flips(flipped_axes, len(shapes[0]))
     if len(flips) > 1 and shapes[0][1:] != shapes[1][1:]:
@@ -348,7 +350,7 @@ def copying_check(
     distances, ratios, indices = _of_nearest_view(nearest, views)
     usual, usual_ratios, _ = _of_nearest_view(nearest, usual_views)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
-    near = float(np.quantile(usual, quantile))
+    near = _expected_quantile(usual, quantile)
     training, held_out = nearest.different, np.unique(held_out, axis=0)
     n = min(len(training), len(held_out))
     return CopyingCheck(
@@ -358,10 +360,18 @@ def copying_check(
         near_duplicates=float(np.mean(distances <= near)),
         duplicates_of_training=_near_any_of(views, training, near, n),
         duplicates_of_held_out=_near_any_of(views, held_out, near, n),
-        singled_out=float(np.mean(ratios <= np.quantile(usual_ratios, quantile))),
+        singled_out=float(np.mean(ratios <= _expected_quantile(usual_ratios, quantile))),
         quantile=quantile,
         closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
     )
+
+
+def _expected_quantile(values: np.ndarray, quantile: float) -> float:
+    """Compute the value that another one of the same kind is below in a fraction `quantile`.
+
+    This is so in expectation, because the j-th of n values has the place j / (n + 1).
+    """
+    return float(np.quantile(values, quantile, method="weibull"))
 
 
 def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarray:
@@ -401,6 +411,8 @@ def _radii(features: np.ndarray, k: int) -> np.ndarray:
 
 def _flips(axes: Sequence[int], n_axes: int) -> list[tuple[int, ...]]:
     """Return all flips along some axes of images, first none."""
+    if not isinstance(axes, (Sequence, np.ndarray)) or isinstance(axes, str):
+        raise ValueError(f"flipped_axes must be a sequence of axes, such as (2,), got {axes!r}.")
     axes = [int(axis) if isinstance(axis, np.integer) else axis for axis in axes]
     known = [type(axis) is int and 0 < axis < n_axes for axis in axes]
     if not all(known) or len(set(axes)) < len(axes):

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 from scipy.stats import beta
 
 from sklearn_msf._evaluation.labels import (
-    as_labels,
     check_same_kind,
     check_unmasked,
+    label_column,
     label_indices,
 )
 from sklearn_msf._evaluation.validation import check_share, is_number
@@ -173,7 +173,8 @@ def _checked(
     if not is_number(threshold) or math.isnan(threshold):
         raise ValueError(f"threshold must be a number, got {threshold!r}.")
     check_unmasked("scores", scores)
-    labels, values = as_labels("y_true", y_true).ravel(), np.asarray(scores, dtype=float)
+    labels, given = label_column("y_true", y_true), np.asarray(scores)
+    values = given.astype(float)
     if values.shape != labels.shape:
         raise ValueError(
             f"scores must be of shape ({len(labels)},), those of the positive class; got "
@@ -190,7 +191,8 @@ def _checked(
             f"y_true {missing} of pos_label={pos_label!r}: sensitivity and specificity need both "
             "positive and negative samples."
         )
-    return positive, values >= threshold
+    # In the precision of the scores, as scikit-learn compares: float32 has no 0.7.
+    return positive, (given if given.dtype.kind == "f" else values) >= threshold
 
 
 def _exact(k: int, n: int, confidence: float) -> Estimate:

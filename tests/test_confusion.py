@@ -75,6 +75,20 @@ def test_what_cannot_be_counted_is_named(arguments, message):
         confusion_matrix_with_reject(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, -1], "sample_weight must not be negative"),
+        ([1, np.nan], "sample_weight contains NaN"),
+        (np.ma.MaskedArray([1.0, 9.0], mask=[0, 1]), "sample_weight is a masked array"),
+        ([1.0], "sample_weight must be of shape"),
+    ],
+)
+def test_weights_that_count_nothing_are_named(weights, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix_with_reject([0, 1], [0, 1], sample_weight=weights)
+
+
 def test_other_ways_to_normalize_are_refused():
     with pytest.raises(ValueError, match="normalize"):
         confusion_matrix_with_reject([0, 1], [0, 1], normalize="rows")

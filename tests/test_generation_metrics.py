@@ -117,6 +117,25 @@ def test_a_judge_sees_the_class_of_real_images(halves):
     assert class_fidelity(judge, b, (b_labels + 1) % 10) < 0.1
 
 
+@pytest.mark.parametrize("n_held_out", [19, 39, 99])
+def test_images_of_one_kind_are_near_duplicates_as_often_as_expected(n_held_out):
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        sizes = 100, 40, n_held_out
+        check = copying_check(*(rng.normal(size=(n, 3)) for n in sizes))
+        found.append((check.near_duplicates, check.singled_out))
+    # The threshold of few held-out images varies: its standard error is below 0.008.
+    np.testing.assert_allclose(np.mean(found, axis=0), 0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("axes", [2, "2", (0,), (3,), (1, 1)])
+def test_axes_that_images_lack_are_named(axes):
+    images = np.arange(48.0).reshape(3, 4, 4)
+    with pytest.raises(ValueError, match="flipped_axes must be"):
+        copying_check(images, images, images, flipped_axes=axes)
+
+
 def test_copies_are_found_and_held_out_images_are_none(halves):
     a, _, b, _ = halves
     blurred = a[:300] + np.random.default_rng(0).normal(0, 0.01, (300, 64))
@@ -147,7 +166,7 @@ def test_duplicates_are_counted_among_as_many_images():
     check = copying_check(
         np.array([[0.0], [100.0]]),
         np.array([[0.0], [0.1], [10.0], [20.0]]),
-        np.array([[0.0], [50.0]]),
+        np.array([[-0.25], [50.0]]),
         quantile=0.01,
     )
     assert check.duplicates_of_held_out == 0.5

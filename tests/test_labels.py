@@ -16,7 +16,12 @@ from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_ind
 from sklearn_msf.generation_metrics import class_fidelity, classifier_accuracy_score
 from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay, SampleGridDisplay
 from sklearn_msf.sample_augmentation import augment_with_samples
-from sklearn_msf.selective import accuracy_rejection_curve, errors_of
+from sklearn_msf.selective import (
+    accuracy_rejection_curve,
+    confusion_matrix_with_reject,
+    costs_of,
+    errors_of,
+)
 
 NUMBERS_AND_TEXT = "y_true has labels that are text, such as '0', but y_pred has numbers, such as 0"
 IMAGES = 16 * np.random.default_rng(0).random((40, 8, 8))
@@ -110,6 +115,29 @@ def test_dates_of_any_unit_are_equal_if_they_are_one_day():
     check_same_kind("y", [datetime.date(2024, 1, 1)], "classes", days)
     with pytest.raises(ValueError, match="y has labels that are numbers.*classes has dates"):
         check_same_kind("y", [1], "classes", days)
+
+
+@pytest.mark.parametrize("function", [errors_of, confusion_matrix_with_reject])
+def test_a_column_for_each_class_is_refused(function):
+    Y = np.eye(3)[[0, 1, 2, 2]]
+    with pytest.raises(ValueError, match=r"y_true must be of shape.*got \(4, 3\).*argmax"):
+        function(Y, Y)
+    with pytest.raises(ValueError, match=r"y_pred must be of shape.*got \(4, 3\)"):
+        function(Y.argmax(axis=1), np.ma.MaskedArray(Y, mask=False))
+    with pytest.raises(ValueError, match=r"y_true must be of shape.*got \(4, 3\)"):
+        costs_of(Y, Y, np.ones((3, 3)), labels=[0, 1, 2])
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="numpy 2 has this dtype")
+def test_text_of_variable_width_is_text():
+    y = np.array(["a", "b", "a"], dtype=np.dtypes.StringDType())
+    assert errors_of(y, ["a", "a", "a"]).tolist() == [False, True, False]
+    assert confusion_matrix_with_reject(y, y).tolist() == [[2, 0, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match="labels of different kinds never match"):
+        errors_of(y, [0, 1, 0])
+    missing = np.array(["a", None], dtype=np.dtypes.StringDType(na_object=None))
+    with pytest.raises(ValueError, match="contains NaN or None in 1 of 2"):
+        errors_of(missing, missing)
 
 
 def test_no_labels_are_of_no_kind():

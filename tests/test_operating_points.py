@@ -16,6 +16,13 @@ def test_a_score_at_the_threshold_is_positive():
     assert operating_point(Y, SCORES, threshold=0.51, pos_label="ill").sensitivity.value == 0.9
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_scores_are_compared_in_their_own_precision(dtype):
+    scores = np.array([0.7, 0.1], dtype)
+    point = operating_point([1, 0], scores, threshold=0.7, pos_label=1)
+    assert point.sensitivity.value == 1
+
+
 def test_the_values_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     y, scores = rng.integers(0, 3, 200), rng.random(200)

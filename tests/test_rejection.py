@@ -272,12 +272,17 @@ def test_what_cannot_be_certified_is_said_and_never_answered(rejecting, digits):
     assert rejecting.predict_with_reject(X[:1]).count() == 0
 
 
-def test_samples_without_an_error_calibrate_nothing_and_change_nothing(rejecting, digits):
+def test_samples_without_an_error_certify_all_with_a_warning(rejecting, digits):
+    """59 right answers of 59 certify 5 %, but those of training images promise nothing."""
     X = digits[0]
-    before = rejecting.rejection_.threshold
-    with pytest.raises(ValueError, match="y_cal has 240 labels and no answer on X_cal is wrong"):
-        rejecting.fit_reject(X, rejecting.predict(X))
-    assert rejecting.rejection_.threshold == before
+    y = rejecting.predict(X)
+    with pytest.warns(UserWarning, match="y_cal has 240 labels and no answer on X_cal is wrong"):
+        rejecting.fit_reject(X, y)
+    largest = rejecting.predict_uncertainty(X).max()
+    assert rejecting.rejection_.threshold == largest
+    with pytest.warns(UserWarning, match="no answer on X_cal is wrong"):
+        rejecting.fit_reject(X, y, target_risk=dict.fromkeys(rejecting.classes_, 0.1))
+    assert rejecting.rejection_.threshold == largest
 
 
 NOT_FINITE = np.array([0.1, np.nan, 0.2, np.inf, -np.inf, 0.9])

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def test_the_promise_for_several_classes_is_broken_no_more_often_than_allowed(n_
     rng = np.random.default_rng(0)
     slope = {"rare": 0.8, "frequent": 0.5, "unbounded": 1.0}
     labels = np.array(list(slope))
-    broken = 0
+    broken = certified = 0
     for _ in range(600):
         y = rng.choice(labels, 500, p=[0.2, 0.5, 0.3])
         u = np.ceil(rng.random(500) * n_levels) / n_levels
@@ -87,10 +88,12 @@ def test_the_promise_for_several_classes_is_broken_no_more_often_than_allowed(n_
             errors, u, target_risk=RISKS, y_true=y, confidence=confidence
         )
         if threshold is not None:
+            certified += 1
             # The sum of slope * u / n_levels over the levels up to the threshold.
             mean = threshold * (threshold + 1 / n_levels) / 2
             broken += any(slope[label] * mean > risk for label, risk in RISKS.items())
     assert broken / 600 <= 1 - confidence
+    assert certified > 300
 
 
 def test_the_bound_is_exact():
@@ -246,6 +249,10 @@ def test_costs_are_looked_up_by_label_and_answer():
         ({"cost_matrix": [[0, -1], [1, 0]]}, "cost_matrix must hold finite costs >= 0"),
         ({"cost_matrix": [[0, np.nan], [1, 0]]}, "cost_matrix must hold finite costs >= 0"),
         ({"cost_matrix": [[0, 0], [0, 0]]}, "not all zero"),
+        (
+            {"cost_matrix": pd.DataFrame([[0, 10], [1, 0]], ["b", "a"], ["b", "a"])},
+            r"a DataFrame may have another order. Pass cost_matrix.loc\[classes, classes\]",
+        ),
     ],
 )
 def test_cost_matrices_that_cannot_be_used_are_named(changed, message):

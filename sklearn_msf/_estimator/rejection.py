@@ -330,18 +330,14 @@ def learn_rule(
     Returns
     -------
     RejectionRule
-        If no threshold can be certified there is a warning, and the rule accepts nothing.
-
-    Raises
-    ------
-    ValueError
-        If every predicted label is right.
+        If no threshold can be certified there is a warning, and the rule accepts nothing. There is
+        a warning too if every predicted label is right.
     """
     if (prediction.class_indices == labels).all():
-        raise ValueError(
-            f"y_cal has {len(labels)} labels and no answer on X_cal is wrong, as on images "
-            "that training saw: calibrate on others, or on more. A classifier that makes no "
-            "errors needs no threshold: coverage=1.0 accepts all."
+        warn_user(
+            f"y_cal has {len(labels)} labels and no answer on X_cal is wrong, as on images that "
+            "training saw: of those the certificate would be worth nothing. Calibrate on images "
+            "that training did not see.",
         )
     uncertainty = UNCERTAINTIES[kind](prediction)[independent]
     labels, predicted = labels[independent], prediction.class_indices[independent]

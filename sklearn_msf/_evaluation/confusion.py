@@ -6,7 +6,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import confusion_matrix
 
-from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    check_one_column,
+    check_same_kind,
+    label_column,
+    label_indices,
+)
+from sklearn_msf._evaluation.validation import checked_rows
 
 __all__ = [
     "checked_cost_matrix",
@@ -33,12 +40,12 @@ def confusion_matrix_with_reject(
     y_pred : array-like or numpy.ma.MaskedArray of shape (n,) or (n, 1)
         Predictions, masked where they are rejected, as `predict_with_reject` returns them. For
         predictions and uncertainties of another classifier this is
-        ``np.ma.MaskedArray(y_pred, mask=uncertainty > threshold)``.
+        ``np.ma.MaskedArray(y_pred, mask=~(uncertainty <= threshold))``, which rejects NaN too.
     labels : array-like of shape (K,), default=None
         Classes of the rows and columns, in this order; samples of other classes are left out. None
         means all labels that occur, sorted.
     sample_weight : array-like of shape (n,), default=None
-        Weights.
+        Weights, at least 0.
     normalize : {"true", "pred", "all"}, default=None
         Divide by the sums of the rows ("true"), of the columns ("pred") or of all entries. With
         "true" a row says which fraction of the samples of a class is answered how, and which
@@ -54,7 +61,8 @@ def confusion_matrix_with_reject(
     ------
     ValueError
         If the numbers or the kinds of labels and predictions differ, for NaN, for no samples, for
-        `labels` that occur twice, and for another `normalize`.
+        several columns, for weights that are masked, negative or not finite, for `labels` that
+        occur twice, and for another `normalize`.
 
     Examples
     --------
@@ -67,6 +75,8 @@ def confusion_matrix_with_reject(
     """
     truth, answers, rejected = _truth_and_answers(y_true, y_pred)
     classes = occurring_classes(y_true, y_pred) if labels is None else _distinct(labels, truth)
+    if sample_weight is not None:
+        checked_rows(np.zeros(len(truth)), np.zeros(len(truth)), sample_weight)
     n_classes = len(classes)
     columns = np.full(len(truth), n_classes)
     columns[~rejected] = label_indices(answers, classes)
@@ -112,8 +122,8 @@ def costs_of(
     Raises
     ------
     ValueError
-        For a matrix of another shape, with entries that are negative or not finite, or without a
-        positive entry; for labels or predictions that are not among `labels`, and as in
+        For a table, and a matrix of another shape, with entries that are negative or not finite, or
+        without a positive entry; for labels or predictions that are not among `labels`, and as in
         :func:`errors_of`.
 
     Examples
@@ -125,7 +135,7 @@ def costs_of(
     >>> costs_of(["melanoma", "nevus"], ["nevus", "melanoma"], [[0, 10], [1, 0]], labels=labels)
     array([10.,  1.])
     """
-    truth, answers = as_labels("y_true", y_true).ravel(), as_labels("y_pred", y_pred).ravel()
+    truth, answers = label_column("y_true", y_true), label_column("y_pred", y_pred)
     if truth.shape != answers.shape:
         raise ValueError(
             f"y_true has {len(truth)} labels and y_pred {len(answers)}: give one for each row."
@@ -151,9 +161,16 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        For another shape than (n_classes, n_classes), entries that are negative or not finite, and
-        a matrix without a positive entry.
+        For another shape than (n_classes, n_classes), entries that are negative or not finite, a
+        matrix without a positive entry, and a table, whose classes may have another order.
     """
+    if hasattr(cost_matrix, "iloc"):
+        raise ValueError(
+            f"cost_matrix must be an array in the order of the classes; a "
+            f"{type(cost_matrix).__name__} may have another order. Pass "
+            "cost_matrix.loc[classes, classes].to_numpy(), with the classes in that order, such as "
+            "classes = classifier.classes_."
+        )
     costs = np.asarray(cost_matrix, dtype=float)
     if costs.shape != (n_classes, n_classes):
         raise ValueError(
@@ -169,12 +186,13 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
 
 def _truth_and_answers(y_true: ArrayLike, y_pred: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return n labels, the predictions that are not masked, and which of the n are masked."""
-    truth = as_labels("y_true", y_true).ravel()
+    truth = label_column("y_true", y_true)
     # numpy looks for masks only in what has a dtype of its own, and a column of pandas has others.
     masked = y_pred if np.ma.isMaskedArray(y_pred) else np.asarray(y_pred)
-    rejected = np.ma.getmaskarray(masked).ravel()
-    given = np.ma.getdata(masked).ravel()[~rejected] if rejected.any() else y_pred
-    answers = as_labels("y_pred", given).ravel()
+    rejected = np.ma.getmaskarray(masked)
+    given = np.ma.getdata(masked)[~rejected] if rejected.any() else y_pred
+    check_one_column("y_pred", masked.shape)
+    answers, rejected = label_column("y_pred", given), rejected.ravel()
     if not len(truth) or truth.shape != rejected.shape:
         raise ValueError(
             f"y_true has {len(truth)} labels and y_pred {len(rejected)}: give one for each row."

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from sklearn_msf._evaluation.labels import as_labels
+from sklearn_msf._evaluation.labels import as_labels, label_column
 from sklearn_msf._evaluation.validation import checked_probabilities
 
 __all__ = ["aggregate_by_group", "group_numbers", "labels_by_group"]
@@ -117,7 +117,7 @@ def labels_by_group(y: ArrayLike, groups: ArrayLike) -> np.ndarray:
     >>> labels_by_group([1, 0, 1], ["b", "a", "b"])
     array([1, 0])
     """
-    labels = as_labels("y", y).ravel()
+    labels = label_column("y", y)
     first, numbers = _in_order_of_appearance(groups, len(labels))
     of_group = labels[first]
     differs = labels != of_group[numbers]

@@ -12,11 +12,13 @@ import numpy as np
 
 __all__ = [
     "as_labels",
+    "check_one_column",
     "check_one_kind",
     "check_same_kind",
     "check_unmasked",
     "differing_labels",
     "is_missing",
+    "label_column",
     "label_indices",
 ]
 
@@ -38,7 +40,7 @@ def as_labels(name: str, values: Any) -> np.ndarray:
         For labels of several kinds, NaN, and masked labels; the message names them.
     """
     check_unmasked(name, values)
-    labels = np.asarray(values)
+    labels = _as_array(values)
     n_missing = 0
     if labels.dtype.kind in "fcmM":
         n_missing = int((labels != labels).sum())
@@ -53,6 +55,34 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     if labels.dtype.kind in "mM" and np.datetime_data(labels.dtype)[0] in _FINER_UNITS:
         labels = labels.astype(f"{labels.dtype.kind}8[us]")
     return labels
+
+
+def label_column(name: str, values: Any) -> np.ndarray:
+    """Convert labels of shape (n,) or (n, 1) to an array of shape (n,).
+
+    Raises
+    ------
+    ValueError
+        For labels of another shape, such as a column for each class, and as :func:`as_labels`.
+    """
+    labels = as_labels(name, values)
+    check_one_column(name, labels.shape)
+    return labels.ravel()
+
+
+def check_one_column(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse labels of another shape than (n,) or (n, 1).
+
+    Raises
+    ------
+    ValueError
+        With the shape.
+    """
+    if len(shape) != 1 and shape[1:] != (1,):
+        raise ValueError(
+            f"{name} must be of shape (n,) or (n, 1), got {shape}: give one label for each row, "
+            f"such as {name}.argmax(axis=1) of a column for each class."
+        )
 
 
 def check_unmasked(name: str, values: Any) -> None:
@@ -143,7 +173,7 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
     ValueError
         If the numbers or the kinds of the labels differ, and as in :func:`as_labels`.
     """
-    labels, compared = as_labels(name, values).ravel(), as_labels(other_name, others).ravel()
+    labels, compared = label_column(name, values), label_column(other_name, others)
     if labels.shape != compared.shape:
         raise ValueError(
             f"{name} has {len(labels)} labels and {other_name} {len(compared)}: give one for each "
@@ -156,9 +186,15 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
     return np.asarray(labels != compared)
 
 
+def _as_array(values: Any) -> np.ndarray:
+    """Convert labels to an array; text of variable width, numpy's StringDType, to objects."""
+    labels = np.asarray(values)
+    return labels.astype(object) if labels.dtype.kind == "T" else labels
+
+
 def _examples(values: Any) -> dict[str, Any]:
     """Map each kind of label that occurs to one label of this kind."""
-    labels = np.asarray(values)
+    labels = _as_array(values)
     if labels.dtype.kind in "US" and not hasattr(values, "dtype"):
         # numpy has converted the numbers of a mixed list to text.
         labels = np.asarray(values, dtype=object)

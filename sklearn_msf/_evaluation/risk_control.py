@@ -9,7 +9,12 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 from scipy.stats import beta, binom
 
-from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    check_same_kind,
+    label_column,
+    label_indices,
+)
 from sklearn_msf._evaluation.validation import check_share, checked_rows, is_number
 
 __all__ = [
@@ -271,7 +276,7 @@ def _threshold_of_classes(
     check_class_risks(target_risk)
     if y_true is None:
         raise ValueError(f"y_true is missing: target_risk={target_risk!r} needs the labels.")
-    labels = as_labels("y_true", y_true).ravel()
+    labels = label_column("y_true", y_true)
     if labels.shape != scores.shape:
         raise ValueError(f"y_true has {len(labels)} labels and errors {len(scores)}.")
     named = as_labels("target_risk", list(target_risk))

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sklearn_msf._evaluation.confusion import occurring_classes
-from sklearn_msf._evaluation.labels import as_labels, label_indices
+from sklearn_msf._evaluation.labels import label_column, label_indices
+from sklearn_msf._evaluation.validation import is_number
 from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.selective import confusion_matrix_with_reject
 
@@ -73,7 +74,7 @@ class RejectionConfusionMatrixDisplay:
         cmap : str or matplotlib Colormap, default="viridis"
             Colours of the cells.
         values_format : str, default=None
-            Format of the values. None is "d" for whole numbers and ".2g" for others.
+            Format of the values. None is ".0f" if all are whole numbers, else ".2g".
         xticks_rotation : {"horizontal", "vertical"} or float, default="horizontal"
             Rotation of the names of the columns, in degrees.
         colorbar : bool, default=True
@@ -97,11 +98,19 @@ class RejectionConfusionMatrixDisplay:
         names = [str(name) for name in np.asarray(names).tolist()]
         if len(names) != n_classes:
             raise ValueError(f"display_labels has {len(names)} names for {n_classes} classes.")
+        if isinstance(xticks_rotation, str):
+            xticks_rotation = _ANGLES.get(xticks_rotation, xticks_rotation)
+        if not is_number(xticks_rotation):
+            raise ValueError(
+                f"xticks_rotation must be one of {sorted(_ANGLES)} or degrees, got "
+                f"{xticks_rotation!r}."
+            )
         if ax is None:
             _, ax = pyplot_for(type(self)).subplots()
         self.im_ = ax.imshow(matrix, interpolation="nearest", cmap=cmap)
         if values_format is None:
-            values_format = ".2g" if matrix.dtype.kind == "f" else "d"
+            is_whole = bool((matrix == np.round(matrix)).all())
+            values_format = ".0f" if is_whole else ".2g"
         middle = (matrix.max() + matrix.min()) / 2
         self.text_ = np.empty(matrix.shape, dtype=object)
         for (i, j), value in np.ndenumerate(matrix):
@@ -118,13 +127,6 @@ class RejectionConfusionMatrixDisplay:
             xlabel="Predicted label",
             ylabel="True label",
         )
-        if isinstance(xticks_rotation, str):
-            if xticks_rotation not in _ANGLES:
-                raise ValueError(
-                    f"xticks_rotation must be one of {sorted(_ANGLES)} or degrees, got "
-                    f"{xticks_rotation!r}."
-                )
-            xticks_rotation = _ANGLES[xticks_rotation]
         ax.tick_params("x", labelrotation=xticks_rotation)
         # Rejecting is not a class: a line sets its column apart.
         ax.axvline(n_classes - 0.5, color="black", linewidth=2)
@@ -186,11 +188,11 @@ class RejectionConfusionMatrixDisplay:
         if not hasattr(estimator, "predict_with_reject"):
             raise ValueError(
                 f"{type(estimator).__name__} has no predict_with_reject: mask its predictions "
-                "yourself, as in np.ma.MaskedArray(y_pred, mask=uncertainty > threshold), and pass "
-                "them to from_predictions."
+                "yourself, as in np.ma.MaskedArray(y_pred, mask=~(uncertainty <= threshold)), and "
+                "pass them to from_predictions."
             )
         classes = estimator.classes_
-        true = as_labels("y", y).ravel()
+        true = label_column("y", y)
         # Classes that fit did not see, of which every answer is wrong.
         others = np.unique(true[label_indices(true, classes) < 0])
         return cls.from_predictions(

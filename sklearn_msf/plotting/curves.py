@@ -16,6 +16,8 @@ from sklearn_msf.selective import (
 __all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "pyplot_for"]
 
 Display = TypeVar("Display", bound="_CurveDisplay")
+# Points of the curve within a tie of all samples.
+_POINTS_OF_A_TIE = 100
 
 
 def pyplot_for(display: type) -> Any:
@@ -290,8 +292,14 @@ class RiskCoverageDisplay(_CurveDisplay):
         self.aurc = aurc
 
     def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        # Up to the first threshold the samples have one uncertainty, and so one risk.
-        return np.r_[0.0, self.coverage], np.r_[self.risk[:1], self.risk]
+        # Up to the first threshold the samples have one uncertainty, and so one risk. Within later
+        # ties the errors grow evenly with the coverage, so that their ratio, the risk, is no line.
+        ends = np.r_[0.0, self.coverage]
+        grid = np.arange(1, _POINTS_OF_A_TIE) / _POINTS_OF_A_TIE
+        in_first = grid < self.coverage[0]
+        coverage = np.union1d(self.coverage, grid[~in_first])
+        lost = np.interp(coverage, ends, np.r_[0.0, self.coverage * self.risk])
+        return np.r_[0.0, coverage], np.r_[self.risk[:1], lost / coverage]
 
     @staticmethod
     def _values(
