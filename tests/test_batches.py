@@ -59,7 +59,7 @@ def test_a_batch_is_a_selection_of_samples():
     images = torch.arange(5.0)[:, None, None, None]
     labels = torch.tensor([0, 1, 0, 1, 2])
     data = TrainingData(images, labels, torch.ones(5, dtype=torch.float64), 5)
-    chosen, chosen_labels = data.batch((torch.tensor([4, 1]),), 0, torch.Generator())
+    chosen, chosen_labels = data.batch((torch.tensor([4, 1]),), 0, 0, torch.Generator())
     assert chosen.ravel().tolist() == [4.0, 1.0]
     assert chosen_labels.tolist() == [2, 1]
 

@@ -44,12 +44,14 @@ from test_rejection import (
     test_training_images_are_more_usual_than_noise,
 )
 from test_run_fingerprint import cut_off, make, weights
+from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier
 from sklearn_msf._estimator.auto_settings import training_settings
 from sklearn_msf.exceptions import AutoencoderError, BackboneError, CheckpointMismatchError
 from sklearn_msf.flow import image_parameterizations
 from sklearn_msf.flow.path import velocity_loss
+from sklearn_msf.latent.latent_batches import _variation
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.sample_augmentation import augment_with_samples
@@ -181,6 +183,34 @@ def test_both_encoders_see_the_same_variations(monkeypatch):
         together = torch.stack([averages.flatten(), images.flatten()])
         assert torch.corrcoef(together)[0, 1] > 0.85
     assert (latents[:, 0] != latents[:, 5]).any()
+
+
+def test_variations_of_images_that_are_not_square_are_the_same_at_any_size():
+    """An autoencoder keeps the proportions of X, and many backbones take squares."""
+    ramp = torch.linspace(-1, 1, 128)
+    wide = (ramp[:64, None] * ramp[:64, None].cos() + ramp).expand(1, 1, 64, 128)
+    seeds = np.array([7], np.uint64)
+    for number in range(1, 6):
+        varied = _variation(wide, "affine", number, seeds, (64, 128))
+        square = F.interpolate(wide, (64, 64), mode="area")
+        of_square = _variation(square, "affine", number, seeds, (64, 128))
+        difference = F.interpolate(varied, (64, 64), mode="area") - of_square
+        assert difference.abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("n_asked", "n_kept"), [(1, 1), (2, 2), (3, 2), (4, 4), (5, 5)])
+def test_variations_have_flips_along_one_axis_or_all_along_both(monkeypatch, n_asked, n_kept):
+    made = []
+
+    def keep(shape, fill, **where):
+        made.append(shape[1])
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.keep_latents", keep)
+    settings = {"augment": "flip", "n_variations": n_asked, "max_epochs": 1}
+    classifier = tiny_joint_classifier(**settings).fit(X, Y)
+    assert made == [n_kept]
+    assert classifier.model_.flipped_axes == (-1, -2)[: min(n_kept, 4).bit_length() - 1]
 
 
 # Everything else

@@ -61,7 +61,7 @@ def test_image_i_of_a_seed_is_the_same_however_many_are_sampled(make_tiny_field,
 def test_each_image_has_the_noise_of_a_seed_of_its_own(seed, start, n, padding, shape):
     model = SimpleNamespace(
         space=SimpleNamespace(shape=shape),
-        field=SimpleNamespace(codes=SimpleNamespace(n_channels=3)),
+        field=SimpleNamespace(n_mask_noise=3),
         device=CPU,
     )
     found = sampling.image_noise(model, seed, start, n, n + padding)
@@ -99,7 +99,7 @@ def test_the_seed_of_image_i_stays_what_it_is(monkeypatch):
         ),
     )
     space = SimpleNamespace(shape=(1, 2, 2))
-    field = SimpleNamespace(codes=SimpleNamespace(n_channels=1))
+    field = SimpleNamespace(n_mask_noise=1)
     model = SimpleNamespace(space=space, field=field, device=CPU)
     sampling.image_noise(model, 7, 2, 2, 2)
     assert seeds == [3705193734, 2929928200]

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 import re
 import types
@@ -229,8 +230,10 @@ def test_a_trajectory_ends_at_the_image_that_sample_gives(make_classifier, digit
     np.testing.assert_allclose(images[-1], sampled[0], atol=1e-3)
     assert len(masks) == 7
     if not (form == "velocity" and hasattr(classifier, "autoencoder_")):
-        # Of one colour; encoded masks are decoded, and have several.
-        assert masks[0].std(axis=(0, 1)).max() < 1e-6
+        # Of one colour, with the jitter of training where the field carries the mask; encoded
+        # masks are decoded, and have several.
+        deviation = 4 / 127.5 / math.sqrt(12) if form == "velocity" else 0.0
+        np.testing.assert_allclose(masks[0].std(axis=(0, 1)), deviation, atol=2e-3)
     assert not np.allclose(masks[-1], masks[0], atol=1e-3)
 
 

@@ -239,7 +239,7 @@ def test_images_off_the_device_make_the_same_batches(make, monkeypatch):
 
     def batch():
         generator = torch.Generator().manual_seed(0)
-        return data.batch(data.select(rows, 2, generator), 2, generator)
+        return data.batch(data.select(rows, 2, generator), 2, 2, generator)
 
     resident = batch()
     monkeypatch.setattr(TrainingData, "_is_resident", False)

@@ -427,6 +427,32 @@ def test_a_part_of_a_batch_at_time_one_alone_has_no_image_loss(make_tiny_field):
     assert image_loss.item() == 0
 
 
+@pytest.mark.parametrize("encoding", ["rgb", "grayscale", "simplex"])
+def test_masks_of_images_to_generate_have_the_jitter_of_training(make_tiny_field, encoding):
+    field = make_tiny_field("velocity", encoding, beta=4.0)
+    codes = field.codes
+    n_channels, labels = codes.n_channels, torch.arange(3)
+    assert field.n_mask_noise == 2 * n_channels
+    noise = torch.randn(3, 2 * n_channels, 32, 32)
+    masks, e_y = field.masks_and_noise(labels, (32, 32), noise)
+    assert torch.equal(e_y, noise[:, :n_channels])
+    trained = codes.masks(labels, (32, 32), torch.Generator().manual_seed(0))
+    exact = codes.masks(labels, (32, 32))
+    assert (masks - exact).abs().max() <= codes.jitter / 2
+    found, wanted = (masks - exact).std().item(), (trained - exact).std().item()
+    assert found == pytest.approx(wanted, rel=0.05)
+    assert (masks - exact).mean().item() == pytest.approx(0, abs=codes.jitter / 50)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_without_jitter_the_noise_of_a_mask_is_that_of_its_end(make_tiny_field, label_prediction):
+    field = make_tiny_field(label_prediction, beta=0.0)
+    noise = torch.randn(2, field.n_mask_noise, 8, 8)
+    masks, e_y = field.masks_and_noise(torch.arange(2), (8, 8), noise)
+    assert torch.equal(masks, CODES.masks(torch.arange(2), (8, 8)))
+    assert torch.equal(e_y, noise)
+
+
 def test_guidance_leaves_the_velocity_of_masks_alone(make_tiny_field):
     field, masks = make_tiny_field("velocity"), CODES.masks(torch.tensor([0, 1]), (8, 8))
     e_x, e_y, t = torch.randn(2, 1, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor(0.4)

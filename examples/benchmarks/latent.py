@@ -352,7 +352,7 @@ class EncodingData:
         """Choose the images of a step by their indices."""
         return (rows,)
 
-    def batch(self, selected, n_varied, generator):
+    def batch(self, selected, n_varied, n_at_one, generator):
         """Encode images, and as the published loop does a mask for each."""
         (rows,) = selected
         (x,) = self._space.resized(ImageFormat.normalise(self._images[rows]))

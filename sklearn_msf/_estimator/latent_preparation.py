@@ -29,7 +29,12 @@ from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.frozen_network import some_values
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
-from sklearn_msf.latent.latent_space import GivenEncoders, LatentSpace, check_channels
+from sklearn_msf.latent.latent_space import (
+    GivenEncoders,
+    LatentSpace,
+    check_channels,
+    check_colours,
+)
 from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
@@ -55,6 +60,8 @@ _N_TIMED = 16
 # "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
 _AUTO_PIXELS = 4_000 * 224 * 224
 _MAX_AUTO_VARIATIONS = 32
+# Raised when the variations of a seed change, so that kept ones of before are not used.
+_RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,7 @@ class LatentPreparation:
             # Before an autoencoder is trained, which takes long.
             check_channels(image_format, self._backbone, encodes_masks=False)
         if self._trains_one:
+            check_colours(image_format, encodes_masks=palette is not None)
             self._autoencoder = self._fitted_autoencoder(samples, palette, fit_seed, started)
         self._origin = LatentOrigin(self._p.autoencoder, variation_seed, self._p.backbone)
         space = LatentSpace(image_format, None, None, palette)
@@ -261,6 +269,9 @@ class LatentPreparation:
         n_variations = self._count_variations(space, len(images), n_flips, augment)
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
             n_variations = min(n_variations, self._count_affordable(space, images, started))
+        if n_variations < n_flips:
+            # Flips along all axes or along none: those of one axis stand before those of two.
+            n_variations = 1 << (n_variations.bit_length() - 1)
         channels, height, width = space.shape
         channels += space.n_deviations
         latents = keep_latents(
@@ -270,7 +281,9 @@ class LatentPreparation:
             ),
             fingerprint=lambda: digest_arrays(
                 images,
-                np.array(f"{space.digest()} {augment} {n_variations} {seed} {self._precision}"),
+                np.array(
+                    f"{space.digest()} {augment} {n_variations} {seed} {self._precision} {_RECIPE}"
+                ),
             ),
             folder=self._folder,
             max_bytes=int(p.cache_bytes),

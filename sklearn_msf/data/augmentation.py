@@ -35,7 +35,7 @@ def _flip(x: Tensor, generator: torch.Generator, axes: tuple[int, ...]) -> Tenso
     return x
 
 
-def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
+def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -> Tensor:
     """Rotate by up to 15 degrees, scale each axis by up to 10 %, shift by up to 5 %.
 
     Volumes are rotated by up to 15 degrees in each of the three planes.
@@ -47,9 +47,9 @@ def _affine(x: Tensor, generator: torch.Generator) -> Tensor:
     angles, scales, shifts = uniform.split([len(planes), n_axes, n_axes])
     in_planes = zip(_MAX_ROTATION * angles, planes, strict=True)
     theta = reduce(torch.matmul, [_rotation(angle, plane, n_axes) for angle, plane in in_planes])
-    # All axes of grid_sample go from -1 to 1, so a rotation in pixels needs the aspect ratios. The
-    # axes of theta are x, y, z: the last axis of the image comes first.
-    aspects = [side / size[-1] for side in reversed(size)]
+    # All axes of grid_sample go from -1 to 1, so a rotation needs the aspect ratios. The axes of
+    # theta are x, y, z: the last axis of the image comes first.
+    aspects = [side / proportions[-1] for side in reversed(proportions)]
     for i, j in permutations(range(n_axes), 2):
         theta[:, i, j] *= aspects[j]
         theta[:, i, j] /= aspects[i]
@@ -120,7 +120,11 @@ def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def augment_images(
-    x: Tensor, kind: str | None, n_varied: int, generator: torch.Generator
+    x: Tensor,
+    kind: str | None,
+    n_varied: int,
+    generator: torch.Generator,
+    proportions: Sequence[int] | None = None,
 ) -> Tensor:
     """Vary images at random: flip all, and apply affine changes to the first `n_varied`.
 
@@ -137,6 +141,9 @@ def augment_images(
         Number of images, the first ones of the batch, that get affine changes.
     generator : torch.Generator
         On the device of `x`.
+    proportions : sequence of int, optional
+        Height and width of what the images show, in one unit, if they were resized to others: a
+        rotation is one of what they show.
 
     Returns
     -------
@@ -144,7 +151,8 @@ def augment_images(
     """
     x = _flip(x, generator, flipped_axes(kind, x.ndim - 2))
     if kind is not None and "affine" in kind.split("+") and n_varied:
-        x = torch.cat([_affine(x[:n_varied], generator), x[n_varied:]])
+        shown = x.shape[2:] if proportions is None else proportions
+        x = torch.cat([_affine(x[:n_varied], generator, shown), x[n_varied:]])
     return x
 
 

@@ -207,14 +207,14 @@ class SamplerStart(nn.Module):
         self.field, self._shape = model.field, model.space.shape
 
     def forward(self, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Start from labels (n,), int64, and noise (n, C_x + C_y, H, W), float32.
+        """Start from labels (n,), int64, and noise (n, C_x + n_mask_noise, H, W), float32.
 
         The state comes twice: as the beginning of a step, and as what is evaluated first.
         """
         n_channels, *size = self._shape
-        masks = self.field.codes.masks(labels, size).contiguous()
-        e_x, e_y = noise[:, :n_channels], noise[:, n_channels:]
-        state = self.field.generation_start(e_x, masks)
+        masks, e_y = self.field.masks_and_noise(labels, size, noise[:, n_channels:])
+        masks = masks.contiguous()
+        state = self.field.generation_start(noise[:, :n_channels], masks)
         # A graph cannot return one value under two names.
         twice = [part.clone() for part in state for _ in range(2)]
         return *twice, masks, e_y

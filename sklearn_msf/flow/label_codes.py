@@ -192,6 +192,15 @@ class _Codes:
         """Number of mask channels C."""
         return self.codes.shape[1]
 
+    @property
+    def n_jittered(self) -> int:
+        """Number of channels that have a jitter."""
+        return 0
+
+    def jittered(self, masks: Tensor, noise: Tensor) -> Tensor:
+        """Add the jitter to exact masks, (n, C, H, W), from normal noise, (n, n_jittered, H, W)."""
+        return masks
+
     def to(self, device: torch.device | str) -> Self:
         """Move the codes to a device."""
         return replace(self, codes=self.codes.to(device))
@@ -238,6 +247,18 @@ class LabelCodes(_Codes):
             return masks
         noise = torch.rand(masks.shape, generator=generator, device=masks.device)
         return masks + self.jitter * (noise - 0.5)
+
+    @property
+    def n_jittered(self) -> int:
+        """Number of channels that have a jitter: all, or none."""
+        return self.n_channels if self.jitter else 0
+
+    def jittered(self, masks: Tensor, noise: Tensor) -> Tensor:
+        """Add the jitter to exact masks, (n, C, H, W), from normal noise, (n, n_jittered, H, W)."""
+        if not self.jitter:
+            return masks
+        # Normal noise is uniform in its distribution function, which is (1 + erf) / 2.
+        return masks + self.jitter / 2 * torch.erf(noise / math.sqrt(2))
 
     def distances(self, masks: Tensor) -> Tensor:
         """Compute the distances of masks to every code (paper, eq. 2).

@@ -10,7 +10,7 @@ Every field maps (x_t, y_t, t) to the velocities of image and mask:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -211,6 +211,32 @@ class VelocityField(nn.Module):
 
     # From t = 0 to 1: generation
 
+    @property
+    def n_mask_noise(self) -> int:
+        """Channels of the noise that the mask of a generated image needs."""
+        return self.codes.n_channels
+
+    def masks_and_noise(
+        self, labels: Tensor, size: Sequence[int], noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make the two ends of the masks of images to generate.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n,), int64
+            Class indices.
+        size : sequence of int
+            Height and width.
+        noise : Tensor of shape (n, n_mask_noise, H, W)
+            From a standard normal distribution.
+
+        Returns
+        -------
+        masks, e_y : Tensor of shape (n, C_y, H, W)
+            At t = 0 and at t = 1.
+        """
+        return self.codes.masks(labels, size), noise
+
     def generate(self, e_x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Carry [e_x, masks] from t = 0 to t = 1 and return the images x_1.
 
@@ -394,6 +420,22 @@ class VelocityRegressionField(VelocityField):
     def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
         """Read probabilities and distances from masks."""
         return reader.probabilities(evidence), reader.distances(evidence)
+
+    @property
+    def n_mask_noise(self) -> int:
+        """Channels of e_y, and of the jitter of the codes if they have any."""
+        return self.codes.n_channels + self.codes.n_jittered
+
+    def masks_and_noise(
+        self, labels: Tensor, size: Sequence[int], noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make masks with jitter, from which alone the noise of the mask can grow, and e_y.
+
+        Training sees masks with noise at every t > 0. Of an exact code the field predicts the code
+        at every t, and the mask would stay flat.
+        """
+        e_y, of_jitter = noise.split([self.codes.n_channels, self.codes.n_jittered], dim=1)
+        return self.codes.jittered(self.codes.masks(labels, size), of_jitter), e_y
 
     def _carry(
         self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings

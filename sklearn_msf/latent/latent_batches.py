@@ -1,6 +1,7 @@
 """Latents for training: several variations of each image, encoded once."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ class LatentTrainingData(TrainingData):
     """Latents of several variations of each image, with posterior deviations if there are any.
 
     Every batch takes one random variation of each of its images, and a new draw of its posterior.
-    Where a backbone's features are among the channels, those that teach nothing but classes see
-    them with noise: the class can be read from features within few steps, and without noise the
-    network goes on to memorise the training images. The more features there are, the more of an
-    image each position tells, so the deviation of the noise grows with the root of their number.
+    Where a backbone's features are among the channels, samples at t = 1, which teach nothing but
+    classes, see them with noise: the class can be read from features within few steps, and without
+    noise the network goes on to memorise the training images. The more features there are, the more
+    of an image each position tells, so the deviation of the noise grows with the root of their
+    number.
 
     Parameters
     ----------
@@ -79,7 +81,11 @@ class LatentTrainingData(TrainingData):
         return self._streamed(stored), self._on_device(rows)
 
     def batch(
-        self, selected: tuple[Tensor, ...], n_varied: int, generator: torch.Generator
+        self,
+        selected: tuple[Tensor, ...],
+        n_varied: int,
+        n_at_one: int,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Choose a variation of each image, and draw from its posterior."""
         rows = selected[-1]
@@ -94,17 +100,17 @@ class LatentTrainingData(TrainingData):
             noise = torch.randn(deviations.shape, generator=generator, device=stored.device)
             drawn = x[:, :n_deviations] + deviations * noise
             x = torch.cat([drawn, x[:, n_deviations:]], dim=1)
-        return self._with_noise(x, n_varied, generator), self.labels[rows]
+        return self._with_noise(x, n_at_one, generator), self.labels[rows]
 
-    def _with_noise(self, x: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
-        """Add noise to the features of the first samples."""
-        if not self._n_features or not n_varied:
+    def _with_noise(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Add noise to the features of the first n samples."""
+        if not self._n_features or not n:
             return x
-        features = x[:n_varied, -self._n_features :]
+        features = x[:n, -self._n_features :]
         noise = torch.randn(features.shape, generator=generator, device=x.device)
         deviation = math.sqrt(self._n_features / _FEATURES_OF_UNIT_NOISE)
-        varied = torch.cat([x[:n_varied, : -self._n_features], features + deviation * noise], dim=1)
-        return torch.cat([varied, x[n_varied:]])
+        noisy = torch.cat([x[:n, : -self._n_features], features + deviation * noise], dim=1)
+        return torch.cat([noisy, x[n:]])
 
     def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
         """Choose the index of a variation of each image."""
@@ -149,7 +155,8 @@ def encode_variations(
         # One batch for each encoder, all of which see the same variations.
         batches = space.resized(ImageFormat.normalise(part))
         for i in range(n_variations):
-            varied = [_variation(x, augment, i, seeds[start : start + size]) for x in batches]
+            of_part = seeds[start : start + size]
+            varied = [_variation(x, augment, i, of_part, images.shape[2:]) for x in batches]
             encoded = space.normalised_posterior(varied, precision)
             _check_finite(encoded, space)
             latents[start : start + len(part), i] = _stored(encoded, latents.dtype, space)
@@ -187,17 +194,20 @@ def _check_finite(encoded: Tensor, space: LatentSpace) -> None:
         )
 
 
-def _variation(x: Tensor, augment: str | None, number: int, seeds: np.ndarray) -> Tensor:
+def _variation(
+    x: Tensor, augment: str | None, number: int, seeds: np.ndarray, proportions: Sequence[int]
+) -> Tensor:
     """Make a variation of each image: first the flips, then random ones.
 
-    The random numbers do not depend on the size of the images.
+    Neither the random numbers nor what they do to an image depend on the size that it was resized
+    to, which each encoder has its own of; `proportions` are height and width before.
     """
     plain = mirror_images(x, augment)
     if number < len(plain):
         return plain[number]
     return torch.cat(
         [
-            augment_images(image[None], augment, 1, _generator(seed, number))
+            augment_images(image[None], augment, 1, _generator(seed, number), proportions)
             for image, seed in zip(x, seeds, strict=True)
         ]
     )

@@ -205,7 +205,8 @@ class LatentSpace:
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks as latents, or one that decodes them first."""
         if self.palette is not None and label_decoding == "pixel":
-            return PixelReader(self.palette, self._decoded)
+            # Without limits: distances count how far beyond a colour a prediction is.
+            return PixelReader(self.palette, self._restored)
         return CodeReader(codes.to("cpu"))
 
     def images(self, sampled: Tensor) -> Tensor:
@@ -284,9 +285,12 @@ class LatentSpace:
         return " ".join(map(str, (*digests, *sizes, self.shape, exact.hexdigest())))
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        return self._restored(latents).clamp(-1, 1)
+
+    def _restored(self, latents: Tensor) -> Tensor:
         assert self.autoencoder is not None
         assert self.scaling is not None
-        return self.autoencoder.decode(self.scaling.restore(latents)).clamp(-1, 1)
+        return self.autoencoder.decode(self.scaling.restore(latents))
 
     def for_graphs(self) -> "LatentSpace":
         """Return the space with a copy of the autoencoder on the CPU that splits no batch."""
@@ -556,10 +560,29 @@ def check_channels(
     named, remedy = "backbone", "pass a backbone for such images"
     if isinstance(encoder, ImageAutoencoder):
         named, remedy = "autoencoder", "train one with autoencoder='fit'"
+        if encodes_masks:
+            remedy += " and label_prediction='posterior' in flow_params"
     raise ValueError(
         f"X has images of {n_channels} channels; the {named} takes {encoder.image_channels} (gray "
         f"images are repeated). Select or convert channels, or {remedy}."
     )
+
+
+def check_colours(image_format: ImageFormat, *, encodes_masks: bool) -> None:
+    """Refuse images for which no autoencoder that encodes colours can be trained.
+
+    Raises
+    ------
+    ValueError
+        If masks are to be encoded, and the images are neither gray nor of three channels.
+    """
+    n_channels = image_format.n_channels
+    if encodes_masks and n_channels not in (1, 3):
+        raise ValueError(
+            f"label_prediction='velocity' encodes colours beside images, but X has images of "
+            f"{n_channels} channels: use label_prediction='posterior' in flow_params, or gray or "
+            "RGB images."
+        )
 
 
 def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:

@@ -75,7 +75,7 @@ def sample(
         )
 
     def trial(_: None, size: int) -> None:
-        noise = model.noise(1, n_channels + field.codes.n_channels)
+        noise = model.noise(1, n_channels + field.n_mask_noise)
         noise = noise.expand(size, *noise.shape[1:])
         _generate(model, torch.zeros(size, dtype=torch.int64), noise, shortened(ode))
 
@@ -111,9 +111,10 @@ def sample_trajectory(
     device, field = model.device, model.field
     n_channels, *size = model.space.shape
     noise = image_noise(model, seed, 0, 1)
-    masks = field.codes.masks(torch.tensor([label], device=device), size)
+    classes = torch.tensor([label], device=device)
+    masks, e_y = field.masks_and_noise(classes, size, noise[:, n_channels:])
     with autocast(device, _PRECISION):
-        points = field.trajectory(noise[:, :n_channels], masks, noise[:, n_channels:], ode)
+        points = field.trajectory(noise[:, :n_channels], masks, e_y, ode)
     on_path, masks = (torch.cat(part).float() for part in zip(*points, strict=True))
     images = model.image_format.from_tensor(model.space.images(on_path))
     colours = model.space.masks(masks).movedim(1, -1).cpu().numpy()
@@ -191,11 +192,9 @@ def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettin
     """Generate an image of each class index from noise for image and mask."""
     n_channels, *size = model.space.shape
     field = model.field
-    masks = field.codes.masks(classes.to(noise.device), size)
+    masks, e_y = field.masks_and_noise(classes.to(noise.device), size, noise[:, n_channels:])
     with autocast(noise.device, _PRECISION):
-        return captured(field, field.generate, ode, _PRECISION)(
-            noise[:, :n_channels], masks, noise[:, n_channels:]
-        )
+        return captured(field, field.generate, ode, _PRECISION)(noise[:, :n_channels], masks, e_y)
 
 
 def _as_in_x(model: FittedModel, x: Tensor) -> np.ndarray:
@@ -215,15 +214,16 @@ def _as_classes(labels: np.ndarray) -> Tensor:
 def image_noise(
     model: FittedModel, seed: int, start: int, n: int, n_rows: int | None = None
 ) -> Tensor:
-    """Draw the noise of the images start, ..., start + n - 1 of a seed, (n, C_x + C_y, H, W).
+    """Draw the noise of the images start, ..., start + n - 1 of a seed.
 
-    With `n_rows` there are so many rows, and those after the first n are zeros.
+    It is of shape (n, C_x + n_mask_noise, H, W), the noise of the mask last. With `n_rows` there
+    are so many rows, and those after the first n are zeros.
 
     Image i has a generator of its own, with another seed than all others. The noise is drawn on the
     CPU, so that it is the same on every device.
     """
     n_channels, *size = model.space.shape
-    noise = torch.zeros(n_rows or n, n_channels + model.field.codes.n_channels, *size)
+    noise = torch.zeros(n_rows or n, n_channels + model.field.n_mask_noise, *size)
     generator = torch.Generator()
     first = int(np.random.SeedSequence(seed).generate_state(1)[0])
     for i, image in enumerate(noise[:n], start):

@@ -130,7 +130,11 @@ class TrainingData:
         return self._streamed(rows), self._on_device(rows)
 
     def batch(
-        self, selected: tuple[Tensor, ...], n_varied: int, generator: torch.Generator
+        self,
+        selected: tuple[Tensor, ...],
+        n_varied: int,
+        n_at_one: int,
+        generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Make the inputs of the field, and their labels; nothing here waits for the device.
 
@@ -141,6 +145,8 @@ class TrainingData:
         n_varied : int
             Number of indices, the first ones, whose images may also vary in ways that generated
             images should not show.
+        n_at_one : int
+            Number of indices, the first ones, that teach nothing but classes.
         generator : torch.Generator
             Source of all random choices, on the device.
 

@@ -209,7 +209,8 @@ class TrainingStep:
     def _step(self, data: TrainingData, division: BatchDivision, *inputs: Tensor) -> None:
         """Compute the gradients, then change the weights."""
         self._optimizer.clear_gradients()
-        x, labels = data.batch(inputs, division.n_varied, self._generator)
+        n_varied, n_at_one = division.n_varied, division.n_at_one
+        x, labels = data.batch(inputs, n_varied, n_at_one, self._generator)
         sample, whole = self._sample(x, labels, division), None
         if self._group.size > 1:
             n_generating = division.n_samples - division.n_at_one
