@@ -145,7 +145,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     early_stopping : bool, default=False
         Whether to hold out a validation part, or use the `X_val` of fit, stop training when its
         accuracy no longer rises, and keep the best weights. If there are several images of a
-        patient, pass `groups` to fit.
+        patient, pass `groups` to fit. partial_fit refuses it.
     calibration : {"temperature"} or None, default=None
         "temperature" divides the logits by one temperature. A second model is trained in the same
         way, but without a third of the training data, and the temperature is the one with which
@@ -311,7 +311,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           nothing: images resized to 32 pixels, raw times in [0, 1] (``time_scale=1``) that are
           added in the residual blocks (``time_modulation="shift"``), flips, the path and its
           targets, batches with a smaller last one, warm-up by a cosine, no limit of the gradient,
-          one noise draw and one Euler step for classification.
+          one noise draw. (Of Euler steps for classification it has 25; one step follows from the
+          times of Table 6.)
         - The only commands that the authors published, for latents of BloodMNIST: image weight 0.7,
           EMA decay 0.7 and weight decay 0.0. For images of 28 pixels there is no published
           command, and the tables do not name these three. The defaults of the published code are

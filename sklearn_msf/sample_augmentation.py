@@ -9,15 +9,14 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
-from sklearn_msf._evaluation.labels import as_labels, check_same_kind
+from sklearn_msf._evaluation.labels import check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
-from sklearn_msf.data.augmentation import flips_along
-from sklearn_msf.data.stacking import stack_images
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["augment_with_samples", "check_like", "check_pairs", "mirrored"]
+__all__ = ["augment_with_samples"]
 
 # A generated image is a copy if its distance to a training image is at most this quantile of the
 # distances of training images to their nearest neighbours,
@@ -143,55 +142,6 @@ def augment_with_samples(
         images += kept
         labels.append(np.full(n_kept, label, dtype=estimator.classes_.dtype))
     return np.concatenate(images), np.concatenate(labels)
-
-
-def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Convert images and labels, (n,), to arrays.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of images and labels differ, and for labels of several kinds.
-    """
-    X, y = np.asarray(stack_images(X)), as_labels("y", y).ravel()
-    if len(X) != len(y):
-        raise ValueError(f"X has {len(X)} images and y {len(y)} labels: pass one for each image.")
-    return X, y
-
-
-def check_like(X: np.ndarray, estimator: Any) -> None:
-    """Refuse images whose shape or dtype differs from the images that the estimator generates.
-
-    Raises
-    ------
-    ValueError
-        If they differ; the message names both.
-    """
-    with warnings.catch_warnings():
-        # Those who draw the images that are asked for are warned of too short a training.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        generated = estimator.sample(estimator.classes_[0], 1, n_steps=1, random_state=0)
-    if X.shape[1:] != generated.shape[1:] or X.dtype != generated.dtype:
-        raise ValueError(
-            f"X has {X.dtype} images of shape {X.shape[1:]}, but the estimator generates "
-            f"{generated.dtype} of shape {generated.shape[1:]}: pass X in the format of its "
-            "training images."
-        )
-
-
-def mirrored(estimator: Any, images: np.ndarray) -> list[np.ndarray]:
-    """Return images and all flips of them that training made, in the shape of the images.
-
-    A field that memorises an image draws it flipped as often as training has flipped it.
-    """
-    model = getattr(estimator, "model_", None)
-    if model is None:
-        return [images]
-    shape, n_axes = model.image_format.shape, model.image_format.n_spatial_dims
-    whole = images.reshape(len(images), *shape)
-    # Axes are counted from the last one of an image without channels.
-    flips = [tuple(1 + n_axes + a for a in axes) for axes in flips_along(model.flipped_axes)]
-    return [np.flip(whole, axes).reshape(images.shape) for axes in flips]
 
 
 def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:

@@ -393,7 +393,13 @@ def test_later_partial_fits_keep_classes_and_images(make_classifier):
         classifier.partial_fit(X, Y + 1)
     with pytest.raises(ValueError, match="images of shape"):
         classifier.partial_fit(np.zeros((6, 9, 8), dtype=np.uint8), Y)
-    assert classifier.partial_fit(X, Y).score(X, Y) >= 0
+    assert classifier.partial_fit(X, Y).classes_.tolist() == [0, 1]
+    assert len(classifier.history_) == 2
+
+
+def test_partial_fit_holds_nothing_out(make_classifier):
+    with pytest.raises(ValueError, match="early_stopping=True is not supported by partial_fit"):
+        make_classifier(early_stopping=True).partial_fit(X, Y, classes=[0, 1])
 
 
 def test_a_failed_first_partial_fit_leaves_nothing_behind(make_classifier):

@@ -652,6 +652,19 @@ def test_users_may_subclass(digits):
     assert fewer.model_.field.layout.channels == 16
 
 
+def test_models_of_users_classes_are_saved_whole_or_not_at_all(digits, tmp_path):
+    X, y = digits
+    fewer = WithFewer(channels=16).fit(X, y)
+    fewer.save_pretrained(tmp_path / "fewer")
+    opened = WithFewer.from_pretrained(tmp_path / "fewer")
+    assert opened.get_params() == {"channels": 16}
+    assert_array_equal(opened.predict_proba(X), fewer.predict_proba(X))
+    extra = WithExtra(extra=2, **grouped({**TINY, "max_epochs": 1})).fit(X, y)
+    with pytest.raises(TypeError, match="'extra' of WithExtra is not saved.*pickle"):
+        extra.save_pretrained(tmp_path / "extra")
+    assert not (tmp_path / "extra").exists()
+
+
 # Threads
 
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from sklearn_msf.datasets import _image_files, _medmnist, fetch_medmnist
+from sklearn_msf.datasets import _medmnist, _medmnist_files, fetch_medmnist
 
 
 def make_file(n_labels=1):
@@ -141,7 +141,7 @@ def test_splits_are_the_published_ones(server, tmp_path, split):
 @pytest.fixture
 def large_file(server, tmp_path, monkeypatch):
     """A file that counts as one of more than 1 GB."""
-    monkeypatch.setattr(_image_files, "_MAPPED_FROM", len(CONTENT))
+    monkeypatch.setattr(_medmnist_files, "_MAPPED_FROM", len(CONTENT))
     (tmp_path / "toymnist.npz").write_bytes(CONTENT)
     return tmp_path / "toymnist.npz"
 
@@ -188,7 +188,7 @@ def test_images_are_read_into_memory_where_no_npy_file_can_be_written(large_file
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_image_files.os, "fsync", full)
+    monkeypatch.setattr(_medmnist_files.os, "fsync", full)
     with pytest.warns(UserWarning, match="toymnist.npy could not be written .*No space left"):
         X, _ = fetch_medmnist("toymnist", data_home=large_file.parent, return_X_y=True)
     assert not isinstance(X, np.memmap)
@@ -210,8 +210,8 @@ def test_images_are_held_once_or_not_at_all_while_they_are_read(
     )
     (tmp_path / "toymnist.npz").write_bytes(buffer.getvalue())
     server.entry["MD5"] = hashlib.md5(buffer.getvalue()).hexdigest()
-    monkeypatch.setattr(_image_files, "_BYTES_AT_ONCE", 2**14)
-    monkeypatch.setattr(_image_files, "_MAPPED_FROM", 1 if is_large else 10**9)
+    monkeypatch.setattr(_medmnist_files, "_BYTES_AT_ONCE", 2**14)
+    monkeypatch.setattr(_medmnist_files, "_MAPPED_FROM", 1 if is_large else 10**9)
     tracemalloc.start()
     try:
         X, _ = fetch_medmnist("toymnist", data_home=tmp_path, return_X_y=True)

@@ -1,10 +1,15 @@
 """The pages and the gallery against the package: what is public, and what is linked."""
 
+import ast
 import importlib
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+
+import sklearn_msf
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -17,8 +22,7 @@ MODULES = {
     "sklearn_msf.operating_points": set(),
     "sklearn_msf.plotting": set(),
     "sklearn_msf.prevalence": set(),
-    # For the plots, not for users.
-    "sklearn_msf.sample_augmentation": {"check_like", "check_pairs", "mirrored"},
+    "sklearn_msf.sample_augmentation": set(),
     "sklearn_msf.selective": set(),
 }
 
@@ -59,3 +63,53 @@ def test_examples_need_no_files_of_others(path):
     assert path.name.startswith("plot_"), "sphinx-gallery runs only these"
     assert "fetch_" not in text
     assert "from_pretrained(folder" in text or "from_pretrained" not in text
+
+
+def blocks_of(page):
+    """Python blocks of a page; those of the README's doctest begin with a prompt."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^( *)```python\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code) for _, code in blocks if not code.lstrip().startswith(">>>")]
+
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES_WITH_CODE = [page for page in PAGES if blocks_of(page)]
+# What the pages call their estimators.
+ESTIMATORS = {"clf", "classifier", "model"}
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.stem)
+def test_code_on_a_page_uses_names_and_keywords_that_there_are(page):
+    imported = {}
+    for tree in map(ast.parse, blocks_of(page)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("sklearn_msf"):
+                module = importlib.import_module(node.module)
+                imported |= {name.name: getattr(module, name.name) for name in node.names}
+    for tree in map(ast.parse, blocks_of(page)):
+        for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+            for called in functions_of(call.func, imported):
+                known = inspect.signature(called).parameters
+                kinds = {parameter.kind for parameter in known.values()}
+                keywords = {keyword.arg for keyword in call.keywords} - {None}
+                assert keywords <= known.keys() or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def functions_of(func, imported):
+    """What a call calls, if it is of this package; of an estimator the method of both classes."""
+    if isinstance(func, ast.Name):
+        return [imported[func.id]] if func.id in imported else []
+    if not isinstance(func, ast.Attribute) or not isinstance(func.value, ast.Name):
+        return []
+    owner = imported.get(func.value.id)
+    if owner is not None:
+        return [getattr(owner, func.attr)]
+    classes = (sklearn_msf.MedSymmFlowClassifier, sklearn_msf.LatentMedSymmFlowClassifier)
+    return [getattr(c, func.attr) for c in classes] if func.value.id in ESTIMATORS else []
+
+
+def test_the_check_of_keywords_sees_a_wrong_one(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nclf.sample(0, step_count=3)\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError):
+        test_code_on_a_page_uses_names_and_keywords_that_there_are(page)

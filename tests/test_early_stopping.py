@@ -80,6 +80,32 @@ def test_a_continued_fit_that_cannot_know_what_was_trained_on_says_so(make_class
         classifier.fit(X, y)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "chosen", "groups"),
+    [
+        (0.1, np.arange(60), None),
+        (0.3, np.arange(40), None),
+        (0.1, np.arange(20, 60), None),
+        (0.1, np.arange(40), np.arange(40) // 2),
+    ],
+    ids=["more images", "a larger fraction", "other images", "groups"],
+)
+def test_a_continued_fit_that_holds_out_others_says_so(make_classifier, fraction, chosen, groups):
+    X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
+    settings = {"early_stopping": True, "warm_start": True, "max_epochs": 1}
+    classifier = make_classifier(**settings).fit(X[:40], y[:40])
+    classifier.set_params(validation_fraction=fraction)
+    with pytest.warns(UserWarning, match="may have been trained on"):
+        classifier.fit(X[chosen], y[chosen], groups=groups)
+
+
+def test_the_fraction_to_hold_out_may_be_a_number_of_numpy(make_classifier):
+    X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
+    settings = {"early_stopping": True, "max_epochs": 1}
+    classifier = make_classifier(**settings, validation_fraction=np.float32(0.5)).fit(X, y)
+    assert classifier.history_[0]["n_images"] == 30
+
+
 def test_without_scores_nothing_happens(make_tiny_field):
     field, best = make_tiny_field(), BestWeights(1)
     set_weights(field, 3.0)

@@ -280,6 +280,37 @@ def test_masks_are_compared_as_latents_or_as_colours():
     assert (latent != pixel).all()
 
 
+@pytest.mark.parametrize("n_channels", [2, 4])
+@pytest.mark.parametrize("autoencoder", ["fit", None])
+def test_colours_cannot_be_encoded_beside_images_of_other_channels(autoencoder, n_channels):
+    images = RNG.integers(0, 256, (24, 16, 16, n_channels), dtype=np.uint8)
+    settings = {} if autoencoder is None else {"autoencoder": autoencoder, "max_epochs": 1}
+    classifier = tiny_latent_classifier(label_prediction="velocity", **settings)
+    with pytest.raises(ValueError, match=r"label_prediction='posterior'.* in flow_params"):
+        classifier.fit(images, Y)
+
+
+def test_decoded_masks_have_no_limits_when_they_are_compared():
+    settings = {"label_prediction": "velocity", "label_decoding": "pixel"}
+    classifier = tiny_latent_classifier(autoencoder=Averages(), max_epochs=1, **settings).fit(X, Y)
+    space = classifier.model_.space
+    latents = 100 * space.mask_codes
+    reader = space.reader(classifier.model_.field.codes, "pixel")
+    assert float(reader.prepare(latents, len(latents)).abs().max()) > 1
+    assert float(space.masks(latents).abs().max()) == 1
+
+
+def test_a_saved_model_decodes_masks_as_it_learned_them(tmp_path):
+    """Parameters that were set for another fit say nothing of the model."""
+    classifier = tiny_latent_classifier(label_prediction="velocity", label_decoding="pixel")
+    expected = classifier.fit(X, Y).predict_proba(X)
+    entries = classifier.flow_params
+    classifier.set_params(flow_params={**entries, "label_prediction": "posterior"})
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), expected)
+
+
 def test_a_file_takes_latents_that_are_too_many_for_memory(tmp_path):
     settings = {"cache_bytes": 0, "augment": "hflip+affine"}
     in_memory = tiny_latent_classifier(**{**settings, "cache_bytes": 2**30}).fit(X, Y)

@@ -27,6 +27,7 @@ from torch import nn
 from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._estimator.rejection import RejectionRule
+from sklearn_msf.data.images import learn_format
 from sklearn_msf.exporting import onnx_files
 from sklearn_msf.exporting.conversion import to_onnx
 from sklearn_msf.model.sampling import image_noise
@@ -75,6 +76,16 @@ def test_a_classifier_gives_the_same_probabilities_for_any_number_of_images(
     np.testing.assert_allclose(p, classifier.predict_proba(RGB[:n]), atol=1e-4)
     wanted = classifier.predict_uncertainty(RGB[:n], "entropy")
     np.testing.assert_allclose(uncertainty, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8, np.uint64])
+def test_whole_numbers_are_compared_on_images_of_all_values(dtype):
+    X = np.arange(128).reshape(2, 64).astype(dtype)
+    image_format = learn_format(X, (8, 8), flat=False, dtype=np.dtype(dtype))
+    images = onnx_files._random_images(image_format, 200)
+    expected = np.arange(image_format.low, image_format.high + 1)
+    assert set(expected) - set(images.ravel().tolist()) == set()
+    assert images.dtype == dtype
 
 
 def test_the_axes_are_named_and_sized(classifier, exported):

@@ -1,6 +1,7 @@
 import warnings
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,12 @@ from sklearn_msf.plotting import (
     SampleGridDisplay,
     TrajectoryDisplay,
 )
-from sklearn_msf.selective import aurc, confusion_matrix_with_reject, uncertainty_of
+from sklearn_msf.selective import (
+    aurc,
+    confusion_matrix_with_reject,
+    risk_at_coverage,
+    uncertainty_of,
+)
 
 matplotlib.use("agg")
 DISPLAYS = [AccuracyRejectionDisplay, RiskCoverageDisplay]
@@ -175,6 +181,19 @@ def test_values_of_a_matrix_of_equal_values_can_be_read():
     assert display.text_[0, 0].get_color() != cell
 
 
+def test_within_a_tie_the_drawn_risk_is_that_at_the_coverage():
+    errors = np.repeat([0, 1, 0], [50, 50, 20])
+    scores = np.repeat([0.1, 0.2, 0.3], [50, 50, 20])
+    display = RiskCoverageDisplay.from_predictions(np.zeros(120), errors, scores)
+    coverage, risk = display.line_.get_data()
+    for asked in np.linspace(0.05, 1, 39):
+        expected = risk_at_coverage(errors, scores, coverage=asked)
+        assert np.interp(asked, coverage, risk) == pytest.approx(expected, abs=1e-3)
+    area = np.sum(np.diff(coverage) * (risk[1:] + risk[:-1]) / 2)
+    assert area == pytest.approx(display.aurc, abs=1e-3)
+    assert display.coverage.tolist() == pytest.approx([5 / 12, 10 / 12, 1])
+
+
 def test_a_curve_of_one_uncertainty_is_a_line():
     display = RiskCoverageDisplay.from_predictions([0, 1], [0, 0], [0.0, 0.0])
     assert display.line_.get_xydata().tolist() == [[0.0, 0.5], [1.0, 0.5]]
@@ -200,6 +219,20 @@ def test_a_confusion_matrix_of_predictions_is_drawn_as_asked():
     assert display.figure_.axes == [display.ax_]
     again = display.plot(ax=display.ax_)
     assert again.figure_ is display.figure_
+
+
+def test_whole_numbers_of_weights_are_shown_whole():
+    y = np.repeat([0, 1], 124)
+    display = RejectionConfusionMatrixDisplay.from_predictions(y, y, sample_weight=np.ones(248))
+    assert display.text_[0, 0].get_text() == "124"
+
+
+@pytest.mark.parametrize("rotation", ["upwards", None, [90]])
+def test_another_rotation_is_refused_before_anything_is_drawn(rotation):
+    ax = matplotlib.figure.Figure().subplots()
+    with pytest.raises(ValueError, match="xticks_rotation must be one of"):
+        RejectionConfusionMatrixDisplay(np.eye(2, 3)).plot(ax=ax, xticks_rotation=rotation)
+    assert not ax.images
 
 
 def test_a_bare_matrix_numbers_its_classes():
@@ -277,6 +310,8 @@ def test_image_and_mask_are_shown_on_their_way(digits, encoding):
     assert display.masks.max() <= 1
     with pytest.raises(ValueError, match="n_columns must be an integer >= 2, got 1"):
         TrajectoryDisplay.from_estimator(classifier, "two", n_columns=1)
+    with pytest.raises(ValueError, match="n_columns=7 needs n_steps=6 or more, got n_steps=5"):
+        TrajectoryDisplay.from_estimator(classifier, "two", n_columns=7)
 
 
 def test_counterfactuals_stand_below_their_images_with_what_changed(fitted, digits):

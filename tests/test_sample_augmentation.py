@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 
-from sklearn_msf.sample_augmentation import augment_with_samples, mirrored
+from sklearn_msf._estimator.given_images import mirrored
+from sklearn_msf.sample_augmentation import augment_with_samples
 
 
 class Painter(BaseEstimator):

@@ -290,8 +290,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ------
         ValueError
             If the first call has no `classes`, or a later one has other classes or images of
-            another shape or scale; with ``class_weight="balanced"``; and if `calibration` is not
-            None.
+            another shape or scale; with ``class_weight="balanced"`` or ``early_stopping=True``;
+            and if `calibration` is not None.
         """
         with all_or_nothing(self):
             p, previous = self._parameters_of_fit(), self._fit_so_far()
@@ -618,14 +618,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             For a `target_risk` or `confidence` outside its range, labels in `target_risk` that are
             no class, a `cost_matrix` of another shape, with negative entries or beside risks of
             classes, for a `kind` as in :meth:`predict_uncertainty`, for labels of a single class
-            (with one risk for all) or of a class that fit did not see, for so few images or groups
-            that nothing could be certified even if every prediction was right, and if every
-            prediction is right, as on images that training saw.
+            (with one risk for all) or of a class that fit did not see, and for so few images or
+            groups that nothing could be certified even if every prediction was right.
 
         Warns
         -----
         UserWarning
-            If no threshold can be certified.
+            If no threshold can be certified, and if every prediction is right, as on images that
+            training saw.
         """
         self._checked_kind(kind)
         check_is_fitted(self)
@@ -855,7 +855,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             From noise (t = 0) to the image (t = 1), in the dtype, layout and range of the
             training X; values outside the range are clipped.
         masks : ndarray of shape (n_steps + 1, height, width, C), float32
-            From the code of the class (t = 0) to noise (t = 1), in units of the codes. They have
+            From the code of the class (t = 0) to noise (t = 1), in units of the codes; with
+            ``label_prediction="velocity"`` as far as the predicted velocity carries them. They have
             the size of the images or volumes, or the "input_size" of `network_params`; over latents
             they have the size of the latents, or of the decoded images if the field carries encoded
             masks.
@@ -1009,7 +1010,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            For parameters or labels that cannot be saved as plain data.
+            For parameters or labels that cannot be saved as plain data, and for a subclass with a
+            parameter of its own.
         ValueError
             For a model that :meth:`from_pretrained` would refuse, for example with parameters that
             have become invalid since fit. A model that was already in the folder is kept.
@@ -1020,6 +1022,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     def _save(self, folder: Any, **of_card: Any) -> None:
         check_is_fitted(self)
+        others = sorted(self.get_params(deep=False).keys() - set(self._constructor_names()))
+        if others:
+            raise TypeError(
+                f"The parameter {others[0]!r} of {type(self).__name__} is not saved, as "
+                "save_pretrained knows those of this package alone: pickle the estimator."
+            )
         done = self._fit_so_far()
         assert done is not None
         save_model(
@@ -1124,7 +1132,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     def _open(cls: type[Estimator], given: Any, revision: str | None, read_space: Any) -> Estimator:
         folder, source = find_model(given, revision)
         saved = open_model(folder, cls._saved_class(cls(), read_space))
-        estimator = cls(**saved.parameters)
+        # The constructor of a user's subclass may take none of them.
+        estimator = cls()
+        estimator._store_parameters(saved.parameters)
         estimator._take(saved.fit)
         if saved.rejection is not None:
             estimator.rejection_ = saved.rejection

@@ -40,6 +40,7 @@ from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.run_fingerprint import (
     describe_samples,
+    describe_split,
     precision_of_run,
     run_fingerprint,
 )
@@ -83,6 +84,8 @@ class Continuation:
         :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
     split_seed : int or None, default=None
         Seed by which early stopping held out images; None if it held out none, or from a file.
+    split_of : str, default=""
+        Digest of what it was split by that seed.
     """
 
     optimizer: str | None
@@ -91,6 +94,7 @@ class Continuation:
     origin: Any
     n_images_before: float = 0.0
     split_seed: int | None = None
+    split_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ class TrainingArguments:
 class _FitState:
     """State that the steps of a running fit share.
 
-    `validation` is the user's validation set, and `split_seed` that by which images were held out.
+    `validation` is the user's validation set, and `split_seed` that by which images were held out
+    of those with the digest `split_of`.
     """
 
     p: Parameters
@@ -173,6 +178,7 @@ class _FitState:
     previous: Fit | None
     started: float
     split_seed: int | None = None
+    split_of: str = ""
 
     @property
     def augment(self) -> str | None:
@@ -348,6 +354,11 @@ def _begin(
 
 def _check_partial(p: Parameters, classes: Any, previous: Fit | None) -> np.ndarray:
     """Check what partial_fit does not support, and return all classes of all parts."""
+    if p.early_stopping:
+        raise ValueError(
+            "early_stopping=True is not supported by partial_fit, which holds out nothing: set "
+            "early_stopping=False, and stop by a score on images of your own."
+        )
     if p.calibration is not None:
         raise ValueError(
             f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
@@ -457,17 +468,22 @@ def _hold_out(
         return state, state.validation
     if not state.p.early_stopping:
         return state, None
-    split_seed = None if state.previous is None else state.previous.continuation.split_seed
-    if state.previous is not None and split_seed is None:
-        warn_user(
-            "early_stopping=True holds out images that the model may have been trained on, as the "
-            "fit that warm_start continues held out none, or it is not known which: validation "
-            "scores may be too good. Pass X_val and y_val, or fit anew with warm_start=False.",
-        )
+    fraction = float(state.p.validation_fraction)
+    split_seed, split_of = None, describe_split(state.samples, fraction)
+    if state.previous is not None:
+        before = state.previous.continuation
+        split_seed = before.split_seed
+        if split_seed is None or split_of != before.split_of:
+            warn_user(
+                "early_stopping=True holds out images that the model may have been trained on, as "
+                "the fit that warm_start continues held out none, or others (of other images, "
+                "groups or another validation_fraction), or it is not known which: validation "
+                "scores may be too good. Pass X_val and y_val, or fit anew with warm_start=False.",
+            )
     split_seed = seed if split_seed is None else split_seed
     by_seed = random_state if split_seed == seed else np.random.RandomState(split_seed)
-    samples, held_out = hold_out(state.samples, state.p.validation_fraction, by_seed)
-    return replace(state, samples=samples, split_seed=split_seed), held_out
+    samples, held_out = hold_out(state.samples, fraction, by_seed)
+    return replace(state, samples=samples, split_seed=split_seed, split_of=split_of), held_out
 
 
 def _divide_time(
@@ -653,6 +669,7 @@ def _outcome(
         origin=state.preparation.origin,
         n_images_before=n_images_before,
         split_seed=state.split_seed,
+        split_of=state.split_of,
     )
     return Fit(model, trainer.history, continuation, state.samples.features)
 

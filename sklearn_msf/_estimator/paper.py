@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["latent_paper_settings", "paper_settings"]
 
-# Of the published code.
+# Of the published code, but for the one step, which follows from the times of Table 6.
 _COMMON: dict[str, Any] = {
     "classification_fraction": 0.0,
     "optimizer": "adamw",

@@ -18,7 +18,16 @@ from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.training.checkpoints import stored_fingerprint
 
-__all__ = ["describe_samples", "digest_arrays", "precision_of_run", "run_fingerprint"]
+__all__ = [
+    "describe_samples",
+    "describe_split",
+    "digest_arrays",
+    "precision_of_run",
+    "run_fingerprint",
+]
+
+# Images that tell one set of them from another; reading all of them may take long.
+_N_COMPARED = 64
 
 
 def precision_of_run(p: Parameters) -> str:
@@ -127,6 +136,17 @@ def describe_samples(samples: TrainingSamples, *names: str) -> dict[str, str]:
         name: f"{text}, digest {digest_arrays(*arrays)}"
         for name, (text, arrays) in zip(names, values, strict=False)
     }
+
+
+def describe_split(samples: TrainingSamples, fraction: float) -> str:
+    """Describe what a seed splits, by a digest: other samples or fractions are split otherwise.
+
+    Of the images some are compared, and their number.
+    """
+    n = len(samples.rows)
+    compared = samples.rows[np.unique(np.linspace(0, n - 1, _N_COMPARED).astype(int))]
+    groups = np.empty(0, int) if samples.groups is None else samples.groups
+    return digest_arrays(np.array([n, fraction]), samples.labels, groups, compared)
 
 
 def digest_arrays(*arrays: np.ndarray | RowsOnDemand | ImagesOnDemand) -> str:

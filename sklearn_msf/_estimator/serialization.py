@@ -16,6 +16,7 @@ from sklearn_msf._estimator.model_card import CARD_START, model_card
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     PARAMETERS,
+    Parameters,
     check_positive_integer,
     resolve_parameters,
     with_defaults,
@@ -361,8 +362,15 @@ def _checked(
         )
     of_space = part_of(tensors, _SPACE)
     weights = {n: value for n, value in tensors.items() if not n.startswith(f"{_SPACE}.")}
+    # Parameters may have changed since the fit; what the field learned is in its layout.
+    fitted = {name: getattr(layout, name) for name in ("label_prediction", "label_encoding")}
     space, origin = saved_class.read_space(
-        metadata.get("space"), of_space, image_format, p, len(classes), known=known
+        metadata.get("space"),
+        of_space,
+        image_format,
+        Parameters(**{**vars(p), **fitted}),
+        len(classes),
+        known=known,
     )
     _check_weights(layout, space, weights)
     n_continued = _integer("n_continued", metadata["n_continued"])

@@ -387,4 +387,4 @@ def learn_format(
         low, high, clip = learn_range(rows)
         warn_of_several_scales(rows, rows.max(axis=1))
     shape = tuple(int(n) for n in shape)
-    return ImageFormat(shape, flat, dtype or rows.dtype, low, high, clip, n_spatial_dims)
+    return ImageFormat(shape, flat, dtype or rows.dtype, low, high, clip, int(n_spatial_dims))

@@ -1,7 +1,7 @@
 """Medical images in the manner of `sklearn.datasets`.
 
 May import `_evaluation`, `persistence` and `runtime`; no other room imports it. `_medmnist`
-downloads MedMNIST and `_image_files` reads its files. `_image_folder` loads images of own files:
+downloads MedMNIST and `_medmnist_files` reads its files. `_image_folder` loads images of own files:
 `_folder_contents` and `_image_table` list them, `_image_reading` reads them by `_pillow_files` and
 `_dicom_files`, `_common_layout` finds their size and dtype, `_resizing` changes the size, and
 `_collecting` puts them into one array.

@@ -15,7 +15,7 @@ import pooch
 from requests.exceptions import ConnectTimeout
 from sklearn.utils import Bunch
 
-from sklearn_msf.datasets._image_files import SPLITS, read_images
+from sklearn_msf.datasets._medmnist_files import SPLITS, read_images
 
 __all__ = ["fetch_medmnist"]
 

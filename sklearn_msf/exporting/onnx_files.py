@@ -254,10 +254,12 @@ def _check_one_step(settings: ClassificationSettings) -> None:
 
 def _random_images(image_format: ImageFormat, n: int) -> np.ndarray:
     """Draw images of X from the uniform distribution on its range, always the same."""
-    dtype = native_dtype(image_format)
-    values = np.random.default_rng(0).uniform(
-        image_format.low, image_format.high, (n, *image_format.empty(1).shape[1:])
-    )
+    dtype, rng = native_dtype(image_format), np.random.default_rng(0)
+    low, high = image_format.low, image_format.high
+    values = rng.uniform(low, high, (n, *image_format.empty(1).shape[1:]))
+    if dtype.kind in "biu":
+        # Rounded down, integers from 0 to 1 would all be 0.
+        values = np.minimum(np.floor(low + (values - low) / (high - low) * (high - low + 1)), high)
     return values.astype(dtype)
 
 

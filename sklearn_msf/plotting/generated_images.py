@@ -8,22 +8,13 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind
-from sklearn_msf.plotting.curves import (
-    AccuracyRejectionDisplay,
-    RiskCoverageDisplay,
-    pyplot_for,
-)
+from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
-from sklearn_msf.sample_augmentation import check_like, check_pairs, mirrored
 
-__all__ = [
-    "AccuracyRejectionDisplay",
-    "RiskCoverageDisplay",
-    "SampleGridDisplay",
-    "TrajectoryDisplay",
-]
+__all__ = ["SampleGridDisplay", "TrajectoryDisplay"]
 
 
 class SampleGridDisplay:
@@ -270,7 +261,8 @@ class TrajectoryDisplay:
         class_id : label
             Class of the image.
         n_columns : int, default=6
-            Number of times that are shown, including the first and the last; at least 2.
+            Number of times that are shown, including the first and the last; at least 2, and at
+            most `n_steps` + 1.
         n_steps : int, default=5
             Number of midpoint steps.
         guidance : float, default=None
@@ -285,18 +277,24 @@ class TrajectoryDisplay:
         Raises
         ------
         ValueError
-            For fewer than two columns, and for `class_id` and `n_steps` as in `sample_trajectory`
-            of the estimator.
+            For fewer than two columns or more than `n_steps` + 1, and for `class_id` and `n_steps`
+            as in `sample_trajectory` of the estimator.
         ImportError
             If matplotlib is not installed.
         """
         # Before the slow generation.
         pyplot_for(cls)
         check_positive_integer("n_columns", n_columns, least=2)
+        check_positive_integer("n_steps", n_steps)
+        if n_columns > n_steps + 1:
+            raise ValueError(
+                f"n_columns={n_columns} needs n_steps={n_columns - 1} or more, got "
+                f"n_steps={n_steps}: a trajectory has a time for each step and the first one."
+            )
         images, masks, times = estimator.sample_trajectory(
             class_id, n_steps=n_steps, guidance=guidance, random_state=random_state
         )
-        shown = np.unique(np.linspace(0, n_steps, n_columns).round().astype(int))
+        shown = np.linspace(0, n_steps, n_columns).round().astype(int)
         image_format = estimator.model_.image_format
         # Scale by the range of the code at t = 0; noise outside it is clipped.
         colours = 0.5 + 0.5 * masks[shown] / max(1.0, float(np.abs(masks[0]).max()))
