@@ -263,6 +263,17 @@ def test_folds_never_share_an_image():
 # Uncertainty
 
 
+def test_the_limit_of_a_fit_follows_the_speed_of_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = SimpleNamespace(max_epochs=None, seconds=60.0)
+    name, limits = common.budget_of(arguments)
+    assert name == "60 s"
+    rates = common.REFERENCE_GFLOPS, 2 * common.REFERENCE_GFLOPS
+    assert [limits(rate)["time_budget"] for rate in rates] == [60.0, 30.0]
+    name, limits = common.budget_of(SimpleNamespace(max_epochs=3, seconds=60.0))
+    assert (name, limits(1.0)) == ("3 epochs", {"max_epochs": 3})
+
+
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(uncertainty):
     p = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
     y = np.array([0] * 5 + [1] * 5 + [0] * 6 + [1] * 4)
@@ -437,7 +448,7 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     (data,) = made
     assert isinstance(data, module.EncodingData)
     # Fitting sorts the samples.
-    x, labels = data.batch((torch.arange(12),), 0, torch.Generator().manual_seed(0))
+    x, labels = data.batch((torch.arange(12),), 0, 0, torch.Generator().manual_seed(0))
     images = data._images
     assert (images.float().mean(dim=(1, 2, 3)) > 127).tolist() == labels.bool().tolist()
     mean = classifier.model_.space.encode(images.float() / 127.5 - 1, "float32")

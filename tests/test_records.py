@@ -161,6 +161,13 @@ def test_records_of_other_parameters_do_not_count(tmp_path, outdated):
     assert json.loads(path.read_text()) == [outdated, record(1)]
 
 
+def test_records_of_two_scripts_that_run_together_are_kept(tmp_path):
+    one, other = (common.Records(benchmark(), tmp_path / "records.json") for _ in range(2))
+    for seed, records in enumerate((one, other, one)):
+        records.add(record(seed))
+    assert [r["seed"] for r in one.current] == [0, 1, 2]
+
+
 def test_each_list_of_numbers_is_a_line_and_nothing_changes(tmp_path):
     path = tmp_path / "toy.json"
     rows = [[0.25, None, -1e-7], [1, True, 0]]

@@ -310,8 +310,9 @@ def separation(usualness, X, unusual):
 
 
 def measure(identity, data, described_data, system, limits, others):
-    gflops, start = gemm_gflops(), time.perf_counter()
-    predict, usualness, resolved = system(data, identity["seed"], limits)
+    gflops = gemm_gflops()
+    start = time.perf_counter()
+    predict, usualness, resolved = system(data, identity["seed"], limits(gflops))
     seconds = time.perf_counter() - start
     X, y = data["test"]
     p = predict(X)

@@ -209,11 +209,13 @@ def name_picture(identity: Mapping[str, Any]) -> str:
     return "latent_drawing_" + re.sub(r"\W+", "_", "_".join(parts)) + ".jpg"
 
 
-def measure(identity, data, settings, measures, described_data, path):
+def measure(identity, data, settings, limits, measures, described_data, path):
     """Fit, classify, generate and compare; one record."""
     (X, y), (X_test, y_test) = data["train"], data["test"]
-    gflops, start = gemm_gflops(), time.perf_counter()
-    classifier = LatentMedSymmFlowClassifier(**settings, random_state=identity["seed"]).fit(X, y)
+    gflops = gemm_gflops()
+    start = time.perf_counter()
+    settings = {**settings, **limits(gflops), "random_state": identity["seed"]}
+    classifier = LatentMedSymmFlowClassifier(**settings).fit(X, y)
     seconds = time.perf_counter() - start
     record = described(
         identity,
@@ -358,11 +360,12 @@ def main():
             measures = Measures(data, side, features_of)
             for identity in missing:
                 encoders = systems[identity["system"]].settings(arguments.taef2)
-                settings = {**encoders, "encoded_size": side, **limits}
+                settings = {**encoders, "encoded_size": side}
                 path = arguments.output.with_name(name_picture(identity))
                 if arguments.no_pictures or records.has_picture(identity, described_data):
                     path = None
-                records.add(measure(identity, data, settings, measures, described_data, path))
+                of_run = settings, limits, measures, described_data, path
+                records.add(measure(identity, data, *of_run))
                 print(name, side, identity["system"], identity["seed"], flush=True)
     records.show()
 

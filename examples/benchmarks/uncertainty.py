@@ -295,7 +295,7 @@ def tables(records):
         ]
         for name, chosen in by_data.items()
     ]
-    header = ["data", "accuracy of the image half", "agreement", "errors where they agree"]
+    header = ["data", "accuracy of the image branch", "agreement", "errors where they agree"]
     sections += ["**Second opinion**", markdown([*header, "errors where not"], rows)]
 
     rows = []

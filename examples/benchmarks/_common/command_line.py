@@ -2,13 +2,13 @@
 
 import argparse
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from _common.machine import gemm_gflops, local_seconds
+from _common.machine import local_seconds
 from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 
 __all__ = [
@@ -73,13 +73,21 @@ def add_budget_options(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("--n-images", type=int, help="of each split; all by default")
 
 
-def budget_of(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Name of the budget, and the parameters of a classifier that keep to it on this machine."""
+def budget_of(arguments: argparse.Namespace) -> tuple[str, Callable[[float], dict[str, Any]]]:
+    """Name of the budget, and what keeps a classifier to it.
+
+    Returns
+    -------
+    name : str
+    limits : callable
+        From the GFLOP/s of the machine to parameters of the classifier. They are measured for each
+        run, and its record has them: the speed of a machine changes.
+    """
     if arguments.max_epochs is not None:
-        return f"{arguments.max_epochs} epochs", {"max_epochs": arguments.max_epochs}
+        return f"{arguments.max_epochs} epochs", lambda _: {"max_epochs": arguments.max_epochs}
     refuse_gpu()
-    seconds = local_seconds(arguments.seconds, gemm_gflops())
-    return f"{arguments.seconds:g} s", {"time_budget": seconds}
+    name = f"{arguments.seconds:g} s"
+    return name, lambda gflops: {"time_budget": local_seconds(arguments.seconds, gflops)}
 
 
 def refuse_gpu() -> None:

@@ -332,8 +332,8 @@ class Records:
         ]
 
     def add(self, record: dict) -> None:
-        """Add a record and write the file."""
-        self._all.append(record)
+        """Add a record and write the file, with what another script has added to it meanwhile."""
+        self._all = [*read_records(self._path), record]
         write_json(self._path, self._all)
 
     def show(self) -> None:
