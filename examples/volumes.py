@@ -5,8 +5,8 @@
 
 AdrenalMNIST3D has the shapes of 1,584 adrenal glands, from CT, as masks of 28 x 28 x 28 voxels:
 normal ones and ones with a mass. They come from MEDMNIST_ROOT or medmnist's cache, else from the
-network. Without --epochs training is as long as for images, which takes a quarter of an hour on
-four cores.
+network. Without --epochs training is as long as for images, which takes about twenty minutes on two
+cores.
 """
 
 import argparse

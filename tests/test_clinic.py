@@ -74,3 +74,12 @@ def test_the_risks_that_were_certified_are_shown(classifier, parts):
 def test_three_images_are_right_more_often_than_one(classifier, parts):
     X, y = parts[2]
     assert clinic.patients(classifier, X, y) > np.mean(classifier.predict(X) == y)
+
+
+def test_the_script_answers_all_that_it_promises(parts, tmp_path, capsys):
+    settings = {"channels": 8, "max_epochs": 2, "device": "cpu"}
+    clinic.main(parts, tmp_path / "clinic.png", **settings)
+    assert (tmp_path / "clinic.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "sensitivity" in shown
+    assert shown.endswith(f"wrote {tmp_path / 'clinic.png'}\n")

@@ -171,7 +171,7 @@ def test_a_table_of_one_column_of_images_is_a_list_of_them(kind):
     column = np.empty((6, 1), dtype=object)
     for i, image in enumerate(images):
         column[i, 0] = image
-    X = pytest.importorskip("pandas").DataFrame(column) if kind == "frame" else column
+    X = pd.DataFrame(column) if kind == "frame" else column
     np.testing.assert_array_equal(stack_images(X), images)
 
 

@@ -262,7 +262,7 @@ def test_a_fit_that_cannot_afford_the_check_does_without(monkeypatch, n, paramet
 
 
 @pytest.mark.usefixtures("affordable")
-def test_forty_images_are_too_few_to_compare(monkeypatch):
+def test_forty_images_are_too_few_to_compare():
     X, y = sided(40)
     tiny_classifier(augment="auto", max_epochs=1).fit(X, y)
 

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import CLASSIFIERS
 from hypothesis import given, settings
@@ -126,7 +127,6 @@ def test_an_opened_model_can_be_saved_pickled_and_trained_on(saved, tmp_path):
 
 
 def test_names_of_columns_come_back(tmp_path, make_classifier):
-    pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(RNG.random((24, 16)), columns=[f"pixel{i}" for i in range(16)])
     classifier = make_classifier(image_shape=(4, 4)).fit(frame, LABELS["integers"])
     classifier.save_pretrained(tmp_path)

@@ -1,7 +1,11 @@
 """Volumes through every method of the classifier."""
 
+import importlib.util
 import json
 import pickle
+import sys
+from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_classifier
 from sklearn.base import clone
+from sklearn.utils import Bunch
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.generation_metrics import copying_check
@@ -329,3 +334,25 @@ def test_the_metadata_of_a_volume_model_are_plain(fitted, tmp_path):
 def test_volumes_are_not_resized_for_the_network():
     with pytest.raises(ValueError, match=r"input_size=16 in network_params is for images"):
         tiny_3d(input_size=16).fit(X, Y)
+
+
+def test_the_script_of_the_examples_classifies_abstains_and_draws(monkeypatch, tmp_path, capsys):
+    path = Path(__file__).parent.parent / "examples" / "volumes.py"
+    spec = importlib.util.spec_from_file_location("volumes", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    volumes = {"train": (X, Y), "test": (X_NEW, Y_NEW)}
+
+    def fetch(name, *, split):
+        data, names = volumes[split]
+        target = (names == "up").astype(int)
+        return Bunch(data=data, target=target, target_names=["low", "up"])
+
+    monkeypatch.setattr(script, "fetch_medmnist", fetch)
+    small = partial(tiny_3d, augment=None)
+    monkeypatch.setattr(script, "MedSymmFlowClassifier", small)
+    picture = tmp_path / "volumes.png"
+    monkeypatch.setattr(sys, "argv", ["volumes.py", "--epochs", "2", "--output", str(picture)])
+    script.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "of the 16 most certain volumes" in capsys.readouterr().out

@@ -11,14 +11,17 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sklearn_msf
-from sklearn_msf import LatentMedSymmFlowClassifier
-from sklearn_msf.datasets import fetch_medmnist
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf.datasets import fetch_medmnist, load_image_folder
 from sklearn_msf.plotting import AccuracyRejectionDisplay
 
 DISTRIBUTION = "sklearn-msf"
@@ -79,6 +82,18 @@ def main(readme: str) -> None:
     X, y = [[0.0], [1.0]] * 8, [0, 1] * 8
     check_names_extra(lambda: LatentMedSymmFlowClassifier("folder").fit(X, y), "latent")
     check_names_extra(lambda: AccuracyRejectionDisplay.from_predictions(y, y, y), "plot")
+    latents = LatentMedSymmFlowClassifier(None, backbone="user/encoder")
+    check_names_extra(lambda: latents.fit(X, y), "backbones")
+    check_names_extra(lambda: LatentMedSymmFlowClassifier.from_pretrained("user/model"), "hub")
+    with tempfile.TemporaryDirectory() as folder:
+        # The first bytes of a PNG and of a DICOM file.
+        for name, content in (("images", b"\x89PNG\r\n\x1a\n"), ("dicom", bytes(128) + b"DICM")):
+            path = Path(folder) / name / "class" / "file"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+            check_names_extra(partial(load_image_folder, Path(folder) / name), name)
+        small = MedSymmFlowClassifier(channels=8, max_epochs=1).fit(X, y)
+        check_names_extra(lambda: small.export_onnx(Path(folder) / "model.onnx"), "onnx")
 
     failures = doctest.testfile(readme, module_relative=False, encoding="utf-8")
     if failures.failed or not failures.attempted:

@@ -86,8 +86,9 @@ def balanced_accuracies(X, y, **settings):
     return f"{np.mean(scores):.3f} ± {np.std(scores):.3f}"
 
 
-rare = np.flatnonzero(y == 3)
-repeated = np.concatenate([np.arange(len(y)), np.resize(rare, len(y_more) - len(y))])
+# Each class repeated up to the size that generated images bring it to.
+sizes = np.bincount(y_more)
+repeated = np.concatenate([np.resize(np.flatnonzero(y == c), n) for c, n in enumerate(sizes)])
 print(f"as they are:      {balanced_accuracies(X, y)}")
 print(f"class weights:    {balanced_accuracies(X, y, class_weight='balanced')}")
 print(f"repeated images:  {balanced_accuracies(X[repeated], y[repeated])}")

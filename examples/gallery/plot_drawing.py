@@ -67,9 +67,10 @@ for ax, guidance in zip(axes, (0.0, 0.5, 3.0), strict=True):
 # %%
 # Are they copies?
 # ----------------
-# Images that are nearer to a training image than training images are to each other would be copies.
-# The number alone says little, because typical images are near to many others; so it is compared
-# with that of real images that training did not see.
+# Near duplicates of a training image are those that come nearer to it than 19 of 20 real images
+# that training did not see come to any. Typical images are near to many others without being
+# copies, so the second figure counts those that are as near to one of these real images.
 
 check = copying_check(classifier.sample(n_samples=40, random_state=1), X, X_held_out)
-print(f"near duplicates of training images: {check.near_duplicates}")
+print(f"near duplicates of training images: {check.duplicates_of_training:.2f}")
+print(f"of as many images that training did not see: {check.duplicates_of_held_out:.2f}")
