@@ -46,7 +46,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Further settings of the network. Each entry is optional; its default is in parentheses:
 
         - "channel_mult" (1, 2, 2, 2): channels of each level as a multiple of `channels`. Each
-          further level halves the size.
+          further level halves the size. Levels that would have a single position of an image are
+          left out: images of 8 pixels a side get two levels.
         - "n_blocks" (1): residual blocks in each level.
         - "attention_levels" (1,): levels with self-attention, counted from 0. The middle block
           always has self-attention.

@@ -23,6 +23,39 @@ def n_positions(size, patch_size):
 
 
 @pytest.mark.parametrize(
+    ("size", "resized", "n_levels"),
+    [
+        ((1, 1), None, 1),
+        ((2, 2), None, 1),
+        ((8, 8), None, 2),
+        ((16, 16), None, 3),
+        ((17, 17), None, 4),
+        ((28, 28), None, 4),
+        # Halved along its only axis.
+        ((1, 12), None, 3),
+        ((8, 8), 28, 4),
+        ((28, 28), (8, 8), 2),
+        # Volumes have all levels.
+        ((8, 8, 8), None, 4),
+    ],
+)
+def test_levels_of_a_single_position_are_left_out(size, resized, n_levels):
+    classifier = MedSymmFlowClassifier(network_params={"input_size": resized})
+    layout = field_layout(classifier._parameters(), 2, (1, *size))
+    assert layout.channel_mult == (1, 2, 2, 2)[:n_levels]
+
+
+def test_a_network_for_small_images_is_saved_and_continued(tmp_path, digits):
+    X, y = digits
+    classifier = tiny_classifier(channel_mult=(1, 1, 1, 1), patch_size=2, warm_start=True)
+    p = classifier.fit(X, y).fit(X, y).predict_proba(X)
+    classifier.save_pretrained(tmp_path)
+    opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(opened.predict_proba(X), p)
+    assert opened.model_.field.layout.channel_mult == (1, 1)
+
+
+@pytest.mark.parametrize(
     ("estimator", "least"), [(MedSymmFlowClassifier, 2), (LatentMedSymmFlowClassifier, 1)]
 )
 @given(size=st.lists(st.integers(1, 300), min_size=2, max_size=3))

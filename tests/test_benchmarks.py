@@ -263,7 +263,7 @@ def test_folds_never_share_an_image():
 # Uncertainty
 
 
-def test_the_limit_of_a_fit_follows_the_speed_of_the_machine(monkeypatch):
+def test_the_limit_of_a_fit_follows_the_speed_of_the_machine(common, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = SimpleNamespace(max_epochs=None, seconds=60.0)
     name, limits = common.budget_of(arguments)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from sklearn_msf._estimator.parameters import (
@@ -78,6 +79,11 @@ def field_layout(p: Parameters, n_classes: int, shape: Sequence[int]) -> FieldLa
     _check_unconditional(p, n_classes)
     given = {name: getattr(p, name) for name in affecting("network")}
     given["patch_size"] = _resolve_patch_size(p, shape[1:])
+    if len(shape) == 3:
+        # Volumes were measured with all levels.
+        resized = vars(p).get("input_size")
+        size = shape[1:] if resized is None else np.broadcast_to(resized, 2).tolist()
+        given["channel_mult"] = _levels_with_positions(p.channel_mult, size, given["patch_size"])
     entries = _typed(FieldLayout, given)
     return FieldLayout(n_classes=n_classes, image_channels=shape[0], **entries)
 
@@ -94,6 +100,21 @@ def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
     while n_positions(patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
+
+
+def _levels_with_positions(
+    channel_mult: Sequence[int], size: Sequence[int], patch_size: int
+) -> Sequence[int]:
+    """Leave out levels of a single position, but the first level.
+
+    There a group norm keeps little more of each channel than its sign, and small images are
+    recognised less well (docs/trials.md).
+    """
+
+    def n_positions(level: int) -> int:
+        return math.prod(math.ceil(side / (patch_size * 2**level)) for side in size)
+
+    return [m for level, m in enumerate(channel_mult) if level == 0 or n_positions(level) > 1]
 
 
 def _typed(record: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
