@@ -167,9 +167,11 @@ def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
     assert metadata["uncertainty"] == "margin"
 
 
-def test_a_sampler_draws_the_images_of_its_noise(tmp_path):
+@pytest.mark.parametrize("label_prediction", ["posterior", "velocity"])
+def test_a_sampler_draws_the_images_of_its_noise(tmp_path, label_prediction):
     X = rng.random((24, 6, 6), dtype=np.float32)
-    classifier = tiny_classifier(class_dropout=0.1, classification_fraction=0.5)
+    settings = {"class_dropout": 0.1, "classification_fraction": 0.5}
+    classifier = tiny_classifier(**settings, label_prediction=label_prediction)
     classifier.fit(X, np.arange(24) % 3).export_onnx(tmp_path / "model.onnx", "sampler")
     session, metadata = session_of(tmp_path / "model.onnx")
     assert (metadata["kind"], metadata["n_steps"], metadata["guidance"]) == ("sampler", 5, 0.5)
