@@ -76,7 +76,7 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         random variations of the kind `augment`; with ``augment=None`` always 1. "auto": so many
         that the pixels of 4,000 images of 224 x 224 are encoded, but at most 32 of each image, and
         at least the image and its flips; without "affine" only these. A `time_budget` can reduce
-        the number.
+        the number. Of fewer than all flips so many are encoded as one axis has: 3 count as 2.
     cache_bytes : int, default=2**31
         Latents of up to this many bytes are kept in memory. Larger ones are written to a file, in
         `checkpoint_dir` if it is set, else a temporary file.

@@ -270,7 +270,8 @@ class LatentPreparation:
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
             n_variations = min(n_variations, self._count_affordable(space, images, started))
         if n_variations < n_flips:
-            # Flips along all axes or along none: those of one axis stand before those of two.
+            # The flips of one axis come first: a part of those of the other would be seen in
+            # training alone, and neither checked nor averaged over.
             n_variations = 1 << (n_variations.bit_length() - 1)
         channels, height, width = space.shape
         channels += space.n_deviations
