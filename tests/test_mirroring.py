@@ -175,8 +175,8 @@ def test_mirroring_a_small_image_is_making_the_mirror_image_small(size):
 def test_fit_warns_of_classes_left_and_right_by_default():
     X, y = sided(100)
     X = X.reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4))
-    # Many weights for few operations: most of them work on one position.
-    clf = tiny_classifier(augment="auto", channels=16, channel_mult=(1, 1, 8), max_epochs=3)
+    # Many weights for few operations: most of them work on four positions.
+    clf = tiny_classifier(augment="auto", channels=16, channel_mult=(1, 8), max_epochs=3)
     with pytest.warns(UserWarning, match="mirror images") as caught:
         clf.fit(X, SIDES[y])
     (warning,) = caught

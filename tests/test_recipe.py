@@ -13,15 +13,16 @@ from sklearn_msf.runtime.device import resolve_device
 
 # What tiny models gave with the recipes of these numbers: training loss, log loss on the training
 # images, mean and deviation of sampled images. Instruction sets and numbers of threads move these
-# by less than 3e-5 of their value. The last two were taken anew, without another number, when
-# images got other seeds: these are other images of the same model.
+# by less than 3e-5 of their value. They were taken anew, without another number, where no record
+# of a benchmark was concerned: the last two when images got other seeds, and all but "paper" when
+# levels of a single position were left out, which networks for images up to 16 pixels a side had.
 NUMBERS = {"MedSymmFlowClassifier": 2, "LatentMedSymmFlowClassifier": 3}
 RESULTS = {
-    "adamw": (13.57684, 1.089603, 7.247552, 1.197425),
-    "muon": (14.253, 1.099074, 7.35435, 0.8548669),
+    "adamw": (12.16107, 0.8399425, 7.259744, 1.424523),
+    "muon": (12.66304, 1.066896, 7.276989, 0.8845427),
     "paper": (1.59419, 1.50221, 7.745612, 1.687884),
-    "latents": (11.65845, 1.092493, 5.262056, 1.682058),
-    "joint latents": (17.12405, 1.054747, 5.062631, 1.208733),
+    "latents": (7.936224, 1.009785, 5.146975, 1.35506),
+    "joint latents": (27.37384, 0.832698, 5.148665, 1.231838),
 }
 # Optimizer and number of epochs that "auto" chooses for a number of images.
 CHOICES = {546: ("muon", 220), 1080: ("muon", 112), 4708: ("muon", 50), 11959: ("muon", 50)}
