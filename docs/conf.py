@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -41,6 +42,17 @@ katex_options = r"""
 output: "mathml", macros: {"\\,": "\\hspace{0.17em}", "\\;": "\\hspace{0.28em}"}
 """
 katex_css_path = "katex-math.css"
+
+
+def _lead_to_examples(app, docname, source):
+    """Lead links to scripts of examples, which work in a checkout, to their pages on the site."""
+    source[0] = re.sub(r"\(\.\./examples/gallery/(\w+)\.py\)", r"(gallery/\1.rst)", source[0])
+
+
+def setup(app):
+    """Connect what changes pages before they are read."""
+    app.connect("source-read", _lead_to_examples)
+
 
 # API
 
