@@ -194,6 +194,15 @@ def test_within_a_tie_the_drawn_risk_is_that_at_the_coverage():
     assert display.coverage.tolist() == pytest.approx([5 / 12, 10 / 12, 1])
 
 
+def test_a_curve_is_drawn_to_its_end_and_may_be_of_lists():
+    display = RiskCoverageDisplay(coverage=[0.25, 0.5], risk=[0.0, 0.5]).plot()
+    coverage, risk = display.line_.get_data()
+    assert (coverage[0], coverage[-1]) == (0.0, 0.5)
+    assert (risk[0], risk[-1]) == (0.0, 0.5)
+    # A quarter is right, the quarter after it has all errors.
+    assert np.interp(0.375, coverage, risk) == pytest.approx(1 / 3, abs=1e-3)
+
+
 def test_a_curve_of_one_uncertainty_is_a_line():
     display = RiskCoverageDisplay.from_predictions([0, 1], [0, 0], [0.0, 0.0])
     assert display.line_.get_xydata().tolist() == [[0.0, 0.5], [1.0, 0.5]]
@@ -310,6 +319,7 @@ def test_image_and_mask_are_shown_on_their_way(digits, encoding):
     assert display.masks.max() <= 1
     with pytest.raises(ValueError, match="n_columns must be an integer >= 2, got 1"):
         TrajectoryDisplay.from_estimator(classifier, "two", n_columns=1)
+    assert len(TrajectoryDisplay.from_estimator(classifier, "two", n_steps=3).times) == 4
     with pytest.raises(ValueError, match="n_columns=7 needs n_steps=6 or more, got n_steps=5"):
         TrajectoryDisplay.from_estimator(classifier, "two", n_columns=7)
 

@@ -294,12 +294,11 @@ class RiskCoverageDisplay(_CurveDisplay):
     def _points(self) -> tuple[np.ndarray, np.ndarray]:
         # Up to the first threshold the samples have one uncertainty, and so one risk. Within later
         # ties the errors grow evenly with the coverage, so that their ratio, the risk, is no line.
-        ends = np.r_[0.0, self.coverage]
+        given, risk = np.asarray(self.coverage, float), np.asarray(self.risk, float)
         grid = np.arange(1, _POINTS_OF_A_TIE) / _POINTS_OF_A_TIE
-        in_first = grid < self.coverage[0]
-        coverage = np.union1d(self.coverage, grid[~in_first])
-        lost = np.interp(coverage, ends, np.r_[0.0, self.coverage * self.risk])
-        return np.r_[0.0, coverage], np.r_[self.risk[:1], lost / coverage]
+        coverage = np.union1d(given, grid[(grid > given[0]) & (grid < given[-1])])
+        lost = np.interp(coverage, np.r_[0.0, given], np.r_[0.0, given * risk])
+        return np.r_[0.0, coverage], np.r_[risk[:1], lost / coverage]
 
     @staticmethod
     def _values(

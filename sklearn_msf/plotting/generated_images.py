@@ -16,6 +16,9 @@ from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colo
 
 __all__ = ["SampleGridDisplay", "TrajectoryDisplay"]
 
+# Times of a trajectory that are shown by default.
+_SHOWN_TIMES = 6
+
 
 class SampleGridDisplay:
     """Generated images in one row for each class, next to real images.
@@ -247,7 +250,7 @@ class TrajectoryDisplay:
         estimator: Any,
         class_id: Any,
         *,
-        n_columns: int = 6,
+        n_columns: int | None = None,
         n_steps: int = 5,
         guidance: float | None = None,
         random_state: Any = 0,
@@ -260,9 +263,9 @@ class TrajectoryDisplay:
             Fitted MedSymmFlow classifier.
         class_id : label
             Class of the image.
-        n_columns : int, default=6
+        n_columns : int, default=None
             Number of times that are shown, including the first and the last; at least 2, and at
-            most `n_steps` + 1.
+            most `n_steps` + 1. None shows six, or all if there are fewer.
         n_steps : int, default=5
             Number of midpoint steps.
         guidance : float, default=None
@@ -284,8 +287,10 @@ class TrajectoryDisplay:
         """
         # Before the slow generation.
         pyplot_for(cls)
-        check_positive_integer("n_columns", n_columns, least=2)
         check_positive_integer("n_steps", n_steps)
+        if n_columns is None:
+            n_columns = min(_SHOWN_TIMES, n_steps + 1)
+        check_positive_integer("n_columns", n_columns, least=2)
         if n_columns > n_steps + 1:
             raise ValueError(
                 f"n_columns={n_columns} needs n_steps={n_columns - 1} or more, got "
