@@ -488,6 +488,19 @@ def test_a_class_whose_images_are_all_unreadable_is_named(two_classes):
     assert bunch.target_names == ["ill"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_class_whose_images_are_all_links_is_named(two_classes):
+    for number, path in enumerate(list((two_classes / "well").iterdir())):
+        path.rename(two_classes.parent / f"{number}.png")
+        path.symlink_to(two_classes.parent / f"{number}.png")
+    with (
+        pytest.warns(UserWarning, match="are left out"),
+        pytest.warns(UserWarning, match="No image of the classes 'well' could be read"),
+    ):
+        bunch = load_image_folder(two_classes)
+    assert bunch.target_names == ["ill"]
+
+
 def exif_behind_the_pixels(path):
     """A PNG whose orientation stands behind its pixels, as the format allows."""
     exif = Image.Exif()

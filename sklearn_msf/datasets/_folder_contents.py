@@ -42,6 +42,8 @@ class FolderContents:
         Files that are not read, with the reason.
     ignored : list of str
         Hidden files, and files beside the class folders that are no images.
+    classes : list of str
+        Names of the class folders.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -49,6 +51,7 @@ class FolderContents:
     is_grouped: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -105,6 +108,7 @@ def _add_class(contents: FolderContents, root: Path, label: str, volumes: bool) 
     """Add the samples of a class folder."""
     inside, folder = scan(root, label), root / label
     label = composed(label)
+    contents.classes.append(label)
     _take_over(contents, inside)
     contents.samples += [Sample(file, (file,), label) for file in inside.files]
     if not volumes:

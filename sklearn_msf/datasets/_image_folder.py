@@ -143,7 +143,8 @@ def load_image_folder(
 
     Notes
     -----
-    A file of more than 2^28 values is not read, nor one that Pillow takes for a decompression bomb.
+    A file of more than 2^28 values is not read, nor one that Pillow takes for a decompression bomb:
+    one of more than twice ``PIL.Image.MAX_IMAGE_PIXELS``.
     Memory is needed for `data` and one file.
     """
     root = as_path("path", path)
@@ -387,7 +388,7 @@ def _warn(bunch: Bunch, contents: FolderContents) -> None:
         )
     if bunch.target is None:
         return
-    lost = {sample.label for sample in contents.samples}.difference(names)
+    lost = {*contents.classes, *(sample.label for sample in contents.samples)}.difference(names)
     if lost:
         warn_user(f"No image of the classes {examples(sorted(lost))} could be read.")
     elif len(names) == 1:
