@@ -45,9 +45,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     network_params : dict, default=None
         Further settings of the network. Each entry is optional; its default is in parentheses:
 
-        - "channel_mult" (1, 2, 2, 2): channels of each level as a multiple of `channels`. Each
-          further level halves the size. Levels that would have a single position of an image are
-          left out: images of 8 pixels a side get two levels.
+        - "channel_mult" ("auto"): channels of each level as a multiple of `channels`, such as
+          ``(1, 2, 2)``. Each further level halves the size. "auto": ``(1, 2, 2, 2)``, but without
+          the levels that would have a single position of an image: images of 8 pixels a side get
+          two levels. Where training goes on, "auto" stands for the levels that the model has.
         - "n_blocks" (1): residual blocks in each level.
         - "attention_levels" (1,): levels with self-attention, counted from 0. The middle block
           always has self-attention.
@@ -180,7 +181,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
         moment and is called again with the same data and parameters, it continues from the newest
         checkpoint and gives the same model. If the run had ended, its result is returned. A
-        `time_budget` includes the seconds before the interruption.
+        `time_budget` includes the seconds before the interruption, but not those in which data are
+        prepared again.
     checkpoint_every : int, default=5
         Number of epochs between two checkpoints; the two newest are kept.
     device : str or torch.device, default="auto"

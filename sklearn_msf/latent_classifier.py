@@ -77,9 +77,12 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         that the pixels of 4,000 images of 224 x 224 are encoded, but at most 32 of each image, and
         at least the image and its flips; without "affine" only these. A `time_budget` can reduce
         the number. Of fewer than all flips so many are encoded as one axis has: 3 count as 2.
+        In `partial_fit` "auto" is the image, its flips and one random variation, another one in
+        each call.
     cache_bytes : int, default=2**31
         Latents of up to this many bytes are kept in memory. Larger ones are written to a file, in
-        `checkpoint_dir` if it is set, else a temporary file.
+        `checkpoint_dir` if it is set, else a temporary file. Those of `X_val`, or of the images
+        that `early_stopping` holds out, are always in memory, in float32.
     image_shape, classification_fraction, channels, network_params, flow_params, max_epochs, \
 time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, class_weight, \
 early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \
@@ -95,10 +98,11 @@ verbose
         are chosen for classification: ``classification_fraction="auto"`` is 0.8;
         ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15 and at most 25 times;
         in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
-        ``image_weight=0.5``; in `network_params` ``channel_mult=(1, 2)``, ``dropout=0.1`` and
-        ``upsampling="adm"``. A `time_budget` includes opening and training of the encoders and the
-        encoding; with "fit" a third of it is for the autoencoder. If opening encoders
-        took all of it, `fit` raises a ValueError; if encoding did, training makes one step.
+        ``image_weight=0.5``; in `network_params` ``channel_mult="auto"`` is ``(1, 2)``,
+        ``dropout=0.1`` and ``upsampling="adm"``. A `time_budget` includes opening and training of
+        the encoders and the encoding; with "fit" at most a third of it is for the autoencoder. If
+        opening encoders took all of it, `fit` raises a ValueError; if encoding did, training makes
+        one step.
 
     Attributes
     ----------

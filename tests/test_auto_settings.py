@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ShrinkingAutoencoder, tiny_classifier
+from conftest import ShrinkingAutoencoder, TinyBackbone, tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,36 +23,65 @@ def n_positions(size, patch_size):
 
 
 @pytest.mark.parametrize(
-    ("size", "resized", "n_levels"),
+    ("size", "n_levels"),
     [
-        ((1, 1), None, 1),
-        ((2, 2), None, 1),
-        ((8, 8), None, 2),
-        ((16, 16), None, 3),
-        ((17, 17), None, 4),
-        ((28, 28), None, 4),
+        ((1, 1), 1),
+        ((2, 2), 1),
+        ((8, 8), 2),
+        ((16, 16), 3),
+        ((17, 17), 4),
+        ((28, 28), 4),
         # Halved along its only axis.
-        ((1, 12), None, 3),
-        ((8, 8), 28, 4),
-        ((28, 28), (8, 8), 2),
+        ((1, 12), 3),
         # Volumes have all levels.
-        ((8, 8, 8), None, 4),
+        ((8, 8, 8), 4),
     ],
 )
-def test_levels_of_a_single_position_are_left_out(size, resized, n_levels):
-    classifier = MedSymmFlowClassifier(network_params={"input_size": resized})
-    layout = field_layout(classifier._parameters(), 2, (1, *size))
+def test_auto_levels_of_a_single_position_are_left_out(size, n_levels):
+    layout = field_layout(MedSymmFlowClassifier()._parameters(), 2, (1, *size))
     assert layout.channel_mult == (1, 2, 2, 2)[:n_levels]
+
+
+def test_levels_that_were_asked_for_are_all_there():
+    asked = MedSymmFlowClassifier(network_params={"channel_mult": (1, 2, 2, 2)})
+    assert field_layout(asked._parameters(), 2, (1, 8, 8)).channel_mult == (1, 2, 2, 2)
+
+
+def test_auto_levels_over_features_alone_are_two():
+    over_features = LatentMedSymmFlowClassifier(None, backbone=TinyBackbone())
+    assert field_layout(over_features._parameters(), 2, (8, 7, 7)).channel_mult == (1, 2)
+    assert field_layout(over_features._parameters(), 2, (8, 1, 1)).channel_mult == (1,)
+
+
+@pytest.mark.parametrize("resized", [8, (8, 8)])
+def test_auto_levels_are_those_of_the_size_that_the_network_gets(resized):
+    X = np.random.default_rng(0).random((4, 28, 28))
+    small = tiny_classifier(channel_mult="auto", patch_size=2, input_size=resized, max_epochs=1)
+    assert small.fit(X, [0, 1, 0, 1]).model_.field.layout.channel_mult == (1, 2)
 
 
 def test_a_network_for_small_images_is_saved_and_continued(tmp_path, digits):
     X, y = digits
-    classifier = tiny_classifier(channel_mult=(1, 1, 1, 1), patch_size=2, warm_start=True)
+    classifier = tiny_classifier(channel_mult="auto", patch_size=2, warm_start=True)
     p = classifier.fit(X, y).fit(X, y).predict_proba(X)
     classifier.save_pretrained(tmp_path)
     opened = MedSymmFlowClassifier.from_pretrained(tmp_path)
     np.testing.assert_array_equal(opened.predict_proba(X), p)
-    assert opened.model_.field.layout.channel_mult == (1, 1)
+    assert opened.model_.field.layout.channel_mult == (1, 2)
+
+
+@pytest.mark.parametrize("goes_on", ["fit", "partial_fit"])
+def test_where_training_goes_on_auto_stands_for_the_levels_that_the_model_has(digits, goes_on):
+    X, y = digits
+    settings = {"patch_size": 2, "warm_start": True, "max_epochs": 1}
+    # As models of before had them for images of any size.
+    classifier = tiny_classifier(channel_mult=(1, 1, 1), **settings).fit(X, y)
+    network = {**classifier.network_params, "channel_mult": "auto"}
+    getattr(classifier.set_params(network_params=network), goes_on)(X, y)
+    assert classifier.model_.field.layout.channel_mult == (1, 1, 1)
+    classifier.set_params(network_params={**network, "channel_mult": (1, 1)})
+    with pytest.raises(ValueError, match="another channel_mult"):
+        getattr(classifier, goes_on)(X, y)
 
 
 @pytest.mark.parametrize(

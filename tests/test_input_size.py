@@ -206,3 +206,15 @@ def test_a_size_far_beyond_that_of_the_images_is_refused_before_training():
 def test_over_latents_the_size_is_another_parameter():
     with pytest.raises(ValueError, match="network_params has no entry 'input_size'"):
         tiny_latent_classifier(**grouped({"input_size": 32})).fit(X, Y)
+
+
+def test_images_are_rotated_as_they_were_before_they_were_resized(monkeypatch):
+    seen = set()
+
+    def noted(x, kind, n_varied, generator, proportions=None):
+        seen.add((tuple(x.shape[2:]), tuple(proportions)))
+        return x
+
+    monkeypatch.setattr("sklearn_msf.training.batches.augment_images", noted)
+    tiny_classifier(input_size=(8, 8), augment="affine").fit(X, Y)
+    assert seen == {((8, 8), (9, 8))}

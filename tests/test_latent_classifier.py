@@ -1,5 +1,6 @@
 """What only the estimator over latents does; the rest is tested with both classes elsewhere."""
 
+import copy
 import pickle
 import re
 import shutil
@@ -20,13 +21,16 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator import fit as fit_module
+from sklearn_msf._estimator import latent_preparation
 from sklearn_msf._estimator.calibration import MODEL_FRACTION
+from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.hub import HubFiles, is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.runtime.process_group import ProcessGroup
+from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
 
 RNG = np.random.default_rng(0)
@@ -225,6 +229,83 @@ def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_
     assert seconds == [pytest.approx(MODEL_FRACTION)]
 
 
+def test_calibration_encodes_no_image_again_and_gets_all_its_epochs(encoding_a_second_an_image):
+    counts, runs = [], []
+    for calibration in (None, "temperature"):
+        encoder = copy.copy(encoding_a_second_an_image)
+        seen = encoder.encode
+        encoder.encode = lambda images, seen=seen: counts.append(len(images)) or seen(images)
+        settings = {"autoencoder": encoder, "augment": "hflip", "calibration": calibration}
+        # Half of the time goes into encoding.
+        classifier = tiny_latent_classifier(**settings, time_budget=150.0)
+        runs.append(classifier.fit(X, Y))
+        counts.append("end")
+    first, second = counts[: counts.index("end")], counts[counts.index("end") + 1 : -1]
+    assert sum(first) == sum(second)
+    assert runs[1].model_.temperature != 1
+
+
+def test_latents_of_held_out_images_are_those_of_a_prediction(monkeypatch):
+    kept = []
+    inputs_of = LatentPreparation.inputs_of
+
+    def noted(self, space, data, samples, indices, *settings):
+        found = inputs_of(self, space, data, samples, indices, *settings)
+        kept.append((space, samples.take(indices).rows, found))
+        return found
+
+    monkeypatch.setattr(LatentPreparation, "inputs_of", noted)
+    settings = {"autoencoder": Averages(), "augment": "flip", "n_draws": 3}
+    classifier = tiny_latent_classifier(**settings, calibration="temperature").fit(X, Y)
+    ((space, rows, inputs),) = kept
+    assert len(inputs) == len(rows) > 4
+    expected = space.inputs(rows, torch.device("cpu"), "float32")
+    for flip in classifier.model_.flips(3):
+        found = inputs.batch(1, 4, flip)
+        torch.testing.assert_close(found, expected.batch(1, 4, flip), rtol=2e-3, atol=2e-3)
+
+
+def test_a_part_is_encoded_once_more_than_its_flips_and_differs_from_the_part_before(monkeypatch):
+    encoder, latents = Averages(), []
+    keep = "sklearn_msf._estimator.latent_preparation.keep_latents"
+    real = latent_preparation.keep_latents
+    monkeypatch.setattr(keep, lambda *a, **k: latents.append(real(*a, **k)) or latents[-1])
+    settings = {"autoencoder": encoder, "augment": "hflip+affine", "random_state": 0}
+    classifier = tiny_latent_classifier(**settings)
+    for _ in range(2):
+        classifier.partial_fit(X, Y, classes=["a", "b", "c"])
+    first, second = latents
+    assert first.shape[1] == second.shape[1] == 3
+    torch.testing.assert_close(first[:, :2], second[:, :2])
+    assert not torch.allclose(first[:, 2], second[:, 2])
+
+
+def test_a_killed_run_goes_on_with_the_time_it_had_left(encoding_a_second_an_image, tmp_path):
+    settings = {
+        "autoencoder": encoding_a_second_an_image,
+        "augment": "hflip",
+        "time_budget": 100.0,
+        "max_epochs": 6,
+        "checkpoint_dir": tmp_path,
+        "checkpoint_every": 1,
+    }
+
+    class Killing(Checkpoints):
+        def save(self, state, *, n_epochs, finished):
+            super().save(state, n_epochs=n_epochs, finished=finished)
+            if n_epochs == 2:
+                raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "Checkpoints", Killing)
+        with pytest.raises(SystemExit):
+            tiny_latent_classifier(**settings).fit(X, Y)
+    # More than half of the time went into encoding, and goes into it again.
+    classifier = tiny_latent_classifier(**settings).fit(X, Y)
+    assert classifier.n_iter_ == 6
+    assert classifier.history_[-1]["learning_rate"] > 0
+
+
 @pytest.fixture
 def ten_seconds_a_look(monkeypatch):
     """Ten seconds go by between one look at the clock and the next."""
@@ -254,8 +335,10 @@ def test_a_time_budget_that_is_over_before_training_is_an_error(
     monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._loss", None)
     named = named() if callable(named) else named
     classifier = tiny_latent_classifier(autoencoder=named, time_budget=5.0)
-    with pytest.raises(ValueError, match=r"time_budget=5.0 was over .* took \d+\.0 seconds"):
+    with pytest.raises(ValueError, match=r"time_budget=5.0 was over .* took \d+\.0 sec") as caught:
         classifier.fit(X, Y)
+    # Nothing was looked for, and nothing else would be faster.
+    assert ("Hugging Face" in str(caught.value)) == (named != "fit")
     assert not hasattr(classifier, "model_")
 
 

@@ -95,25 +95,26 @@ def test_the_schedule_begins_with_the_first_step(clock):
     clock(1.0)
     resumed.begin()
     resumed.resume(8.0, budget.begun)
-    # A second of its own preparation, six of the earlier one; three are left for steps.
-    assert resumed.share() == pytest.approx(2 / 3)
+    # It goes on where the earlier one was, whatever it took to prepare it again.
+    assert resumed.elapsed == pytest.approx(8.0)
+    assert resumed.share() == pytest.approx(0.5)
 
 
 def test_a_divided_budget_keeps_its_division_when_it_is_resumed(clock):
     budget = TimeBudget(100.0)
-    budget.divide(0.6, least_preparation=0.0)
+    budget.divide(0.6)
     clock(50.0)
     budget.begin()
     assert budget.seconds == pytest.approx(80.0)
     clock(20.0)
+    elapsed = budget.elapsed
     resumed = TimeBudget(100.0)
-    resumed.divide(0.6, least_preparation=0.0)
+    resumed.divide(0.6)
+    clock(70.0)
     resumed.begin()
-    resumed.resume(budget.elapsed, budget.begun)
+    resumed.resume(elapsed, budget.begun)
     assert resumed.seconds == pytest.approx(80.0)
-    assert resumed.share() == pytest.approx(budget.share())
-    resumed.divide(0.6, least_preparation=60.0)
-    assert resumed.seconds == pytest.approx(84.0)
+    assert resumed.share() == pytest.approx(20 / 30)
 
 
 def test_a_schedule_for_which_no_time_is_left_is_at_its_beginning(clock):

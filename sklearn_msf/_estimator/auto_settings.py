@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 
 from sklearn_msf._estimator.parameters import (
@@ -24,6 +23,7 @@ from sklearn_msf.training.settings import TrainingSettings
 
 __all__ = [
     "classification_settings",
+    "default_levels",
     "field_layout",
     "initial_fraction",
     "resolve_augmentation",
@@ -48,6 +48,9 @@ _AUTO_FRACTION_OF_FEATURES = 0.8
 # pixels and 28 voxels by 4, 224 by 16, latents of 28 x 28 by 2. From 2 on it is no longer than the
 # shortest side, which would have to be padded.
 _MOST_POSITIONS = 512
+# Levels of the U-Net that "auto" stands for, and over the features of a backbone alone.
+_AUTO_LEVELS = (1, 2, 2, 2)
+_AUTO_LEVELS_OF_FEATURES = (1, 2)
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
 # Muon learns as much from half as many images, but is not reliable in short runs.
@@ -59,7 +62,12 @@ _MIN_STEPS_TO_COMPILE = 10_000
 _MIN_SECONDS_TO_COMPILE = 900.0
 
 
-def field_layout(p: Parameters, n_classes: int, shape: Sequence[int]) -> FieldLayout:
+def field_layout(
+    p: Parameters,
+    n_classes: int,
+    shape: Sequence[int],
+    continued: FieldLayout | None = None,
+) -> FieldLayout:
     """Collect the layout of the field.
 
     Parameters
@@ -70,6 +78,8 @@ def field_layout(p: Parameters, n_classes: int, shape: Sequence[int]) -> FieldLa
         Number of classes.
     shape : sequence of int
         (C, H, W) of the images or latents, (C, D, H, W) of volumes.
+    continued : FieldLayout or None
+        Layout of the field whose training goes on: "auto" levels are those that it has.
 
     Raises
     ------
@@ -79,13 +89,21 @@ def field_layout(p: Parameters, n_classes: int, shape: Sequence[int]) -> FieldLa
     _check_unconditional(p, n_classes)
     given = {name: getattr(p, name) for name in affecting("network")}
     given["patch_size"] = _resolve_patch_size(p, shape[1:])
-    if len(shape) == 3:
-        # Volumes were measured with all levels.
-        resized = vars(p).get("input_size")
-        size = shape[1:] if resized is None else np.broadcast_to(resized, 2).tolist()
-        given["channel_mult"] = _levels_with_positions(p.channel_mult, size, given["patch_size"])
+    if p.channel_mult == "auto":
+        levels: Sequence[int] = default_levels(vars(p))
+        if continued is not None:
+            levels = continued.channel_mult
+        elif len(shape) == 3:
+            # Volumes were measured with all levels.
+            levels = _levels_with_positions(levels, shape[1:], given["patch_size"])
+        given["channel_mult"] = levels
     entries = _typed(FieldLayout, given)
     return FieldLayout(n_classes=n_classes, image_channels=shape[0], **entries)
+
+
+def default_levels(parameters: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the levels that "auto" stands for, for images that are not too small for them."""
+    return _AUTO_LEVELS_OF_FEATURES if has_features_alone(parameters) else _AUTO_LEVELS
 
 
 def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:

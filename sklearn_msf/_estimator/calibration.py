@@ -96,7 +96,7 @@ def learn_temperature(
     data: TrainingData,
     samples: TrainingSamples,
     plan: CalibrationPlan,
-    probabilities_of: Callable[[TrainingSamples], Probabilities],
+    probabilities_of: Callable[[np.ndarray], Probabilities],
     mask_codes: torch.Tensor | None,
 ) -> float | None:
     """Train a second model without some of the samples, and fit the temperature on these.
@@ -118,7 +118,7 @@ def learn_temperature(
     plan : CalibrationPlan
         The calibration run.
     probabilities_of : callable
-        Maps samples to a function from a field to its class probabilities of these samples.
+        Maps indices of samples to a function from a field to their class probabilities.
     mask_codes : Tensor or None
         Encoded masks that the field carries.
 
@@ -132,7 +132,7 @@ def learn_temperature(
         return None
     with _keeping_the_model("its run"):
         held_out = samples.take(plan.held_out)
-        of_held_out = probabilities_of(held_out)
+        of_held_out = probabilities_of(plan.held_out)
         left = None
         if trainer.settings.time_budget is not None:
             left = max(trainer.settings.time_budget - trainer.budget.elapsed, _NO_TIME)

@@ -85,7 +85,7 @@ class Continuation:
     split_seed : int or None, default=None
         Seed by which early stopping held out images; None if it held out none, or from a file.
     split_of : str, default=""
-        Digest of what it was split by that seed.
+        Digest of what it was split by that seed; empty if the model was trained on others too.
     """
 
     optimizer: str | None
@@ -238,10 +238,7 @@ def fit(
     kind = seen_variations(state.augment, model.flipped_axes)
     warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
-    def probabilities_of(samples: TrainingSamples) -> Probabilities:
-        return _probabilities(p, model, samples)
-
-    of_held_out = None if held_out is None else probabilities_of(held_out)
+    of_held_out = None if held_out is None else _probabilities(p, model, held_out)
     _divide_time(state, trainer, plan, of_held_out if calibrates else None)
 
     def attributes_now() -> dict[str, Any]:
@@ -268,7 +265,7 @@ def fit(
             data,
             state.samples,
             plan,
-            probabilities_of,
+            lambda indices: _probabilities_of_some(state, data, model, indices),
             model.space.mask_codes,
         )
     elif failure is None and calibrates and held_out is not None and of_held_out is not None:
@@ -301,7 +298,7 @@ def fit_partially(
     random_state = make_random_state(p.random_state)
     if state.group.size > 1:
         random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
-    data, trainer, model = _prepare_training(state, random_state, n_epochs=1)
+    data, trainer, model = _prepare_training(state, random_state, is_part=True)
     if previous is None:
         n_images = data.epoch_size
         kind = seen_variations(state.augment, model.flipped_axes)
@@ -347,8 +344,9 @@ def _begin(
     prepared = preparation(p, device, space, origin)
     if previous is not None:
         # After the preparation: without its autoencoder a field has other defaults.
-        layout = field_layout(p, len(samples.classes), previous.model.space.shape)
-        _check_layout(previous.model.field.layout, layout)
+        before = previous.model.field.layout
+        layout = field_layout(p, len(samples.classes), previous.model.space.shape, before)
+        _check_layout(before, layout)
     return _FitState(p, samples, validation, device, group, prepared, previous, started)
 
 
@@ -474,6 +472,8 @@ def _hold_out(
         before = state.previous.continuation
         split_seed = before.split_seed
         if split_seed is None or split_of != before.split_of:
+            # All that goes on from here has seen images that may be held out.
+            split_of = ""
             warn_user(
                 "early_stopping=True holds out images that the model may have been trained on, as "
                 "the fit that warm_start continues held out none, or others (of other images, "
@@ -497,16 +497,17 @@ def _divide_time(
     if budget is None:
         return
     if plan is not None:
-        # A resumed run did not train its autoencoder, but the run that it resumes did.
-        trainer.budget.divide(MODEL_FRACTION, state.preparation.time_fraction * budget)
+        trainer.budget.divide(MODEL_FRACTION)
     if final is not None:
         trainer.reserve_time_of(final)
     trainer.budget.begin()
     if trainer.budget.is_over():
+        spent = f"{trainer.budget.elapsed:.1f} seconds"
+        if final is not None:
+            spent += " and what predictions at the end will take"
         warn_user(
-            f"time_budget={budget!r} was over before training began, after "
-            f"{trainer.budget.elapsed:.1f} seconds: the model learns next to nothing. Set a larger "
-            "time_budget.",
+            f"time_budget={budget!r} was over before training began, after {spent}: the model "
+            "learns next to nothing. Set a larger time_budget.",
             ConvergenceWarning,
         )
 
@@ -548,20 +549,25 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     )
     if state.group.is_first:
         state.preparation.keep(space)
+    # That of the first process has come to all of them with its device.
+    space.move_to(state.device)
     return space
 
 
 def _prepare_training(
-    state: _FitState, random_state: np.random.RandomState, n_epochs: int | None = None
+    state: _FitState, random_state: np.random.RandomState, *, is_part: bool = False
 ) -> tuple[TrainingData, Trainer, FittedModel]:
     """Make the training data, and a trainer of a new field or of a copy of the previous one.
 
-    `n_epochs` is the number of epochs that will be trained, `max_epochs` by default. The model that
-    is returned too is complete, except that its field is not trained yet.
+    A part of the data is trained on for one epoch, else it is for `max_epochs`. The model that is
+    returned too is complete, except that its field is not trained yet.
     """
     space = _space(state, random_state)
-    data = state.preparation.training_data(space, state.samples, state.augment, state.started)
     p, device, previous = state.p, state.device, state.previous
+    part = None
+    if is_part:
+        part = 0 if previous is None else previous.continuation.n_continued + 1
+    data = state.preparation.training_data(space, state.samples, state.augment, state.started, part)
     seed = draw_seed(random_state)
     if previous is None:
         layout = field_layout(p, len(state.samples.classes), space.shape)
@@ -574,6 +580,7 @@ def _prepare_training(
         # An integer random_state gives the same seed in each call, but the noise must differ.
         n_continued = previous.continuation.n_continued + 1
         seed = int(np.random.SeedSequence([seed, n_continued]).generate_state(1)[0])
+    n_epochs = 1 if is_part else None
     settings = training_settings(p, data.epoch_size, device, trained_by, n_epochs)
     settings = state.group.of_first(settings)
     before = None if previous is None else previous.model
@@ -676,10 +683,21 @@ def _outcome(
 
 def _probabilities(p: Parameters, model: FittedModel, samples: TrainingSamples) -> Probabilities:
     """Make a function from a field to class probabilities of samples, without temperature."""
-    device = model.device
-    settings = classification_settings(p, device)
+    settings = classification_settings(p, model.device)
     flips = model.flips(settings.n_draws)
-    inputs = model.space.kept_inputs(samples.rows, device, settings.precision, flips)
+    inputs = model.space.kept_inputs(samples.rows, model.device, settings.precision, flips)
+    return lambda field: classify(model.with_field(field), inputs, settings).probabilities
+
+
+def _probabilities_of_some(
+    state: _FitState, data: TrainingData, model: FittedModel, indices: np.ndarray
+) -> Probabilities:
+    """Make the function of :func:`_probabilities` of some training samples, by their indices."""
+    settings = classification_settings(state.p, model.device)
+    flips, precision = model.flips(settings.n_draws), settings.precision
+    inputs = state.preparation.inputs_of(
+        model.space, data, state.samples, indices, flips, precision
+    )
     return lambda field: classify(model.with_field(field), inputs, settings).probabilities
 
 

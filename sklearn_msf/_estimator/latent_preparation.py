@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -36,7 +37,7 @@ from sklearn_msf.latent.latent_space import (
     check_colours,
 )
 from sklearn_msf.latent.scaling import learn_scaling
-from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -163,14 +164,6 @@ class LatentPreparation:
         return space, LatentOrigin(variation_seed=0, **parameters)
 
     @property
-    def time_fraction(self) -> float:
-        """1/3 if the autoencoder is trained, else 0."""
-        named = isinstance(self._p.autoencoder, str) and self._p.autoencoder in ("fit", "auto")
-        opened = self._autoencoder
-        trained = named and opened is not None and opened.source["kind"] != "hub"
-        return _FIT_FRACTION if trained else 0.0
-
-    @property
     def origin(self) -> LatentOrigin | None:
         """Parameters of the encoders, seed of the variations; None before :meth:`learn_space`."""
         return self._origin
@@ -258,15 +251,28 @@ class LatentPreparation:
             write_autoencoder(self._folder, self._key_of_fitted, space.autoencoder)
 
     def training_data(
-        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+        self,
+        space: ImageSpace,
+        samples: TrainingSamples,
+        augment: str | None,
+        started: float,
+        part: int | None = None,
     ) -> TrainingData:
-        """Encode variations of the images, or reuse those that an earlier run wrote to a file."""
+        """Encode variations of the images, or reuse those that an earlier run wrote to a file.
+
+        Of each image of a `part`, which is seen once, "auto" makes one random variation besides the
+        flips, and another one in each part.
+        """
         assert isinstance(space, LatentSpace)
         assert self._origin is not None
         p, seed = self._p, self._origin.variation_seed
+        if part is not None:
+            seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
         images = samples.images
         n_flips = len(mirror_images(torch.empty(0, 1, 1, 1), augment))
         n_variations = self._count_variations(space, len(images), n_flips, augment)
+        if p.n_variations == "auto" and part is not None:
+            n_variations = min(n_variations, n_flips + 1)
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
             n_variations = min(n_variations, self._count_affordable(space, images, started))
         if n_variations < n_flips:
@@ -299,6 +305,19 @@ class LatentPreparation:
             self._device,
         )
 
+    def inputs_of(
+        self,
+        space: ImageSpace,
+        data: TrainingData,
+        samples: TrainingSamples,
+        indices: np.ndarray,
+        flips: Sequence[tuple[int, ...]],
+        precision: str,
+    ) -> FieldInputs:
+        """Return latents that training has encoded: to encode them again would take time."""
+        assert isinstance(data, LatentTrainingData)
+        return data.inputs_of(torch.from_numpy(indices), flips)
+
     @property
     def _folder(self) -> Path | None:
         folder = self._p.checkpoint_dir
@@ -317,13 +336,20 @@ class LatentPreparation:
         budget = self._p.time_budget
         spent = time.perf_counter() - started
         named = {name: getattr(self._p, name) for name in ENCODERS}
-        by_name = [f"{n}={v!r}" for n, v in named.items() if isinstance(v, (str, PathLike))]
+        by_name = {n: v for n, v in named.items() if isinstance(v, (str, PathLike))}
         if budget is None or spent < budget or not by_name:
             return
+        looked_for = [f"{n}={v!r}" for n, v in by_name.items() if v != "fit"]
+        what, remedy = "checking X", ""
+        if looked_for:
+            what += f" and opening {' and '.join(looked_for)}"
+            remedy = (
+                "; a model of the Hugging Face hub opens faster from a folder, which needs no "
+                "answer from there"
+            )
         raise ValueError(
-            f"time_budget={budget!r} was over before training began: checking X and looking for "
-            f"{' and '.join(by_name)} took {spent:.1f} seconds. Set a larger time_budget; "
-            "autoencoder='fit', or a folder, needs no answer from the Hugging Face hub."
+            f"time_budget={budget!r} was over before training began: {what} took {spent:.1f} "
+            f"seconds. Set a larger time_budget{remedy}."
         )
 
     def _fitted_autoencoder(

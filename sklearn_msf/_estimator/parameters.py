@@ -263,7 +263,7 @@ PARAMETERS: dict[str, Parameter] = {
     "random_state": _row(_checked_elsewhere, "training"),
     "verbose": _row(_verbosity),
     # Entries of network_params
-    "channel_mult": _network(_integers(1)),
+    "channel_mult": _network(_or("auto", _integers(1))),
     "n_blocks": _network(_POSITIVE),
     "attention_levels": _network(_integers(0, empty=True)),
     "patch_size": _network(_or("auto", _POSITIVE)),
@@ -294,7 +294,7 @@ GROUPS = tuple(dict.fromkeys(row.group for row in PARAMETERS.values() if row.gro
 # Entries of the dict parameters with their defaults, over pixels.
 GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "network_params": {
-        "channel_mult": (1, 2, 2, 2),
+        "channel_mult": "auto",
         "n_blocks": 1,
         "attention_levels": (1,),
         "patch_size": "auto",
@@ -333,10 +333,9 @@ LATENT_GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 # Other defaults over the features of a backbone alone (``autoencoder=None``), from which nothing is
-# drawn: there the velocity classifies better than the denoised features, and two levels better than
-# four (docs/trials.md).
+# drawn: there the velocity classifies better than the denoised features (docs/trials.md).
 FEATURE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "network_params": {"channel_mult": (1, 2), "dropout": 0.1, "upsampling": "adm"},
+    "network_params": {"dropout": 0.1, "upsampling": "adm"},
     "flow_params": {
         "image_prediction": "velocity",
         "class_dropout": 0.0,

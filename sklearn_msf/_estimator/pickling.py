@@ -216,8 +216,7 @@ def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:
 def move_model(model: FittedModel, device: Any) -> FittedModel:
     """Move a model to a device, or with a warning to the CPU if this machine lacks the device."""
     at_hand = _device_at_hand(device)
-    if isinstance(model.space, LatentSpace):
-        model.space.move_to(at_hand)
+    model.space.move_to(at_hand)
     return replace(model, field=model.field.move_to(at_hand))
 
 

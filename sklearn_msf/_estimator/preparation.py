@@ -1,5 +1,6 @@
 """Preparation: conversion of the images of a fit to the training data of the field."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.model.image_space import ImageSpace, PixelSpace
+from sklearn_msf.model.image_space import FieldInputs, ImageSpace, PixelSpace
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.training.batches import TrainingData
@@ -66,13 +67,25 @@ class Preparation(Protocol):
         """Write what a run that goes on needs of the space; the first process of a group does."""
 
     def training_data(
-        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+        self,
+        space: ImageSpace,
+        samples: TrainingSamples,
+        augment: str | None,
+        started: float,
+        part: int | None = None,
     ) -> TrainingData:
-        """Prepare the images for training."""
+        """Prepare the images for training; `part` is the number of a part that is seen once."""
 
-    @property
-    def time_fraction(self) -> float:
-        """Fraction of a time budget that is used before the field is trained."""
+    def inputs_of(
+        self,
+        space: ImageSpace,
+        data: TrainingData,
+        samples: TrainingSamples,
+        indices: np.ndarray,
+        flips: Sequence[tuple[int, ...]],
+        precision: str,
+    ) -> FieldInputs:
+        """Prepare some of the samples of which `data` was made for repeated classification."""
 
     @property
     def origin(self) -> Any:
@@ -139,17 +152,31 @@ class PixelPreparation:
         """Write nothing."""
 
     def training_data(
-        self, space: ImageSpace, samples: TrainingSamples, augment: str | None, started: float
+        self,
+        space: ImageSpace,
+        samples: TrainingSamples,
+        augment: str | None,
+        started: float,
+        part: int | None = None,
     ) -> TrainingData:
         """Resize the images if asked for, and move them to the device."""
         assert isinstance(space, PixelSpace)
         images = torch.from_numpy(space.resized(samples.rows).to_array())
-        return TrainingData(images, *training_targets(samples), self._device, augment)
+        targets = training_targets(samples)
+        size = space.image_format.size
+        return TrainingData(images, *targets, self._device, augment, proportions=size)
 
-    @property
-    def time_fraction(self) -> float:
-        """0, because no time is used."""
-        return 0.0
+    def inputs_of(
+        self,
+        space: ImageSpace,
+        data: TrainingData,
+        samples: TrainingSamples,
+        indices: np.ndarray,
+        flips: Sequence[tuple[int, ...]],
+        precision: str,
+    ) -> FieldInputs:
+        """Return the images themselves."""
+        return space.kept_inputs(samples.take(indices).rows, self._device, precision, flips)
 
     @property
     def origin(self) -> None:

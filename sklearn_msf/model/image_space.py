@@ -86,6 +86,9 @@ class ImageSpace(Protocol):
     def masks(self, carried: Tensor) -> Tensor:
         """Convert the masks of the field to masks of colours."""
 
+    def move_to(self, device: torch.device) -> None:
+        """Move what converts images."""
+
     def for_graphs(self) -> "ImageSpace":
         """Return the space on the CPU, with operations that do not depend on the batch size."""
 
@@ -168,6 +171,9 @@ class PixelSpace:
     ) -> FieldInputs:
         """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
         return self.inputs(rows, device, precision)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move nothing."""
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks with the codes."""

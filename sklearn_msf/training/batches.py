@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class TrainingData:
         Device to train on; that of the images by default.
     augment : str or None, default=None
         Random variation of the images, see :func:`~sklearn_msf.data.augmentation.augment_images`.
+    proportions : sequence of int, optional
+        Height and width of the images before they were resized.
 
     Attributes
     ----------
@@ -65,12 +67,15 @@ class TrainingData:
         epoch_size: int,
         device: torch.device | None = None,
         augment: str | None = None,
+        *,
+        proportions: Sequence[int] | None = None,
     ):
         device = device or images.device
         self.images = images.to(device) if _fits(images, device) else images
         self.labels = labels.to(device)
         self.epoch_size = epoch_size
         self.augment = augment
+        self._proportions = proportions
         # On the CPU, because some devices have no float64.
         self._weights = weights.cpu()
         self._cumulative = _cumulative(self._weights).to(self._place)
@@ -158,7 +163,8 @@ class TrainingData:
         """
         rows = selected[-1]
         images = self.images[rows] if self._is_resident else selected[0]
-        x = augment_images(ImageFormat.normalise(images), self.augment, n_varied, generator)
+        x = ImageFormat.normalise(images)
+        x = augment_images(x, self.augment, n_varied, generator, self._proportions)
         return x, self.labels[rows]
 
     @property

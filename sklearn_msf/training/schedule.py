@@ -52,7 +52,7 @@ class TimeBudget:
     def __init__(self, seconds: float | None, started: float | None = None):
         self._whole = seconds
         # What of the time after the preparation is for steps, and what is reserved for later.
-        self._fraction, self._least_preparation, self._reserved = 1.0, 0.0, 0.0
+        self._fraction, self._reserved = 1.0, 0.0
         self._started = time.perf_counter() if started is None else started
         self.begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
@@ -64,20 +64,17 @@ class TimeBudget:
         """Seconds from the start to the end of the steps; None without a limit."""
         if self._whole is None:
             return None
-        prepared = max(self.begun, self._least_preparation)
-        return prepared + self._fraction * (self._whole - prepared) - self._reserved
+        return self.begun + self._fraction * (self._whole - self.begun) - self._reserved
 
-    def divide(self, fraction: float, least_preparation: float) -> None:
+    def divide(self, fraction: float) -> None:
         """Leave a part of the time after the preparation to something else.
 
         Parameters
         ----------
         fraction : float
             Fraction for the steps, in (0, 1].
-        least_preparation : float
-            Seconds that count as preparation where less was needed.
         """
-        self._fraction, self._least_preparation = fraction, least_preparation
+        self._fraction = fraction
 
     @property
     def elapsed(self) -> float:
@@ -93,9 +90,17 @@ class TimeBudget:
         self.begun += seconds
 
     def resume(self, elapsed: float, begun: float) -> None:
-        """Add the seconds that an earlier part of the run took, and those before its first step."""
-        self._started -= elapsed
-        self.begun += begun
+        """Go on where an earlier part of the run was, as if nothing had been prepared again.
+
+        Parameters
+        ----------
+        elapsed : float
+            Seconds that it took.
+        begun : float
+            Its seconds that the schedule leaves out.
+        """
+        self._started = time.perf_counter() - elapsed
+        self.begun = begun
 
     def reserve(self, seconds: float) -> None:
         """Shorten the budget by the seconds that are needed after the run."""

@@ -29,7 +29,11 @@ import torch
 
 import sklearn_msf
 from _common.machine import describe_machine, reference_seconds
-from sklearn_msf._estimator.auto_settings import resolve_augmentation, training_settings
+from sklearn_msf._estimator.auto_settings import (
+    default_levels,
+    resolve_augmentation,
+    training_settings,
+)
 from sklearn_msf._estimator.parameters import PARAMETERS, with_defaults
 from sklearn_msf._version import RECIPES, __version__
 from sklearn_msf.training.fraction import FRACTION_AIMS
@@ -69,6 +73,9 @@ def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, A
     }
     names = [cls.__name__ for cls in type(estimator).__mro__]
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
+    if kept["channel_mult"] == "auto":
+        # Records of before have the levels themselves.
+        kept["channel_mult"] = default_levels(values)
     if has_budget and kept["classification_fraction"] == "auto":
         kept["fraction_aims"] = FRACTION_AIMS
     if has_budget and isinstance(estimator, sklearn_msf.LatentMedSymmFlowClassifier):
