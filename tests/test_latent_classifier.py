@@ -173,8 +173,10 @@ def encoding_a_second_an_image(monkeypatch, short_fitting):
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     class Slow(Averages):
+        seconds_each = 1.0
+
         def encode(self, images):
-            now[0] += 1.0 * len(images)
+            now[0] += self.seconds_each * len(images)
             return super().encode(images)
 
     return Slow()
@@ -213,9 +215,9 @@ def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_
     seconds = []
     divide = fit_module._divide_time
 
-    def noted(state, trainer, plan, final):
+    def noted(state, trainer, *settings, **keywords):
         spent = trainer.budget.elapsed
-        divide(state, trainer, plan, final)
+        divide(state, trainer, *settings, **keywords)
         seconds.append((trainer.budget.seconds - spent) / (100.0 - spent))
 
     monkeypatch.setattr(fit_module, "_divide_time", noted)
@@ -280,11 +282,15 @@ def test_a_part_is_encoded_once_more_than_its_flips_and_differs_from_the_part_be
     assert not torch.allclose(first[:, 2], second[:, 2])
 
 
-def test_a_killed_run_goes_on_with_the_time_it_had_left(encoding_a_second_an_image, tmp_path):
+@pytest.mark.filterwarnings("error")
+def test_a_killed_run_goes_on_with_the_time_it_had_left(
+    encoding_a_second_an_image, tmp_path, monkeypatch
+):
     settings = {
         "autoencoder": encoding_a_second_an_image,
         "augment": "hflip",
-        "time_budget": 100.0,
+        "n_variations": 2,
+        "time_budget": 150.0,
         "max_epochs": 6,
         "checkpoint_dir": tmp_path,
         "checkpoint_every": 1,
@@ -300,7 +306,8 @@ def test_a_killed_run_goes_on_with_the_time_it_had_left(encoding_a_second_an_ima
         patch.setattr(fit_module, "Checkpoints", Killing)
         with pytest.raises(SystemExit):
             tiny_latent_classifier(**settings).fit(X, Y)
-    # More than half of the time went into encoding, and goes into it again.
+    # To encode again takes longer than the whole budget.
+    monkeypatch.setattr(type(encoding_a_second_an_image), "seconds_each", 2.0)
     classifier = tiny_latent_classifier(**settings).fit(X, Y)
     assert classifier.n_iter_ == 6
     assert classifier.history_[-1]["learning_rate"] > 0

@@ -239,7 +239,8 @@ def fit(
     warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
     of_held_out = None if held_out is None else _probabilities(p, model, held_out)
-    _divide_time(state, trainer, plan, of_held_out if calibrates else None)
+    goes_on = checkpoints is not None and checkpoints.holds_a_state
+    _divide_time(state, trainer, plan, of_held_out if calibrates else None, goes_on=goes_on)
 
     def attributes_now() -> dict[str, Any]:
         # A copy, because further training changes the averages.
@@ -491,8 +492,13 @@ def _divide_time(
     trainer: Trainer,
     plan: CalibrationPlan | None,
     final: Probabilities | None,
+    *,
+    goes_on: bool,
 ) -> None:
-    """Reserve part of the time budget for calibration: a second run, or one more prediction."""
+    """Reserve part of the time budget for calibration: a second run, or one more prediction.
+
+    Of a run that goes on, what was prepared again does not count.
+    """
     budget = state.p.time_budget
     if budget is None:
         return
@@ -501,7 +507,7 @@ def _divide_time(
     if final is not None:
         trainer.reserve_time_of(final)
     trainer.budget.begin()
-    if trainer.budget.is_over():
+    if trainer.budget.is_over() and not goes_on:
         spent = f"{trainer.budget.elapsed:.1f} seconds"
         if final is not None:
             spent += " and what predictions at the end will take"

@@ -114,6 +114,11 @@ class Checkpoints:
             ) from error
         remove_leftovers(self._folder, _PATTERN)
 
+    @property
+    def holds_a_state(self) -> bool:
+        """Whether there is a state to resume from that was not taken yet."""
+        return self._latest is not None
+
     def take_latest(self) -> TrainingState | None:
         """Return the newest undamaged state, if any, at the first call and None afterwards.
 
