@@ -43,8 +43,9 @@ def test_auto_levels_of_a_single_position_are_left_out(size, n_levels):
 
 
 def test_levels_that_were_asked_for_are_all_there():
-    asked = MedSymmFlowClassifier(network_params={"channel_mult": (1, 2, 2, 2)})
-    assert field_layout(asked._parameters(), 2, (1, 8, 8)).channel_mult == (1, 2, 2, 2)
+    for levels in ((1, 2, 2, 2), np.array([1, 2, 2, 2])):
+        asked = MedSymmFlowClassifier(network_params={"channel_mult": levels})
+        assert field_layout(asked._parameters(), 2, (1, 8, 8)).channel_mult == (1, 2, 2, 2)
 
 
 def test_auto_levels_over_features_alone_are_two():

@@ -231,7 +231,7 @@ def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_
     assert seconds == [pytest.approx(MODEL_FRACTION)]
 
 
-def test_calibration_encodes_no_image_again_and_gets_all_its_epochs(encoding_a_second_an_image):
+def test_calibration_encodes_no_image_again(encoding_a_second_an_image):
     counts, runs = [], []
     for calibration in (None, "temperature"):
         encoder = copy.copy(encoding_a_second_an_image)
@@ -261,7 +261,7 @@ def test_latents_of_held_out_images_are_those_of_a_prediction(monkeypatch):
     classifier = tiny_latent_classifier(**settings, calibration="temperature").fit(X, Y)
     ((space, rows, inputs),) = kept
     assert len(inputs) == len(rows) > 4
-    expected = space.inputs(rows, torch.device("cpu"), "float32")
+    expected = space.inputs(rows, classifier.model_.device, "float32")
     for flip in classifier.model_.flips(3):
         found = inputs.batch(1, 4, flip)
         torch.testing.assert_close(found, expected.batch(1, 4, flip), rtol=2e-3, atol=2e-3)
@@ -272,6 +272,8 @@ def test_a_part_is_encoded_once_more_than_its_flips_and_differs_from_the_part_be
     keep = "sklearn_msf._estimator.latent_preparation.keep_latents"
     real = latent_preparation.keep_latents
     monkeypatch.setattr(keep, lambda *a, **k: latents.append(real(*a, **k)) or latents[-1])
+    # So few that a fit would only see the flips.
+    monkeypatch.setattr(latent_preparation, "_AUTO_PIXELS", 16 * 16)
     settings = {"autoencoder": encoder, "augment": "hflip+affine", "random_state": 0}
     classifier = tiny_latent_classifier(**settings)
     for _ in range(2):
@@ -313,6 +315,37 @@ def test_a_killed_run_goes_on_with_the_time_it_had_left(
     assert classifier.history_[-1]["learning_rate"] > 0
 
 
+def test_a_run_that_goes_on_sees_the_variations_that_it_began_with(
+    encoding_a_second_an_image, tmp_path, monkeypatch
+):
+    shapes = []
+    real = latent_preparation.keep_latents
+
+    def noted(shape, *arguments, **keywords):
+        shapes.append(shape)
+        return real(shape, *arguments, **keywords)
+
+    monkeypatch.setattr(latent_preparation, "keep_latents", noted)
+    settings = {"autoencoder": encoding_a_second_an_image, "augment": "hflip+affine"}
+    for seconds_each in (0.1, 1.0):
+        monkeypatch.setattr(type(encoding_a_second_an_image), "seconds_each", seconds_each)
+        classifier = tiny_latent_classifier(
+            **settings, time_budget=50.0, max_epochs=1, checkpoint_dir=tmp_path
+        )
+        classifier.fit(X, Y)
+    assert shapes[0] == shapes[1]
+    assert shapes[0][1] > 2
+
+
+def test_where_another_process_has_encoded_more_flips_they_are_encoded(monkeypatch):
+    """The model sees the flips of the first process."""
+    seen = "sklearn_msf._estimator.fit._seen_flips"
+    monkeypatch.setattr(seen, lambda state, data: (-1,))
+    settings = {"autoencoder": Averages(), "augment": None, "calibration": "temperature"}
+    classifier = tiny_latent_classifier(**settings, n_draws=2).fit(X, Y)
+    assert classifier.model_.temperature != 1
+
+
 @pytest.fixture
 def ten_seconds_a_look(monkeypatch):
     """Ten seconds go by between one look at the clock and the next."""
@@ -344,8 +377,8 @@ def test_a_time_budget_that_is_over_before_training_is_an_error(
     classifier = tiny_latent_classifier(autoencoder=named, time_budget=5.0)
     with pytest.raises(ValueError, match=r"time_budget=5.0 was over .* took \d+\.0 sec") as caught:
         classifier.fit(X, Y)
-    # Nothing was looked for, and nothing else would be faster.
-    assert ("Hugging Face" in str(caught.value)) == (named != "fit")
+    # Nothing else would be faster than what is here.
+    assert ("Hugging Face" in str(caught.value)) == (named == "auto")
     assert not hasattr(classifier, "model_")
 
 

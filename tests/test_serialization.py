@@ -216,6 +216,7 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder, message):
         (lambda d: d["layout"].pop("time_modulation"), "must have the entries"),
         (lambda d: d["layout"].pop("dropout"), "must have the entries"),
         (lambda d: d["layout"].update(patch_size="auto"), "patch_size must be an integer"),
+        (lambda d: d["layout"].update(channel_mult="auto"), "has channel_mult='auto'"),
         (lambda d: d["layout"].update(time_scale=0), r"time_scale must be a number in \(0"),
         (lambda d: d["layout"].update(time_scale=True), "time_scale must be a number"),
         (lambda d: d["layout"].update(time_scale=1e30), "time_scale must be a number"),

@@ -89,7 +89,7 @@ def field_layout(
     _check_unconditional(p, n_classes)
     given = {name: getattr(p, name) for name in affecting("network")}
     given["patch_size"] = _resolve_patch_size(p, shape[1:])
-    if p.channel_mult == "auto":
+    if isinstance(p.channel_mult, str):
         levels: Sequence[int] = default_levels(vars(p))
         if continued is not None:
             levels = continued.channel_mult

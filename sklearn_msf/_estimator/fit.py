@@ -165,8 +165,8 @@ class TrainingArguments:
 class _FitState:
     """State that the steps of a running fit share.
 
-    `validation` is the user's validation set, and `split_seed` that by which images were held out
-    of those with the digest `split_of`.
+    `validation` is the user's validation set. `split_seed` and `split_of` are as in
+    :class:`Continuation`.
     """
 
     p: Parameters
@@ -239,7 +239,7 @@ def fit(
     warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
     of_held_out = None if held_out is None else _probabilities(p, model, held_out)
-    goes_on = checkpoints is not None and checkpoints.holds_a_state
+    goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
     _divide_time(state, trainer, plan, of_held_out if calibrates else None, goes_on=goes_on)
 
     def attributes_now() -> dict[str, Any]:

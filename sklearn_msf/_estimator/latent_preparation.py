@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,7 @@ from sklearn_msf.latent.backbone_features import learn_features
 from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.frozen_network import some_values
+from sklearn_msf.latent.hub import is_hub_id
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import (
     GivenEncoders,
@@ -40,6 +42,7 @@ from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.persistence.limits import check_resized_size
+from sklearn_msf.persistence.whole_files import whole_file
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import holds_checkpoints, measured
@@ -58,6 +61,8 @@ _FIT_FRACTION = 1 / 3
 # Fraction of the remaining time budget for encoding "auto" variations.
 _ENCODING_FRACTION = 0.5
 _N_TIMED = 16
+# File beside checkpoints with the number of variations that a time budget allowed.
+_NUMBER_OF_VARIATIONS = "latents-number-of-variations.txt"
 # "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
 _AUTO_PIXELS = 4_000 * 224 * 224
 _MAX_AUTO_VARIATIONS = 32
@@ -272,7 +277,7 @@ class LatentPreparation:
         n_flips = len(mirror_images(torch.empty(0, 1, 1, 1), augment))
         n_variations = self._count_variations(space, len(images), n_flips, augment)
         if p.n_variations == "auto" and part is not None:
-            n_variations = min(n_variations, n_flips + 1)
+            n_variations = n_flips + (augment is not None and "affine" in augment)
         if p.n_variations == "auto" and p.time_budget is not None and n_variations > 1:
             n_variations = min(n_variations, self._count_affordable(space, images, started))
         if n_variations < n_flips:
@@ -316,6 +321,9 @@ class LatentPreparation:
     ) -> FieldInputs:
         """Return latents that training has encoded: to encode them again would take time."""
         assert isinstance(data, LatentTrainingData)
+        if len(flips) > data.n_flips:
+            # The first of several processes had the time to encode more flips than this one.
+            return space.kept_inputs(samples.take(indices).rows, self._device, precision, flips)
         return data.inputs_of(torch.from_numpy(indices), flips)
 
     @property
@@ -337,16 +345,16 @@ class LatentPreparation:
         spent = time.perf_counter() - started
         named = {name: getattr(self._p, name) for name in ENCODERS}
         by_name = {n: v for n, v in named.items() if isinstance(v, (str, PathLike))}
-        if budget is None or spent < budget or not by_name:
+        folder = self._folder
+        goes_on = folder is not None and holds_checkpoints(folder)
+        if budget is None or spent < budget or not by_name or goes_on:
             return
         looked_for = [f"{n}={v!r}" for n, v in by_name.items() if v != "fit"]
         what, remedy = "checking X", ""
         if looked_for:
             what += f" and opening {' and '.join(looked_for)}"
-            remedy = (
-                "; a model of the Hugging Face hub opens faster from a folder, which needs no "
-                "answer from there"
-            )
+        if any(is_hub_id(str(v)) and not Path(v).is_dir() for v in by_name.values() if v != "fit"):
+            remedy = "; a folder needs no answer from the Hugging Face hub"
         raise ValueError(
             f"time_budget={budget!r} was over before training began: {what} took {spent:.1f} "
             f"seconds. Set a larger time_budget{remedy}."
@@ -404,6 +412,12 @@ class LatentPreparation:
 
     def _count_affordable(self, space: LatentSpace, images: ImagesOnDemand, started: float) -> int:
         """Count the variations that can be encoded in a fraction of the remaining time."""
+        folder = self._folder
+        noted = None if folder is None else folder / _NUMBER_OF_VARIATIONS
+        if noted is not None and holds_checkpoints(noted.parent):
+            # A run that goes on sees the variations that it began with.
+            with suppress(OSError, ValueError):
+                return max(1, int(noted.read_text(encoding="ascii")))
         some = ImageFormat.normalise(torch.from_numpy(images[:_N_TIMED]))
         if self._device.type == "cuda":
             # The first pass loads libraries.
@@ -413,7 +427,12 @@ class LatentPreparation:
         now = time.perf_counter()
         left = self._p.time_budget - (now - started)
         seconds_each = (now - before) / len(some)
-        return max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
+        n_affordable = max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
+        if noted is not None:
+            # As for checkpoints: a full disk is no reason to end the fit.
+            with suppress(OSError), whole_file(noted) as file:
+                file.write(b"%d" % n_affordable)
+        return n_affordable
 
     def _encoded_size(
         self, image_format: ImageFormat, factor: int, only: tuple[int, int] | None = None

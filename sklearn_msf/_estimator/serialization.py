@@ -424,9 +424,11 @@ def _check_layout_entries(plain: dict[str, Any], parameters: Mapping[str, Any]) 
         raise ArchiveError(f"The layout must have the entries {sorted(wanted)}.")
     for name in plain.keys() & parameters.keys():
         PARAMETERS[name].check(name, plain[name])
+    # As parameters the patch size and the levels may also be "auto".
     for name in ("image_channels", "patch_size"):
-        # As a parameter the patch size may also be "auto".
         check_positive_integer(name, plain[name])
+    if isinstance(plain["channel_mult"], str):
+        raise ArchiveError(f"The layout has channel_mult={plain['channel_mult']!r}.")
     check_positive_integer("n_classes", plain["n_classes"], least=2)
     make_label_codes(plain["label_encoding"], plain["n_classes"], plain["beta"])
 

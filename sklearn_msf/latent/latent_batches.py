@@ -45,6 +45,11 @@ class LatentTrainingData(TrainingData):
         How many of these, the last ones, are features.
     labels, weights, epoch_size, device :
         As in :class:`TrainingData`.
+
+    Attributes
+    ----------
+    n_flips : int
+        Number of flips of each image, the unflipped one included, that were encoded.
     """
 
     smaller_samples = "take an autoencoder with smaller latents"
@@ -62,7 +67,7 @@ class LatentTrainingData(TrainingData):
     ):
         super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
         self._n_variations = latents.shape[1]
-        self._n_drawable = n_drawable
+        self.n_flips = n_drawable
         # Flips are the first variations: 2 along one axis, 4 along two.
         self.n_flipped_axes = n_drawable.bit_length() - 1
         self._n_channels = n_channels
@@ -133,7 +138,7 @@ class LatentTrainingData(TrainingData):
 
     def _variations(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> Tensor:
         """Choose the index of a variation of each image."""
-        n_choices = torch.full((len(rows),), self._n_drawable, device=rows.device)
+        n_choices = torch.full((len(rows),), self.n_flips, device=rows.device)
         n_choices[:n_varied] = self._n_variations
         chosen = torch.rand(len(rows), generator=generator, device=rows.device)
         return rows * self._n_variations + (chosen * n_choices).long()

@@ -73,7 +73,7 @@ def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, A
     }
     names = [cls.__name__ for cls in type(estimator).__mro__]
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
-    if kept["channel_mult"] == "auto":
+    if isinstance(kept["channel_mult"], str):
         # Records of before have the levels themselves.
         kept["channel_mult"] = default_levels(values)
     if has_budget and kept["classification_fraction"] == "auto":
@@ -99,6 +99,7 @@ def resolved_parameters(estimator: Any, n_images: int) -> dict[str, Any]:
             **asdict(settings),
             "classification_fraction": estimator.history_[-1]["classification_fraction"],
             "patch_size": estimator.model_.field.layout.patch_size,
+            "channel_mult": estimator.model_.field.layout.channel_mult,
             "augment": resolve_augmentation(p, estimator.model_.image_format),
             "device": device.type,
             "epochs": estimator.n_iter_,
