@@ -354,7 +354,9 @@ def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
     -------
     ndarray of shape (n,)
         Result of its `predict_uncertainty`. For a classifier without this method, for example a
-        pipeline, it is 1 - max p.
+        pipeline, it is 1 - max p, which says how sure the most probable class is: of a classifier
+        that answers by another rule, as FixedThresholdClassifier does, pass uncertainties of your
+        own to the functions of this module.
 
     Raises
     ------
@@ -370,6 +372,16 @@ def uncertainty_of(estimator: Any, X: Any) -> np.ndarray:
             "sklearn_msf.selective take them."
         )
     return np.asarray(1 - estimator.predict_proba(X).max(axis=1))
+
+
+def _no_metric_of_labels(
+    errors: ArrayLike, uncertainty: ArrayLike, *, sample_weight: ArrayLike | None = None
+) -> float:
+    """Refuse to score labels: TunedThresholdClassifierCV calls the metric of a scorer on them."""
+    raise ValueError(
+        "This scorer scores how uncertainties rank errors, and no labels that depend on a "
+        "threshold: pass TunedThresholdClassifierCV another scoring, such as 'balanced_accuracy'."
+    )
 
 
 class _UncertaintyScorer(_BaseScorer):
@@ -393,7 +405,8 @@ class _UncertaintyScorer(_BaseScorer):
     )
 
     def __init__(self, metric: Callable[..., float]):
-        super().__init__(metric, -1, {}, "predict")
+        super().__init__(_no_metric_of_labels, -1, {}, "predict")
+        self._metric = metric
         self.__name__ = self.__qualname__ = f"neg_{metric.__name__}_scorer"
         self.__doc__ = (
             f"Negative {metric.__name__} of a classifier's uncertainty, for ``scoring=``; of 1 - "
@@ -414,7 +427,7 @@ class _UncertaintyScorer(_BaseScorer):
         """Score a classifier, whose predictions `method_caller` may share with other scorers."""
         errors = errors_of(y_true, method_caller(estimator, "predict", X))
         uncertainty = uncertainty_of(estimator, X)
-        return -float(self._score_func(errors, uncertainty, sample_weight=sample_weight))
+        return -float(self._metric(errors, uncertainty, sample_weight=sample_weight))
 
 
 neg_aurc_scorer = _UncertaintyScorer(aurc)

@@ -13,6 +13,7 @@ from sklearn.metrics import check_scoring, make_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     RandomizedSearchCV,
+    TunedThresholdClassifierCV,
     cross_val_score,
     cross_validate,
     permutation_test_score,
@@ -161,3 +162,13 @@ def test_a_search_over_a_classifier_of_images_takes_weights(digits, routing):
     assert search.best_score_ == scores[0]
     refitted = tiny_classifier(max_epochs=1, learning_rate=1e-3).fit(X, y, sample_weight=w)
     np.testing.assert_array_equal(search.predict(X), refitted.predict(X))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("text", [False, True])
+def test_a_threshold_of_classes_is_not_tuned_by_a_ranking(data, name, text):
+    X, y, _ = data
+    y = np.where(y == 1, "ill", "well") if text else y
+    tuned = TunedThresholdClassifierCV(linear(), scoring=SCORERS[name][0])
+    with pytest.raises(ValueError, match="pass TunedThresholdClassifierCV another scoring"):
+        tuned.fit(X, y)
