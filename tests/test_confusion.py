@@ -54,6 +54,14 @@ def test_all_or_nothing_can_be_rejected():
     assert every.tolist() == [[0, 0, 1], [0, 0, 2]]
 
 
+@pytest.mark.parametrize("normalize", [None, "true", "pred", "all"])
+@pytest.mark.parametrize("weights", [None, [2.0, 1.0]])
+def test_all_samples_may_be_of_classes_that_are_not_asked_for(normalize, weights):
+    settings = {"labels": ["a", "b"], "normalize": normalize, "sample_weight": weights}
+    matrix = confusion_matrix_with_reject(["c", "c"], ["c", "a"], **settings)
+    assert matrix.tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
 def test_classes_that_are_not_asked_for_are_left_out():
     assert confusion_matrix_with_reject([0, 1, 2], [0, 2, 1], labels=[2, 0]).tolist() == [
         [0, 0, 0],

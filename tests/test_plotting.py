@@ -286,6 +286,14 @@ def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits)
         ({"class_names": ["a"]}, "class_names has 1 names for 3 classes"),
         ({"X": np.zeros((2, 8, 8)), "y": ["one", "two"]}, r"n_columns=8 is more than .*'zero': 0"),
         (
+            {
+                "X": np.zeros((17, 8, 8)),
+                "y": np.repeat(["one", "two", "zero"], [8, 1, 8]),
+                "class_names": ["a", "b", "b"],
+            },
+            "'b': 1",
+        ),
+        (
             {"X": np.zeros((2, 8, 9)), "y": ["one", "two"]},
             r"X has float64 images of shape \(8, 9\)",
         ),

@@ -80,9 +80,14 @@ def confusion_matrix_with_reject(
     n_classes = len(classes)
     columns = np.full(len(truth), n_classes)
     columns[~rejected] = label_indices(answers, classes)
+    true_classes = label_indices(truth, classes)
+    if (true_classes < 0).all():
+        # scikit-learn refuses to count nothing: one sample in the row that is cut off below.
+        true_classes = columns = np.array([n_classes])
+        sample_weight = None if sample_weight is None else np.ones(1)
     # Rejecting is one more class of prediction here, which no sample truly has.
     matrix = confusion_matrix(
-        label_indices(truth, classes),
+        true_classes,
         columns,
         labels=np.arange(n_classes + 1),
         sample_weight=sample_weight,

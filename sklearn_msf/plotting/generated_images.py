@@ -149,12 +149,13 @@ class SampleGridDisplay:
             check_same_kind("y", labels, "the estimator", classes)
             check_like(images, estimator)
             chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
-            few = {name: len(rows) for name, rows in zip(names, chosen, strict=True)}
-            few = {name: n for name, n in few.items() if n < n_columns}
+            # Names may occur twice.
+            counts = zip(names, map(len, chosen), strict=True)
+            few = [f"{name!r}: {n}" for name, n in counts if n < n_columns]
             if few:
                 raise ValueError(
                     f"n_columns={n_columns} is more than the images that X has of some classes: "
-                    f"{few}. Lower n_columns, or pass more images."
+                    f"{', '.join(few)}. Lower n_columns, or pass more images."
                 )
         generated = estimator.sample(
             n_samples=n_columns, n_steps=n_steps, guidance=guidance, random_state=random_state
@@ -256,6 +257,9 @@ class TrajectoryDisplay:
         random_state: Any = 0,
     ) -> "TrajectoryDisplay":
         """Generate an image of a class and plot its trajectory.
+
+        Of masks with more than three channels, as ``label_encoding="simplex"`` has them for more
+        than four classes, the first three are shown.
 
         Parameters
         ----------
