@@ -547,3 +547,23 @@ def test_what_is_no_path_is_refused_by_name_and_nothing_is_written(
     with pytest.raises(ValueError, match=f"{name} is empty: name a path"):
         call(on_bytes, "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("estimator", [MedSymmFlowClassifier, LatentMedSymmFlowClassifier])
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("network_params__dropout", 0.1, r"network_params=\{'dropout': 0\.1\}"),
+        ("dropout", 0.1, r"network_params=\{'dropout': 0\.1\}"),
+        ("flow_params__beta", 2, r"flow_params=\{'beta': 2\}"),
+        ("optimizer_params__unknown", 1, r"optimizer_params=\{'unknown': 1\}"),
+    ],
+)
+def test_an_entry_of_a_dict_by_itself_says_how_it_is_set(estimator, name, value, remedy):
+    classifier = estimator()
+    with pytest.raises(ValueError, match=remedy):
+        classifier.set_params(**{name: value})
+    assert classifier.set_params(channels=8, network_params={"dropout": 0.1}) is classifier
+    assert (classifier.channels, classifier.network_params) == (8, {"dropout": 0.1})
+    with pytest.raises(ValueError, match="Invalid parameter 'nothing'"):
+        classifier.set_params(nothing=1)

@@ -26,6 +26,7 @@ from sklearn_msf._estimator.hub import check_upload, find_model, upload_model
 from sklearn_msf._estimator.onnx_export import check_kind_of_export, export_model
 from sklearn_msf._estimator.parameters import (
     GROUPS,
+    PARAMETERS,
     Parameters,
     check_positive_integer,
     checked_entries,
@@ -123,6 +124,36 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         return {name: getattr(self, name) for name in self._constructor_names()}
 
     # Parameters and state
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters of the constructor.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name; `network_params`, `flow_params` and `optimizer_params` as a whole.
+
+        Returns
+        -------
+        self : object
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            For an unknown parameter, and for an entry of a dict parameter that is given by itself.
+        """
+        for name, value in params.items():
+            group, _, entry = name.partition("__")
+            if not entry and name in PARAMETERS and name not in self._constructor_names():
+                group, entry = PARAMETERS[name].group or "", name
+            if group in GROUPS and entry:
+                raise ValueError(
+                    f"{name}={value!r}: {entry!r} is an entry of the dict {group}, which is set as "
+                    f"a whole: {group}={{{entry!r}: {value!r}}}, with all other entries that are "
+                    "to differ from their defaults."
+                )
+        return super().set_params(**params)
 
     def _store_parameters(self, values: Mapping[str, Any]) -> None:
         """Store the arguments of the constructor unchanged."""
@@ -661,8 +692,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         coverage : float, default=None
             Fraction of X to accept, in (0, 1]: exactly floor(coverage * n) images, at least one,
             with the lowest uncertainty; of images with equal uncertainty the earlier ones (paper,
-            section 4.4). None accepts up to the threshold of :meth:`fit_reject`, which does not
-            depend on the other images of X; if `fit_reject` was not called, None is 0.9.
+            section 4.4). Images whose uncertainty is not finite are never accepted. None accepts up
+            to the threshold of :meth:`fit_reject`, which does not depend on the other images of X;
+            if `fit_reject` was not called, None is 0.9.
         kind : {"margin", "entropy", "distance", "draws", "image"}, default=None
             Kind of uncertainty, see :meth:`predict_uncertainty`. None is the kind of
             :meth:`fit_reject`, or "margin" if that was not called.
