@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
 from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group, telling_others
 from sklearn_msf.runtime.progress import training_progress
@@ -238,7 +239,10 @@ def fit(
     kind = seen_variations(state.augment, model.flipped_axes)
     warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
-    of_held_out = None if held_out is None else _probabilities(p, model, held_out)
+    of_held_out = None
+    if held_out is not None:
+        kept_inputs = partial(model.space.kept_inputs, held_out.rows, model.device)
+        of_held_out = _probabilities(p, model, kept_inputs)
     goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
     _divide_time(state, trainer, plan, of_held_out if calibrates else None, goes_on=goes_on)
 
@@ -259,6 +263,7 @@ def fit(
     failure = _train(name, verbose, trainer, data, callbacks, checkpoints, validate)
     temperature: float | None = model.temperature
     if failure is None and plan is not None:
+        inputs_of = partial(state.preparation.inputs_of, model.space, data, state.samples)
         temperature = learn_temperature(
             name,
             verbose,
@@ -266,7 +271,7 @@ def fit(
             data,
             state.samples,
             plan,
-            lambda indices: _probabilities_of_some(state, data, model, indices),
+            lambda indices: _probabilities(p, model, partial(inputs_of, indices)),
             model.space.mask_codes,
         )
     elif failure is None and calibrates and held_out is not None and of_held_out is not None:
@@ -687,23 +692,17 @@ def _outcome(
     return Fit(model, trainer.history, continuation, state.samples.features)
 
 
-def _probabilities(p: Parameters, model: FittedModel, samples: TrainingSamples) -> Probabilities:
-    """Make a function from a field to class probabilities of samples, without temperature."""
-    settings = classification_settings(p, model.device)
-    flips = model.flips(settings.n_draws)
-    inputs = model.space.kept_inputs(samples.rows, model.device, settings.precision, flips)
-    return lambda field: classify(model.with_field(field), inputs, settings).probabilities
-
-
-def _probabilities_of_some(
-    state: _FitState, data: TrainingData, model: FittedModel, indices: np.ndarray
+def _probabilities(
+    p: Parameters,
+    model: FittedModel,
+    inputs_of: Callable[[str, list[tuple[int, ...]]], FieldInputs],
 ) -> Probabilities:
-    """Make the function of :func:`_probabilities` of some training samples, by their indices."""
-    settings = classification_settings(state.p, model.device)
-    flips, precision = model.flips(settings.n_draws), settings.precision
-    inputs = state.preparation.inputs_of(
-        model.space, data, state.samples, indices, flips, precision
-    )
+    """Make a function from a field to class probabilities of samples, without temperature.
+
+    `inputs_of` prepares the samples for a precision and for flips.
+    """
+    settings = classification_settings(p, model.device)
+    inputs = inputs_of(settings.precision, model.flips(settings.n_draws))
     return lambda field: classify(model.with_field(field), inputs, settings).probabilities
 
 

@@ -316,8 +316,8 @@ class LatentPreparation:
         data: TrainingData,
         samples: TrainingSamples,
         indices: np.ndarray,
-        flips: Sequence[tuple[int, ...]],
         precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Return latents that training has encoded: to encode them again would take time."""
         assert isinstance(data, LatentTrainingData)
@@ -330,6 +330,11 @@ class LatentPreparation:
     def _folder(self) -> Path | None:
         folder = self._p.checkpoint_dir
         return None if folder is None else Path(folder)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether there are checkpoints, of a run that goes on."""
+        return self._folder is not None and holds_checkpoints(self._folder)
 
     def open(self) -> None:
         """Open both encoders, once; an autoencoder that will be trained stays None."""
@@ -345,9 +350,7 @@ class LatentPreparation:
         spent = time.perf_counter() - started
         named = {name: getattr(self._p, name) for name in ENCODERS}
         by_name = {n: v for n, v in named.items() if isinstance(v, (str, PathLike))}
-        folder = self._folder
-        goes_on = folder is not None and holds_checkpoints(folder)
-        if budget is None or spent < budget or not by_name or goes_on:
+        if budget is None or spent < budget or not by_name or self._goes_on:
             return
         looked_for = [f"{n}={v!r}" for n, v in by_name.items() if v != "fit"]
         what, remedy = "checking X", ""
@@ -377,7 +380,7 @@ class LatentPreparation:
         made = f"{seed} {size} {self._precision} {p.time_budget} {masks}"
         key = digest_arrays(images, samples.weights, np.array(made))
         autoencoder = None if folder is None else read_autoencoder(folder, key)
-        if autoencoder is None and folder is not None and holds_checkpoints(folder):
+        if autoencoder is None and self._goes_on:
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(folder)!r} holds checkpoints, but not the autoencoder that "
                 "was trained with them: use another folder, or delete this one to start anew."
@@ -411,13 +414,23 @@ class LatentPreparation:
         return max(n_flips, wanted) if "affine" in augment else n_flips
 
     def _count_affordable(self, space: LatentSpace, images: ImagesOnDemand, started: float) -> int:
-        """Count the variations that can be encoded in a fraction of the remaining time."""
-        folder = self._folder
-        noted = None if folder is None else folder / _NUMBER_OF_VARIATIONS
-        if noted is not None and holds_checkpoints(noted.parent):
-            # A run that goes on sees the variations that it began with.
+        """Count the variations that the time allows; a run that goes on keeps its number."""
+        if self._folder is None:
+            return self._measure_affordable(space, images, started)
+        noted = self._folder / _NUMBER_OF_VARIATIONS
+        if self._goes_on:
             with suppress(OSError, ValueError):
                 return max(1, int(noted.read_text(encoding="ascii")))
+        n_affordable = self._measure_affordable(space, images, started)
+        # As for checkpoints: a full disk is no reason to end the fit.
+        with suppress(OSError), whole_file(noted) as file:
+            file.write(b"%d" % n_affordable)
+        return n_affordable
+
+    def _measure_affordable(
+        self, space: LatentSpace, images: ImagesOnDemand, started: float
+    ) -> int:
+        """Count the variations that can be encoded in a fraction of the remaining time."""
         some = ImageFormat.normalise(torch.from_numpy(images[:_N_TIMED]))
         if self._device.type == "cuda":
             # The first pass loads libraries.
@@ -427,12 +440,7 @@ class LatentPreparation:
         now = time.perf_counter()
         left = self._p.time_budget - (now - started)
         seconds_each = (now - before) / len(some)
-        n_affordable = max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
-        if noted is not None:
-            # As for checkpoints: a full disk is no reason to end the fit.
-            with suppress(OSError), whole_file(noted) as file:
-                file.write(b"%d" % n_affordable)
-        return n_affordable
+        return max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))
 
     def _encoded_size(
         self, image_format: ImageFormat, factor: int, only: tuple[int, int] | None = None

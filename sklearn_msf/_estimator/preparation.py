@@ -82,8 +82,8 @@ class Preparation(Protocol):
         data: TrainingData,
         samples: TrainingSamples,
         indices: np.ndarray,
-        flips: Sequence[tuple[int, ...]],
         precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Prepare some of the samples of which `data` was made for repeated classification."""
 
@@ -172,8 +172,8 @@ class PixelPreparation:
         data: TrainingData,
         samples: TrainingSamples,
         indices: np.ndarray,
-        flips: Sequence[tuple[int, ...]],
         precision: str,
+        flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Return the images themselves."""
         return space.kept_inputs(samples.take(indices).rows, self._device, precision, flips)
