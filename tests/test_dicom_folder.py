@@ -221,6 +221,46 @@ def test_entries_of_a_palette_are_scaled_as_they_are_stored(tmp_path):
         np.testing.assert_array_equal(load_one(tmp_path / folder)[..., 0], indices)
 
 
+def palette_of(values, *, first=0, bits=16, n=None, prefix="", dtype="<u2"):
+    """Elements of a palette whose three channels are one."""
+    n = len(values) if n is None else n
+    elements = {}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [n, first, bits]
+        data = np.asarray(values, dtype).tobytes()
+        elements[f"{prefix}{name}PaletteColorLookupTableData"] = data
+    return elements
+
+
+def test_what_lies_beyond_a_palette_has_its_last_colour(tmp_path):
+    indices = np.array([[0, 255], [256, 300]], dtype=np.uint16)
+    palette = palette_of(np.arange(256), bits=8, dtype=np.uint8)
+    write_dicom(tmp_path / "a.dcm", indices, photometric="PALETTE COLOR", bits=16, **palette)
+    np.testing.assert_array_equal(load_one(tmp_path)[..., 0], [[0, 255], [255, 255]])
+
+
+def test_long_palettes_of_8_bits_are_refused(tmp_path):
+    indices = np.array([[0, 300]], dtype=np.uint16)
+    palette = palette_of(np.arange(512) % 256, bits=8, dtype=np.uint8)
+    write_dicom(tmp_path / "a.dcm", indices, photometric="PALETTE COLOR", bits=16, **palette)
+    with pytest.raises(ValueError, match="a palette of 512 colours of 8 bits"):
+        load_image_folder(tmp_path)
+
+
+def test_segmented_palettes_are_looked_up(tmp_path):
+    indices = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    # One segment of opcode 0: four entries one by one.
+    palette = palette_of([0, 4, 0, 256, 512, 65535], n=4, prefix="Segmented")
+    write_dicom(tmp_path / "a.dcm", indices, photometric="PALETTE COLOR", bits=8, **palette)
+    np.testing.assert_array_equal(load_one(tmp_path)[..., 0], [[0, 1], [2, 255]])
+
+
+def test_bits_at_the_upper_end_are_refused(tmp_path):
+    write_dicom(tmp_path / "a.dcm", STORED, HighBit=15)
+    with pytest.raises(ValueError, match="its 12 bits elsewhere than at the lower end"):
+        load_image_folder(tmp_path)
+
+
 def test_empty_elements_are_absent_and_half_a_rescaling_is_refused(tmp_path):
     empty = {"RescaleSlope": None, "RescaleIntercept": None}
     write_dicom(tmp_path / "a" / "a.dcm", STORED, **empty)

@@ -6,8 +6,10 @@ test_hostile_image_files.
 
 import os
 import runpy
+import struct
 import sys
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import matplotlib
@@ -220,6 +222,103 @@ def test_planes_of_16_bits_are_refused(tmp_path):
     path.write_bytes(tiff_of_48_bits(planes, has_planes=True))
     with pytest.raises(ValueError, match="16 bits a channel and a plane for each"):
         load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">i4"])
+def test_tiff_whose_highest_byte_comes_first_is_read_unless_pillow_misreads_it(tmp_path, dtype):
+    pixels = np.arange(-8, 8).reshape(4, 4).astype(dtype)
+    path = tmp_path / "a.tif"
+    path.write_bytes(gray_tiff(pixels))
+    np.testing.assert_array_equal(load_one(tmp_path), pixels)
+    path.write_bytes(gray_tiff(pixels, is_compressed=True))
+    with pytest.raises(ValueError, match="begin with their highest byte, which Pillow misreads"):
+        load_image_folder(tmp_path)
+
+
+def test_unsigned_tiff_of_16_bits_is_read_in_both_orders_compressed_or_not(tmp_path):
+    for i, dtype in enumerate((">u2", "<u2")):
+        pixels = (np.arange(16).reshape(4, 4) * 1000).astype(dtype)
+        for is_compressed in (False, True):
+            path = tmp_path / f"{i}{is_compressed}" / "a.tif"
+            path.parent.mkdir()
+            path.write_bytes(gray_tiff(pixels, is_compressed=is_compressed))
+            np.testing.assert_array_equal(load_one(path.parent), pixels)
+
+
+def test_gray_planes_in_which_0_is_white_are_refused(tmp_path):
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    path = tmp_path / "a.tif"
+    path.write_bytes(gray_tiff(pixels, photometric=0))
+    np.testing.assert_array_equal(load_one(tmp_path), 255 - pixels)
+    path.write_bytes(gray_tiff(pixels, photometric=0, planes=2))
+    with pytest.raises(ValueError, match="0 is white and has a plane for each channel"):
+        load_image_folder(tmp_path)
+
+
+def gray_tiff(pixels, *, photometric=1, planes=1, is_compressed=False):
+    """A TIFF of one strip, in the order of bytes of its pixels."""
+    big = pixels.dtype.byteorder == ">"
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    data = zlib.compress(pixels.tobytes()) if is_compressed else pixels.tobytes()
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 8 if is_compressed else 1}
+    tags |= {262: photometric, 273: 200, 277: 1, 278: height, 279: len(data)}
+    tags |= {284: planes, 339: kind}
+    order = ">" if big else "<"
+    # Kind 4: numbers of 32 bits.
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, n) for tag, n in tags.items())
+    head = (b"MM" if big else b"II") + struct.pack(order + "HIH", 42, 8, len(tags))
+    return (head + entries + bytes(4)).ljust(200, b"\0") + data
+
+
+def test_pages_of_different_bits_make_no_volume(tmp_path):
+    deep, flat = (Image.fromarray(pixels) for pixels in (DEEP, GRAY))
+    path = tmp_path / "images" / "a" / "x.tif"
+    write(path, deep, save_all=True, append_images=[flat])
+    with pytest.raises(
+        ValueError, match=r"pages of different shapes or bits.*uint16.*uint8|uint8.*uint16"
+    ):
+        load_image_folder(tmp_path / "images", volumes=True)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_transparent_gray_is_laid_over_black(tmp_path, bits):
+    # The highest value is transparent.
+    levels = np.array([[0, 1], [2, 2**bits - 1]])
+    scale = 1 if bits > 8 else 255 // (2**bits - 1)
+    (tmp_path / "a.png").write_bytes(gray_png(levels, bits, transparent=2**bits - 1))
+    expected = np.where(levels == 2**bits - 1, 0, levels) * scale
+    np.testing.assert_array_equal(load_one(tmp_path), expected)
+
+
+def gray_png(levels, bits, transparent):
+    """A PNG of gray values of 2 to 16 bits, of which one is transparent."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width = levels.shape
+    rows = b""
+    for row in levels:
+        number = sum(int(v) << bits * (width - 1 - i) for i, v in enumerate(row))
+        n_bytes = -(-width * bits // 8)
+        rows += b"\0" + (number << (8 * n_bytes - width * bits)).to_bytes(n_bytes, "big")
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(">H", transparent),
+        b"IDAT": zlib.compress(rows),
+    }
+    parts = [chunk(name, data) for name, data in {**chunks, b"IEND": b""}.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("name", "value"), [("groups", np.arange(4)), ("window", np.ones(2))])
+def test_arrays_where_none_is_taken_are_named(two_classes, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be None, '"):
+        load_image_folder(two_classes, **{name: value})
 
 
 def tiff_of_48_bits(pixels, *, has_planes=False):

@@ -35,6 +35,8 @@ _MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 # Elements that are larger, which no header needs, are left in the file.
 _DEFERRED_BYTES = 2**20
 _BYTES_AT_ONCE = 2**20
+# Of a palette whose descriptor says 0, because the number does not fit into its 16 bits.
+_MOST_COLORS = 2**16
 
 
 def _pydicom() -> Any:
@@ -131,12 +133,18 @@ def _header(dataset: Any, window: Window) -> ImageHeader:
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric not in (*_GRAY, *_COLORS):
         raise ValueError(f"has the photometric interpretation {photometric!r}")
+    n_stored = _number(dataset, "BitsStored", dataset.get("BitsAllocated"))
+    if _number(dataset, "HighBit", n_stored - 1) != n_stored - 1:
+        raise ValueError(
+            f"has its {n_stored} bits elsewhere than at the lower end (HighBit "
+            f"{dataset.HighBit}), where pydicom does not look"
+        )
     return ImageHeader(
         size=(_number(dataset, "Rows"), _number(dataset, "Columns")),
         n_frames=_number(dataset, "NumberOfFrames", 1),
         n_channels=1 if photometric in _GRAY else 3,
         dtype=_dtype(dataset, photometric, window),
-        bit_depth=_number(dataset, "BitsStored", dataset.get("BitsAllocated")),
+        bit_depth=n_stored,
         mode=photometric,
         modality=_text(dataset, "Modality"),
         patient=_text(dataset, "PatientID"),
@@ -190,12 +198,19 @@ def _position(dataset: Any) -> tuple[str, float] | None:
 
 def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
     """Look up colours, with 8 bits a channel."""
+    n_colors, first, n_bits = (int(n) for n in dataset.RedPaletteColorLookupTableDescriptor)
+    last = first + (n_colors or _MOST_COLORS) - 1
+    # pydicom counts positions in the type of the entries: of 8 bits, 256 would be 0.
+    indices = np.clip(indices.astype(np.int64), first, last)
     colors = np.stack([_pydicom().pixels.apply_color_lut(frame, dataset) for frame in indices])
     if colors.dtype == np.uint8:
+        if last - first > np.iinfo(np.uint8).max:
+            raise ValueError(
+                f"has a palette of {last - first + 1} colours of 8 bits, of which pydicom finds 256"
+            )
         return colors
     # Entries of 8 bits may be stored in 16, as they are or in the upper half.
-    n_bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-    palette = np.frombuffer(dataset.RedPaletteColorLookupTableData, "<u2")
+    palette = np.frombuffer(dataset.get("RedPaletteColorLookupTableData", b""), "<u2")
     in_lower_half = n_bits == 8 and palette.max(initial=0) < 256
     return (colors if in_lower_half else colors >> 8).astype(np.uint8)
 

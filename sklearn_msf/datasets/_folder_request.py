@@ -52,7 +52,7 @@ def _checked_size(size: Any, volumes: bool) -> tuple[int, ...] | None:
 
 
 def _checked_window(window: Any) -> Window:
-    if window is None or window == "file":
+    if window is None or (isinstance(window, str) and window == "file"):
         return window
     if isinstance(window, tuple | list) and len(window) == 2:
         center, width = (float(n) if isinstance(n, Real) else math.nan for n in window)

@@ -88,8 +88,9 @@ def load_image_folder(
     volumes : bool, default=False
         Whether a sample is a volume: a file of several frames, a folder of slices inside the folder
         of its class, or the rows of a table with the same entry in the column "volume". Slices of
-        DICOM files are ordered by their position or else their number, others by their name, in
-        which 2 comes before 10. If False, files of several frames are left out.
+        DICOM files are ordered by their position or else their number, others as their rows are in
+        a table, and in a folder by their name, in which 2 comes before 10. If False, files of
+        several frames are left out.
     mmap_file : path-like, default=None
         New .npy file, outside of `path`, to which the images are written one by one; `data` is
         mapped from it. It is yours: `np.load(mmap_file, mmap_mode="r")` opens it again. None keeps
@@ -192,7 +193,7 @@ def _contents(root: Path, labels: Any, volumes: bool) -> FolderContents:
 def _check_groups(groups: Any, contents: FolderContents) -> None:
     if groups is None:
         return
-    if not callable(groups) and groups != _PATIENT:
+    if not callable(groups) and not (isinstance(groups, str) and groups == _PATIENT):
         raise ValueError(
             f"groups must be None, {_PATIENT!r} or a function of a file's name, got {groups!r}."
         )

@@ -1,6 +1,7 @@
 """Images of PNG, JPEG and TIFF files, read by Pillow."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ _SEPARATE_PLANES = 2
 _UNSIGNED, _SIGNED = 1, 2
 # Where PNG files may name an orientation before the pixels.
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+# Layouts of which libtiff returns the order of the machine, and Pillow expects that of the file.
+_HIGHEST_BYTE_FIRST = {"I;16BS", "I;32BS", "F;32BF"}
 # Up to here float32 holds every integer.
 _LARGEST_EXACT = 2**24
 
@@ -85,9 +88,9 @@ def read_pixels(path: Path) -> np.ndarray:
         for frame in range(_n_frames(image)):
             image.seek(frame)
             frames.append(_values(image))
-    sizes = sorted({frame.shape for frame in frames})
-    if len(sizes) > 1:
-        raise ValueError(f"has pages of different shapes: {sizes}")
+    kinds = sorted({(frame.shape, frame.dtype.name) for frame in frames})
+    if len(kinds) > 1:
+        raise ValueError(f"has pages of different shapes or bits: {kinds}")
     return np.stack(frames)
 
 
@@ -150,6 +153,16 @@ def _dtype(image: Any) -> np.dtype:
             f"has {bits} bits a channel and a plane for each channel, which Pillow misreads: "
             "convert it to 8 bits, or write the channels interleaved"
         )
+    if is_raw and tags.get(_PLANES_TAG) == _SEPARATE_PLANES and _is_inverted_raw(image):
+        raise ValueError(
+            "says that 0 is white and has a plane for each channel, which Pillow misreads: convert "
+            "it so that 0 is black"
+        )
+    if _is_swapped(image):
+        raise ValueError(
+            "is compressed, and its signed integers or floats begin with their highest byte, which "
+            "Pillow misreads: write it without compression, or with the lowest byte first"
+        )
     if image.mode.startswith("I;16"):
         return np.dtype(np.uint16)
     if image.mode in ("I", "F"):
@@ -167,6 +180,18 @@ def _dtype(image: Any) -> np.dtype:
     if image.mode not in {"1", "L"} | _COLORS | _TRANSPARENT:
         raise ValueError(f"has Pillow's mode {image.mode!r}: convert it to gray or RGB")
     return np.dtype(np.uint8)
+
+
+def _is_inverted_raw(image: Any) -> bool:
+    """Whether 0 is white in a TIFF of up to 8 bits."""
+    tags = getattr(image, "tag_v2", {})
+    return image.mode in ("1", "L") and tags.get(_PHOTOMETRIC_TAG) == _MIN_IS_WHITE
+
+
+def _is_swapped(image: Any) -> bool:
+    """Whether Pillow turns the bytes that libtiff has turned already."""
+    is_decoded = bool(image.tile) and image.tile[0][0] == "libtiff"
+    return is_decoded and sys.byteorder == "little" and _raw_mode(image) in _HIGHEST_BYTE_FIRST
 
 
 def _sample_format(image: Any) -> int:
@@ -192,9 +217,13 @@ def _values(image: Any) -> np.ndarray:
     """Values of the frame that is open, (H, W, n_channels)."""
     dtype, is_gray = _dtype(image), _is_gray(image)
     is_inverted = _is_inverted(image)
+    is_small = image.format == "PNG" and _bit_depth(image) in (2, 4)
     is_unsigned = image.format == "TIFF" and _sample_format(image) == _UNSIGNED
     if dtype == np.uint8 and _bit_depth(image) > 8:
         warnings.warn(REDUCED, stacklevel=1)
+    # Pillow scales gray values of 2 and 4 bits to 8, but not the one that is transparent.
+    if image.mode == "L" and is_small and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= 255 // (2 ** _bit_depth(image) - 1)
     turned = pillow().ImageOps.exif_transpose(image)
     if dtype == np.uint8:
         return _bytes(turned, is_gray)
@@ -204,6 +233,8 @@ def _values(image: Any) -> np.ndarray:
     if dtype == np.float32 and values.dtype.kind in "iu" and np.abs(values).max() > _LARGEST_EXACT:
         raise ValueError("has integers beyond 2^24, which float32 cannot hold exactly")
     values = values.astype(dtype)
+    if dtype == np.uint16 and isinstance(image.info.get("transparency"), int):
+        values[values == image.info["transparency"]] = 0
     return (np.iinfo(dtype).max - values if is_inverted else values)[..., None]
 
 
@@ -216,6 +247,8 @@ def _is_inverted(image: Any) -> bool:
 def _bytes(image: Any, is_gray: bool) -> np.ndarray:
     """Values of an image of up to 8 bits a channel."""
     if image.mode in _TRANSPARENT or "transparency" in image.info:
+        if image.mode == "La":
+            image = image.convert("LA")
         opaque = image.convert("RGBA")
         black = pillow().Image.new("RGBA", opaque.size, (0, 0, 0, 255))
         image = pillow().Image.alpha_composite(black, opaque).convert("RGB")
