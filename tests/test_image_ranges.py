@@ -272,6 +272,13 @@ def test_the_outliers_of_training_are_expected_later(X):
             check(learned(X), part)
 
 
+def test_many_values_beyond_the_learned_range_are_not_taken_for_outliers():
+    model = learned(put(CT, 32767))
+    darker = (CT - 1000).astype(np.int16)
+    with pytest.warns(UserWarning, match=r"and on outliers: 51\.0% of its values are clipped"):
+        check(model, darker)
+
+
 METHODS = {
     "predict": lambda c, X: c.predict(X),
     "fit_reject": lambda c, X: c.fit_reject(X, Y),

@@ -424,6 +424,8 @@ def _within_clip(
     middle, half = (learned.low + learned.high) / 2, (learned.high - learned.low) / 2
     low, high = (-CLIP, CLIP) if unit else (middle - CLIP * half, middle + CLIP * half)
     if low <= found.low and found.high <= high:
+        if has_outliers:
+            _warn_of_saturation(rows, found, learned)
         return found
 
     def like_training(inner: tuple[float, float]) -> bool:
@@ -451,6 +453,17 @@ def _within_clip(
         raise ValueError(f"{both}, so that {clipped:.1%} of its values would be clipped. {remedy}.")
     warn_user(f"{both}, so that {clipped:.1%} of its values are clipped. {remedy}.")
     return found
+
+
+def _warn_of_saturation(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
+    """Warn of many values outside the learned range, where a model with outliers clips all."""
+    below, _, above = _split_at(rows, learned.low, learned.high)
+    clipped = sum(part.n for part in (below, above) if not part.are_one) / rows.size
+    if clipped > _MANY_CLIPPED:
+        warn_user(
+            f"X is {found}, but the model was fitted on {learned}, and on outliers: {clipped:.1%} "
+            "of its values are clipped. Scale X as the training images were."
+        )
 
 
 def _without_outliers(
