@@ -70,7 +70,7 @@ class ImageVelocity:
         self, velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings
     ) -> tuple[Tensor, ...]:
         """Integrate without a special last step."""
-        return integrate(velocity, state, ode).state
+        return integrate(velocity, state, ode)
 
     def times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into equal steps."""
@@ -110,12 +110,12 @@ class DenoisedImage:
     ) -> tuple[Tensor, ...]:
         """Integrate; the last step to t = 1 leads straight to the denoised image."""
         if ode.end < 1.0:
-            return integrate(velocity, state, ode).state
+            return integrate(velocity, state, ode)
         before, last = ode.last_step(_MIN_LAST_STEP)
         if before is not None:
-            state = integrate(velocity, state, before).state
+            state = integrate(velocity, state, before)
         last_step = OdeSettings(last, ode.end, method=self.last_method(ode.method))
-        return integrate(velocity, state, last_step).state
+        return integrate(velocity, state, last_step)
 
     def times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into equal steps, except that the last one is >= 0.05."""

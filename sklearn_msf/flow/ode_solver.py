@@ -1,4 +1,4 @@
-"""ODE integration of velocity fields, counting function evaluations.
+"""ODE integration of velocity fields.
 
 Adaptive methods are torchdiffeq's. Fixed-step methods are loops of our own, with torchdiffeq's
 results to the last bit: torchdiffeq compares times on the CPU, so it waits for a GPU in every step
@@ -18,7 +18,6 @@ __all__ = [
     "ODE_SOLVERS",
     "Evaluation",
     "OdeSettings",
-    "Solution",
     "evaluations",
     "integrate",
 ]
@@ -127,22 +126,6 @@ class OdeSettings:
         return replace(self, end=last, n_steps=n_before), last
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """End of a trajectory.
-
-    Attributes
-    ----------
-    state : tuple of Tensor
-        The state at the end time.
-    nfe : int
-        Number of function evaluations.
-    """
-
-    state: tuple[Tensor, ...]
-    nfe: int
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One evaluation of the velocity v within the steps of a method, as a loop can repeat it.
@@ -175,7 +158,7 @@ def evaluations(start: float, end: float, method: str) -> list[Evaluation]:
     raise NotImplementedError(f"{method!r} needs more than the last velocity.")
 
 
-def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -> Solution:
+def integrate(velocity: Velocity, state: State, ode: OdeSettings) -> State:
     """Integrate d state / dt = velocity(t, state).
 
     Parameters
@@ -189,23 +172,18 @@ def integrate(velocity: Velocity, state: tuple[Tensor, ...], ode: OdeSettings) -
 
     Returns
     -------
-    Solution
+    tuple of Tensor
+        State at the end time.
     """
     times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
     if not ode.is_adaptive:
-        step, n_evaluations = _FIXED_STEPS[ode.method]
+        step, _ = _FIXED_STEPS[ode.method]
         for start, end in pairwise(times.unbind()):
             state = step(velocity, start, end - start, end, state)
-        return Solution(state, ode.n_steps * n_evaluations)
-    nfe = 0
-
-    def counted(t: Tensor, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal nfe
-        nfe += 1
-        return velocity(t, z)
-
+        return state
     ends = times[[0, -1]]
     # Without this it steps past the end, where there is no field, and interpolates.
     options = {"step_t": ends[1:]}
-    path = odeint(counted, state, ends, method=ode.method, options=options, **_ADAPTIVE[ode.method])
-    return Solution(tuple(part[-1] for part in path), nfe)
+    tolerances = _ADAPTIVE[ode.method]
+    path = odeint(velocity, state, ends, method=ode.method, options=options, **tolerances)
+    return tuple(part[-1] for part in path)

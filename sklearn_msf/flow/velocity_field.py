@@ -255,7 +255,7 @@ class VelocityField(nn.Module):
         -------
         Tensor of shape (n, C_x, H, W)
         """
-        return self._carry((e_x, masks), masks, e_y, ode)[0]
+        return self._integrated(self.generation_start(e_x, masks), masks, e_y, ode)[0]
 
     def trajectory(
         self, e_x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings
@@ -267,11 +267,15 @@ class VelocityField(nn.Module):
         list of (x_t, y_t), of length n_steps + 1
             States at the times of :meth:`path_times`.
         """
-        points = [(e_x, masks)]
-        for start, end in pairwise(self.path_times(ode.n_steps)):
+        times = self.path_times(ode.n_steps)
+        states = [self.generation_start(e_x, masks)]
+        for start, end in pairwise(times):
             step = replace(ode, start=start, end=end, n_steps=1)
-            points.append(self._carry(points[-1], masks, e_y, step))
-        return points
+            states.append(self._integrated(states[-1], masks, e_y, step))
+        return [
+            (state[0], self._mask_at(t, state, masks, e_y))
+            for t, state in zip(times, states, strict=True)
+        ]
 
     def path_times(self, n_steps: int) -> list[float]:
         """Divide the time from 0 to 1 into n_steps: n_steps + 1 times."""
@@ -294,12 +298,16 @@ class VelocityField(nn.Module):
             for evaluation in evaluations(start, end, method)
         ]
 
-    def _carry(
-        self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings
-    ) -> tuple[Tensor, Tensor]:
-        """Carry image and mask on the trajectory from [e_x, masks], from one time to another."""
-        x = self._carry_images(state[0], masks, e_y, ode, to_image=True)
-        return x, torch.lerp(masks, e_y, ode.end)
+    def _integrated(
+        self, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor, ode: OdeSettings
+    ) -> tuple[Tensor, ...]:
+        """Carry a state of generation from one time to another."""
+        velocity = partial(self.generation_velocity, masks=masks, e_y=e_y, guidance=ode.guidance)
+        return self.image_parameterization.integrate_to_image(velocity, state, ode)
+
+    def _mask_at(self, t: float, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor) -> Tensor:
+        """Return the mask at a time of the trajectory: its path is known."""
+        return torch.lerp(masks, e_y, t)
 
     def carry_images(self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Carry images from one time to another on a trajectory that can be reversed.
@@ -322,17 +330,11 @@ class VelocityField(nn.Module):
         Tensor of shape (n, C_x, H, W)
             Images at the time `ode.end`.
         """
-        return self._carry_images(x, masks, e_y, ode, to_image=False)
 
-    def _carry_images(
-        self, x: Tensor, masks: Tensor, e_y: Tensor, ode: OdeSettings, *, to_image: bool
-    ) -> Tensor:
         def velocity(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (self._velocity_of_class(t, state[0], masks, e_y, ode.guidance),)
 
-        if to_image:
-            return self.image_parameterization.integrate_to_image(velocity, (x,), ode)[0]
-        return integrate(velocity, (x,), ode).state[0]
+        return integrate(velocity, (x,), ode)[0]
 
     def _velocity_of_class(
         self, t: Tensor, x_t: Tensor, masks: Tensor, e_y: Tensor, guidance: float
@@ -346,7 +348,7 @@ class VelocityField(nn.Module):
         (v_x,) = _guided(image_velocity, x_t, y_t, e_y, t, guidance)
         return v_x.to(x_t.dtype)
 
-    # One step of generation, for graphs that repeat it
+    # State and velocity of generation
 
     def generation_start(self, e_x: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
         """Return the state at t = 0 that :meth:`generation_velocity` is the velocity of."""
@@ -415,7 +417,7 @@ class VelocityRegressionField(VelocityField):
 
     def class_evidence(self, x: Tensor, e_y: Tensor, ode: OdeSettings) -> Tensor:
         """Carry [x, e_y] from t = 1 to t = 0 (paper, eq. 1) and return the masks y_0."""
-        return integrate(self._velocity, (x, e_y), ode).state[1]
+        return integrate(self._velocity, (x, e_y), ode)[1]
 
     def decode(self, evidence: Tensor, reader: MaskReader) -> tuple[Tensor, Tensor]:
         """Read probabilities and distances from masks."""
@@ -437,13 +439,9 @@ class VelocityRegressionField(VelocityField):
         e_y, of_jitter = noise.split([self.codes.n_channels, self.codes.n_jittered], dim=1)
         return self.codes.jittered(self.codes.masks(labels, size), of_jitter), e_y
 
-    def _carry(
-        self, state: tuple[Tensor, Tensor], masks: Tensor, e_y: Tensor, ode: OdeSettings
-    ) -> tuple[Tensor, Tensor]:
-        """Integrate image and mask together: the mask follows the predicted velocity."""
-        velocity = partial(self.generation_velocity, masks=masks, e_y=e_y, guidance=ode.guidance)
-        x, y = self.image_parameterization.integrate_to_image(velocity, state, ode)
-        return x, y
+    def _mask_at(self, t: float, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor) -> Tensor:
+        """Return the mask of the state: it followed the predicted velocity."""
+        return state[1]
 
     def generation_start(self, e_x: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
         """Return image noise and masks: the mask follows the predicted velocity too."""
@@ -510,7 +508,7 @@ class ClassPosteriorField(VelocityField):
         t, y_t = torch.ones(1, device=x.device), e_y
         before, last = ode.last_step(_MIN_TIME)
         if before is not None:
-            x, y_t = integrate(self._velocity, (x, e_y), before).state
+            x, y_t = integrate(self._velocity, (x, e_y), before)
             t = t * last
         return torch.softmax(self.class_logits(self.encode(x, y_t, t)), dim=1)
 
