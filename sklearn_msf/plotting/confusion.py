@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn_msf._evaluation.confusion import occurring_classes
 from sklearn_msf._evaluation.labels import label_column, label_indices
 from sklearn_msf._evaluation.validation import is_number
-from sklearn_msf.plotting.curves import pyplot_for
+from sklearn_msf.plotting.pyplot import pyplot_for
 from sklearn_msf.selective import confusion_matrix_with_reject
 
 __all__ = ["RejectionConfusionMatrixDisplay"]

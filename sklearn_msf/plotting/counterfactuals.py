@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf.data.stacking import stack_images
-from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.plotting.pictures import checked_names, in_colour, pictures_of
+from sklearn_msf.plotting.pyplot import pyplot_for
 
 __all__ = ["CounterfactualDisplay"]
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sklearn_msf.plotting.pyplot import pyplot_for
 from sklearn_msf.selective import (
     accuracy_rejection_curve,
     aurc,
@@ -13,22 +14,11 @@ from sklearn_msf.selective import (
     uncertainty_of,
 )
 
-__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay", "pyplot_for"]
+__all__ = ["AccuracyRejectionDisplay", "RiskCoverageDisplay"]
 
 Display = TypeVar("Display", bound="_CurveDisplay")
 # Points of the curve within a tie of all samples.
 _POINTS_OF_A_TIE = 100
-
-
-def pyplot_for(display: type) -> Any:
-    """Import matplotlib.pyplot, or raise an ImportError that says how to install it."""
-    try:
-        import matplotlib.pyplot
-    except ImportError as error:
-        raise ImportError(
-            f'{display.__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
-        ) from error
-    return matplotlib.pyplot
 
 
 class _CurveDisplay:
@@ -168,20 +158,22 @@ class _CurveDisplay:
         -------
         display : object
         """
-        errors = errors_of(y_true, y_pred)
+        area = aurc(errors_of(y_true, y_pred), uncertainty, sample_weight=sample_weight)
         # Subclasses have their own constructor arguments, so mypy cannot check the call.
         make: Any = cls
         display: Display = make(
-            **cls._values(errors, uncertainty, sample_weight),
-            name=name,
-            aurc=aurc(errors, uncertainty, sample_weight=sample_weight),
+            **cls._values(y_true, y_pred, uncertainty, sample_weight), name=name, aurc=area
         )
         return display.plot(ax=ax, **kwargs)
 
     @staticmethod
     def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        uncertainty: ArrayLike,
+        sample_weight: ArrayLike | None,
     ) -> dict[str, np.ndarray]:
+        """Compute the curve, as arguments of the constructor."""
         raise NotImplementedError
 
 
@@ -217,7 +209,7 @@ class AccuracyRejectionDisplay(_CurveDisplay):
     [1.0, 1.0, 1.0]
     """
 
-    _labels = "Rejected share", "Accuracy of the answers"
+    _labels = "Rejected fraction", "Accuracy of the accepted"
 
     def __init__(
         self,
@@ -237,10 +229,12 @@ class AccuracyRejectionDisplay(_CurveDisplay):
 
     @staticmethod
     def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        uncertainty: ArrayLike,
+        sample_weight: ArrayLike | None,
     ) -> dict[str, np.ndarray]:
-        right = np.zeros(len(errors))
-        curve = accuracy_rejection_curve(right, errors, uncertainty, sample_weight=sample_weight)
+        curve = accuracy_rejection_curve(y_true, y_pred, uncertainty, sample_weight=sample_weight)
         return {"rejection": 1 - curve.coverage, "accuracy": curve.accuracy}
 
 
@@ -302,7 +296,11 @@ class RiskCoverageDisplay(_CurveDisplay):
 
     @staticmethod
     def _values(
-        errors: np.ndarray, uncertainty: ArrayLike, sample_weight: ArrayLike | None
+        y_true: ArrayLike,
+        y_pred: ArrayLike,
+        uncertainty: ArrayLike,
+        sample_weight: ArrayLike | None,
     ) -> dict[str, np.ndarray]:
+        errors = errors_of(y_true, y_pred)
         curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
         return {"coverage": curve.coverage, "risk": curve.risk}

@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind
-from sklearn_msf.plotting.curves import pyplot_for
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
+from sklearn_msf.plotting.pyplot import pyplot_for
 
 __all__ = ["SampleGridDisplay", "TrajectoryDisplay"]
 
