@@ -201,27 +201,34 @@ class Parameter:
         Empty for those that only say where, how fast or how visibly something is computed.
     group : str or None
         Dict that contains the entry; None for a parameter of the constructor.
+    default : object
+        Of an entry, over pixels. Parameters of the constructor have theirs in its signature.
     """
 
     check: Check
     affects: frozenset[str]
     group: str | None = None
+    default: Any = None
 
 
-def _row(check: Check, *affects: str, group: str | None = None) -> Parameter:
-    return Parameter(check, frozenset(affects), group)
+def _row(check: Check, *affects: str) -> Parameter:
+    return Parameter(check, frozenset(affects))
 
 
-def _network(check: Check) -> Parameter:
-    return _row(check, "network", "training", group="network_params")
+def _entry(group: str, default: Any, check: Check, *affects: str) -> Parameter:
+    return Parameter(check, frozenset(affects), group, default)
 
 
-def _flow(check: Check, *affects: str) -> Parameter:
-    return _row(check, *affects, "training", group="flow_params")
+def _network(default: Any, check: Check) -> Parameter:
+    return _entry("network_params", default, check, "network", "training")
 
 
-def _optimizer(check: Check) -> Parameter:
-    return _row(check, "training", group="optimizer_params")
+def _flow(default: Any, check: Check, *affects: str) -> Parameter:
+    return _entry("flow_params", default, check, *affects, "training")
+
+
+def _optimizer(default: Any, check: Check) -> Parameter:
+    return _entry("optimizer_params", default, check, "training")
 
 
 _POSITIVE = check_positive_integer
@@ -263,63 +270,38 @@ PARAMETERS: dict[str, Parameter] = {
     "random_state": _row(_checked_elsewhere, "training"),
     "verbose": _row(_verbosity),
     # Entries of network_params
-    "channel_mult": _network(_or("auto", _integers(1))),
-    "n_blocks": _network(_POSITIVE),
-    "attention_levels": _network(_integers(0, empty=True)),
-    "patch_size": _network(_or("auto", _POSITIVE)),
-    "dropout": _network(_real("[0, 1)")),
-    "time_scale": _network(_real("(0, 1e6]")),
-    "time_modulation": _network(_one_of(*TIME_MODULATIONS)),
-    "upsampling": _network(_one_of(*UPSAMPLINGS)),
+    "channel_mult": _network("auto", _or("auto", _integers(1))),
+    "n_blocks": _network(1, _POSITIVE),
+    "attention_levels": _network((1,), _integers(0, empty=True)),
+    "patch_size": _network("auto", _or("auto", _POSITIVE)),
+    "dropout": _network(0.2, _real("[0, 1)")),
+    "time_scale": _network(1000.0, _real("(0, 1e6]")),
+    "time_modulation": _network("scale_shift", _one_of(*TIME_MODULATIONS)),
+    "upsampling": _network("light", _one_of(*UPSAMPLINGS)),
     # Not of the network itself, which takes images of any size.
-    "input_size": _row(_or(None, _size), "training", group="network_params"),
+    "input_size": _entry("network_params", None, _or(None, _size), "training"),
     # Entries of flow_params
-    "label_encoding": _flow(_one_of(*LABEL_ENCODINGS), "network"),
-    "label_prediction": _flow(_one_of(*LABEL_PREDICTIONS), "network"),
-    "image_prediction": _flow(_one_of(*IMAGE_PREDICTIONS), "network"),
-    "beta": _flow(_real("[0, 255]"), "network"),
-    "class_dropout": _flow(_real("[0, 1)")),
-    "time_shift": _flow(_real("[0.1, 10]")),
-    "image_weight": _flow(_real("[0, 1)")),
+    "label_encoding": _flow("rgb", _one_of(*LABEL_ENCODINGS), "network"),
+    "label_prediction": _flow("posterior", _one_of(*LABEL_PREDICTIONS), "network"),
+    "image_prediction": _flow("denoised", _one_of(*IMAGE_PREDICTIONS), "network"),
+    "beta": _flow(4.0, _real("[0, 255]"), "network"),
+    "class_dropout": _flow(0.1, _real("[0, 1)")),
+    "time_shift": _flow(1.0, _real("[0.1, 10]")),
+    "image_weight": _flow(0.7, _real("[0, 1)")),
     # Entries of optimizer_params
-    "weight_decay": _optimizer(_real("[0, inf)")),
-    "max_grad_norm": _optimizer(_or(None, _real("(0, inf)"))),
-    "ema_decay": _optimizer(_real("[0, 1)")),
-    "warmup": _optimizer(_one_of(*WARMUPS)),
-    "even_batches": _optimizer(_boolean),
+    "weight_decay": _optimizer(0.01, _real("[0, inf)")),
+    "max_grad_norm": _optimizer(1.0, _or(None, _real("(0, inf)"))),
+    "ema_decay": _optimizer(0.99, _real("[0, 1)")),
+    "warmup": _optimizer("linear", _one_of(*WARMUPS)),
+    "even_batches": _optimizer(True, _boolean),
 }
 
 GROUPS = tuple(dict.fromkeys(row.group for row in PARAMETERS.values() if row.group is not None))
 
 # Entries of the dict parameters with their defaults, over pixels.
 GROUP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "network_params": {
-        "channel_mult": "auto",
-        "n_blocks": 1,
-        "attention_levels": (1,),
-        "patch_size": "auto",
-        "dropout": 0.2,
-        "time_scale": 1000.0,
-        "time_modulation": "scale_shift",
-        "upsampling": "light",
-        "input_size": None,
-    },
-    "flow_params": {
-        "label_encoding": "rgb",
-        "label_prediction": "posterior",
-        "image_prediction": "denoised",
-        "beta": 4.0,
-        "class_dropout": 0.1,
-        "time_shift": 1.0,
-        "image_weight": 0.7,
-    },
-    "optimizer_params": {
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "ema_decay": 0.99,
-        "warmup": "linear",
-        "even_batches": True,
-    },
+    group: {name: row.default for name, row in PARAMETERS.items() if row.group == group}
+    for group in GROUPS
 }
 # Over latents `encoded_size` is the parameter for the size of the images, and with more noise in
 # training they are drawn better (docs/trials.md).
