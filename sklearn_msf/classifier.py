@@ -105,7 +105,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     time_budget : float, default=None
         Seconds within which fit ends, after at least one step. The learning rate schedule is
         shortened to fit, and there are fewer epochs if necessary. How much is learned in this time
-        depends on the machine, so results are not exactly reproducible.
+        depends on the machine, so results are not exactly reproducible. A budget that is over
+        before training begins leads to a ConvergenceWarning and one step.
     batch_size : int, default=128
         Number of images in a training step. An epoch is split evenly into steps of about this size,
         unless ``optimizer_params={"even_batches": False}``.
@@ -179,10 +180,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Whether fit continues from the weights of the previous call.
     checkpoint_dir : str or Path, default=None
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
-        moment and is called again with the same data and parameters, it continues from the newest
-        checkpoint and gives the same model. If the run had ended, its result is returned. A
-        `time_budget` includes the seconds before the interruption, but not those in which data are
-        prepared again.
+        moment and is called again with the same data and parameters, by the same version of this
+        package, it continues from the newest checkpoint and gives the same model. If the run had
+        ended, its result is returned. A `time_budget` includes the seconds before the interruption,
+        but not those in which data are prepared again.
     checkpoint_every : int, default=5
         Number of epochs between two checkpoints; the two newest are kept.
     device : str or torch.device, default="auto"
@@ -219,8 +220,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     n_iter_ : int
         Number of epochs.
     history_ : list of dict
-        Log of each epoch: losses, learning rate, number of images, fraction at t = 1, seconds, and
-        the validation score with `early_stopping`.
+        Log of each epoch: "epoch", counted from 1, "loss" and its parts "image_loss" and
+        "label_loss", "learning_rate", "n_images", "classification_fraction" (the fraction at
+        t = 1), "seconds", and with `early_stopping` "validation_score".
     loss_curve_ : list of float
         Training loss of each epoch.
     rejection_ : RejectionRule

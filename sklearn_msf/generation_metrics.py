@@ -24,7 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn_msf._evaluation.external_classifier import judge_agrees
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind
 from sklearn_msf._evaluation.nearest_images import NearestImages
-from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf._evaluation.validation import check_fraction
 
 __all__ = [
     "CopyingCheck",
@@ -331,7 +331,7 @@ def copying_check(
         For images of different sizes or with values that are not finite, fewer than two different
         training images, a `quantile` outside (0, 1), and `flipped_axes` that the images lack.
     """
-    check_share("quantile", quantile)
+    check_fraction("quantile", quantile)
     shapes = [np.shape(images) for images in (generated, held_out)]
     flips = _flips(flipped_axes, len(shapes[0]))
     if len(flips) > 1 and shapes[0][1:] != shapes[1][1:]:

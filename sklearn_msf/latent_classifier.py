@@ -40,8 +40,8 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           ``config.json`` and ``diffusion_pytorch_model.safetensors`` are opened, and on the hub the
           licence in ``README.md``. What is in the hub's cache is used without asking the hub. A
           Path is always a folder;
-        - any object with `encode` and `decode` for tensors in [-1, 1], see "Latents" in the
-          documentation;
+        - any object with `encode` and `decode` for tensors in [-1, 1]; what it has to keep to is
+          in the user guide under "Larger images: latents";
         - "fit" first trains a small ``AutoencoderKL`` on X;
         - "auto" is the paper's autoencoder from the hub or its cache if it can be had, else "fit",
           with a warning. All of these but objects need diffusers (the extra "latent");
@@ -94,8 +94,8 @@ verbose
         `encoded_size` is the parameter for it. In `flow_params` ``time_shift=3``.
         With ``label_prediction="posterior"`` masks are plain colours at the size of the latents.
         With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. Over the
-        features of a backbone alone (``autoencoder=None``), from which nothing is drawn, defaults
-        are chosen for classification: ``classification_fraction="auto"`` is 0.8;
+        features of a backbone alone (``autoencoder=None``), from which nothing is generated,
+        defaults are chosen for classification: ``classification_fraction="auto"`` is 0.8;
         ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15 and at most 25 times;
         in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
         ``image_weight=0.5``; in `network_params` ``channel_mult="auto"`` is ``(1, 2)``,

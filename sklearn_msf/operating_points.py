@@ -19,7 +19,7 @@ from sklearn_msf._evaluation.labels import (
     label_column,
     label_indices,
 )
-from sklearn_msf._evaluation.validation import check_share, is_number
+from sklearn_msf._evaluation.validation import check_fraction, is_number
 
 __all__ = ["Estimate", "OperatingPoint", "operating_point"]
 
@@ -136,9 +136,9 @@ def operating_point(
     >>> "{:.2f} ({:.2f} to {:.2f})".format(*point.positive_predictive_value)
     '0.08 (0.03 to 0.23)'
     """
-    check_share("confidence", confidence)
+    check_fraction("confidence", confidence)
     if prevalence is not None:
-        check_share("prevalence", prevalence)
+        check_fraction("prevalence", prevalence)
     positive, called = _checked(y_true, scores, threshold, pos_label)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     found = int((called & positive).sum())
@@ -205,7 +205,7 @@ def _exact(k: int, n: int, confidence: float) -> Estimate:
     return Estimate(k / n, low, high)
 
 
-def _predictive_value(right: float, other_right: float, share: float) -> float:
+def _predictive_value(right: float, other_right: float, fraction: float) -> float:
     """Apply Bayes' theorem.
 
     Parameters
@@ -214,9 +214,9 @@ def _predictive_value(right: float, other_right: float, share: float) -> float:
         Chance that a sample of the class in question is called by it.
     other_right : float
         Chance that a sample of the other class is not called by it.
-    share : float
+    fraction : float
         Fraction of samples that are of the class in question.
     """
-    called_right, called_wrong = right * share, (1 - other_right) * (1 - share)
+    called_right, called_wrong = right * fraction, (1 - other_right) * (1 - fraction)
     total = called_right + called_wrong
     return called_right / total if total > 0 else math.nan

@@ -22,7 +22,8 @@ from sklearn_msf._evaluation.labels import differing_labels
 from sklearn_msf._evaluation.risk_control import certified_threshold
 from sklearn_msf._evaluation.validation import (
     by_score,
-    check_share,
+    check_fraction,
+    checked_column,
     checked_rows,
     is_number,
 )
@@ -72,11 +73,8 @@ def accept_most_certain(uncertainty: ArrayLike, coverage: float) -> np.ndarray:
     ValueError
         For uncertainties that are not finite, no samples, and a coverage outside (0, 1].
     """
-    check_share("coverage", coverage, includes_one=True)
-    shape = np.shape(uncertainty)
-    if len(shape) != 1 or not shape[0]:
-        raise ValueError(f"uncertainty must be of shape (n,) with n >= 1, got {shape}.")
-    _, uncertainty, _ = checked_rows(np.zeros(shape), uncertainty, None)
+    check_fraction("coverage", coverage, includes_one=True)
+    uncertainty = checked_column("uncertainty", uncertainty)
     # The addend is needed because 0.57 * 100 is a little less than 57 in floating point.
     n_accepted = max(1, int(np.floor(coverage * len(uncertainty) + 1e-9)))
     accepted = np.zeros(len(uncertainty), dtype=bool)
@@ -101,7 +99,7 @@ class AccuracyRejectionCurve:
 
     def at(self, coverage: float) -> float:
         """Accuracy at a coverage in (0, 1], among the most certain samples, at least one."""
-        check_share("coverage", coverage, includes_one=True)
+        check_fraction("coverage", coverage, includes_one=True)
         within = int(np.searchsorted(self.coverage, coverage + 1e-9, side="right"))
         return float(self.accuracy[max(1, within) - 1])
 
@@ -282,7 +280,7 @@ def risk_at_coverage(
     -------
     float
     """
-    check_share("coverage", coverage, includes_one=True)
+    check_fraction("coverage", coverage, includes_one=True)
     curve = risk_coverage_curve(errors, uncertainty, sample_weight=sample_weight)
     lost = np.interp(coverage, [0, *curve.coverage], [0, *(curve.coverage * curve.risk)])
     return float(lost / coverage)

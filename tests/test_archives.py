@@ -14,8 +14,8 @@ from sklearn_msf.persistence.archives import (
     remove_archive,
     remove_leftovers,
     write_archive,
-    write_file,
 )
+from sklearn_msf.persistence.whole_files import write_file
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor(3), "bits": torch.tensor([1])}
 

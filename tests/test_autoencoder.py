@@ -1,20 +1,21 @@
 import json
+import pickle
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Averages, tiny_autoencoder
+from conftest import Averages, tiny_autoencoder, tiny_latent_classifier
 from torch import nn
 
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.latent.autoencoder_latents import learn_latents
 from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_autoencoder
 from sklearn_msf.latent.latent_batches import _stored
-from sklearn_msf.latent.scaling import learn_scaling
 
 IMAGES = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -69,9 +70,9 @@ def test_latents_are_scaled_by_what_training_draws():
     rows = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     images = ImagesOnDemand(learn_format(rows, (8, 8), flat=False), rows)
     autoencoder = ImageAutoencoder(Collapsed())
-    scaling = learn_scaling(images, autoencoder, (8, 8), "float32", None)
+    learned = learn_latents(images, autoencoder, (8, 8), "float32", None)
     mean, deviation = autoencoder.encode(torch.from_numpy(images[:]))
-    drawn = scaling.normalise(mean + deviation * torch.randn(mean.shape))
+    drawn = learned.normalise(mean + deviation * torch.randn(mean.shape))
     assert (drawn.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
 
 
@@ -323,6 +324,48 @@ def test_an_autoencoder_that_was_fused_is_kept_by_pickles_and_asked_for_by_files
     opened = as_autoencoder(module)
     assert opened.source == {"kind": "object"}
     assert as_autoencoder(tiny_autoencoder()).source == {"kind": "embedded"}
+
+
+def _in_circles(part):
+    for conv in part.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.padding_mode = "circular"
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_an_autoencoder_that_computes_something_else_than_its_configuration_is_an_object(part):
+    module = tiny_autoencoder()
+    _in_circles(getattr(module, part))
+    assert as_autoencoder(module).source == {"kind": "object"}
+
+
+def test_a_changed_autoencoder_is_pickled_as_it_is():
+    module = tiny_autoencoder()
+    _in_circles(module)
+    X, y = np.random.default_rng(0).random((12, 16, 16)), np.arange(12) % 2
+    classifier = tiny_latent_classifier(autoencoder=module, max_epochs=1).fit(X, y)
+    opened = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+class OfTwoKinds(Module):
+    """Has weights of images and of volumes, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_images = nn.Conv2d(1, 1, 3, padding=1)
+        self.of_volumes = nn.Conv3d(1, 1, 3, padding=1)
+        self.register_buffer("table", torch.ones(1, 1, 2, 2, 2))
+
+    def encode(self, images):
+        return super().encode(self.of_volumes(self.of_images(images)[:, :, None])[:, :, 0])
+
+
+def test_weights_of_images_and_volumes_may_be_in_one_autoencoder():
+    opened = as_autoencoder(OfTwoKinds())
+    images = torch.rand(2, 1, 16, 16)
+    expected = opened.module.encode(images)
+    torch.testing.assert_close(opened.encode(images).mean, expected)
 
 
 def test_slicing_is_turned_off_in_the_copy():

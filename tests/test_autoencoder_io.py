@@ -14,8 +14,8 @@ from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import autoencoder_from_plain, autoencoder_to_plain
 from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_autoencoder
-from sklearn_msf.latent.hub import is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.hub import is_hub_id
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

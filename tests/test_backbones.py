@@ -44,6 +44,7 @@ from sklearn_msf.latent.backbone_opening import (
     open_hub_backbone,
 )
 from sklearn_msf.latent.model_files import read_weights
+from sklearn_msf.model.image_space import PixelInputs
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
@@ -420,6 +421,11 @@ def test_an_object_that_has_recorded_its_layers_is_pickled():
     classifier = pickle.loads(pickle.dumps(unfitted)).fit(X, Y)
     opened = pickle.loads(pickle.dumps(classifier))
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+    # Several processes send each other the space itself.
+    space = pickle.loads(pickle.dumps(classifier.model_.space))
+    images = torch.rand(2, 3, 16, 16)
+    encoded = classifier.model_.space.encode(images, "float32")
+    assert torch.equal(space.encode(images, "float32"), encoded)
     again = opened.backbone_(pixel_values=IMAGES, output_hidden_states=True)
     assert len(again.hidden_states) == 2
 
@@ -721,6 +727,35 @@ def test_a_map_with_channels_last_is_arranged(size):
         for given in (wanted, wanted.permute(0, 2, 3, 1)):
             found = _with_channels_first(given, torch.Size(size))
             assert found.shape == wanted.shape
+
+
+class ChannelsLast(TinyBackbone):
+    """Returns (n, h, w, C), as the stages of Swin do."""
+
+    def forward(self, images):
+        return torch.cat([super().forward(images)] * 16, dim=1).permute(0, 2, 3, 1)
+
+
+def test_modules_may_return_the_channels_last():
+    found, wanted = as_backbone(ChannelsLast()), as_backbone(TinyBackbone())
+    assert found.n_features == 192
+    torch.testing.assert_close(found.encode(IMAGES)[:, -12:], wanted.encode(IMAGES))
+
+
+def test_large_images_of_a_batch_are_in_memory_a_few_at_a_time(monkeypatch):
+    classifier = tiny_feature_classifier(backbone=TinyBackbone(), max_epochs=1).fit(X, Y)
+    expected = classifier.predict_proba(np.concatenate([X] * 4))
+    sizes, batch = [], PixelInputs.batch
+
+    def noted(self, start, n, flip=()):
+        sizes.append(n)
+        return batch(self, start, n, flip)
+
+    monkeypatch.setattr(PixelInputs, "batch", noted)
+    monkeypatch.setattr("sklearn_msf.latent.latent_space.ENCODED_AT_ONCE", 5)
+    found = classifier.predict_proba(np.concatenate([X] * 4))
+    assert max(sizes) == 5
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_integer_buffers_of_a_folder_stay_integers(tmp_path):

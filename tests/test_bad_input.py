@@ -320,7 +320,7 @@ def test_more_classes_than_codes_are_refused_before_anything_is_trained_or_encod
         raise AssertionError("something was trained or encoded")
 
     module = tiny_autoencoder()
-    for name in ("fit_autoencoder", "learn_scaling", "encode_variations", "keep_latents"):
+    for name in ("fit_autoencoder", "learn_latents", "encode_variations", "keep_latents"):
         monkeypatch.setattr(f"sklearn_msf._estimator.latent_preparation.{name}", too_late)
     monkeypatch.setattr(type(module), "encode", too_late)
     monkeypatch.setattr("sklearn_msf.training.trainer.Trainer._epoch", too_late)
@@ -339,7 +339,7 @@ def test_more_classes_than_codes_are_refused_before_anything_is_trained_or_encod
 
 
 def test_classes_whose_mean_code_is_one_are_refused_before_anything_is_encoded(monkeypatch):
-    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.learn_scaling", None)
+    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.learn_latents", None)
     classifier = tiny_latent_classifier(label_encoding="grayscale", class_dropout=0.1)
     with pytest.raises(ValueError, match="class_dropout=0.1 cannot be used with"):
         classifier.fit(X, [0, 1, 2] * 2)

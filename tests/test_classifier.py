@@ -658,6 +658,9 @@ def test_models_of_users_classes_are_saved_whole_or_not_at_all(digits, tmp_path)
     fewer.save_pretrained(tmp_path / "fewer")
     opened = WithFewer.from_pretrained(tmp_path / "fewer")
     assert opened.get_params() == {"channels": 16}
+    card = (tmp_path / "fewer" / "README.md").read_text()
+    assert "from sklearn_msf import WithFewer" not in card
+    assert "WithFewer is a subclass of one of sklearn_msf: import it" in card
     assert_array_equal(opened.predict_proba(X), fewer.predict_proba(X))
     extra = WithExtra(extra=2, **grouped({**TINY, "max_epochs": 1})).fit(X, y)
     with pytest.raises(TypeError, match="'extra' of WithExtra is not saved.*pickle"):

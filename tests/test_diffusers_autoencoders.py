@@ -114,7 +114,7 @@ def test_a_representation_autoencoder_gets_images_of_its_own_size():
     autoencoder = ImageAutoencoder(representation())
     assert (autoencoder.image_size, autoencoder.factor) == ((56, 56), 14)
     classifier = tiny_latent_classifier(autoencoder=representation(), max_epochs=1).fit(X, Y)
-    assert classifier.model_.space.scaling.size == (56, 56)
+    assert classifier.model_.space.latents.size == (56, 56)
     assert classifier.model_.space.shape == (64, 4, 4)
 
 

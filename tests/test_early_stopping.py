@@ -72,6 +72,28 @@ def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch)
         classifier.fit(X, y, sample_weight=weights)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_of_a_file_goes_on_to_hold_out_the_same_images(
+    make_classifier, monkeypatch, tmp_path
+):
+    held_out, split = [], fit_module.hold_out
+
+    def noted(*arguments):
+        kept, held = split(*arguments)
+        held_out.append(held.labels.tolist())
+        return kept, held
+
+    monkeypatch.setattr(fit_module, "hold_out", noted)
+    rng = np.random.default_rng(0)
+    X, y = rng.random((60, 8, 8)), rng.permutation(np.arange(60) % 3)
+    settings = {"early_stopping": True, "max_epochs": 1, "random_state": None}
+    classifier = make_classifier(**settings).fit(X, y)
+    classifier.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path).set_params(warm_start=True)
+    opened.fit(X, y)
+    assert held_out[0] == held_out[1]
+
+
 def test_a_continued_fit_that_cannot_know_what_was_trained_on_says_so(make_classifier):
     X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
     classifier = make_classifier(warm_start=True, max_epochs=1).fit(X, y)

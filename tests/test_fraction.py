@@ -1,12 +1,14 @@
 """The fraction of samples at t = 1: larger where a time budget is short."""
 
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf.training.fraction import FractionChoice, fraction_within
 from sklearn_msf.training.trainer import Trainer, _NotFiniteError
@@ -69,6 +71,11 @@ def fractions(classifier, digits):
     return [log["classification_fraction"] for log in classifier.history_]
 
 
+def on_cpu(**settings):
+    """A tiny classifier on the CPU: a GPU measures more steps, and only those of graphs."""
+    return tiny_classifier(device="cpu", **settings)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock on which each step takes one second; those in the list are the first ones."""
@@ -87,6 +94,18 @@ def clock(monkeypatch):
         fake = SimpleNamespace(perf_counter=lambda: now)
         monkeypatch.setattr(f"sklearn_msf.{module}.time", fake)
     return seconds
+
+
+@pytest.mark.parametrize("seconds", [9.0, 1.0])
+def test_a_budget_that_one_step_uses_up_is_told(clock, digits, seconds):
+    clock.append(seconds)
+    classifier = on_cpu(time_budget=10.0, max_epochs=1, batch_size=16)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        classifier.fit(*digits)
+    messages = [str(w.message) for w in told if w.category is ConvergenceWarning]
+    expected = "time_budget=10.0 was over after one step of "
+    assert [m.startswith(expected) for m in messages] == ([True] if seconds == 9.0 else [])
 
 
 def let_diverge(monkeypatch):
@@ -129,7 +148,7 @@ def test_a_short_budget_raises_the_fraction_of_auto_and_the_history_says_so(
     digits, seconds, expected
 ):
     # Three steps of 30 images an epoch.
-    classifier = tiny_classifier(
+    classifier = on_cpu(
         classification_fraction="auto", time_budget=seconds, max_epochs=10, batch_size=30
     )
     found = fractions(classifier, digits)
@@ -139,16 +158,14 @@ def test_a_short_budget_raises_the_fraction_of_auto_and_the_history_says_so(
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("wanted", [0.3, 0.0])
 def test_a_fraction_that_was_named_stays(digits, wanted):
-    classifier = tiny_classifier(
-        classification_fraction=wanted, time_budget=5, max_epochs=10, batch_size=30
-    )
+    classifier = on_cpu(classification_fraction=wanted, time_budget=5, max_epochs=10, batch_size=30)
     assert set(fractions(classifier, digits)) == {wanted}
 
 
 def test_without_a_time_budget_auto_is_the_smallest_fraction(digits):
-    classifier = tiny_classifier(classification_fraction="auto", max_epochs=2)
+    classifier = on_cpu(classification_fraction="auto", max_epochs=2)
     assert fractions(classifier, digits) == [0.15, 0.15]
-    same = tiny_classifier(classification_fraction=0.15, max_epochs=2)
+    same = on_cpu(classification_fraction=0.15, max_epochs=2)
     assert fractions(same, digits) == [0.15, 0.15]
     assert same.loss_curve_ == classifier.loss_curve_
 
@@ -156,7 +173,7 @@ def test_without_a_time_budget_auto_is_the_smallest_fraction(digits):
 @pytest.mark.usefixtures("clock")
 def test_steps_of_several_epochs_are_measured_where_an_epoch_has_fewer(digits):
     # One step of 90 images an epoch. The third is the last one measured.
-    classifier = tiny_classifier(
+    classifier = on_cpu(
         classification_fraction="auto", time_budget=10, max_epochs=20, batch_size=90
     )
     found = fractions(classifier, digits)
@@ -185,16 +202,14 @@ def test_a_run_that_goes_on_keeps_the_fraction_that_it_chose(
         "checkpoint_every": 1,
         **settings,
     }
-    cut_off(tiny_classifier(**settings), digits, monkeypatch, n_steps)
-    found = fractions(tiny_classifier(**settings), digits)
+    cut_off(on_cpu(**settings), digits, monkeypatch, n_steps)
+    found = fractions(on_cpu(**settings), digits)
     assert len(found) > 4
     assert found == pytest.approx(begins + [chosen] * (len(found) - len(begins)))
 
 
 def test_an_epoch_that_is_repeated_is_measured_anew(digits, clock, monkeypatch):
-    classifier = tiny_classifier(
-        classification_fraction="auto", time_budget=60, max_epochs=3, batch_size=30
-    )
+    classifier = on_cpu(classification_fraction="auto", time_budget=60, max_epochs=3, batch_size=30)
     # With these the fraction would be 0.4.
     clock += [5, 5, 5]
     let_diverge(monkeypatch)
@@ -207,7 +222,7 @@ def test_an_epoch_that_is_repeated_is_measured_anew(digits, clock, monkeypatch):
 @pytest.mark.parametrize("logged", [True, False])
 def test_a_repeated_epoch_of_partial_fit_has_its_own_fraction(digits, monkeypatch, logged):
     X, y = digits
-    classifier = tiny_classifier(classification_fraction=0.5, max_epochs=1).fit(X[:30], y[:30])
+    classifier = on_cpu(classification_fraction=0.5, max_epochs=1).fit(X[:30], y[:30])
     if not logged:
         # As in models that an earlier version has saved.
         del classifier.history_[0]["classification_fraction"]
@@ -228,7 +243,7 @@ def test_a_calibration_run_has_the_fraction_of_the_model(digits, clock, monkeypa
         whole(self, data, **arguments)
 
     monkeypatch.setattr(Trainer, "fit", noted)
-    classifier = tiny_classifier(
+    classifier = on_cpu(
         classification_fraction="auto",
         time_budget=40,
         max_epochs=20,
@@ -244,6 +259,6 @@ def test_a_calibration_run_has_the_fraction_of_the_model(digits, clock, monkeypa
 
 def test_the_model_card_says_what_was_chosen(digits, tmp_path):
     X, y = digits
-    classifier = tiny_classifier(classification_fraction=0.25, max_epochs=1).fit(X[:30], y[:30])
+    classifier = on_cpu(classification_fraction=0.25, max_epochs=1).fit(X[:30], y[:30])
     classifier.save_pretrained(tmp_path)
     assert "25 % of each batch at t = 1" in (tmp_path / "README.md").read_text()

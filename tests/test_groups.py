@@ -13,9 +13,9 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from sklearn_msf._estimator import data_validation, fit
-from sklearn_msf._estimator.groups import draw_one_of_each, split_groups
+from sklearn_msf._estimator import fit, splitting
 from sklearn_msf._estimator.rejection import RiskTarget, images_that_count
+from sklearn_msf._estimator.splitting import draw_one_of_each, split_groups
 from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.model.temperature import fit_temperature
@@ -32,14 +32,14 @@ X_VAL, Y_VAL = RNG.random((30, 8, 8)), np.arange(30) % 2
 def held_out(monkeypatch):
     """What each split of a fit keeps and holds out, as (groups kept, groups held out)."""
     splits = []
-    split = data_validation.split_groups
+    split = splitting.split_groups
 
     def spy(groups, *arguments):
         train, valid = split(groups, *arguments)
         splits.append((set(groups[train]), set(groups[valid])))
         return train, valid
 
-    monkeypatch.setattr(data_validation, "split_groups", spy)
+    monkeypatch.setattr(splitting, "split_groups", spy)
     return splits
 
 

@@ -222,7 +222,7 @@ def check_that_nothing_is_had(name="nobody/has-this"):
 
 @pytest.mark.parametrize("kind", PROXIES)
 def test_a_proxy_that_lets_nobody_through_is_an_error_or_a_warning(client, monkeypatch, kind):
-    monkeypatch.setattr("sklearn_msf.latent.hub._SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr("sklearn_msf.persistence.hub._SECONDS_TO_ANSWER", 0.2)
     with listening(PROXIES[kind]) as address:
         monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
         set_endpoint(monkeypatch, "https://huggingface.co")
@@ -231,7 +231,7 @@ def test_a_proxy_that_lets_nobody_through_is_an_error_or_a_warning(client, monke
 
 @pytest.mark.parametrize("kind", HUBS)
 def test_a_hub_that_gives_nothing_is_an_error_or_a_warning(client, monkeypatch, kind):
-    monkeypatch.setattr("sklearn_msf.latent.hub._SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr("sklearn_msf.persistence.hub._SECONDS_TO_ANSWER", 0.2)
     with listening(HUBS[kind]) as address:
         set_endpoint(monkeypatch, f"http://{address}")
         check_that_nothing_is_had()

@@ -175,9 +175,9 @@ def test_both_encoders_see_the_same_variations(monkeypatch):
     features = classifier.fit(X, Y).model_.space.features
     (latents,) = kept
     assert latents.shape == (24, 6, 6, 4, 4)
-    scaling = classifier.model_.space.scaling
+    of_averages = classifier.model_.space.latents
     for i in range(6):
-        averages = scaling.restore(latents[:, i, :3])
+        averages = of_averages.restore(latents[:, i, :3])
         images = latents[:, i, 3:] / features.scale[:, None, None] + features.mean[:, None, None]
         # Both are means over squares; those of bilinear resampling have wider borders.
         together = torch.stack([averages.flatten(), images.flatten()])

@@ -112,6 +112,9 @@ def test_an_index_is_that_of_the_equal_class(labels, classes):
 def test_dates_of_any_unit_are_equal_if_they_are_one_day():
     days = np.array(["2024-01-01", "2024-01-03"], dtype="datetime64[D]")
     assert label_indices(days[[1, 0, 1]].astype("datetime64[ns]"), days).tolist() == [1, 0, 1]
+    of_python = np.array([datetime.date(2024, 1, 3), datetime.date(2024, 1, 1)], dtype=object)
+    assert label_indices(of_python, days.astype("datetime64[s]")).tolist() == [1, 0]
+    assert label_indices(days.astype("datetime64[s]"), of_python).tolist() == [1, 0]
     check_same_kind("y", [datetime.date(2024, 1, 1)], "classes", days)
     with pytest.raises(ValueError, match="y has labels that are numbers.*classes has dates"):
         check_same_kind("y", [1], "classes", days)

@@ -27,8 +27,8 @@ from sklearn_msf._estimator.latent_preparation import LatentPreparation
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
-from sklearn_msf.latent.hub import HubFiles, is_hub_id
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.hub import HubFiles, is_hub_id
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
@@ -335,6 +335,24 @@ def test_a_run_that_goes_on_sees_the_variations_that_it_began_with(
         classifier.fit(X, Y)
     assert shapes[0] == shapes[1]
     assert shapes[0][1] > 2
+
+
+def test_only_the_first_process_notes_the_number_of_variations(
+    encoding_a_second_an_image, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LatentPreparation, "keep", lambda self, space: None)
+    monkeypatch.setattr(type(encoding_a_second_an_image), "seconds_each", 0.1)
+    settings = {"autoencoder": encoding_a_second_an_image, "augment": "hflip+affine"}
+    settings |= {"time_budget": 50.0, "max_epochs": 1, "checkpoint_dir": tmp_path}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    assert not list(tmp_path.glob("*variations*"))
+
+
+def test_a_budget_in_whole_seconds_is_the_same_budget(tmp_path, short_fitting):
+    settings = {"autoencoder": "fit", "max_epochs": 1, "checkpoint_dir": tmp_path}
+    first = tiny_latent_classifier(**settings, time_budget=1500).fit(X, Y)
+    second = tiny_latent_classifier(**settings, time_budget=1500.0).fit(X, Y)
+    np.testing.assert_array_equal(second.predict_proba(X), first.predict_proba(X))
 
 
 def test_where_another_process_has_encoded_more_flips_they_are_encoded(monkeypatch):

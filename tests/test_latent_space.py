@@ -8,9 +8,9 @@ from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, make_label_codes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
+from sklearn_msf.latent.autoencoder_latents import learn_latents
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import LatentSpace
-from sklearn_msf.latent.scaling import learn_scaling
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.integers(0, 256, (6, 16 * 16), dtype=np.uint8)
@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 
 def make_space(module=None, size=(16, 16), fmt=FORMAT, images=IMAGES, palette=None):
     autoencoder = ImageAutoencoder(module or Averages())
-    scaling = learn_scaling(images, autoencoder, size, "float32", palette)
-    return LatentSpace(fmt, autoencoder, scaling, palette)
+    latents = learn_latents(images, autoencoder, size, "float32", palette)
+    return LatentSpace(fmt, latents, palette)
 
 
 def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
@@ -35,7 +35,7 @@ def test_latents_have_zero_mean_and_unit_deviation_in_each_channel():
 
 def test_a_published_factor_is_used_as_it_is():
     autoencoder = ImageAutoencoder(tiny_autoencoder(scaling_factor=0.25, shift_factor=0.1))
-    found = learn_scaling(IMAGES, autoencoder, (16, 16), "float32", None)
+    found = learn_latents(IMAGES, autoencoder, (16, 16), "float32", None)
     assert found.shift.tolist() == pytest.approx([0.1] * 4)
     assert found.scale.tolist() == [0.25] * 4
 
@@ -44,7 +44,7 @@ def test_a_channel_that_never_changes_is_left_alone():
     module = Averages()
     encode = module.encode
     module.encode = lambda images: encode(images) * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
-    found = learn_scaling(IMAGES, ImageAutoencoder(module), (16, 16), "float32", None)
+    found = learn_latents(IMAGES, ImageAutoencoder(module), (16, 16), "float32", None)
     assert found.scale[1] == 1.0
     assert torch.isfinite(found.scale).all()
 
@@ -118,13 +118,13 @@ def test_variations_of_an_image_do_not_depend_on_the_others():
     torch.testing.assert_close(alone, together[:2])
 
 
-def training_data(latents, n_drawable, n_channels, n_features=0):
+def training_data(latents, n_flips, n_channels, n_features=0):
     targets = (
         torch.arange(len(latents)),
         torch.ones(len(latents), dtype=torch.float64),
         len(latents),
     )
-    return LatentTrainingData(latents, n_drawable, n_channels, n_features, *targets, CPU)
+    return LatentTrainingData(latents, n_flips, n_channels, n_features, *targets, CPU)
 
 
 def test_a_batch_takes_one_variation_of_each_image():
@@ -176,7 +176,7 @@ def test_masks_of_classes_are_encoded_once():
     palette = make_label_codes("rgb", 4, 0.0)
     space = make_space(palette=palette)
     autoencoder = ImageAutoencoder(Averages())
-    found = learn_scaling(IMAGES, autoencoder, (16, 16), "float32", palette)
+    found = learn_latents(IMAGES, autoencoder, (16, 16), "float32", palette)
     assert found.mask_codes.shape == (4, 3, 4, 4)
     # Averages of one colour are that colour.
     colours = found.restore(found.mask_codes)

@@ -55,10 +55,11 @@ def small_batches(monkeypatch):
     one = contextlib.nullcontext(OneAfterTheOther())
     monkeypatch.setattr("sklearn_msf.runtime.batching.worker_threads", lambda n_tasks: one)
     monkeypatch.setattr("sklearn_msf.model.classification._MAX_PIXELS", 3 * 1600)
+    monkeypatch.setattr("sklearn_msf.model.classification._TIMES_ON_GPU", 1)
     monkeypatch.setattr("sklearn_msf.latent.latent_space.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.latent_batches.ENCODED_AT_ONCE", 2)
-    monkeypatch.setattr("sklearn_msf.latent.scaling.ENCODED_AT_ONCE", 2)
-    monkeypatch.setattr("sklearn_msf.latent.scaling._N_MEASURED", 4)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_latents.ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder_latents._N_MEASURED", 4)
     monkeypatch.setattr("sklearn_msf.data.parts._VALUES_AT_ONCE", 2**10)
 
 
@@ -107,12 +108,11 @@ PREDICTING = {
 
 @pytest.mark.parametrize("make_classifier", [tiny_classifier, tiny_latent_classifier])
 @pytest.mark.parametrize("method", PREDICTING)
-def test_predicting_holds_a_few_batches_beside_x(monkeypatch, method, make_classifier):
+def test_predicting_holds_a_few_batches_beside_x(method, make_classifier):
     X, settings = images(), {}
     if make_classifier is tiny_latent_classifier:
+        # Latents have a fourth of the side, so that a batch is all of X.
         settings["autoencoder"] = Averages()
-        # A batch is counted in pixels of the latents, which have a fourth of the side.
-        monkeypatch.setattr("sklearn_msf.model.classification._MAX_PIXELS", 3 * 100)
     clf = fitted(X, make_classifier, **settings)
     arrays = memory_of(lambda: PREDICTING[method](clf, X))
     assert arrays < SMALL * X.itemsize

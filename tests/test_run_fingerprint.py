@@ -147,6 +147,16 @@ def test_runs_of_other_random_states_are_told_apart(tmp_path):
             make(tmp_path, random_state=other).fit(X, Y)
 
 
+def test_runs_of_other_states_of_any_bit_generator_are_told_apart(tmp_path):
+    def state(seed):
+        return np.random.RandomState(np.random.PCG64(seed))
+
+    make(tmp_path, random_state=state(1)).fit(X, Y)
+    make(tmp_path, random_state=state(1)).fit(X, Y)
+    with pytest.raises(CheckpointMismatchError, match="random_state is"):
+        make(tmp_path, random_state=state(2)).fit(X, Y)
+
+
 @pytest.mark.parametrize("shape", [(24, 4, 16), (24, 64), (24, 8, 8, 1), (24, 4, 4, 4)])
 def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, shape):
     make(tmp_path).fit(X, Y)

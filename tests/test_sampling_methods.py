@@ -1,6 +1,7 @@
 """Sampling new images, and others made of given ones."""
 
 import copy
+import datetime
 import inspect
 import math
 import pickle
@@ -22,6 +23,18 @@ def test_all_classes_are_sampled_where_none_is_named(fitted):
     named = fitted.sample(fitted.classes_, 2, n_steps=2, random_state=0)
     np.testing.assert_array_equal(together, named)
     assert len(together) == 6
+
+
+def test_a_class_that_is_a_date_is_asked_for_in_any_unit(digits):
+    X, y = digits
+    days = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], dtype="datetime64[s]")
+    classifier = tiny_classifier(max_epochs=1).fit(X, days[np.unique(y, return_inverse=True)[1]])
+    first = classifier.sample(classifier.classes_[0], n_steps=1, random_state=0)
+    for day in (np.datetime64("2024-01-01"), datetime.date(2024, 1, 1)):
+        asked = classifier.sample(day, n_steps=1, random_state=0)
+        np.testing.assert_array_equal(asked, first)
+    with pytest.raises(ValueError, match="class_id must be one or more of"):
+        classifier.sample(np.datetime64("2024-01-04"))
 
 
 @pytest.mark.parametrize("solver", ODE_SOLVERS)

@@ -41,7 +41,7 @@ def test_without_a_limit_time_is_never_up(clock):
     budget = TimeBudget(None)
     clock(1e9)
     assert not budget.is_up()
-    assert budget.share() == 0.0
+    assert budget.fraction_passed() == 0.0
 
 
 def test_time_is_up_when_one_more_step_would_end_too_late(clock):
@@ -52,7 +52,7 @@ def test_time_is_up_when_one_more_step_would_end_too_late(clock):
         answers.append(budget.is_up())
     # After 9 s a step of 1 s, with half a step to spare, does not fit any more.
     assert answers == [False] * 8 + [True] * 2
-    assert budget.share() == 1.0
+    assert budget.fraction_passed() == 1.0
 
 
 def test_a_step_that_still_runs_has_to_end_in_time_too(clock):
@@ -81,23 +81,23 @@ def test_a_resumed_run_counts_the_seconds_before(clock):
     budget.resume(4.0, 0.0)
     clock(1.0)
     assert budget.elapsed == pytest.approx(5.0)
-    assert budget.share() == pytest.approx(0.5)
+    assert budget.fraction_passed() == pytest.approx(0.5)
 
 
 def test_the_schedule_begins_with_the_first_step(clock):
     budget = TimeBudget(10.0)
     clock(6.0)
     budget.begin()
-    assert budget.share() == 0.0
+    assert budget.fraction_passed() == 0.0
     clock(2.0)
-    assert budget.share() == pytest.approx(0.5)
+    assert budget.fraction_passed() == pytest.approx(0.5)
     resumed = TimeBudget(10.0)
     clock(1.0)
     resumed.begin()
     resumed.resume(8.0, budget.begun)
     # It goes on where the earlier one was, whatever it took to prepare it again.
     assert resumed.elapsed == pytest.approx(8.0)
-    assert resumed.share() == pytest.approx(0.5)
+    assert resumed.fraction_passed() == pytest.approx(0.5)
 
 
 def test_a_divided_budget_keeps_its_division_when_it_is_resumed(clock):
@@ -114,7 +114,7 @@ def test_a_divided_budget_keeps_its_division_when_it_is_resumed(clock):
     resumed.begin()
     resumed.resume(elapsed, budget.begun)
     assert resumed.seconds == pytest.approx(80.0)
-    assert resumed.share() == pytest.approx(20 / 30)
+    assert resumed.fraction_passed() == pytest.approx(20 / 30)
 
 
 def test_a_schedule_for_which_no_time_is_left_is_at_its_beginning(clock):
@@ -122,7 +122,7 @@ def test_a_schedule_for_which_no_time_is_left_is_at_its_beginning(clock):
     clock(12.0)
     assert budget.is_over()
     budget.begin()
-    assert budget.share() == 0.0
+    assert budget.fraction_passed() == 0.0
     assert not TimeBudget(None).is_over()
 
 
@@ -149,5 +149,5 @@ def test_time_that_is_reserved_is_not_trained_in(clock):
     budget = TimeBudget(10.0)
     budget.reserve(4.0)
     clock(3.0)
-    assert budget.share() == pytest.approx(0.5)
+    assert budget.fraction_passed() == pytest.approx(0.5)
     TimeBudget(None).reserve(4.0)

@@ -376,7 +376,7 @@ MASKED = np.ma.MaskedArray([0.0, 1.0], mask=[True, False])
 @pytest.mark.parametrize(
     ("errors", "uncertainty", "weight", "message"),
     [
-        ([0, 1], [0.1], None, r"uncertainty must be of shape \(n,\)"),
+        ([0, 1], [0.1], None, r"uncertainty must be of shape \(2,\), got \(1,\)"),
         ([], [], None, "errors must be of shape"),
         ([[0, 1]], [0.1, 0.2], None, "errors must be of shape"),
         ([0, 1], [0.1, np.nan], None, "uncertainty contains NaN"),

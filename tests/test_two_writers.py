@@ -19,9 +19,8 @@ from sklearn_msf.persistence.archives import (
     remove_archive,
     remove_leftovers,
     write_archive,
-    write_file,
 )
-from sklearn_msf.persistence.whole_files import whole_file
+from sklearn_msf.persistence.whole_files import whole_file, write_file
 
 
 class Turns:

@@ -1,5 +1,6 @@
 """Weights of samples and classes: what counts is their proportion."""
 
+import datetime
 import math
 import warnings
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import config_context
 
-from sklearn_msf._estimator.weights import relative_weights
+from sklearn_msf._estimator.weights import class_weights, relative_weights
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.selective import accuracy_rejection_curve, aurc
 
@@ -91,6 +92,14 @@ def test_a_common_factor_of_whole_weights_keeps_the_fit(make_classifier, factor)
     scaled = make_classifier().fit(IMAGES, LABELS, sample_weight=weights * factor)
     assert n_images_of(scaled) == weights.sum() == 18
     assert_array_equal(scaled.predict_proba(IMAGES), expected.predict_proba(IMAGES))
+
+
+@pytest.mark.parametrize("unit", ["D", "s", "us"])
+def test_classes_that_are_dates_are_weighted_by_dates_of_any_unit(unit):
+    classes = np.array(["2024-01-01", "2024-02-01"], dtype=f"datetime64[{unit}]")
+    for named in (np.array(["2024-02-01"], dtype="datetime64[D]"), [datetime.date(2024, 2, 1)]):
+        found = class_weights(dict.fromkeys(named, 10.0), classes, np.array([0, 1, 1]), np.ones(3))
+        assert_array_equal(found, [1, 10, 10])
 
 
 @pytest.mark.parametrize("weight", [1000.0, 0.001, 1e12, 1e308, 1e-200])

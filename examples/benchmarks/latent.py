@@ -357,10 +357,10 @@ class EncodingData:
         (rows,) = selected
         (x,) = self._space.resized(ImageFormat.normalise(self._images[rows]))
         if self._masks:
-            self._space.posterior(x, self._precision)
-        mean, deviation = self._space.posterior(x, self._precision)
+            self._space.autoencoder.encode(x, self._precision)
+        mean, deviation = self._space.autoencoder.encode(x, self._precision)
         x = mean + deviation * torch.randn(mean.shape, generator=generator)
-        return self._space.scaling.normalise(x), self._data.labels[rows]
+        return self._space.latents.normalise(x), self._data.labels[rows]
 
 
 class EncodingPreparation(LatentPreparation):

@@ -54,7 +54,7 @@ _AUTO_LEVELS_OF_FEATURES = (1, 2)
 # Smallest side of images in pixels at which shifts by a few percent have an effect.
 _MIN_SIDE_TO_AUGMENT = 8
 # Muon learns as much from half as many images, but is not reliable in short runs.
-_MUON_SHARE = 0.5
+_MUON_FRACTION = 0.5
 _MIN_STEPS_FOR_MUON = 500
 # Smallest number of steps, and smallest time budget, for which compilation on a GPU, which takes a
 # minute or two, is worth its time.
@@ -239,7 +239,7 @@ def _max_epochs(p: Parameters, n_images: int, optimizer: str) -> int:
         at_one, (low, high) = _AUTO_FEATURES_AT_ONE, _AUTO_TIMES_OF_FEATURES
     times_at_one = min(high, max(low, at_one / n_images))
     if optimizer == "muon":
-        times_at_one *= _MUON_SHARE
+        times_at_one *= _MUON_FRACTION
     # With a fraction of 0 all samples, at any t, teach classification: it counts as 1.
     fraction = initial_fraction(p)
     return math.ceil(times_at_one / (max(fraction, _MIN_AUTO_FRACTION) if fraction else 1.0))

@@ -13,7 +13,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.auto_settings import classification_settings
-from sklearn_msf._estimator.callbacks import CallbackSupportMixin, with_callbacks
+from sklearn_msf._estimator.callbacks import (
+    CallbackSupportMixin,
+    all_or_nothing,
+    is_in_a_fit,
+    with_callbacks,
+)
 from sklearn_msf._estimator.data_validation import OF_FEATURES, check_prediction_rows
 from sklearn_msf._estimator.fit import (
     Continuation,
@@ -34,7 +39,7 @@ from sklearn_msf._estimator.parameters import (
     make_random_state,
     resolve_parameters,
 )
-from sklearn_msf._estimator.pickling import all_or_nothing, fitted_state, restore_fitted_state
+from sklearn_msf._estimator.pickling import fitted_state, restore_fitted_state
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.rejection import (
     RejectionRule,
@@ -63,7 +68,7 @@ from sklearn_msf._estimator.serialization import (
 )
 from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import as_labels
-from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf._evaluation.validation import check_fraction
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.classification import (
     ClassificationSettings,
@@ -190,7 +195,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
         Scikit-learn copies an estimator for callbacks in every epoch.
         """
-        stale = _OF_A_FIT if "_callback_fit_ctx" in vars(self) else ()
+        stale = _OF_A_FIT if is_in_a_fit(self) else ()
         copied = object.__new__(type(self))
         kept = {name: value for name, value in vars(self).items() if name not in stale}
         copied.__dict__.update(kept)
@@ -554,7 +559,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             )
         return self.model_
 
-    def _drawing_model(self, wanted: str) -> FittedModel:
+    def _sampling_model(self, wanted: str) -> FittedModel:
         """Return the model, or refuse if it cannot make images."""
         model = self._generating_model(wanted)
         if not model.space.makes_images:
@@ -570,7 +575,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         self, n_steps: Any, ode_solver: Any, guidance: Any
     ) -> tuple[FittedModel, OdeSettings]:
         """Return the model and checked settings; warn if it was trained too little to sample."""
-        model = self._drawing_model("Sampling")
+        model = self._sampling_model("Sampling")
         ode = sampling_ode(model, n_steps, ode_solver, guidance)
         self._warn_of_few_images(model)
         return model, ode
@@ -728,7 +733,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             as on a machine where ``precision="auto"`` is another one.
         """
         if coverage is not None:
-            check_share("coverage", coverage, includes_one=True)
+            check_fraction("coverage", coverage, includes_one=True)
         check_is_fitted(self)
         if reject_label is not None:
             check_reject_label(reject_label, self.classes_)
@@ -941,7 +946,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             For X as in :meth:`predict`, for `n_steps` that is not a positive integer, for an
             unknown solver, and for a model that makes no images as in :meth:`sample`.
         """
-        ode = sampling_ode(self._drawing_model("reconstruct"), n_steps, ode_solver, 0.0)
+        ode = sampling_ode(self._sampling_model("reconstruct"), n_steps, ode_solver, 0.0)
         model, inputs, settings = self._checked(X)
         sources = classify(model, inputs, settings).class_indices
         return change_class(model, inputs, sources, sources, ode)
@@ -991,7 +996,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ConvergenceWarning
             As :meth:`sample`.
         """
-        generating = self._drawing_model("counterfactual")
+        generating = self._sampling_model("counterfactual")
         ode = sampling_ode(generating, n_steps, ode_solver, guidance)
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
@@ -1233,7 +1238,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_is_fitted(self)
         check_kind_of_export(kind)
-        model = self.model_ if kind == "classifier" else self._drawing_model(f"kind={kind!r}")
+        model = self.model_ if kind == "classifier" else self._sampling_model(f"kind={kind!r}")
         if kind == "sampler":
             self._warn_of_few_images(model)
         export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))

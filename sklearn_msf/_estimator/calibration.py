@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sklearn_msf._estimator.data_validation import TrainingSamples, split_samples
+from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import draw_seed
+from sklearn_msf._estimator.splitting import split_samples
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.flow.velocity_field import VelocityField, build_field
 from sklearn_msf.model.temperature import fit_temperature
@@ -21,15 +22,12 @@ from sklearn_msf.training.trainer import Trainer
 __all__ = [
     "MODEL_FRACTION",
     "CalibrationPlan",
-    "Probabilities",
+    "HeldOut",
     "check_several_classes",
     "learn_temperature",
     "plan_calibration",
     "temperature_of",
 ]
-
-# Maps a field to its class probabilities of held-out images, without a temperature.
-Probabilities = Callable[[VelocityField], np.ndarray]
 
 # Smallest time budget, for a run that has no time left.
 _NO_TIME = 1e-9
@@ -41,6 +39,32 @@ MODEL_FRACTION = 1 / (2 - _HELD_OUT_FRACTION)
 # Smallest number of images that the calibration run must see, as a fraction of those that the model
 # saw: with fewer its probabilities tell little about those of the model.
 _MIN_FRACTION_SEEN = 0.5 * (1 - _HELD_OUT_FRACTION)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Samples that a field is not trained on, and what it makes of them.
+
+    Attributes
+    ----------
+    samples : TrainingSamples
+        The samples.
+    probabilities : callable
+        Maps a field to its class probabilities of the samples, (n, K), without a temperature.
+    """
+
+    samples: TrainingSamples
+    probabilities: Callable[[VelocityField], np.ndarray]
+
+    def accuracy(self, field: VelocityField) -> float:
+        """Compute the weighted accuracy of a field."""
+        correct = self.probabilities(field).argmax(axis=1) == self.samples.labels
+        return float(np.average(correct, weights=self.samples.weights))
+
+    def temperature(self, field: VelocityField) -> float:
+        """Fit the temperature of a field."""
+        weights = self.samples.weights / self.samples.weights.mean()
+        return fit_temperature(self.probabilities(field), self.samples.labels, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +118,8 @@ def learn_temperature(
     verbose: int,
     trainer: Trainer,
     data: TrainingData,
-    samples: TrainingSamples,
     plan: CalibrationPlan,
-    probabilities_of: Callable[[np.ndarray], Probabilities],
+    held_out_of: Callable[[np.ndarray], HeldOut],
     mask_codes: torch.Tensor | None,
 ) -> float | None:
     """Train a second model without some of the samples, and fit the temperature on these.
@@ -113,12 +136,10 @@ def learn_temperature(
         The trainer that trained the model.
     data : TrainingData
         Training data of the model.
-    samples : TrainingSamples
-        The samples of which `data` was made.
     plan : CalibrationPlan
         The calibration run.
-    probabilities_of : callable
-        Maps indices of samples to a function from a field to their class probabilities.
+    held_out_of : callable
+        Maps indices of the samples of which `data` was made to these samples, to be classified.
     mask_codes : Tensor or None
         Encoded masks that the field carries.
 
@@ -131,8 +152,7 @@ def learn_temperature(
         _warn_not_calibrated("training was interrupted")
         return None
     with _keeping_the_model("its run"):
-        held_out = samples.take(plan.held_out)
-        of_held_out = probabilities_of(plan.held_out)
+        held_out = held_out_of(plan.held_out)
         left = None
         if trainer.settings.time_budget is not None:
             left = max(trainer.settings.time_budget - trainer.budget.elapsed, _NO_TIME)
@@ -147,21 +167,19 @@ def learn_temperature(
         )
         calibrating.survives_interrupts = False
         if left is not None:
-            calibrating.reserve_time_of(of_held_out)
+            calibrating.reserve_time_of(held_out.probabilities)
         as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))
             calibrating.fit(part, report=report, callback=as_long, checkpoints=plan.checkpoints)
         if _n_seen(calibrating) >= _MIN_FRACTION_SEEN * _n_seen(trainer):
-            return _fitted(held_out, of_held_out(calibrating.average))
+            return held_out.temperature(calibrating.average)
         _warn_not_calibrated("the time budget left too little for its run")
     return None
 
 
-def temperature_of(
-    held_out: TrainingSamples, of_held_out: Probabilities, field: VelocityField
-) -> float | None:
-    """Fit the temperature to a trained field's class probabilities of samples that it never saw.
+def temperature_of(held_out: HeldOut, field: VelocityField) -> float | None:
+    """Fit the temperature of a trained field; keep the model if that fails.
 
     Returns
     -------
@@ -169,7 +187,7 @@ def temperature_of(
         Temperature. None, with a warning, if predicting them failed or was interrupted.
     """
     with _keeping_the_model("predicting the validation images"):
-        return _fitted(held_out, of_held_out(field))
+        return held_out.temperature(field)
     return None
 
 
@@ -207,10 +225,6 @@ class _AsLong:
     def end_epoch(self) -> bool:
         """Tell whether the run has had as many epochs."""
         return len(self.calibration_run.history) >= len(self.model_run.history)
-
-
-def _fitted(samples: TrainingSamples, p: np.ndarray) -> float:
-    return fit_temperature(p, samples.labels, samples.weights / samples.weights.mean())
 
 
 def _n_seen(trainer: Trainer) -> int:

@@ -1,6 +1,7 @@
 """Support of scikit-learn's callbacks (1.9 and later), called at every epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -19,7 +20,35 @@ except ImportError:  # scikit-learn before 1.9
         return method
 
 
-__all__ = ["CallbackSupportMixin", "FitCallbacks", "with_callbacks"]
+__all__ = [
+    "CallbackSupportMixin",
+    "FitCallbacks",
+    "all_or_nothing",
+    "is_in_a_fit",
+    "with_callbacks",
+]
+
+# Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself.
+_CONTEXT, _TO_TEARDOWN = "_callback_fit_ctx", "_skl_callbacks_to_teardown"
+
+
+def is_in_a_fit(estimator: BaseEstimator) -> bool:
+    """Tell whether scikit-learn's callbacks accompany a fit of the estimator now."""
+    return _CONTEXT in vars(estimator)
+
+
+@contextmanager
+def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
+    """Restore the attributes of the estimator if fitting fails."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        # scikit-learn still needs these to tell the callbacks that fit has ended.
+        of_callbacks = (_CONTEXT, _TO_TEARDOWN)
+        kept = {key: value for key, value in vars(estimator).items() if key in of_callbacks}
+        estimator.__dict__ = before | kept
+        raise
 
 
 class FitCallbacks:

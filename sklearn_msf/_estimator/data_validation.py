@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import train_test_split
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from sklearn_msf._estimator.groups import split_groups
 from sklearn_msf._estimator.weights import (
     checked_weights,
     class_weights,
@@ -49,8 +47,6 @@ __all__ = [
     "check_prediction_rows",
     "check_training_samples",
     "check_validation_samples",
-    "hold_out",
-    "split_samples",
 ]
 
 
@@ -340,67 +336,6 @@ def _check_n_classes(classes: np.ndarray) -> None:
     if len(classes) < 2:
         raise ValueError(
             f"y must have at least 2 classes; got {len(classes)} class: {classes.tolist()}."
-        )
-
-
-def hold_out(
-    samples: TrainingSamples, fraction: float, random_state: np.random.RandomState
-) -> tuple[TrainingSamples, TrainingSamples]:
-    """Split the samples, stratified, into a training part and a validation part."""
-    train, valid = split_samples("early_stopping", samples, fraction, random_state)
-    return samples.take(train), samples.take(valid)
-
-
-def split_samples(
-    purpose: str,
-    samples: TrainingSamples,
-    fraction: float,
-    random_state: np.random.RandomState,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split the indices of the samples, stratified, into those to train on and a fraction.
-
-    Samples of one group stay together.
-
-    Raises
-    ------
-    ValueError
-        If a class has too few samples, or samples of too few groups, to be split.
-    """
-    try:
-        if samples.groups is not None:
-            train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
-        else:
-            train, valid = train_test_split(
-                np.arange(len(samples.rows)),
-                test_size=fraction,
-                stratify=samples.labels,
-                random_state=random_state,
-            )
-            lost = np.setdiff1d(samples.labels, samples.labels[train])
-            if len(lost):
-                raise ValueError(
-                    f"it would leave no image of the classes {samples.classes[lost].tolist()} to "
-                    "train on; lower validation_fraction, or pass X_val and y_val."
-                )
-    except ValueError as error:
-        raise ValueError(
-            f"{purpose} cannot hold out a fraction of {fraction:.3g} of {len(samples.rows)} "
-            f"samples by class: {error}"
-        ) from error
-    _warn_of_absent_classes(purpose, samples, valid)
-    return np.sort(train), np.sort(valid)
-
-
-def _warn_of_absent_classes(purpose: str, samples: TrainingSamples, valid: np.ndarray) -> None:
-    """Warn of classes with too few samples or groups to have one in the part that is held out."""
-    absent = np.setdiff1d(samples.labels, samples.labels[valid])
-    if len(absent):
-        few, more = "too few images", "images"
-        if samples.groups is not None:
-            few, more = "images of too few groups", "groups"
-        warn_user(
-            f"{purpose} holds out no image of the classes {samples.classes[absent].tolist()}, "
-            f"which have {few}: pass X_val and y_val, or more {more}."
         )
 
 

@@ -22,7 +22,7 @@ from sklearn_msf._estimator.auto_settings import (
 from sklearn_msf._estimator.calibration import (
     MODEL_FRACTION,
     CalibrationPlan,
-    Probabilities,
+    HeldOut,
     check_several_classes,
     learn_temperature,
     plan_calibration,
@@ -34,7 +34,6 @@ from sklearn_msf._estimator.data_validation import (
     check_partial_classes,
     check_training_samples,
     check_validation_samples,
-    hold_out,
 )
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
@@ -46,6 +45,7 @@ from sklearn_msf._estimator.run_fingerprint import (
     run_fingerprint,
 )
 from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
+from sklearn_msf._estimator.splitting import hold_out
 from sklearn_msf.data.augmentation import flipped_axes, seen_variations
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.label_codes import make_label_codes
@@ -84,7 +84,7 @@ class Continuation:
         Number of images that the image branch has learned from before the history begins, as
         :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
     split_seed : int or None, default=None
-        Seed by which early stopping held out images; None if it held out none, or from a file.
+        Seed by which early stopping held out images; None if it held out none.
     split_of : str, default=""
         Digest of what it was split by that seed; empty if the model was trained on others too.
     """
@@ -226,12 +226,12 @@ def fit(
     p = state.p
     checkpoints, seed = _open_run(state)
     random_state = np.random.RandomState(seed)
-    state, held_out = _hold_out(state, random_state, seed)
+    state, unseen = _hold_out(state, random_state, seed)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
-    if calibrates and held_out is not None:
-        check_several_classes(held_out)
+    if calibrates and unseen is not None:
+        check_several_classes(unseen)
     plan = None
-    if calibrates and held_out is None:
+    if calibrates and unseen is None:
         # Plan before training, so that a class with too few samples or a bad folder fails early.
         plan = plan_calibration(state.samples, seed, checkpoints)
     data, trainer, model = _prepare_training(state, random_state)
@@ -239,12 +239,13 @@ def fit(
     kind = seen_variations(state.augment, model.flipped_axes)
     warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
 
-    of_held_out = None
-    if held_out is not None:
-        kept_inputs = partial(model.space.kept_inputs, held_out.rows, model.device)
-        of_held_out = _probabilities(p, model, kept_inputs)
+    held_out = None
+    if unseen is not None:
+        kept_inputs = partial(model.space.kept_inputs, unseen.rows, model.device)
+        held_out = _held_out(p, model, unseen, kept_inputs)
     goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
-    _divide_time(state, trainer, plan, of_held_out if calibrates else None, goes_on=goes_on)
+    final = held_out if calibrates else None
+    was_over = _divide_time(state, trainer, plan, final, goes_on=goes_on)
 
     def attributes_now() -> dict[str, Any]:
         # A copy, because further training changes the averages.
@@ -255,12 +256,12 @@ def fit(
     callbacks = FitCallbacks(
         estimator, given.X, given.y, given.sample_weight, trainer, attributes_now
     )
-    validate = None
-    if p.early_stopping and held_out is not None and of_held_out is not None:
-        validate = _accuracy(held_out, of_held_out)
+    validate = held_out.accuracy if p.early_stopping and held_out is not None else None
     name = type(estimator).__name__
     verbose = int(p.verbose) if state.group.is_first else 0
     failure = _train(name, verbose, trainer, data, callbacks, checkpoints, validate)
+    if not was_over:
+        _warn_of_one_step(state, trainer, n_images)
     temperature: float | None = model.temperature
     if failure is None and plan is not None:
         inputs_of = partial(state.preparation.inputs_of, model.space, data, state.samples)
@@ -269,13 +270,12 @@ def fit(
             verbose,
             trainer,
             data,
-            state.samples,
             plan,
-            lambda indices: _probabilities(p, model, partial(inputs_of, indices)),
+            lambda i: _held_out(p, model, state.samples.take(i), partial(inputs_of, i)),
             model.space.mask_codes,
         )
-    elif failure is None and calibrates and held_out is not None and of_held_out is not None:
-        temperature = temperature_of(held_out, of_held_out, trainer.average)
+    elif failure is None and calibrates and held_out is not None:
+        temperature = temperature_of(held_out, trainer.average)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
     return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
@@ -496,29 +496,48 @@ def _divide_time(
     state: _FitState,
     trainer: Trainer,
     plan: CalibrationPlan | None,
-    final: Probabilities | None,
+    final: HeldOut | None,
     *,
     goes_on: bool,
-) -> None:
+) -> bool:
     """Reserve part of the time budget for calibration: a second run, or one more prediction.
 
-    Of a run that goes on, what was prepared again does not count.
+    Of a run that goes on, what was prepared again does not count. Returns whether nothing was left,
+    with a warning.
     """
     budget = state.p.time_budget
     if budget is None:
-        return
+        return False
     if plan is not None:
         trainer.budget.divide(MODEL_FRACTION)
     if final is not None:
-        trainer.reserve_time_of(final)
+        trainer.reserve_time_of(final.probabilities)
     trainer.budget.begin()
-    if trainer.budget.is_over() and not goes_on:
+    was_over = trainer.budget.is_over() and not goes_on
+    if was_over:
         spent = f"{trainer.budget.elapsed:.1f} seconds"
         if final is not None:
             spent += " and what predictions at the end will take"
         warn_user(
             f"time_budget={budget!r} was over before training began, after {spent}: the model "
             "learns next to nothing. Set a larger time_budget.",
+            ConvergenceWarning,
+        )
+    return was_over
+
+
+def _warn_of_one_step(state: _FitState, trainer: Trainer, n_planned: int) -> None:
+    """Warn where the time was over after one step, at whose rate hardly anything is learned.
+
+    A step, or a validation, can take longer than what was left.
+    """
+    budget, n_images = state.p.time_budget, sum(log["n_images"] for log in trainer.history)
+    is_one = 0 < n_images <= trainer.settings.batch_size and n_images < n_planned
+    was_cut_off = is_one and not (trainer.was_ended or trainer.interrupted)
+    if budget is not None and was_cut_off:
+        warn_user(
+            f"time_budget={budget!r} was over after one step of {n_images} images: the model "
+            "learns next to nothing. Set a larger time_budget, or a smaller batch_size.",
             ConvergenceWarning,
         )
 
@@ -554,14 +573,15 @@ def _calibrates(p: Parameters, previous: Fit | None, *, has_validation: bool) ->
 def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
-        return state.previous.model.space
-    space = state.group.of_first(
-        state.preparation.learn_space(state.samples, random_state, state.started)
-    )
+        space = state.previous.model.space
+    else:
+        space = state.group.of_first(
+            state.preparation.learn_space(state.samples, random_state, state.started)
+        )
+        # That of the first process has come to all of them.
+        space.move_to(state.device)
     if state.group.is_first:
         state.preparation.keep(space)
-    # That of the first process has come to all of them with its device.
-    space.move_to(state.device)
     return space
 
 
@@ -692,25 +712,17 @@ def _outcome(
     return Fit(model, trainer.history, continuation, state.samples.features)
 
 
-def _probabilities(
+def _held_out(
     p: Parameters,
     model: FittedModel,
+    samples: TrainingSamples,
     inputs_of: Callable[[str, list[tuple[int, ...]]], FieldInputs],
-) -> Probabilities:
-    """Make a function from a field to class probabilities of samples, without temperature.
-
-    `inputs_of` prepares the samples for a precision and for flips.
-    """
+) -> HeldOut:
+    """Prepare samples to be classified by fields; `inputs_of` does so for a precision and flips."""
     settings = classification_settings(p, model.device)
     inputs = inputs_of(settings.precision, model.flips(settings.n_draws))
-    return lambda field: classify(model.with_field(field), inputs, settings).probabilities
 
+    def probabilities(field: VelocityField) -> np.ndarray:
+        return classify(model.with_field(field), inputs, settings).probabilities
 
-def _accuracy(samples: TrainingSamples, of: Probabilities) -> Callable[[VelocityField], float]:
-    """Make a function from a field to its weighted accuracy on held-out samples."""
-
-    def accuracy(field: VelocityField) -> float:
-        correct = of(field).argmax(axis=1) == samples.labels
-        return float(np.average(correct, weights=samples.weights))
-
-    return accuracy
+    return HeldOut(samples, probabilities)

@@ -9,8 +9,8 @@ from typing import Any
 from sklearn_msf._estimator.model_card import CARD_START
 from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
 from sklearn_msf.exceptions import HubError
-from sklearn_msf.latent.hub import fetch_from_hub, form_of_id, is_hub_id, shortened
 from sklearn_msf.persistence.archives import name_of_weights
+from sklearn_msf.persistence.hub import fetch_from_hub, form_of_id, is_hub_id, shortened
 from sklearn_msf.persistence.paths import as_path
 
 __all__ = ["check_upload", "find_model", "upload_model"]

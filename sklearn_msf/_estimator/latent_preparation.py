@@ -23,6 +23,7 @@ from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.label_codes import LabelCodes, make_label_codes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import read_autoencoder, write_autoencoder
+from sklearn_msf.latent.autoencoder_latents import learn_latents
 from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_hub_autoencoder
 from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
 from sklearn_msf.latent.backbone import ImageBackbone
@@ -30,7 +31,6 @@ from sklearn_msf.latent.backbone_features import learn_features
 from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.frozen_network import some_values
-from sklearn_msf.latent.hub import is_hub_id
 from sklearn_msf.latent.latent_batches import LatentTrainingData, encode_variations
 from sklearn_msf.latent.latent_space import (
     GivenEncoders,
@@ -38,11 +38,11 @@ from sklearn_msf.latent.latent_space import (
     check_channels,
     check_colours,
 )
-from sklearn_msf.latent.scaling import learn_scaling
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.persistence.hub import is_hub_id
 from sklearn_msf.persistence.limits import check_resized_size
-from sklearn_msf.persistence.whole_files import whole_file
+from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import holds_checkpoints, measured
@@ -132,6 +132,7 @@ class LatentPreparation:
         self._autoencoder = None if space is None else space.autoencoder
         self._backbone = None if features is None else features.backbone
         self._is_opened = space is not None
+        self._is_keeper = False
         # Of the autoencoder that this fit has trained.
         self._key_of_fitted: str | None = None
         for name in ENCODERS if origin is not None else ():
@@ -208,7 +209,7 @@ class LatentPreparation:
             check_colours(image_format, encodes_masks=palette is not None)
             self._autoencoder = self._fitted_autoencoder(samples, palette, fit_seed, started)
         self._origin = LatentOrigin(self._p.autoencoder, variation_seed, self._p.backbone)
-        space = LatentSpace(image_format, None, None, palette)
+        space = LatentSpace(image_format, None, palette)
         if self._autoencoder is not None:
             space = self._with_latents(space, images, self._autoencoder.to(self._device))
         if self._backbone is not None:
@@ -221,8 +222,8 @@ class LatentPreparation:
         image_format, palette = space.image_format, space.palette
         check_channels(image_format, autoencoder, encodes_masks=palette is not None)
         size = self._encoded_size(image_format, autoencoder.factor, autoencoder.image_size)
-        scaling = learn_scaling(images, autoencoder, size, self._precision, palette)
-        return replace(space, autoencoder=autoencoder, scaling=scaling)
+        latents = learn_latents(images, autoencoder, size, self._precision, palette)
+        return replace(space, latents=latents)
 
     def _with_features(
         self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone
@@ -230,7 +231,7 @@ class LatentPreparation:
         size = self._size_for_backbone(space, backbone)
         check_resized_size("encoded_size", size, space.image_format.size)
         features = learn_features(images, backbone, size, self._precision)
-        if space.autoencoder is not None:
+        if space.latents is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)
 
@@ -249,8 +250,13 @@ class LatentPreparation:
         return self._encoded_size(space.image_format, autoencoder.factor, autoencoder.image_size)
 
     def keep(self, space: ImageSpace) -> None:
-        """Write a fitted autoencoder, which a run that goes on needs, beside the checkpoints."""
+        """Write what a run that goes on needs beside the checkpoints, now and later.
+
+        That is a fitted autoencoder, and the number of variations that the time allows. Of several
+        processes only the first one is asked to.
+        """
         assert isinstance(space, LatentSpace)
+        self._is_keeper = True
         if self._folder is not None and self._key_of_fitted is not None:
             assert space.autoencoder is not None
             write_autoencoder(self._folder, self._key_of_fitted, space.autoencoder)
@@ -377,7 +383,8 @@ class LatentPreparation:
         sides = np.broadcast_to(asked, 2).tolist()
         size = self._encoded_size(image_format, fitted_factor((sides[0], sides[1])))
         masks = f"{p.label_prediction} {0 if palette is None else palette.n_classes}"
-        made = f"{seed} {size} {self._precision} {p.time_budget} {masks}"
+        budget = None if p.time_budget is None else float(p.time_budget)
+        made = f"{seed} {size} {self._precision} {budget} {masks}"
         key = digest_arrays(images, samples.weights, np.array(made))
         autoencoder = None if folder is None else read_autoencoder(folder, key)
         if autoencoder is None and self._goes_on:
@@ -422,9 +429,10 @@ class LatentPreparation:
             with suppress(OSError, ValueError):
                 return max(1, int(noted.read_text(encoding="ascii")))
         n_affordable = self._measure_affordable(space, images, started)
-        # As for checkpoints: a full disk is no reason to end the fit.
-        with suppress(OSError), whole_file(noted) as file:
-            file.write(b"%d" % n_affordable)
+        if self._is_keeper:
+            # As for checkpoints: a full disk is no reason to end the fit.
+            with suppress(OSError):
+                write_file(noted, b"%d" % n_affordable)
         return n_affordable
 
     def _measure_affordable(

@@ -24,7 +24,7 @@ from sklearn_msf.training.trainer import Trainer
 __all__ = ["warn_of_mirroring"]
 
 # Largest fraction of the fit that the check may take.
-_SHARE = 0.05
+_FRACTION_OF_OPERATIONS = 0.05
 # Numbers of images to compare; the first one that is affordable is taken.
 _SIZES = (2000, 1000, 500, 200, 100, 50)
 _MOST_OF_A_CLASS = 500
@@ -90,7 +90,7 @@ def _affordable_operations(
         operations /= _SPEED_OF_GPU
     if p.time_budget is not None:
         operations = min(operations, _RATE * float(p.time_budget))
-    return _SHARE * operations
+    return _FRACTION_OF_OPERATIONS * operations
 
 
 def _forward_operations(field: VelocityField, shape: tuple[int, ...]) -> int:

@@ -13,6 +13,8 @@ __all__ = ["CARD_START", "model_card"]
 # A README.md that starts with this is a card of this package, and may be replaced.
 CARD_START = b"---\nlibrary_name: sklearn_msf\n"
 
+# Classes that a card can import; users may have subclasses of their own.
+_PUBLIC_CLASSES = ("MedSymmFlowClassifier", "LatentMedSymmFlowClassifier")
 # Largest number of labels in a card.
 _MAX_LISTED = 20
 
@@ -77,7 +79,7 @@ Symmetrical flow matching over images: one velocity field that {abilities}.
   {last.get("loss", float("nan")):.4g}{_fraction(last)}
 {encoders}
 ```python
-from sklearn_msf import {name}
+{_import_of(name)}
 
 clf = {name}.from_pretrained("{place}"{passed})
 clf.predict_proba(X)
@@ -86,6 +88,13 @@ clf.predict_proba(X)
 Not a medical device. This card contains no performance measurements: evaluate the model on your
 own data before you rely on it.
 """
+
+
+def _import_of(name: str) -> str:
+    """Write the line that imports the class, or says whose it is."""
+    if name in _PUBLIC_CLASSES:
+        return f"from sklearn_msf import {name}"
+    return f"# {name} is a subclass of one of sklearn_msf: import it from the code of its author."
 
 
 def _fraction(last: dict[str, Any]) -> str:

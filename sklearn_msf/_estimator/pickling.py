@@ -1,14 +1,12 @@
 """Fitted models as plain state for pickles, so that a machine without a GPU can open them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 
 from sklearn_msf._estimator.fit import Continuation
 from sklearn_msf._estimator.latent_preparation import (
@@ -18,41 +16,20 @@ from sklearn_msf._estimator.latent_preparation import (
     encoder_parameter,
 )
 from sklearn_msf._estimator.rejection import RejectionRule
+from sklearn_msf._estimator.restoring import (
+    flipped_axes_from_plain,
+    layout_from_plain,
+    restored_model,
+)
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.latent.frozen_network import copy_to_pickle
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace, PixelSpace
-from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.runtime.torch_state import standard_torch
-from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.state import TrainingState
 
-__all__ = [
-    "all_or_nothing",
-    "fitted_state",
-    "flipped_axes_from_plain",
-    "layout_from_plain",
-    "move_model",
-    "restore_fitted_state",
-]
-
-# Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself.
-_OF_CALLBACKS = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
-
-
-@contextmanager
-def all_or_nothing(estimator: BaseEstimator) -> Iterator[None]:
-    """Restore the attributes of the estimator if fitting fails."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        # scikit-learn still needs these to tell the callbacks that fit has ended.
-        kept = {key: value for key, value in vars(estimator).items() if key in _OF_CALLBACKS}
-        estimator.__dict__ = before | kept
-        raise
+__all__ = ["fitted_state", "restore_fitted_state"]
 
 
 @standard_torch()
@@ -190,45 +167,9 @@ def _model_from_state(state: Mapping[str, Any], device: Any) -> FittedModel:
     state["flipped_axes"] = flipped_axes_from_plain(state)
     state.pop("mirrored", None)
     layout = layout_from_plain(state.pop("layout"))
-    field = build_field(layout, 0, space.mask_codes)
-    field.load_state_dict(_arrays_to_tensors(state["field"]))
-    field.requires_grad_(False).eval()
-    state |= {"field": field, "space": space, "image_format": image_format}
-    return move_model(FittedModel(**state), device)
-
-
-def layout_from_plain(plain: Mapping[str, Any]) -> FieldLayout:
-    """Make a layout from its entries; convert sequences to tuples."""
-    sequences = {key: tuple(v) for key, v in plain.items() if isinstance(v, (list, tuple))}
-    return FieldLayout(**{**plain, **sequences})
-
-
-def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:
-    """Read along which axes training flipped images.
-
-    Models of before say only whether there were mirror images, and predict with no other flips.
-    """
-    if "flipped_axes" in plain:
-        return tuple(plain["flipped_axes"])
-    return (-1,) if plain["mirrored"] else ()
-
-
-def move_model(model: FittedModel, device: Any) -> FittedModel:
-    """Move a model to a device, or with a warning to the CPU if this machine lacks the device."""
-    at_hand = _device_at_hand(device)
-    model.space.move_to(at_hand)
-    return replace(model, field=model.field.move_to(at_hand))
-
-
-def _device_at_hand(device: Any) -> torch.device:
-    """Resolve a device; warn and return the CPU if this machine lacks it."""
-    try:
-        return resolve_device(device)
-    except ValueError:
-        warn_user(
-            f"device={device!r} is not available here; the model was opened on the CPU.",
-        )
-        return torch.device("cpu")
+    weights = _arrays_to_tensors(state.pop("field"))
+    state |= {"space": space, "image_format": image_format}
+    return restored_model(layout, weights, device, **state)
 
 
 def _tensors_to_arrays(value: Any) -> Any:

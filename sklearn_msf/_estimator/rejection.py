@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._estimator.groups import draw_one_of_each
 from sklearn_msf._estimator.parameters import Parameters, affecting
+from sklearn_msf._estimator.splitting import draw_one_of_each
 from sklearn_msf._evaluation.confusion import checked_cost_matrix
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
 from sklearn_msf._evaluation.risk_control import (
@@ -18,7 +18,7 @@ from sklearn_msf._evaluation.risk_control import (
     count_class_rows_to_certify,
     count_rows_to_certify,
 )
-from sklearn_msf._evaluation.validation import check_share
+from sklearn_msf._evaluation.validation import check_fraction
 from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import to_plain
@@ -141,7 +141,7 @@ def checked_target(
         For a risk or confidence outside its range, labels that are not among the classes, a cost
         matrix that cannot be used, and one beside risks of classes.
     """
-    check_share("confidence", confidence)
+    check_fraction("confidence", confidence)
     if not isinstance(target_risk, Mapping):
         costs = None if cost_matrix is None else checked_cost_matrix(cost_matrix, len(classes))
         check_risk("target_risk", target_risk, None if costs is None else float(costs.max()))
@@ -264,8 +264,8 @@ def check_numbers(
     if isinstance(target.risk, dict):
         _check_numbers_of_classes(labels, classes, in_groups, target.risk, target.confidence)
         return
-    share = target.risk if target.cost_matrix is None else target.risk / target.cost_matrix.max()
-    n_needed = count_rows_to_certify(target_risk=float(share), confidence=target.confidence)
+    risk = target.risk if target.cost_matrix is None else target.risk / target.cost_matrix.max()
+    n_needed = count_rows_to_certify(target_risk=float(risk), confidence=target.confidence)
     found = f"{len(labels)} images"
     if in_groups:
         found = f"images of {len(labels)} groups, of which one image each counts"

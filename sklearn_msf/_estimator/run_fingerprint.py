@@ -10,6 +10,7 @@ import torch
 
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.parameters import Parameters, affecting
+from sklearn_msf._estimator.weights import indices_of_named
 from sklearn_msf._version import __version__
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.data.parts import parts_of
@@ -77,8 +78,11 @@ def run_fingerprint(
     values = {**vars(p), **prepared}
     if isinstance(p.class_weight, Mapping):
         # Weights of classes that y lacks change nothing in the run.
-        known = [label for label in samples.classes.tolist() if label in p.class_weight]
-        values["class_weight"] = {str(label): float(p.class_weight[label]) for label in known}
+        named = indices_of_named(p.class_weight, samples.classes)
+        weights = list(p.class_weight.values())
+        labels = samples.classes.tolist()
+        order = [k for k in np.argsort(named, kind="stable") if named[k] >= 0]
+        values["class_weight"] = {str(labels[named[k]]): float(weights[k]) for k in order}
     # With early stopping the predictions of validation images choose the weights that are kept.
     affects = ("network", "training", *(("prediction",) if p.early_stopping else ()))
     fingerprint: dict[str, Any] = {
@@ -87,8 +91,7 @@ def run_fingerprint(
     fingerprint |= {name: value for name, value in prepared.items() if name not in vars(p)}
     if isinstance(p.random_state, np.random.RandomState):
         # Its state identifies the run, as nothing was drawn from it.
-        _, words, position, *_ = random_state.get_state(legacy=True)
-        fingerprint["random_state"] = digest_arrays(np.asarray(words), np.asarray(position))
+        fingerprint["random_state"] = _digest_of_state(random_state.get_state(legacy=False))
     fingerprint["version of sklearn_msf"] = __version__
     fingerprint["device"] = device.type
     fingerprint["precision"] = resolve_precision(p.precision, device)
@@ -106,6 +109,14 @@ def run_fingerprint(
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
         fingerprint["weights to start from"] = digest_arrays(*weights)
     return fingerprint
+
+
+def _digest_of_state(state: Mapping[str, Any]) -> str:
+    """Compute a digest of the state of random numbers, of any bit generator."""
+    of_generator = state["state"]
+    values = [of_generator[name] for name in sorted(of_generator)]
+    # Integers of PCG64 have 128 bits, which no array of numbers holds.
+    return digest_arrays(*(np.asarray(v if isinstance(v, np.ndarray) else str(v)) for v in values))
 
 
 def describe_samples(samples: TrainingSamples, *names: str) -> dict[str, str]:

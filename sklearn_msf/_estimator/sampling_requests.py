@@ -64,11 +64,13 @@ def sampling_ode(model: FittedModel, n_steps: Any, ode_solver: Any, guidance: An
 
 def class_indices(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return the class index of each label; refuse labels that are not among the classes."""
-    known = classes.tolist()
-    unknown = [label for label in labels.tolist() if label not in known]
+    found = label_indices(labels, classes)
+    unknown = labels[found < 0].tolist()
     if unknown:
-        raise ValueError(f"{name} must be one or more of the classes {known}, got {unknown[0]!r}.")
-    return label_indices(labels, classes)
+        raise ValueError(
+            f"{name} must be one or more of the classes {classes.tolist()}, got {unknown[0]!r}."
+        )
+    return found
 
 
 def count_images_of_image_branch(history: Iterable[Mapping[str, Any]]) -> float:

@@ -21,12 +21,12 @@ from sklearn_msf._estimator.parameters import (
     resolve_parameters,
     with_defaults,
 )
-from sklearn_msf._estimator.pickling import (
+from sklearn_msf._estimator.rejection import RejectionRule, checked_target
+from sklearn_msf._estimator.restoring import (
     flipped_axes_from_plain,
     layout_from_plain,
-    move_model,
+    restored_model,
 )
-from sklearn_msf._estimator.rejection import RejectionRule, checked_target
 from sklearn_msf._version import __version__
 from sklearn_msf.data.augmentation import AUGMENTATIONS, flipped_axes
 from sklearn_msf.data.images import ImageFormat
@@ -47,7 +47,6 @@ from sklearn_msf.persistence.archives import (
     read_archive,
     remove_leftovers,
     write_archive,
-    write_file,
 )
 from sklearn_msf.persistence.json_data import (
     from_plain,
@@ -63,6 +62,7 @@ from sklearn_msf.persistence.limits import (
     check_passes,
 )
 from sklearn_msf.persistence.paths import as_path
+from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -178,6 +178,8 @@ def save_model(
         "noise_seed": model.noise_seed,
         "n_continued": fit.continuation.n_continued,
         "n_images_before": fit.continuation.n_images_before,
+        "split_seed": fit.continuation.split_seed,
+        "split_of": fit.continuation.split_of,
         "flipped_axes": list(model.flipped_axes),
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
@@ -292,18 +294,17 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
     except UNEXPECTED_VALUE_ERRORS as error:
         reason = str(error).rstrip(".")
         raise ArchiveError(f"{path / MODEL_NAME}.json is not a usable model: {reason}.") from error
-    field = build_field(checked.layout, 0, checked.space.mask_codes)
-    field.load_state_dict(checked.weights)
-    field.requires_grad_(False).eval()
-    model = FittedModel(
-        field=field,
-        classes=checked.classes,
+    model = restored_model(
+        checked.layout,
+        checked.weights,
+        checked.parameters["device"],
         space=checked.space,
+        classes=checked.classes,
         image_format=checked.image_format,
         **checked.numbers,
     )
     fit = Fit(
-        model=move_model(model, checked.parameters["device"]),
+        model=model,
         history=checked.history,
         continuation=checked.continuation,
         features=checked.features,
@@ -373,9 +374,6 @@ def _checked(
         known=known,
     )
     _check_weights(layout, space, weights)
-    n_continued = _integer("n_continued", metadata["n_continued"])
-    # Older files do not say it.
-    n_images_before = _n_images(metadata.get("n_images_before", 0.0))
     features: dict[str, Any] = {"n_features_in_": math.prod(image_format.shape)}
     if metadata["feature_names"] is not None:
         names = _feature_names(metadata["feature_names"], features["n_features_in_"])
@@ -395,7 +393,7 @@ def _checked(
         image_format,
         numbers,
         _history(metadata["history"]),
-        Continuation(None, n_continued, None, origin, n_images_before),
+        _continuation(metadata, origin),
         features,
         _rejection(metadata["rejection"], classes),
     )
@@ -476,6 +474,23 @@ def _history(plain: Any) -> list[dict[str, Any]]:
         if not all(map(is_finite_number, values)):
             raise ArchiveError(f"The history of the model has an invalid epoch log: {log!r}.")
     return plain
+
+
+def _continuation(metadata: Mapping[str, Any], origin: Any) -> Continuation:
+    """Read what a later fit needs; optimizer and moments are in no file."""
+    split_seed, split_of = metadata.get("split_seed"), metadata.get("split_of", "")
+    if not isinstance(split_of, str):
+        raise ArchiveError(f"The model has split_of={split_of!r}; expected a digest.")
+    return Continuation(
+        optimizer=None,
+        n_continued=_integer("n_continued", metadata["n_continued"]),
+        training_state=None,
+        origin=origin,
+        # Older files do not say it.
+        n_images_before=_n_images(metadata.get("n_images_before", 0.0)),
+        split_seed=None if split_seed is None else _integer("split_seed", split_seed),
+        split_of=split_of,
+    )
 
 
 def _integer(name: str, value: Any) -> int:

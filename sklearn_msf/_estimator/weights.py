@@ -8,11 +8,11 @@ import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight
 
-from sklearn_msf._evaluation.labels import check_one_kind, check_same_kind
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_indices
 from sklearn_msf._evaluation.validation import scaled_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["checked_weights", "class_weights", "relative_weights"]
+__all__ = ["checked_weights", "class_weights", "indices_of_named", "relative_weights"]
 
 # Largest number of images in an epoch for each sample: more repetitions teach little in the time of
 # an epoch, at whose ends the learning rate, checkpoints and callbacks are.
@@ -108,6 +108,14 @@ def class_weights(
     return per_class[indices]
 
 
+def indices_of_named(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
+    """Find the index of each class that `class_weight` names; -1 for those that y lacks."""
+    names = list(class_weight)
+    labels = as_labels("class_weight", names)
+    check_same_kind("class_weight", names, "y", classes)
+    return label_indices(labels, classes)
+
+
 def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
     """Return weights in the order of the classes; 1 for classes that are not named.
 
@@ -115,23 +123,23 @@ def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) ->
     scikit-learn they are refused where another class is not named: then a name is wrong, or
     scikit-learn has numbered the classes, as `cross_val_predict` of probabilities and ensembles do.
     """
-    check_one_kind("class_weight", list(class_weight))
-    check_same_kind("class_weight", list(class_weight), "y", classes)
+    named = indices_of_named(class_weight, classes)
     labels = classes.tolist()
     try:
-        weights = {label: float(weight) for label, weight in class_weight.items()}
+        weights = np.array([float(weight) for weight in class_weight.values()])
     except (TypeError, ValueError):
-        weights = {None: np.nan}
-    values = np.array([weights.get(label, 1.0) for label in labels])
-    known = any(label in labels for label in class_weight) or not class_weight
-    usable = all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
+        weights = np.full(len(named), np.nan)
+    values = np.ones(len(labels))
+    values[named[named >= 0]] = weights[named >= 0]
+    known = (named >= 0).any() or not class_weight
+    usable = np.isfinite(weights).all() and (weights >= 0).all()
     if not known or not usable or not values.any():
         raise ValueError(
             f"class_weight must map classes out of {labels} to finite weights >= 0, not all zero, "
             f"got {class_weight!r}."
         )
-    unknown = [label for label in class_weight if label not in labels]
-    unnamed = [label for label in labels if label not in weights]
+    unknown = [label for label, index in zip(class_weight, named, strict=True) if index < 0]
+    unnamed = [label for index, label in enumerate(labels) if index not in named]
     if unknown and unnamed:
         raise ValueError(
             f"class_weight={class_weight!r} names {unknown}, which are not in y, and does not "

@@ -13,7 +13,7 @@ from sklearn_msf._evaluation.labels import (
     label_column,
     label_indices,
 )
-from sklearn_msf._evaluation.validation import checked_rows
+from sklearn_msf._evaluation.validation import checked_weights
 
 __all__ = [
     "checked_cost_matrix",
@@ -76,7 +76,7 @@ def confusion_matrix_with_reject(
     truth, answers, rejected = _truth_and_answers(y_true, y_pred)
     classes = occurring_classes(y_true, y_pred) if labels is None else _distinct(labels, truth)
     if sample_weight is not None:
-        checked_rows(np.zeros(len(truth)), np.zeros(len(truth)), sample_weight)
+        checked_weights(sample_weight, len(truth))
     n_classes = len(classes)
     columns = np.full(len(truth), n_classes)
     columns[~rejected] = label_indices(answers, classes)

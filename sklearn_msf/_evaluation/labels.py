@@ -144,6 +144,8 @@ def check_same_kind(name: str, values: Any, other_name: str, others: Any) -> Non
 
 def label_indices(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Find the index of each label among the classes; -1 for labels that are no class."""
+    if "M" in (labels.dtype.kind, classes.dtype.kind):
+        labels, classes = _as_dates(labels), _as_dates(classes)
     if labels.dtype.kind == classes.dtype.kind == "M":
         # Dates of different units are different objects in Python.
         unit = np.promote_types(labels.dtype, classes.dtype)
@@ -184,6 +186,12 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
         # numpy compares a date of Python with its own as if that was a number.
         labels, compared = labels.astype("M8[us]"), compared.astype("M8[us]")
     return np.asarray(labels != compared)
+
+
+def _as_dates(labels: np.ndarray) -> np.ndarray:
+    """Convert dates of Python to those of numpy; return other labels as they are."""
+    is_of_dates = labels.dtype.kind == "O" and _examples(labels).keys() == {"dates"}
+    return labels.astype("M8[us]") if is_of_dates else labels
 
 
 def _as_array(values: Any) -> np.ndarray:

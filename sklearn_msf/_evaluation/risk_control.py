@@ -15,7 +15,7 @@ from sklearn_msf._evaluation.labels import (
     label_column,
     label_indices,
 )
-from sklearn_msf._evaluation.validation import check_share, checked_rows, is_number
+from sklearn_msf._evaluation.validation import check_fraction, checked_rows, is_number
 
 __all__ = [
     "certified_threshold",
@@ -114,7 +114,7 @@ def certified_threshold(
     >>> round(threshold, 2)
     0.19
     """
-    check_share("confidence", confidence)
+    check_fraction("confidence", confidence)
     if isinstance(target_risk, Mapping):
         if max_loss is not None:
             raise ValueError(
@@ -141,7 +141,7 @@ def certified_threshold(
 def check_risk(name: str, risk: Any, max_loss: Any) -> None:
     """Refuse a risk that is not a number in (0, 1), or in (0, max_loss) where that is given."""
     if max_loss is None:
-        check_share(name, risk)
+        check_fraction(name, risk)
         return
     if not is_number(max_loss) or not 0 < max_loss < math.inf:
         raise ValueError(f"max_loss must be a finite number > 0, got {max_loss!r}.")
@@ -154,7 +154,7 @@ def check_class_risks(target_risk: Mapping[Any, Any]) -> None:
     if not target_risk:
         raise ValueError("target_risk={} names no class: give a risk for at least one.")
     for label, risk in target_risk.items():
-        check_share(f"target_risk[{label!r}]", risk)
+        check_fraction(f"target_risk[{label!r}]", risk)
 
 
 def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> int:
@@ -177,8 +177,8 @@ def count_rows_to_certify(*, target_risk: float, confidence: float = 0.95) -> in
     ValueError
         If `target_risk` or `confidence` is outside (0, 1).
     """
-    check_share("target_risk", target_risk)
-    check_share("confidence", confidence)
+    check_fraction("target_risk", target_risk)
+    check_fraction("confidence", confidence)
     return 1 + math.ceil(math.log(_allowed(confidence)) / math.log1p(-target_risk))
 
 

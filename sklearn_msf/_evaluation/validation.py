@@ -11,9 +11,11 @@ from sklearn_msf._evaluation.labels import check_unmasked
 __all__ = [
     "as_numbers",
     "by_score",
-    "check_share",
+    "check_fraction",
+    "checked_column",
     "checked_probabilities",
     "checked_rows",
+    "checked_weights",
     "is_number",
     "scaled_weights",
 ]
@@ -60,28 +62,57 @@ def checked_rows(
     given = {"errors": errors, "uncertainty": uncertainty, "sample_weight": sample_weight}
     for name, values in given.items():
         check_unmasked(name, values)
-    losses, scores = (np.asarray(v, dtype=float) for v in (errors, uncertainty))
-    weights = np.ones_like(losses) if sample_weight is None else np.asarray(sample_weight, float)
-    named = {"errors": losses, "uncertainty": scores, "sample_weight": weights}
-    for name, values in named.items():
-        if values.ndim != 1 or len(values) != len(losses) or not len(values):
-            raise ValueError(
-                f"{name} must be of shape (n,) with n >= 1, the same for all; got "
-                f"{values.shape} beside errors of {losses.shape}."
-            )
-        if not np.isfinite(values).all():
-            n_bad = int(np.sum(~np.isfinite(values)))
-            raise ValueError(
-                f"{name} contains NaN or infinity in {n_bad} of {len(values)} rows, first in row "
-                f"{int(np.argmin(np.isfinite(values)))}: leave these rows out."
-            )
-        if name != "uncertainty" and (values < 0).any():
-            raise ValueError(f"{name} must not be negative, got {values.min()}.")
-    if not weights.any():
-        raise ValueError("sample_weight must not be zero for all rows.")
-    weights = scaled_weights(weights)
+    losses = checked_column("errors", errors)
+    scores = checked_column("uncertainty", uncertainty, len(losses))
+    _check_not_negative("errors", losses)
+    if sample_weight is None:
+        return losses, scores, np.ones_like(losses)
+    weights = checked_weights(sample_weight, len(losses))
     counts = weights > 0
     return losses[counts], scores[counts], weights[counts]
+
+
+def checked_column(name: str, values: ArrayLike, n: int | None = None) -> np.ndarray:
+    """Check numbers of n samples, of any number of samples if n is None; return them in float64.
+
+    Raises
+    ------
+    ValueError
+        For masked values, for another shape, for no samples, for NaN and infinity.
+    """
+    check_unmasked(name, values)
+    column = np.asarray(values, dtype=float)
+    if column.ndim != 1 or not len(column):
+        raise ValueError(f"{name} must be of shape (n,) with n >= 1, got {column.shape}.")
+    if n is not None and len(column) != n:
+        raise ValueError(f"{name} must be of shape ({n},), got {column.shape}.")
+    finite = np.isfinite(column)
+    if not finite.all():
+        raise ValueError(
+            f"{name} contains NaN or infinity in {int(np.sum(~finite))} of {len(column)} rows, "
+            f"first in row {int(np.argmin(finite))}: leave these rows out."
+        )
+    return column
+
+
+def checked_weights(sample_weight: ArrayLike, n: int) -> np.ndarray:
+    """Check the weights of n samples, and return them scaled by :func:`scaled_weights`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`checked_column`; for negative weights, and if all are zero.
+    """
+    weights = checked_column("sample_weight", sample_weight, n)
+    _check_not_negative("sample_weight", weights)
+    if not weights.any():
+        raise ValueError("sample_weight must not be zero for all rows.")
+    return scaled_weights(weights)
+
+
+def _check_not_negative(name: str, column: np.ndarray) -> None:
+    if (column < 0).any():
+        raise ValueError(f"{name} must not be negative, got {column.min()}.")
 
 
 def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
@@ -142,7 +173,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
 
 
-def check_share(name: str, value: float, *, includes_one: bool = False) -> None:
+def check_fraction(name: str, value: float, *, includes_one: bool = False) -> None:
     """Refuse a value that is not a number in (0, 1), or in (0, 1] with `includes_one`."""
     if not (is_number(value) and (0 < value < 1 or (includes_one and value == 1))):
         closing = "]" if includes_one else ")"

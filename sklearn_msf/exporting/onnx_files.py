@@ -31,7 +31,7 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.sampling import image_noise, sample
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import labels_to_plain
-from sklearn_msf.persistence.whole_files import whole_file
+from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -124,7 +124,7 @@ def export_classifier(
         _check_close("uncertainty", uncertainty, UNCERTAINTIES[kind](wanted), _TOLERANCE)
 
     _compare(data, compare)
-    _write(path, data)
+    write_file(path, data)
     if settings.precision != in_graph.precision:
         X = _random_images(model.image_format, max(_N_COMPARED))
         p, of_graph = (predictions(X, each).probabilities for each in (settings, in_graph))
@@ -188,7 +188,7 @@ def export_sampler(
         _check_close("images", images.astype(np.float64), wanted, tolerance)
 
     _compare(data, compare)
-    _write(path, data)
+    write_file(path, data)
 
 
 def _sampler(model: FittedModel, ode: OdeSettings) -> Any:
@@ -359,8 +359,3 @@ def _check_close(name: str, found: np.ndarray, wanted: np.ndarray, tolerance: fl
             f"The exported model was not written: its {name} differ from those of the model by up "
             f"to {np.nanmax(difference):.2g} in onnxruntime, and {tolerance:.2g} is allowed."
         )
-
-
-def _write(path: Path, data: bytes) -> None:
-    with whole_file(path) as file:
-        file.write(data)

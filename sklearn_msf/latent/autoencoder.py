@@ -28,6 +28,7 @@ from sklearn_msf.latent.frozen_network import (
     config_entry,
     equal_passes,
     fixed_image,
+    is_same_output,
     plain_config,
     update_digest,
 )
@@ -146,6 +147,16 @@ class ImageAutoencoder(FrozenNetwork):
         passes = self._passes(latents, self.factor)
         parts = [self._decode(part) for part in passes]
         return torch.cat(parts)[: latents.shape[0]].to(latents.device)
+
+    def converts_as(self, other: "ImageAutoencoder") -> bool:
+        """Tell whether another one makes the same latents, and the same images of these."""
+        mine, its = self._probe(), other._probe()
+        if self.has_deviation != other.has_deviation:
+            return False
+        pairs = [(mine.mean, its.mean), (self.decode(mine.mean), other.decode(mine.mean))]
+        if mine.deviation is not None and its.deviation is not None:
+            pairs.append((mine.deviation, its.deviation))
+        return all(is_same_output(found, wanted) for found, wanted in pairs)
 
     def in_one_pass(self) -> "ImageAutoencoder":
         """Return a copy on the CPU that takes every batch in one pass, whatever memory that needs.

@@ -14,7 +14,6 @@ from sklearn_msf.latent.autoencoder_opening import (
     open_hub_autoencoder,
 )
 from sklearn_msf.latent.frozen_network import plain_config
-from sklearn_msf.latent.hub import is_commit, is_hub_id
 from sklearn_msf.latent.model_files import is_licence
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
@@ -22,6 +21,7 @@ from sklearn_msf.persistence.archives import (
     read_archive,
     write_archive,
 )
+from sklearn_msf.persistence.hub import is_commit, is_hub_id
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [

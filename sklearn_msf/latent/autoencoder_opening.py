@@ -20,9 +20,9 @@ from sklearn_msf.latent.autoencoder import (
     diffusers_class,
 )
 from sklearn_msf.latent.frozen_network import own_copy, plain_config
-from sklearn_msf.latent.hub import CONFIG_NAME
 from sklearn_msf.latent.model_files import (
     CARD_NAME,
+    CONFIG_NAME,
     ModelKind,
     fetch_model,
     find_folder,
@@ -89,20 +89,25 @@ def as_autoencoder(given: Any) -> ImageAutoencoder:
                 "that whole images fit into the memory."
             )
     opened = ImageAutoencoder(given)
-    if opened.source["kind"] == "embedded" and not _fits_its_config(opened.module):
+    if opened.source["kind"] == "embedded" and not _fits_its_config(opened):
         opened.source = {"kind": "object"}
     return opened
 
 
-def _fits_its_config(module: nn.Module) -> bool:
-    """Tell whether a file can hold a module of diffusers: nothing in it was fused or replaced."""
-    described = plain_config(module)
-    weights = {name: value.float() for name, value in module.state_dict().items()}
+def _fits_its_config(opened: ImageAutoencoder) -> bool:
+    """Tell whether a file can hold a module of diffusers: nothing in it was fused or replaced.
+
+    Paddings, activations, hooks and methods are in no configuration: one that is built of it has to
+    convert images alike.
+    """
+    described = plain_config(opened.module)
+    weights = {name: value.float() for name, value in opened.module.state_dict().items()}
     try:
         check_layout(described["class"], described["config"], weights)
+        built = build_checked(described["class"], described["config"], weights)
     except UNEXPECTED_VALUE_ERRORS:
         return False
-    return True
+    return opened.converts_as(built)
 
 
 def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:

@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     """A part of the training, with its own learning rate schedule."""
 
     has_branches: bool
-    share: float  # of the time, if that is limited
+    fraction: float  # of the time, if that is limited
     n_steps: int
     batch_size: int
     learning_rate: float
@@ -112,7 +112,7 @@ def fit_autoencoder(
     n_steps: list[int] = []
     generator = torch.Generator(device).manual_seed(seed)
     for stage in _STAGES:
-        allowed = None if seconds is None else max(stage.share * seconds, 1e-3)
+        allowed = None if seconds is None else max(stage.fraction * seconds, 1e-3)
         optimizer = AveragedOptimizer(
             module,
             average,
@@ -230,12 +230,12 @@ def _training_parts(module: nn.Module, *, has_branches: bool) -> Iterator[None]:
 def _progress(n_steps: int, start: float, seconds: float | None) -> Iterator[float]:
     """Yield the fraction of a stage that is over, before each step; one step always runs."""
     for step in range(n_steps):
-        share = (step + 0.5) / n_steps
+        passed = (step + 0.5) / n_steps
         if seconds is not None:
-            share = max(share, (time.perf_counter() - start) / seconds)
-            if share >= 1 and step:
+            passed = max(passed, (time.perf_counter() - start) / seconds)
+            if passed >= 1 and step:
                 return
-        yield min(share, 1.0)
+        yield min(passed, 1.0)
 
 
 def fitted_factor(size: tuple[int, int]) -> int:

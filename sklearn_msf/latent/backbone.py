@@ -216,7 +216,7 @@ class ImageBackbone(FrozenNetwork):
         found: Any = output
         if self._of_transformers and isinstance(output, Tensor) and output.ndim == 3:
             found = _tokens_as_map(output, images.shape[2:], self.module.config)
-        elif self._of_transformers and isinstance(output, Tensor) and output.ndim == 4:
+        elif isinstance(output, Tensor) and output.ndim == 4:
             found = _with_channels_first(output, images.shape[2:])
         is_map = isinstance(found, Tensor) and found.ndim == 4 and found.numel() > 0
         if is_map and len(found) == len(images):
@@ -258,7 +258,7 @@ def _arguments(module: nn.Module) -> set[str]:
 
 
 def _with_channels_first(output: Tensor, size: torch.Size) -> Tensor:
-    """Bring a map to (n, C, h, w): a few models of transformers return (n, h, w, C)."""
+    """Bring a map to (n, C, h, w): a few models, above all Swin, return (n, h, w, C)."""
 
     def has_aspect(sides: torch.Size) -> bool:
         strides = [n / max(1, of_map) for n, of_map in zip(size, sides, strict=True)]

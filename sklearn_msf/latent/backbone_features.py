@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import BackboneError
+from sklearn_msf.latent.autoencoder_latents import ENCODED_AT_ONCE, measured_rows, prepare_images
 from sklearn_msf.latent.backbone import ImageBackbone
-from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, measured_rows, prepare_images
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import arithmetic
 

@@ -7,7 +7,6 @@ has to be passed when the model is opened. Its weights are never copied into a f
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sklearn_msf.exceptions import BackboneError
@@ -15,9 +14,10 @@ from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
 from sklearn_msf.latent.frozen_network import is_same_output
-from sklearn_msf.latent.hub import is_commit, is_hub_id
 from sklearn_msf.latent.model_files import is_licence
-from sklearn_msf.persistence.archives import ArchiveError, check_tensors
+from sklearn_msf.persistence.archives import ArchiveError, check_shapes
+from sklearn_msf.persistence.hub import is_commit, is_hub_id
+from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
 
 __all__ = ["features_from_plain", "features_to_plain"]
@@ -113,8 +113,7 @@ def _check_source(source: Any, digest: Any) -> None:
 
 
 def _as_pair(name: str, value: Any) -> tuple[int, int]:
-    is_pair = isinstance(value, list) and len(value) == 2
-    if not is_pair or not all(type(n) is int and n > 0 for n in value):
+    if not is_size(value):
         raise ArchiveError(f"The features of the model have {name}={value!r}.")
     return value[0], value[1]
 
@@ -130,8 +129,6 @@ def _check_tensors(n_features: int, tensors: dict[str, Tensor]) -> None:
         if not 0 < len(components) < n_features:
             raise ArchiveError(f"The features of the model have {len(components)} components.")
         shapes["components"] = (len(components), n_features)
-    # On the meta device, because a tensor without values can claim any shape.
-    wanted = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    check_tensors(tensors, wanted, "The features of the backbone")
+    check_shapes(tensors, shapes, "The features of the backbone")
     if not bool((tensors["scale"] > 0).all()):
         raise ArchiveError("The scale factors of the features must be positive.")

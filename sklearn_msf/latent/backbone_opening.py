@@ -27,9 +27,9 @@ from sklearn_msf.latent.backbone import (
     vision_model,
 )
 from sklearn_msf.latent.frozen_network import own_copy
-from sklearn_msf.latent.hub import CONFIG_NAME, fetch_from_hub, is_commit
 from sklearn_msf.latent.model_files import (
     CARD_NAME,
+    CONFIG_NAME,
     ModelKind,
     fetch_model,
     find_folder,
@@ -38,6 +38,7 @@ from sklearn_msf.latent.model_files import (
     stated_licence,
 )
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
+from sklearn_msf.persistence.hub import fetch_from_hub, is_commit
 from sklearn_msf.runtime.device import seeded_weights
 
 __all__ = ["as_backbone", "open_backbone", "open_hub_backbone"]

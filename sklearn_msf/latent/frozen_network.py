@@ -82,6 +82,11 @@ class FrozenNetwork:
             self._device = device
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for a message to other processes, with the module on the CPU."""
+        module = copy_to_pickle(self.module)
+        return {**vars(self), "module": module, "_device": torch.device("cpu")}
+
     def fingerprint(self) -> tuple[str, Tensor]:
         """Identify the network by a digest, and by what it makes of a fixed image."""
         if self._fingerprint is None:

@@ -11,8 +11,8 @@ from sklearn_msf.data.augmentation import augment_images, mirror_images
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
+from sklearn_msf.latent.autoencoder_latents import ENCODED_AT_ONCE
 from sklearn_msf.latent.latent_space import LatentSpace
-from sklearn_msf.latent.scaling import ENCODED_AT_ONCE
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.training.batches import TrainingData
 
@@ -36,20 +36,15 @@ class LatentTrainingData(TrainingData):
     ----------
     latents : Tensor of shape (n, n_variations, c + d, h, w)
         Normalised means and features, followed by the deviations of the first d channels.
-    n_drawable : int
-        Number of variations, from the first one on, for the samples that teach generation:
-        generated images look like these.
+    n_flips : int
+        Number of flips of each image, the unflipped one included. They are its first variations,
+        and the only ones for the samples that teach generation: generated images look like them.
     n_channels : int
         Channels c of the means and features.
     n_features : int
         How many of these, the last ones, are features.
     labels, weights, epoch_size, device :
         As in :class:`TrainingData`.
-
-    Attributes
-    ----------
-    n_flips : int
-        Number of flips of each image, the unflipped one included, that were encoded.
     """
 
     smaller_samples = "take an autoencoder with smaller latents"
@@ -57,7 +52,7 @@ class LatentTrainingData(TrainingData):
     def __init__(
         self,
         latents: Tensor,
-        n_drawable: int,
+        n_flips: int,
         n_channels: int,
         n_features: int,
         labels: Tensor,
@@ -67,9 +62,9 @@ class LatentTrainingData(TrainingData):
     ):
         super().__init__(latents.flatten(0, 1), labels, weights, epoch_size, device)
         self._n_variations = latents.shape[1]
-        self.n_flips = n_drawable
+        self.n_flips = n_flips
         # Flips are the first variations: 2 along one axis, 4 along two.
-        self.n_flipped_axes = n_drawable.bit_length() - 1
+        self.n_flipped_axes = n_flips.bit_length() - 1
         self._n_channels = n_channels
         self._n_features = n_features
         n_latent = n_channels - n_features

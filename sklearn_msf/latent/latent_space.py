@@ -24,12 +24,13 @@ from sklearn_msf.flow.label_codes import (
     MaskReader,
     PixelReader,
 )
-from sklearn_msf.latent.autoencoder import Encoded, ImageAutoencoder
+from sklearn_msf.latent.autoencoder import ImageAutoencoder
 from sklearn_msf.latent.autoencoder_io import (
     autoencoder_from_plain,
     autoencoder_to_plain,
     check_autoencoder,
 )
+from sklearn_msf.latent.autoencoder_latents import ENCODED_AT_ONCE, AutoencoderLatents
 from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain
@@ -39,10 +40,10 @@ from sklearn_msf.latent.frozen_network import (
     is_same_output,
     update_with,
 )
-from sklearn_msf.latent.hub import KNOWN_LICENCES
-from sklearn_msf.latent.scaling import ENCODED_AT_ONCE, LatentScaling, prepare_images
+from sklearn_msf.latent.model_files import KNOWN_LICENCES
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
-from sklearn_msf.persistence.archives import ArchiveError, check_tensors, part_of
+from sklearn_msf.persistence.archives import ArchiveError, check_shapes, part_of
+from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.runtime.batching import in_batches
 
@@ -74,10 +75,8 @@ class LatentSpace:
     ----------
     image_format : ImageFormat
         Layout and range of X.
-    autoencoder : ImageAutoencoder or None
-        Encodes and decodes images; None if the field works on features alone.
-    scaling : LatentScaling or None
-        Size of the encoded images, scaling of the latents, encoded masks of the classes.
+    latents : AutoencoderLatents or None
+        Latents, which can be decoded; None if the field works on features alone.
     palette : LabelCodes or None
         Colours of the classes, if the field carries encoded masks of them.
     features : BackboneFeatures or None
@@ -85,32 +84,35 @@ class LatentSpace:
     """
 
     image_format: ImageFormat
-    autoencoder: ImageAutoencoder | None
-    scaling: LatentScaling | None
+    latents: AutoencoderLatents | None
     palette: LabelCodes | None
     features: BackboneFeatures | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of the latents and features."""
-        height, width = self._grid
-        return self.n_latent + self._n_features, height, width
+        n_channels = sum(part.n_channels for part in self._learned)
+        return n_channels, *self._learned[0].grid
 
     @property
     def n_deviations(self) -> int:
         """Number of channels, the first ones, that have a posterior deviation."""
-        has_deviation = self.autoencoder is not None and self.autoencoder.has_deviation
-        return self.n_latent if has_deviation else 0
+        return 0 if self.latents is None else self.latents.n_deviations
 
     @property
     def makes_images(self) -> bool:
         """Whether outputs of the field can be decoded to images."""
-        return self.autoencoder is not None
+        return self.latents is not None
+
+    @property
+    def autoencoder(self) -> ImageAutoencoder | None:
+        """What encodes and decodes images, if it is there."""
+        return None if self.latents is None else self.latents.autoencoder
 
     @property
     def mask_codes(self) -> Tensor | None:
         """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
-        return None if self.scaling is None else self.scaling.mask_codes
+        return None if self.latents is None else self.latents.mask_codes
 
     @property
     def autoencoder_source(self) -> dict[str, Any] | None:
@@ -138,14 +140,14 @@ class LatentSpace:
         return self._learned[0].size
 
     @property
-    def _learned(self) -> list[LatentScaling | BackboneFeatures]:
-        """What was learned for the autoencoder, and for the backbone, if there are both."""
-        return [part for part in (self.scaling, self.features) if part is not None]
+    def _learned(self) -> list[AutoencoderLatents | BackboneFeatures]:
+        """Latents and features, those that there are, in the order of their channels."""
+        return [part for part in (self.latents, self.features) if part is not None]
 
     @property
     def n_latent(self) -> int:
         """Number of channels, the first ones, that are the latent of an autoencoder."""
-        return 0 if self.autoencoder is None else self.autoencoder.latent_channels
+        return 0 if self.latents is None else self.latents.n_channels
 
     def module_of(self, name: str) -> Any:
         """Return the module of the "autoencoder" or the "backbone", or None."""
@@ -161,18 +163,6 @@ class LatentSpace:
         if name == "autoencoder":
             return self.autoencoder
         return None if self.features is None else self.features.backbone
-
-    @property
-    def _n_features(self) -> int:
-        return 0 if self.features is None else self.features.n_channels
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        if self.autoencoder is None or self.scaling is None:
-            assert self.features is not None
-            return self.features.grid
-        height, width = (n // self.autoencoder.factor for n in self.scaling.size)
-        return height, width
 
     @property
     def _encoders(self) -> list[FrozenNetwork]:
@@ -206,7 +196,7 @@ class LatentSpace:
         """Return a reader that compares masks as latents, or one that decodes them first."""
         if self.palette is not None and label_decoding == "pixel":
             # Without limits: distances count how far beyond a colour a prediction is.
-            return PixelReader(self.palette, self._restored)
+            return PixelReader(self.palette, self._checked_latents.decode)
         return CodeReader(codes.to("cpu"))
 
     def images(self, sampled: Tensor) -> Tensor:
@@ -228,13 +218,7 @@ class LatentSpace:
 
     def resized(self, x: Tensor) -> list[Tensor]:
         """Convert images to the size and the channels of each encoder, the autoencoder first."""
-        images = []
-        if self.autoencoder is not None and self.scaling is not None:
-            size, n_channels = self.scaling.size, self.autoencoder.image_channels
-            images.append(prepare_images(x, size, n_channels))
-        if self.features is not None:
-            images.append(self.features.resized(x))
-        return images
+        return [part.resized(x) for part in self._learned]
 
     def normalised_posterior(self, images: Sequence[Tensor], precision: str) -> Tensor:
         """Encode images that :meth:`resized` returned.
@@ -253,20 +237,14 @@ class LatentSpace:
         """
         means, deviations = [], []
         for_encoder = iter(images)
-        if self.autoencoder is not None and self.scaling is not None:
-            mean, deviation = self.posterior(next(for_encoder), precision)
-            _, scale = self.scaling.factors(mean.device)
-            means.append(self.scaling.normalise(mean))
+        if self.latents is not None:
+            mean, deviation = self.latents.encode(next(for_encoder), precision)
+            means.append(mean)
             if deviation is not None:
-                deviations.append(deviation * scale)
+                deviations.append(deviation)
         if self.features is not None:
             means.append(self.features.encode(next(for_encoder), precision))
         return torch.cat([*means, *deviations], dim=1)
-
-    def posterior(self, images: Tensor, precision: str) -> Encoded:
-        """Encode images that have the size and the channels of the autoencoder."""
-        assert self.autoencoder is not None
-        return self.autoencoder.encode(images, precision)
 
     def digest(self) -> str:
         """Identify all that latents depend on besides the images and the precision."""
@@ -285,18 +263,20 @@ class LatentSpace:
         return " ".join(map(str, (*digests, *sizes, self.shape, exact.hexdigest())))
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self._restored(latents).clamp(-1, 1)
+        return self._checked_latents.decode(latents).clamp(-1, 1)
 
-    def _restored(self, latents: Tensor) -> Tensor:
-        assert self.autoencoder is not None
-        assert self.scaling is not None
-        return self.autoencoder.decode(self.scaling.restore(latents))
+    @property
+    def _checked_latents(self) -> AutoencoderLatents:
+        """The latents where they are needed: nothing is decoded of a space without them."""
+        assert self.latents is not None
+        return self.latents
 
     def for_graphs(self) -> "LatentSpace":
         """Return the space with a copy of the autoencoder on the CPU that splits no batch."""
-        if self.autoencoder is None:
+        if self.latents is None:
             return self
-        return replace(self, autoencoder=self.autoencoder.in_one_pass())
+        in_one_pass = self.latents.autoencoder.in_one_pass()
+        return replace(self, latents=replace(self.latents, autoencoder=in_one_pass))
 
     # Files and pickles
 
@@ -308,14 +288,15 @@ class LatentSpace:
         """
         plain: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
-        if self.autoencoder is not None and self.scaling is not None:
-            metadata, weights = autoencoder_to_plain(self.autoencoder, by_name=True)
+        if self.latents is not None:
+            autoencoder = self.latents.autoencoder
+            metadata, weights = autoencoder_to_plain(autoencoder, by_name=True)
             tensors = {f"autoencoder.{name}": value for name, value in weights.items()}
-            tensors |= {"shift": self.scaling.shift, "scale": self.scaling.scale}
-            if self.scaling.mask_codes is not None:
-                tensors["mask_codes"] = self.scaling.mask_codes
-            _, tensors["probe"] = self.autoencoder.fingerprint()
-            plain = {"autoencoder": metadata, "encoded_size": list(self.scaling.size)}
+            tensors |= {"shift": self.latents.shift, "scale": self.latents.scale}
+            if self.latents.mask_codes is not None:
+                tensors["mask_codes"] = self.latents.mask_codes
+            _, tensors["probe"] = autoencoder.fingerprint()
+            plain = {"autoencoder": metadata, "encoded_size": list(self.latents.size)}
         if self.features is not None:
             plain["backbone"], of_features = features_to_plain(self.features)
             tensors |= {f"{_FEATURES}.{name}": value for name, value in of_features.items()}
@@ -372,13 +353,13 @@ class LatentSpace:
             )
         if not has_autoencoder and palette is not None:
             raise ArchiveError("The model has encoded masks, but no autoencoder.")
-        autoencoder, scaling = None, None
+        latents = None
         if has_autoencoder:
             opened = None if known is None else known.autoencoder
-            autoencoder, scaling = _latents_from_plain(
+            latents = _latents_from_plain(
                 plain, tensors, image_format, palette, given.autoencoder, opened
             )
-        space = cls(image_format, autoencoder, scaling, palette)
+        space = cls(image_format, latents, palette)
         if not has_backbone:
             return space
         own = None if known is None or known.features is None else known.features.backbone
@@ -398,15 +379,17 @@ class LatentSpace:
         """
         state: dict[str, Any] = {
             "autoencoder": None,
-            "scaling": None if self.scaling is None else dict(vars(self.scaling)),
+            "scaling": None,
             "palette": None if self.palette is None else dict(vars(self.palette)),
         }
-        if self.autoencoder is not None:
-            metadata, tensors = autoencoder_to_plain(self.autoencoder, by_name=False)
+        if self.latents is not None:
+            learned = dict(vars(self.latents))
+            autoencoder = learned.pop("autoencoder")
+            metadata, tensors = autoencoder_to_plain(autoencoder, by_name=False)
             check_autoencoder(metadata, tensors)
             is_object = metadata["kind"] == "object"
-            module = copy_to_pickle(self.autoencoder.module) if is_object else None
-            state["autoencoder"] = [metadata, tensors, module]
+            module = copy_to_pickle(autoencoder.module) if is_object else None
+            state |= {"autoencoder": [metadata, tensors, module], "scaling": learned}
         if self.features is not None:
             backbone = self.features.backbone
             state["features"] = {
@@ -422,13 +405,12 @@ class LatentSpace:
     @classmethod
     def from_state(cls, state: dict[str, Any], image_format: ImageFormat) -> "LatentSpace":
         """Restore the space that :meth:`to_state` described."""
-        autoencoder, scaling, features = None, None, None
+        latents, features = None, None
         if state["autoencoder"] is not None:
             metadata, tensors, module = state["autoencoder"]
             autoencoder = autoencoder_from_plain(metadata, tensors, module)
-        if state["scaling"] is not None:
             size = tuple(state["scaling"]["size"])
-            scaling = LatentScaling(**{**state["scaling"], "size": size})
+            latents = AutoencoderLatents(autoencoder, **{**state["scaling"], "size": size})
         palette = None if state["palette"] is None else LabelCodes(**state["palette"])
         # Pickles from before there were backbones have no features.
         plain = state.get("features")
@@ -439,7 +421,7 @@ class LatentSpace:
             sides = {name: tuple(plain[name]) for name in ("size", "grid")}
             backbone = ImageBackbone(module, preprocessing, source)
             features = BackboneFeatures(**{**plain, **sides, "backbone": backbone})
-        return cls(image_format, autoencoder, scaling, palette, features)
+        return cls(image_format, latents, palette, features)
 
     def move_to(self, device: torch.device) -> None:
         """Move the encoders."""
@@ -454,12 +436,11 @@ def _latents_from_plain(
     palette: LabelCodes | None,
     given: Any,
     opened: ImageAutoencoder | None,
-) -> tuple[ImageAutoencoder, LatentScaling]:
-    """Restore the autoencoder and the scaling; see :meth:`LatentSpace.from_plain`."""
+) -> AutoencoderLatents:
+    """Restore the latents; see :meth:`LatentSpace.from_plain`."""
     size = plain["encoded_size"]
-    is_pair = isinstance(size, list) and len(size) == 2
-    if not is_pair or not all(type(n) is int and n > 0 for n in size):
-        raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+    if not is_size(size):
+        raise ArchiveError(f"The model has encoded_size={size!r}.")
     check_resized_size("encoded_size", size, image_format.size)
     height, width = size
     description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
@@ -472,19 +453,17 @@ def _latents_from_plain(
     check_channels(image_format, autoencoder, encodes_masks=palette is not None)
     factor, n_channels = autoencoder.factor, autoencoder.latent_channels
     if height % factor or width % factor:
-        raise ArchiveError(f"The model has encoded_size={plain['encoded_size']!r}.")
+        raise ArchiveError(f"The model has encoded_size={size!r}.")
     shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
     found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
     shapes = {"shift": (n_channels,), "scale": (n_channels,), "probe": found["probe"].shape}
     if codes is not None:
         found["mask_codes"] = codes
         shapes["mask_codes"] = (len(codes), n_channels, height // factor, width // factor)
-    # On the meta device, because a tensor without values can claim any shape.
-    wanted = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
-    check_tensors(found, wanted, "The scaling of the latents")
+    check_shapes(found, shapes, "The scaling of the latents")
     if not bool((scale > 0).all()):
         raise ArchiveError("The scale factors of the latents must be positive.")
-    return autoencoder, LatentScaling((height, width), shift, scale, codes)
+    return AutoencoderLatents(autoencoder, (height, width), shift, scale, codes)
 
 
 class LatentInputs:
@@ -510,8 +489,17 @@ class LatentInputs:
         return len(self._pixels)
 
     def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Encode `n` images from the index `start` on, flipped along axes."""
-        return self._space.encode(self._pixels.batch(start, n, flip), self._precision)
+        """Encode `n` images from the index `start` on, flipped along axes.
+
+        At their own size only a few are in memory: a batch of small maps can be one of hundreds of
+        large images.
+        """
+        parts = []
+        for first in range(start, start + n, ENCODED_AT_ONCE):
+            size = min(ENCODED_AT_ONCE, start + n - first)
+            images = self._pixels.batch(first, size, flip)
+            parts.append(self._space.encode(images, self._precision))
+        return torch.cat(parts)
 
 
 class KeptInputs:

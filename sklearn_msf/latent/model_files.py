@@ -17,11 +17,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sklearn_msf.exceptions import PretrainedModelError
-from sklearn_msf.latent.hub import CONFIG_NAME, HubFiles, fetch_from_hub, form_of_id, is_hub_id
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
+from sklearn_msf.persistence.hub import HubFiles, fetch_from_hub, form_of_id, is_hub_id
 
 __all__ = [
     "CARD_NAME",
+    "CONFIG_NAME",
+    "KNOWN_LICENCES",
     "ModelKind",
     "fetch_model",
     "find_folder",
@@ -31,7 +33,10 @@ __all__ = [
     "stated_licence",
 ]
 
+CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
+# Licences of weights that this package names itself, as their cards on the hub state them.
+KNOWN_LICENCES = {"stabilityai/sd-vae-ft-mse": "mit"}
 _MAX_CONFIG_BYTES = 2**20
 _MAX_CARD_BYTES, _MAX_LICENCE = 2**20, 100
 

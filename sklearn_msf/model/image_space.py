@@ -17,6 +17,7 @@ from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
 from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.flow.label_codes import CodeReader, EncodedLabelCodes, LabelCodes, MaskReader
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
 
 __all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace", "padded"]
@@ -195,12 +196,7 @@ class PixelSpace:
         if plain is None:
             return cls(image_format)
         size = plain["input_size"]
-        is_pair = isinstance(size, list) and len(size) == 2
-        if (
-            image_format.n_spatial_dims != 2
-            or not is_pair
-            or not all(type(n) is int and n > 0 for n in size)
-        ):
+        if image_format.n_spatial_dims != 2 or not is_size(size):
             raise ArchiveError(f"The model has input_size={size!r}.")
         check_resized_size("input_size", size, image_format.size)
         return cls(image_format, (size[0], size[1]))

@@ -22,6 +22,7 @@ import re
 import secrets
 import stat
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from sklearn_msf.persistence.whole_files import (
     is_fresh,
     remove,
     remove_abandoned,
-    whole_file,
+    write_file,
 )
 
 __all__ = [
     "UNEXPECTED_VALUE_ERRORS",
     "ArchiveError",
     "ArchiveVersionError",
+    "check_shapes",
     "check_tensors",
     "name_of_weights",
     "part_of",
@@ -51,7 +53,6 @@ __all__ = [
     "remove_archive",
     "remove_leftovers",
     "write_archive",
-    "write_file",
 ]
 
 _FORMAT = "sklearn_msf"
@@ -280,16 +281,21 @@ def check_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor], source: s
             raise ArchiveError(f"{source} has values in {name} that are not finite.")
 
 
+def check_shapes(
+    found: dict[str, Tensor], shapes: Mapping[str, Sequence[int]], source: str
+) -> None:
+    """Check as :func:`check_tensors` that tensors are of float32 and of these shapes.
+
+    A shape can be anything that a file claims: nothing of its size is allocated.
+    """
+    wanted = {name: torch.empty(tuple(s), device="meta") for name, s in shapes.items()}
+    check_tensors(found, wanted, source)
+
+
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Select the tensors whose names start with a prefix, and remove it from their names."""
     start = f"{prefix}."
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    with whole_file(path) as file:
-        file.write(data)
 
 
 def _listed(names: list[str]) -> str:

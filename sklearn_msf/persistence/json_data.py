@@ -12,6 +12,7 @@ from sklearn_msf.persistence.limits import check_labels
 __all__ = [
     "from_plain",
     "is_finite_number",
+    "is_size",
     "labels_from_plain",
     "labels_to_plain",
     "number_dtype",
@@ -120,3 +121,9 @@ def number_dtype(name: Any) -> np.dtype:
 def is_finite_number(value: Any) -> bool:
     """Tell whether a value of a file is a number, no truth value, and finite."""
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_size(value: Any) -> bool:
+    """Tell whether a value of a file is a list of height and width, two positive integers."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(type(side) is int and side > 0 for side in value)

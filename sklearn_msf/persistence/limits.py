@@ -1,8 +1,8 @@
-"""How much a saved model may ask for: every limit of what can be opened, in one place.
+"""How much a saved model may ask for: limits of images, predictions, labels and networks.
 
 Saving checks what it is about to write with the same functions as opening, so that no model is
 saved that could not be opened. Opening calls them before time or memory is spent. The number of
-classes is limited where the label codes are made.
+classes is limited where the label codes are made, encoders where they are opened.
 """
 
 import math

@@ -19,7 +19,14 @@ try:
 except ImportError:  # Windows, which refuses to delete a file that a process has open.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["UNFINISHED_SUFFIX", "is_fresh", "remove", "remove_abandoned", "whole_file"]
+__all__ = [
+    "UNFINISHED_SUFFIX",
+    "is_fresh",
+    "remove",
+    "remove_abandoned",
+    "whole_file",
+    "write_file",
+]
 
 # The end of an unfinished name, as a regular expression.
 UNFINISHED_SUFFIX = r"[0-9a-f]+\.part"
@@ -53,6 +60,12 @@ def whole_file(path: Path, unfinished_prefix: str | None = None) -> Iterator[IO[
         remove(unfinished)
         raise
     _flush_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def is_fresh(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Devices, precisions and threads."""
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -63,9 +64,13 @@ def has_float64(device: torch.device) -> bool:
 
 def to_channels_last(module: Module, device: torch.device | None = None) -> Module:
     """Store convolution weights in channels_last, the fast layout, and move them if asked to."""
-    n_axes = max((parameter.ndim for parameter in module.parameters()), default=0)
-    # torch's type annotations lack memory_format.
-    return module.to(device=device, memory_format=channels_last(n_axes))  # type: ignore[call-overload]
+    if device is not None:
+        module.to(device)
+    # One by one: a network may have weights of images and of volumes.
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.ndim in (4, 5):
+            tensor.data = tensor.data.contiguous(memory_format=channels_last(tensor.ndim))
+    return module
 
 
 @contextlib.contextmanager

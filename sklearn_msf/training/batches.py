@@ -14,7 +14,7 @@ from sklearn_msf.runtime.device import has_float64
 __all__ = ["TrainingData", "count_batches", "smallest_batch"]
 
 # If the images need more than this fraction of a GPU's free memory, they are streamed.
-_RESIDENT_SHARE = 0.5
+_RESIDENT_FRACTION = 0.5
 
 
 class TrainingData:
@@ -223,4 +223,4 @@ def _fits(images: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes < _RESIDENT_SHARE * free
+    return images.nbytes < _RESIDENT_FRACTION * free

@@ -8,7 +8,7 @@ __all__ = ["WARMUPS", "TimeBudget", "learning_rate_factor"]
 WARMUPS = ("linear", "cosine")
 
 # Tables 3 to 5 of the paper: 100 warm-up epochs of 1000, 200 of 2000.
-_WARMUP_SHARE = 0.1
+_WARMUP_FRACTION = 0.1
 
 
 def learning_rate_factor(progress: float, warmup: str = "linear") -> float:
@@ -27,10 +27,10 @@ def learning_rate_factor(progress: float, warmup: str = "linear") -> float:
     float
         In [0, 1].
     """
-    if progress < _WARMUP_SHARE:
-        share = progress / _WARMUP_SHARE
-        return share if warmup == "linear" else 0.5 * (1 - math.cos(math.pi * share))
-    return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_SHARE) / (1 - _WARMUP_SHARE)))
+    if progress < _WARMUP_FRACTION:
+        passed = progress / _WARMUP_FRACTION
+        return passed if warmup == "linear" else 0.5 * (1 - math.cos(math.pi * passed))
+    return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP_FRACTION) / (1 - _WARMUP_FRACTION)))
 
 
 class TimeBudget:
@@ -127,7 +127,7 @@ class TimeBudget:
         self._checked = now
         return now - self._started
 
-    def share(self) -> float:
+    def fraction_passed(self) -> float:
         """Return the fraction of the time for steps that has passed; 0 without a limit.
 
         It is 0 as well if nothing was left for steps.

@@ -374,8 +374,8 @@ class Trainer:
             if epoch is not None:
                 # Use the rate at the middle of the step: the schedule is zero at both ends, which
                 # would waste the first or the last step.
-                share = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
-                progress = self._common_progress(share)
+                passed = (epoch + (step + 0.5) / len(batches)) / self.settings.max_epochs
+                progress = self._common_progress(passed)
                 rate = peak_rate * learning_rate_factor(progress, self.settings.warmup)
             rates.append(rate)
             before = self.budget.elapsed if self.settings.compile_network else 0.0
@@ -391,7 +391,7 @@ class Trainer:
             if len(rates) % self._step.capacity == 0:
                 losses.append(self._checked_losses(rates))
             if self._report is not None and epoch is not None:
-                self._report(self._progress(share), None)
+                self._report(self._progress(passed), None)
         losses.append(self._checked_losses(rates))
         seconds = self.budget.end_step() - start
         image_loss, label_loss = (torch.cat(losses).sum(dim=0) / max(len(rates), 1)).tolist()
@@ -480,10 +480,10 @@ class Trainer:
         is_up = self.budget.is_up(n_running=self._queue.wait())
         return self.group.of_first(is_up)
 
-    def _common_progress(self, share_of_epochs: float) -> float:
-        progress = self._progress(share_of_epochs)
+    def _common_progress(self, fraction_of_epochs: float) -> float:
+        progress = self._progress(fraction_of_epochs)
         return progress if self.settings.time_budget is None else self.group.of_first(progress)
 
-    def _progress(self, share_of_epochs: float) -> float:
+    def _progress(self, fraction_of_epochs: float) -> float:
         """Return the fraction of the training done: the larger one of epochs and time."""
-        return min(1.0, max(share_of_epochs, self.budget.share()))
+        return min(1.0, max(fraction_of_epochs, self.budget.fraction_passed()))

@@ -1,6 +1,6 @@
-"""Size and scaling of the latents, learned from the training images."""
+"""Latents of an autoencoder, converted for the field: their size and scaling are learned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from sklearn_msf.runtime.batching import in_batches
 
 __all__ = [
     "ENCODED_AT_ONCE",
-    "LatentScaling",
-    "learn_scaling",
+    "AutoencoderLatents",
+    "learn_latents",
     "measured_rows",
     "prepare_images",
 ]
@@ -28,11 +28,13 @@ ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
-class LatentScaling:
-    """Size and scaling of the latents that fit learned.
+class AutoencoderLatents:
+    """Latents of an autoencoder, converted for the field.
 
     Attributes
     ----------
+    autoencoder : ImageAutoencoder
+        Encodes and decodes images.
     size : tuple of int
         Height and width to which images are resized before they are encoded.
     shift, scale : Tensor of shape (c,)
@@ -41,38 +43,69 @@ class LatentScaling:
         Normalised latents of the class masks, if the field carries them.
     """
 
+    autoencoder: ImageAutoencoder
     size: tuple[int, int]
     shift: Tensor
     scale: Tensor
     mask_codes: Tensor | None
 
     @property
+    def n_channels(self) -> int:
+        """Channels of the latents."""
+        return self.autoencoder.latent_channels
+
+    @property
+    def n_deviations(self) -> int:
+        """Number of channels, all or none, that have a posterior deviation."""
+        return self.n_channels if self.autoencoder.has_deviation else 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width (h, w) of the latents."""
+        height, width = (side // self.autoencoder.factor for side in self.size)
+        return height, width
+
+    @property
     def constants(self) -> list[Tensor]:
         """What latents are computed with."""
         return [self.shift, self.scale]
 
+    def resized(self, x: Tensor) -> Tensor:
+        """Convert images, (n, C, H, W) in [-1, 1], to the size and channels of the autoencoder."""
+        return prepare_images(x, self.size, self.autoencoder.image_channels)
+
+    def encode(self, images: Tensor, precision: str) -> Encoded:
+        """Encode resized images to normalised means and deviations."""
+        mean, deviation = self.autoencoder.encode(images, precision)
+        _, scale = self._factors(mean.device)
+        return Encoded(self.normalise(mean), None if deviation is None else deviation * scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (n, c, h, w) of the field."""
+        return self.autoencoder.decode(self.restore(latents))
+
     def normalise(self, latents: Tensor) -> Tensor:
         """Convert latents (n, c, h, w) of the autoencoder to those of the field."""
-        shift, scale = self.factors(latents.device)
+        shift, scale = self._factors(latents.device)
         return (latents - shift) * scale
 
     def restore(self, latents: Tensor) -> Tensor:
         """Convert latents (n, c, h, w) of the field to those of the autoencoder."""
-        shift, scale = self.factors(latents.device)
+        shift, scale = self._factors(latents.device)
         return latents / scale + shift
 
-    def factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _factors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return shift and scale, (c, 1, 1), on a device."""
         return self.shift.to(device)[:, None, None], self.scale.to(device)[:, None, None]
 
 
-def learn_scaling(
+def learn_latents(
     images: ImagesOnDemand,
     autoencoder: ImageAutoencoder,
     size: tuple[int, int],
     precision: str,
     palette: LabelCodes | None,
-) -> LatentScaling:
+) -> AutoencoderLatents:
     """Learn the scaling of latents, and encode a mask for each class if there is a palette.
 
     The scaling is the shift and factor that the autoencoder publishes. If it publishes none, the
@@ -94,21 +127,21 @@ def learn_scaling(
 
     Returns
     -------
-    LatentScaling
-        On the CPU.
+    AutoencoderLatents
+        With tensors on the CPU.
     """
     n_channels = autoencoder.latent_channels
     if autoencoder.published_scaling is not None:
         shift, scale = (torch.full((n_channels,), value) for value in autoencoder.published_scaling)
     else:
         shift, scale = _measure(images, autoencoder, size, precision)
-    scaling = LatentScaling(size, shift, scale, None)
+    latents = AutoencoderLatents(autoencoder, size, shift, scale, None)
     if palette is None:
-        return scaling
+        return latents
     masks = palette.masks(torch.arange(palette.n_classes), size)
     encoded = autoencoder.encode(masks.contiguous()).mean
     # Contiguous, as files restore it: sums over channels round differently in other layouts.
-    return LatentScaling(size, shift, scale, scaling.normalise(encoded).contiguous())
+    return replace(latents, mask_codes=latents.normalise(encoded).contiguous())
 
 
 def _measure(

@@ -9,8 +9,6 @@ from typing import NamedTuple
 from sklearn_msf.exceptions import PretrainedModelError
 
 __all__ = [
-    "CONFIG_NAME",
-    "KNOWN_LICENCES",
     "HubFiles",
     "fetch_from_hub",
     "form_of_id",
@@ -19,9 +17,6 @@ __all__ = [
     "shortened",
 ]
 
-# Licences of weights that this package names itself, as their cards on the hub state them.
-KNOWN_LICENCES = {"stabilityai/sd-vae-ft-mse": "mit"}
-CONFIG_NAME = "config.json"
 # A hub that cannot be reached must not cost a noticeable part of a time budget. The client itself
 # waits ten seconds and asks six times.
 _SECONDS_TO_ANSWER = 4

@@ -1,12 +1,76 @@
-"""Groups of samples that belong together, such as the images of one patient."""
+"""Splits of samples, which keep groups together, such as the images of one patient."""
 
 import numpy as np
-from sklearn.model_selection import ShuffleSplit
+from sklearn.model_selection import ShuffleSplit, train_test_split
 
-__all__ = ["draw_one_of_each", "split_groups"]
+from sklearn_msf._estimator.data_validation import TrainingSamples
+from sklearn_msf.runtime.user_warnings import warn_user
+
+__all__ = ["draw_one_of_each", "hold_out", "split_groups", "split_samples"]
 
 # Number of random splits of the groups, of which the one with the most even classes is taken.
 _N_SPLITS = 100
+
+
+def hold_out(
+    samples: TrainingSamples, fraction: float, random_state: np.random.RandomState
+) -> tuple[TrainingSamples, TrainingSamples]:
+    """Split the samples, stratified, into a training part and a validation part."""
+    train, valid = split_samples("early_stopping", samples, fraction, random_state)
+    return samples.take(train), samples.take(valid)
+
+
+def split_samples(
+    purpose: str,
+    samples: TrainingSamples,
+    fraction: float,
+    random_state: np.random.RandomState,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the indices of the samples, stratified, into those to train on and a fraction.
+
+    Samples of one group stay together.
+
+    Raises
+    ------
+    ValueError
+        If a class has too few samples, or samples of too few groups, to be split.
+    """
+    try:
+        if samples.groups is not None:
+            train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
+        else:
+            train, valid = train_test_split(
+                np.arange(len(samples.rows)),
+                test_size=fraction,
+                stratify=samples.labels,
+                random_state=random_state,
+            )
+            lost = np.setdiff1d(samples.labels, samples.labels[train])
+            if len(lost):
+                raise ValueError(
+                    f"it would leave no image of the classes {samples.classes[lost].tolist()} to "
+                    "train on; lower validation_fraction, or pass X_val and y_val."
+                )
+    except ValueError as error:
+        raise ValueError(
+            f"{purpose} cannot hold out a fraction of {fraction:.3g} of {len(samples.rows)} "
+            f"samples by class: {error}"
+        ) from error
+    _warn_of_absent_classes(purpose, samples, valid)
+    return np.sort(train), np.sort(valid)
+
+
+def _warn_of_absent_classes(purpose: str, samples: TrainingSamples, valid: np.ndarray) -> None:
+    """Warn of classes with too few samples or groups to have one in the part that is held out."""
+    absent = np.setdiff1d(samples.labels, samples.labels[valid])
+    if len(absent):
+        few, more = "too few images", "images"
+        if samples.groups is not None:
+            few, more = "images of too few groups", "groups"
+        warn_user(
+            f"{purpose} holds out no image of the classes {samples.classes[absent].tolist()}, "
+            f"which have {few}: pass X_val and y_val, or more {more}."
+        )
 
 
 def split_groups(
