@@ -34,6 +34,7 @@ from _common import (
     described,
     equal_seconds,
     gemm_gflops,
+    grouped,
     load,
     local_seconds,
     machines,
@@ -117,10 +118,7 @@ def table(records: list[dict]) -> str:
         *(title for title, _ in shown.values()),
     ]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    groups: dict[tuple[str, float, str], list[dict]] = {}
-    for record in records:
-        key = record["dataset"], record["reference_seconds"], record["system"]
-        groups.setdefault(key, []).append(record)
+    groups = grouped(records, "dataset", "reference_seconds", "system")
     order = list(TITLES)
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]))):
         dataset, seconds, system = key

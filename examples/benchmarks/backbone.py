@@ -45,6 +45,7 @@ from _common import (
     described,
     first_images,
     gemm_gflops,
+    grouped,
     load,
     machines,
     make_parser,
@@ -384,10 +385,7 @@ def in_order(records):
 
 def runs_of(records):
     """Records by what is averaged: data, budget, number of images and system."""
-    runs = {}
-    for r in records:
-        runs.setdefault((r["dataset"], r["budget"], r["n_images"], r["system"]), []).append(r)
-    return runs
+    return grouped(records, "dataset", "budget", "n_images", "system")
 
 
 def table(records):

@@ -38,6 +38,7 @@ from _common import (
     describe_data,
     described,
     gemm_gflops,
+    grouped,
     load,
     machines,
     make_imagenet_features,
@@ -295,14 +296,6 @@ def save(display, path):
     plt.close(display.figure_)
 
 
-def grouped(records, key):
-    """Records of each data set and recipe, which stands under a key."""
-    groups = {}
-    for record in records:
-        groups.setdefault((record["dataset"], record[key]), []).append(record)
-    return groups
-
-
 def seen_by_imagenet(groups):
     """Groups of which every record has figures in ImageNet features."""
     return {key: group for key, group in groups.items() if all("imagenet" in r for r in group)}
@@ -423,7 +416,7 @@ def changed_lines(groups):
 
 def table(records):
     """Markdown of everything, over seeds."""
-    groups = grouped(records, "title")
+    groups = grouped(records, "dataset", "title")
     generated, real = (lambda r: r["samplers"][sampler_of(r)]), (lambda r: r["real"])
     lines = lines_of(
         "Beside real images",

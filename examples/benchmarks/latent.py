@@ -39,6 +39,7 @@ from _common import (
     described,
     gemm_gflops,
     group_parameters,
+    grouped,
     load,
     local_seconds,
     make_parser,
@@ -627,9 +628,7 @@ def markdown(columns: str, rows: list[str]) -> str:
 
 def accuracy_table(records) -> str:
     records = [r for r in records if r["part"] == "accuracy" and r["split"] == "test"]
-    runs: dict[tuple, list[dict]] = {}
-    for r in records:
-        runs.setdefault((r["dataset"], r["system"], r["reference_seconds"]), []).append(r)
+    runs = grouped(records, "dataset", "system", "reference_seconds")
     rows = []
     for (dataset, system, seconds), same in runs.items():
         auc, acc, rate = (

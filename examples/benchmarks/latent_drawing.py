@@ -46,6 +46,7 @@ from _common import (
     described,
     first_images,
     gemm_gflops,
+    grouped,
     load,
     machines,
     make_imagenet_features,
@@ -274,10 +275,7 @@ def table(records):
     head += [f"{metric}: {', '.join(kinds)}" for metric in metrics]
     head += ["near-duplicates", "seconds an image", "reference seconds"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    groups: dict[tuple, list] = {}
-    for record in records:
-        key = tuple(record[name] for name in IDENTITY if name != "seed")
-        groups.setdefault(key, []).append(record)
+    groups = grouped(records, *(name for name in IDENTITY if name != "seed"))
     for (dataset, side, system, budget, n_images), group in groups.items():
         cells = [
             name_of_first(dataset, n_images),

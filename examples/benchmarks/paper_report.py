@@ -13,6 +13,7 @@ from _common import (
     System,
     equal_seconds,
     frozen_backbone,
+    grouped,
     machines,
     markdown,
     mean_and_spread,
@@ -259,10 +260,8 @@ def save_figure_2(records: Sequence[dict], folder: Path) -> None:
 
     for dataset in dict.fromkeys(r["dataset"] for r in records):
         figure, axes = plt.subplots(figsize=(12, 5), layout="constrained")
-        curves: dict[tuple, list[dict]] = {}
-        for r in records:
-            if r["dataset"] == dataset:
-                curves.setdefault((r["system"], r["run"], r["reference_seconds"]), []).append(r)
+        of_data = [r for r in records if r["dataset"] == dataset]
+        curves = grouped(of_data, "system", "run", "reference_seconds")
         colors = plt.get_cmap("tab20")
         # The best one comes first in the legend.
         for i, ((key, kind, _), same) in enumerate(sorted(curves.items(), key=_mean_aurc)):

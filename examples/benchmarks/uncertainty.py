@@ -31,6 +31,7 @@ from _common import (
     describe_data,
     described,
     gemm_gflops,
+    grouped,
     load,
     machines,
     make_parser,
@@ -227,9 +228,7 @@ def mean_of(records, *path, digits=1):
 
 def tables(records):
     """Markdown of everything."""
-    by_data = {}
-    for record in records:
-        by_data.setdefault(record["dataset"], []).append(record)
+    by_data = {name: of_data for (name,), of_data in grouped(records, "dataset").items()}
     sections = []
 
     rows = []

@@ -18,7 +18,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ __all__ = [
     "asked_parameters",
     "describe_picture",
     "described",
+    "grouped",
     "is_earlier",
     "machines",
     "resolved_parameters",
@@ -277,6 +278,14 @@ def _like_the_last(
 
 def _digest(record: Mapping[str, Any]) -> str:
     return str(record["provenance"]["data"]["digest"])
+
+
+def grouped(records: Iterable[dict], *names: str) -> dict[tuple, list[dict]]:
+    """Records by the values of these entries, in the order in which the values come."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    return groups
 
 
 def machines(records: Sequence[Mapping[str, Any]]) -> str:
