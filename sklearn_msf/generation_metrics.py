@@ -36,6 +36,8 @@ __all__ = [
     "kernel_distance",
     "manifold_metrics",
 ]
+# How much two ways to compute a distance may differ, as a fraction of it.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -405,8 +407,12 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
 
 
 def _radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Compute the distance of each sample to its k-th neighbour among the others."""
-    return np.asarray(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0][:, -1])
+    """Compute the distance of each sample to its k-th neighbour among the others, rounded up.
+
+    Its search rounds otherwise than distances between all samples, and the neighbour is inside.
+    """
+    distances, _ = NearestNeighbors(n_neighbors=k).fit(features).kneighbors()
+    return np.asarray(distances[:, -1] * (1 + _ROUNDING))
 
 
 def _flips(axes: Sequence[int], n_axes: int) -> list[tuple[int, ...]]:

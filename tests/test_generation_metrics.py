@@ -47,6 +47,13 @@ def test_a_set_covers_itself(halves):
     assert (metrics.precision, metrics.recall, metrics.coverage) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("width", [3, 100])
+def test_a_ball_holds_the_neighbour_that_it_reaches(width):
+    features = np.random.default_rng(0).normal(size=(200, width)) + 10
+    # Of itself each image is in the balls of five on average, and in its own.
+    assert manifold_metrics(features, features, k=5).density == pytest.approx(6 / 5)
+
+
 def test_a_dropped_class_costs_recall_and_coverage_but_not_precision(halves):
     a, _, b, labels = halves
     whole, part = manifold_metrics(a, b), manifold_metrics(a, b[labels >= 5])

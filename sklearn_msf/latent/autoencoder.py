@@ -163,11 +163,10 @@ class ImageAutoencoder(FrozenNetwork):
 
         What `encode` and `decode` do then does not depend on the size of the batch.
         """
+        # With a module of its own, as in a pickle.
         copied = copy.copy(self)
         copied._splits_batches = False
-        if isinstance(self.module, nn.Module):
-            copied.module = copy.deepcopy(self.module)
-        return copied.to(torch.device("cpu"))
+        return copied
 
     def _passes(self, batch: Tensor, factor: int) -> list[Tensor]:
         """Split images, or latents whose sides are smaller by a factor, into passes."""

@@ -83,7 +83,7 @@ class FrozenNetwork:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes for a message to other processes, with the module on the CPU."""
+        """Return the attributes of a copy, or for other processes: its module is on the CPU."""
         module = copy_to_pickle(self.module)
         return {**vars(self), "module": module, "_device": torch.device("cpu")}
 
