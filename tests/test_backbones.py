@@ -753,8 +753,10 @@ def test_large_images_of_a_batch_are_in_memory_a_few_at_a_time(monkeypatch):
 
     monkeypatch.setattr(PixelInputs, "batch", noted)
     monkeypatch.setattr("sklearn_msf.latent.latent_space.ENCODED_AT_ONCE", 5)
+    # Images of 16 x 16 x 3 values of four bytes.
+    monkeypatch.setattr("sklearn_msf.latent.latent_space._BYTES_AT_ONCE", 7 * 3072)
     found = classifier.predict_proba(np.concatenate([X] * 4))
-    assert max(sizes) == 5
+    assert max(sizes) == 7
     np.testing.assert_array_equal(found, expected)
 
 

@@ -96,16 +96,27 @@ def clock(monkeypatch):
     return seconds
 
 
+# Of 90 images, batches of 62 are one step, as 90 / 62 is nearer to one.
+@pytest.mark.parametrize("batch_size", [16, 62])
 @pytest.mark.parametrize("seconds", [9.0, 1.0])
-def test_a_budget_that_one_step_uses_up_is_told(clock, digits, seconds):
+def test_a_budget_that_one_step_uses_up_is_told(clock, digits, seconds, batch_size):
     clock.append(seconds)
-    classifier = on_cpu(time_budget=10.0, max_epochs=1, batch_size=16)
+    classifier = on_cpu(time_budget=10.0, max_epochs=3, batch_size=batch_size)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        classifier.fit(*digits)
+        classifier.fit(*(part[:90] for part in digits))
     messages = [str(w.message) for w in told if w.category is ConvergenceWarning]
-    expected = "time_budget=10.0 was over after one step of "
+    expected = "time_budget=10.0 was over after one step:"
     assert [m.startswith(expected) for m in messages] == ([True] if seconds == 9.0 else [])
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+def test_a_run_of_few_steps_that_ended_by_itself_is_not_told_of_its_budget(digits):
+    X, y = (part[:40] for part in digits)
+    stopping = {"early_stopping": True, "n_iter_no_change": 1}
+    on_cpu(time_budget=3600.0, max_epochs=9, batch_size=64, **stopping).fit(X, y)
+    on_cpu(time_budget=3600.0, max_epochs=1, batch_size=64).fit(X, y)
 
 
 def let_diverge(monkeypatch):

@@ -245,25 +245,33 @@ def test_unsigned_tiff_of_16_bits_is_read_in_both_orders_compressed_or_not(tmp_p
             np.testing.assert_array_equal(load_one(path.parent), pixels)
 
 
-def test_gray_planes_in_which_0_is_white_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("tags", "expected", "message"),
+    [
+        ({262: 0}, lambda v: 255 - v, "0 is white and has a plane for each channel"),
+        ({266: 2}, lambda v: np.packbits(np.unpackbits(v, bitorder="little")), "lowest bit"),
+    ],
+    ids=["0 is white", "lowest bit first"],
+)
+def test_planes_of_a_layout_that_pillow_cuts_off_are_refused(tmp_path, tags, expected, message):
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
     path = tmp_path / "a.tif"
-    path.write_bytes(gray_tiff(pixels, photometric=0))
-    np.testing.assert_array_equal(load_one(tmp_path), 255 - pixels)
-    path.write_bytes(gray_tiff(pixels, photometric=0, planes=2))
-    with pytest.raises(ValueError, match="0 is white and has a plane for each channel"):
+    path.write_bytes(gray_tiff(pixels, tags=tags))
+    np.testing.assert_array_equal(load_one(tmp_path).ravel(), expected(pixels.ravel()))
+    path.write_bytes(gray_tiff(pixels, tags={284: 2, **tags}))
+    with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path)
 
 
-def gray_tiff(pixels, *, photometric=1, planes=1, is_compressed=False):
+def gray_tiff(pixels, *, tags=None, is_compressed=False):
     """A TIFF of one strip, in the order of bytes of its pixels."""
     big = pixels.dtype.byteorder == ">"
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     data = zlib.compress(pixels.tobytes()) if is_compressed else pixels.tobytes()
     height, width = pixels.shape
-    tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 8 if is_compressed else 1}
-    tags |= {262: photometric, 273: 200, 277: 1, 278: height, 279: len(data)}
-    tags |= {284: planes, 339: kind}
+    given = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 8 if is_compressed else 1}
+    given |= {262: 1, 266: 1, 273: 200, 277: 1, 278: height, 279: len(data), 284: 1, 339: kind}
+    tags = {**given, **(tags or {})}
     order = ">" if big else "<"
     # Kind 4: numbers of 32 bits.
     entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, n) for tag, n in tags.items())

@@ -272,11 +272,17 @@ def test_the_outliers_of_training_are_expected_later(X):
             check(learned(X), part)
 
 
-def test_many_values_beyond_the_learned_range_are_not_taken_for_outliers():
-    model = learned(put(CT, 32767))
+@pytest.mark.parametrize(
+    "outliers",
+    [lambda X: put(X, 32767), lambda X: put(X, -32768, np.s_[:, :, :2])],
+    ids=["hot pixel", "fill value"],
+)
+def test_many_values_beyond_the_learned_range_are_not_taken_for_outliers(outliers):
+    model = learned(outliers(CT))
     darker = (CT - 1000).astype(np.int16)
-    with pytest.warns(UserWarning, match=r"and on outliers: 51\.0% of its values are clipped"):
-        check(model, darker)
+    for X in (darker, outliers(darker)):
+        with pytest.warns(UserWarning, match=r"and on outliers: [345]\d\.\d% of its values are cl"):
+            check(model, X)
 
 
 METHODS = {

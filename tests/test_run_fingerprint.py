@@ -147,14 +147,18 @@ def test_runs_of_other_random_states_are_told_apart(tmp_path):
             make(tmp_path, random_state=other).fit(X, Y)
 
 
-def test_runs_of_other_states_of_any_bit_generator_are_told_apart(tmp_path):
-    def state(seed):
-        return np.random.RandomState(np.random.PCG64(seed))
+@pytest.mark.parametrize("generator", [np.random.PCG64, np.random.Philox, np.random.MT19937])
+def test_runs_of_other_states_of_any_bit_generator_are_told_apart(tmp_path, generator):
+    def state(seed, n_drawn=0):
+        random_state = np.random.RandomState(generator(seed))
+        random_state.random_sample(n_drawn)
+        return random_state
 
     make(tmp_path, random_state=state(1)).fit(X, Y)
     make(tmp_path, random_state=state(1)).fit(X, Y)
-    with pytest.raises(CheckpointMismatchError, match="random_state is"):
-        make(tmp_path, random_state=state(2)).fit(X, Y)
+    for other in (state(2), state(1, n_drawn=1)):
+        with pytest.raises(CheckpointMismatchError, match="random_state is"):
+            make(tmp_path, random_state=other).fit(X, Y)
 
 
 @pytest.mark.parametrize("shape", [(24, 4, 16), (24, 64), (24, 8, 8, 1), (24, 4, 4, 4)])

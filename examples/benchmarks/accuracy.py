@@ -110,28 +110,30 @@ SCORES = {
 def table(records: list[dict]) -> str:
     """Markdown: test scores of all systems, and the differences from classification alone."""
     shown = {key: column for key, column in SCORES.items() if any(key in r for r in records)}
-    columns = [
-        "data",
-        "reference seconds",
-        "system",
-        "seeds",
-        *(title for title, _ in shown.values()),
-    ]
+    # Earlier records do not say it.
+    says_used = any("provenance" in r for r in records)
+    columns = ["data", "budget, reference seconds", *(["used"] if says_used else []), "system"]
+    columns += ["seeds", *(title for title, _ in shown.values())]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     groups = grouped(records, "dataset", "reference_seconds", "system")
     order = list(TITLES)
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]))):
         dataset, seconds, system = key
-        cells = [
+        cells = [dataset, f"{seconds:g}"]
+        if says_used:
+            used = np.mean([r["provenance"]["reference_seconds"] for r in groups[key]])
+            cells.append(f"{used:.0f}")
+        cells += [TITLES[system], str(len(groups[key]))]
+        cells += [
             mean_and_spread([r[score] for r in groups[key]], digits)
             if all(score in r for r in groups[key])
             else "-"
             for score, (_, digits) in shown.items()
         ]
-        cells = [dataset, f"{seconds:g}", TITLES[system], str(len(groups[key])), *cells]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Test splits; mean ± standard deviation over seeds. {machines(records)}."]
-    return "\n".join([*lines, *difference_lines(groups)]) + "\n"
+    used = " Used: until the budget or the number of epochs ended it." if says_used else ""
+    explanation = f"Test splits; mean ± standard deviation over seeds.{used} {machines(records)}."
+    return "\n".join([*lines, "", explanation, *difference_lines(groups)]) + "\n"
 
 
 def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> list[str]:
@@ -154,8 +156,8 @@ def difference_lines(groups: Mapping[tuple[str, float, str], list[dict]]) -> lis
         return []
     return [
         "",
-        "Defaults minus the system beside them, at the same time and seeds; mean difference [95 % "
-        "interval of the seeds]:",
+        "Defaults minus the system beside them, within the same budget and with the same seeds; "
+        "mean difference [95 % interval of the seeds]:",
         "",
         "| data | reference seconds | beside | seeds | AUC | ACC | log loss |",
         "|---|---|---|---|---|---|---|",

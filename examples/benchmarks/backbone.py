@@ -315,6 +315,8 @@ def measure(identity, data, described_data, system, limits, others):
     start = time.perf_counter()
     predict, usualness, resolved = system(data, identity["seed"], limits(gflops))
     seconds = time.perf_counter() - start
+    # A machine that does something else now and then has another rate at the end.
+    gflops = (gflops + gemm_gflops()) / 2
     X, y = data["test"]
     p = predict(X)
     unusual = {} if usualness is None else separation(usualness, X, other_images(X, others))
@@ -474,7 +476,7 @@ SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
 SUMMARIZED_DATA = {
     "retina": "RetinaMNIST's retinas, 224 px (rebuilt)",
     "busi": "BUSI ultrasound, 224 px",
-    "pneumonia": "PneumoniaMNIST's X-rays, 128 px",
+    "pneumonia": "PneumoniaMNIST's X-rays, 128 px (rebuilt, 557 of 624 test images)",
     "ham": "HAM10000 skin lesions, 128 px",
     "pbc": "PBC blood cells, 64 px",
 }

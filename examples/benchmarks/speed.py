@@ -428,7 +428,7 @@ def engine_table(results):
         f"{d['classified_per_second'] / d['images_per_second']:.1f}x of training |",
         f"| the same blocks over ready tensors | {d['bare_per_second']:.0f} images/s; "
         f"predict_proba reaches {d['classified_per_second'] / d['bare_per_second']:.0%} of it |",
-        f"| one image classified | {d['milliseconds_for_one']:.1f} ms |",
+        f"| one image classified, 1 draw | {d['milliseconds_for_one']:.1f} ms |",
         f"| one image drawn, {sampler} | {d['seconds_to_draw_1']:.2f} s |",
         f"| 64 images drawn, {sampler} | {d['seconds_to_draw_64']:.2f} s |",
     ]

@@ -260,8 +260,8 @@ def fit(
     name = type(estimator).__name__
     verbose = int(p.verbose) if state.group.is_first else 0
     failure = _train(name, verbose, trainer, data, callbacks, checkpoints, validate)
-    if not was_over:
-        _warn_of_one_step(state, trainer, n_images)
+    if failure is None and not (was_over or goes_on):
+        _warn_of_one_step(trainer)
     temperature: float | None = model.temperature
     if failure is None and plan is not None:
         inputs_of = partial(state.preparation.inputs_of, model.space, data, state.samples)
@@ -526,17 +526,14 @@ def _divide_time(
     return was_over
 
 
-def _warn_of_one_step(state: _FitState, trainer: Trainer, n_planned: int) -> None:
+def _warn_of_one_step(trainer: Trainer) -> None:
     """Warn where the time was over after one step, at whose rate hardly anything is learned.
 
     A step, or a validation, can take longer than what was left.
     """
-    budget, n_images = state.p.time_budget, sum(log["n_images"] for log in trainer.history)
-    is_one = 0 < n_images <= trainer.settings.batch_size and n_images < n_planned
-    was_cut_off = is_one and not (trainer.was_ended or trainer.interrupted)
-    if budget is not None and was_cut_off:
+    if trainer.was_cut_short and trainer.n_steps <= 1:
         warn_user(
-            f"time_budget={budget!r} was over after one step of {n_images} images: the model "
+            f"time_budget={trainer.settings.time_budget!r} was over after one step: the model "
             "learns next to nothing. Set a larger time_budget, or a smaller batch_size.",
             ConvergenceWarning,
         )

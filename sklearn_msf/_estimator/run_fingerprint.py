@@ -113,10 +113,15 @@ def run_fingerprint(
 
 def _digest_of_state(state: Mapping[str, Any]) -> str:
     """Compute a digest of the state of random numbers, of any bit generator."""
-    of_generator = state["state"]
-    values = [of_generator[name] for name in sorted(of_generator)]
+    values = {name: value for name, value in state.items() if name != "state"}
+    values |= {f"state {name}": value for name, value in state["state"].items()}
     # Integers of PCG64 have 128 bits, which no array of numbers holds.
-    return digest_arrays(*(np.asarray(v if isinstance(v, np.ndarray) else str(v)) for v in values))
+    return digest_arrays(
+        *(
+            np.asarray(value if isinstance(value, np.ndarray) else f"{name} {value}")
+            for name, value in sorted(values.items())
+        )
+    )
 
 
 def describe_samples(samples: TrainingSamples, *names: str) -> dict[str, str]:

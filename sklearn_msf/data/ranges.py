@@ -1,6 +1,7 @@
 """Ranges of the values of X: what fit learns, and whether later images have the same scale."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -77,23 +78,27 @@ class _Values(NamedTuple):
 
 
 def _split_at(rows: np.ndarray, low: float, high: float) -> tuple[_Values, _Values, _Values]:
-    """Divide values into those below, inside and above a range, part by part."""
-    found: list[list[_Values]] = [[], [], []]
+    """Divide values into those below, inside and above a range."""
+    return (
+        _values_where(rows, lambda v: v < low),
+        _values_where(rows, lambda v: ~((v < low) | (v > high))),
+        _values_where(rows, lambda v: v > high),
+    )
+
+
+def _values_where(rows: np.ndarray, condition: Callable[[np.ndarray], np.ndarray]) -> _Values:
+    """Describe the values for which a condition holds, part by part."""
+    group = []
     for part in parts_of(rows):
         values = rows[part]
-        under, over = values < low, values > high
-        for group, where in zip(found, (under, ~(under | over), over), strict=True):
-            if where.any():
-                group.append(_Values(int(np.count_nonzero(where)), *_extremes(values, where)))
-    below, inside, above = (
-        _Values(
-            sum(values.n for values in group),
-            min((values.low for values in group), default=np.nan),
-            max((values.high for values in group), default=np.nan),
-        )
-        for group in found
+        where = condition(values)
+        if where.any():
+            group.append(_Values(int(np.count_nonzero(where)), *_extremes(values, where)))
+    return _Values(
+        sum(values.n for values in group),
+        min((values.low for values in group), default=np.nan),
+        max((values.high for values in group), default=np.nan),
     )
-    return below, inside, above
 
 
 def learn_range(rows: np.ndarray) -> tuple[float, float, float]:
@@ -423,9 +428,9 @@ def _within_clip(
     unit = (learned.low, learned.high) == (0.0, 1.0)
     middle, half = (learned.low + learned.high) / 2, (learned.high - learned.low) / 2
     low, high = (-CLIP, CLIP) if unit else (middle - CLIP * half, middle + CLIP * half)
+    if has_outliers:
+        _warn_of_saturation(rows, found, learned, (low, high))
     if low <= found.low and found.high <= high:
-        if has_outliers:
-            _warn_of_saturation(rows, found, learned)
         return found
 
     def like_training(inner: tuple[float, float]) -> bool:
@@ -455,14 +460,20 @@ def _within_clip(
     return found
 
 
-def _warn_of_saturation(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
-    """Warn of many values outside the learned range, where a model with outliers clips all."""
-    below, _, above = _split_at(rows, learned.low, learned.high)
+def _warn_of_saturation(
+    rows: np.ndarray, found: ValueRange, learned: ValueRange, ends: tuple[float, float]
+) -> None:
+    """Warn of many values beyond the learned range, all of which a model of outliers clips.
+
+    What lies beyond the ends is an outlier, or another scale. One value alone is a fill value.
+    """
+    below = _values_where(rows, lambda v: (v >= ends[0]) & (v < learned.low))
+    above = _values_where(rows, lambda v: (v > learned.high) & (v <= ends[1]))
     clipped = sum(part.n for part in (below, above) if not part.are_one) / rows.size
     if clipped > _MANY_CLIPPED:
         warn_user(
             f"X is {found}, but the model was fitted on {learned}, and on outliers: {clipped:.1%} "
-            "of its values are clipped. Scale X as the training images were."
+            "of its values are clipped, and are no outliers. Scale X as the training images were."
         )
 
 

@@ -22,15 +22,11 @@ REDUCED = "has 16 bits a channel, of which Pillow reads 8"
 # Modes that are converted to RGB as they are; palettes and transparency come on top.
 _COLORS = {"RGB", "RGBX", "CMYK", "YCbCr", "P"}
 _TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
-_BITS_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG, _SAMPLE_FORMAT_TAG = (
-    258,
-    262,
-    274,
-    284,
-    339,
-)
+_BITS_TAG, _PHOTOMETRIC_TAG, _FILL_ORDER_TAG, _ORIENTATION_TAG = 258, 262, 266, 274
+_PLANES_TAG, _SAMPLE_FORMAT_TAG = 284, 339
 _MIN_IS_WHITE = 0
 _SEPARATE_PLANES = 2
+_LOWEST_BIT_FIRST = 2
 _UNSIGNED, _SIGNED = 1, 2
 # Where PNG files may name an orientation before the pixels.
 _ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
@@ -148,16 +144,8 @@ def _dtype(image: Any) -> np.dtype:
     tags = getattr(image, "tag_v2", {})
     bits = max(tags.get(_BITS_TAG, (8,)))
     is_raw = bool(image.tile) and image.tile[0][0] == "raw"
-    if is_raw and tags.get(_PLANES_TAG) == _SEPARATE_PLANES and bits > 8:
-        raise ValueError(
-            f"has {bits} bits a channel and a plane for each channel, which Pillow misreads: "
-            "convert it to 8 bits, or write the channels interleaved"
-        )
-    if is_raw and tags.get(_PLANES_TAG) == _SEPARATE_PLANES and _is_inverted_raw(image):
-        raise ValueError(
-            "says that 0 is white and has a plane for each channel, which Pillow misreads: convert "
-            "it so that 0 is black"
-        )
+    if is_raw and tags.get(_PLANES_TAG) == _SEPARATE_PLANES:
+        _check_planes(image, bits)
     if _is_swapped(image):
         raise ValueError(
             "is compressed, and its signed integers or floats begin with their highest byte, which "
@@ -182,10 +170,23 @@ def _dtype(image: Any) -> np.dtype:
     return np.dtype(np.uint8)
 
 
-def _is_inverted_raw(image: Any) -> bool:
-    """Whether 0 is white in a TIFF of up to 8 bits."""
-    tags = getattr(image, "tag_v2", {})
-    return image.mode in ("1", "L") and tags.get(_PHOTOMETRIC_TAG) == _MIN_IS_WHITE
+def _check_planes(image: Any, bits: int) -> None:
+    """Refuse planes of channels that Pillow misreads: it takes a letter of the layout for each."""
+    if bits > 8 or (bits < 8 and (bits, image.mode) != (1, "1")):
+        raise ValueError(
+            f"has {bits} bits a channel and a plane for each channel, which Pillow misreads: "
+            "convert it to 8 bits, or write the channels interleaved"
+        )
+    if image.mode in ("1", "L") and image.tag_v2.get(_PHOTOMETRIC_TAG) == _MIN_IS_WHITE:
+        raise ValueError(
+            "says that 0 is white and has a plane for each channel, which Pillow misreads: convert "
+            "it so that 0 is black"
+        )
+    if image.tag_v2.get(_FILL_ORDER_TAG) == _LOWEST_BIT_FIRST:
+        raise ValueError(
+            "begins bytes with their lowest bit and has a plane for each channel, which Pillow "
+            "misreads: write the channels interleaved"
+        )
 
 
 def _is_swapped(image: Any) -> bool:
@@ -217,14 +218,15 @@ def _values(image: Any) -> np.ndarray:
     """Values of the frame that is open, (H, W, n_channels)."""
     dtype, is_gray = _dtype(image), _is_gray(image)
     is_inverted = _is_inverted(image)
-    is_small = image.format == "PNG" and _bit_depth(image) in (2, 4)
+    bits = _bit_depth(image)
+    is_small = image.format == "PNG" and bits in (2, 4)
     is_unsigned = image.format == "TIFF" and _sample_format(image) == _UNSIGNED
-    if dtype == np.uint8 and _bit_depth(image) > 8:
+    if dtype == np.uint8 and bits > 8:
         warnings.warn(REDUCED, stacklevel=1)
-    # Pillow scales gray values of 2 and 4 bits to 8, but not the one that is transparent.
-    if image.mode == "L" and is_small and isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= 255 // (2 ** _bit_depth(image) - 1)
     turned = pillow().ImageOps.exif_transpose(image)
+    if image.mode == "L" and is_small and isinstance(image.info.get("transparency"), int):
+        # Pillow scales gray values of 2 and 4 bits to 8, but not the one that is transparent.
+        turned.info["transparency"] = image.info["transparency"] * (255 // (2**bits - 1))
     if dtype == np.uint8:
         return _bytes(turned, is_gray)
     values = np.asarray(turned)

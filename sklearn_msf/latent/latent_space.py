@@ -49,6 +49,8 @@ from sklearn_msf.runtime.batching import in_batches
 
 __all__ = ["GivenEncoders", "LatentSpace", "check_channels"]
 
+# Images that are to be encoded have about so many bytes in float32, at their own size.
+_BYTES_AT_ONCE = 2**26
 # Prefix of the features' tensors in files.
 _FEATURES = "features"
 
@@ -494,9 +496,12 @@ class LatentInputs:
         At their own size only a few are in memory: a batch of small maps can be one of hundreds of
         large images.
         """
+        n_bytes = torch.float32.itemsize * math.prod(self._space.image_format.shape)
+        # Passes of encoders are padded, so that slices must not be small.
+        n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // n_bytes)
         parts = []
-        for first in range(start, start + n, ENCODED_AT_ONCE):
-            size = min(ENCODED_AT_ONCE, start + n - first)
+        for first in range(start, start + n, n_at_once):
+            size = min(n_at_once, start + n - first)
             images = self._pixels.batch(first, size, flip)
             parts.append(self._space.encode(images, self._precision))
         return torch.cat(parts)

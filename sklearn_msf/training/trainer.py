@@ -68,6 +68,10 @@ class Trainer:
     was_ended : bool
         Whether a callback ended training, as far as a run that is called again can tell: with a
         time budget it cannot.
+    was_cut_short : bool
+        Whether the time budget ended the run before its last epoch.
+    n_steps : int
+        Steps that this call of :meth:`fit` has made.
     survives_interrupts : bool
         Whether :meth:`fit` returns normally after a KeyboardInterrupt; if not, it is raised.
     """
@@ -105,7 +109,8 @@ class Trainer:
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
         self.interrupted, self.survives_interrupts = False, True
-        self.was_ended = False
+        self.was_ended, self.was_cut_short = False, False
+        self.n_steps = 0
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     # State
@@ -380,6 +385,7 @@ class Trainer:
             rates.append(rate)
             before = self.budget.elapsed if self.settings.compile_network else 0.0
             is_usual = self._make_step(data, rows, rate)
+            self.n_steps += 1
             n_images += len(rows)
             if self._choice is not None:
                 self._measure_for_fraction(self._choice, data, len(rows), is_usual)
@@ -477,8 +483,9 @@ class Trainer:
     def _time_is_up(self) -> bool:
         if self.settings.time_budget is None:
             return False
-        is_up = self.budget.is_up(n_running=self._queue.wait())
-        return self.group.of_first(is_up)
+        is_up = self.group.of_first(self.budget.is_up(n_running=self._queue.wait()))
+        self.was_cut_short = self.was_cut_short or is_up
+        return is_up
 
     def _common_progress(self, fraction_of_epochs: float) -> float:
         progress = self._progress(fraction_of_epochs)
