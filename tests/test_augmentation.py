@@ -54,6 +54,15 @@ def test_affine_changes_keep_a_smooth_image_close():
     assert 0.01 < (varied - ramp).abs().mean() < 0.4
 
 
+def test_flat_volumes_are_not_turned_out_of_themselves():
+    slices = torch.linspace(-1, 1, 8)[:, None, None].expand(8, 64, 64)
+    varied = augment(slices.expand(64, 1, 8, 64, 64), "affine")
+    # Slices stay where they are but for shifts and scalings, as those of cubes do.
+    assert 0.01 < (varied - slices).abs().mean() < 0.25
+    cube = torch.linspace(-1, 1, 24)[:, None, None].expand(24, 24, 24)
+    assert (augment(cube.expand(64, 1, 24, 24, 24), "affine") - cube).abs().mean() < 0.25
+
+
 @pytest.mark.parametrize(
     ("kind", "axes", "seen"),
     [

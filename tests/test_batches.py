@@ -73,3 +73,13 @@ def test_samples_left_out_are_never_seen_and_the_others_as_often_as_before():
     assert sorted(seen.tolist()) == [1, 1, 2, 2, 5, 5, 8, 8]
     assert part.images is data.images
     assert data.epoch_size == 20
+
+
+def test_volumes_that_need_too_much_memory_have_their_own_remedy():
+    weights, labels = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    images = TrainingData(torch.zeros(2, 1, 4, 4), labels, weights, 2)
+    volumes = TrainingData(torch.zeros(2, 1, 4, 4, 4), labels, weights, 2)
+    assert "LatentMedSymmFlowClassifier" in images.smaller_samples
+    # That class refuses volumes.
+    assert "LatentMedSymmFlowClassifier" not in volumes.smaller_samples
+    assert "patch_size" in volumes.smaller_samples

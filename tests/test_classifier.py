@@ -652,6 +652,20 @@ def test_users_may_subclass(digits):
     assert fewer.model_.field.layout.channels == 16
 
 
+class WithDropout(MedSymmFlowClassifier):
+    """A user's subclass whose parameter has the name of an entry of a dict."""
+
+    def __init__(self, dropout=0.2):
+        super().__init__()
+        self.dropout = dropout
+
+
+def test_a_parameter_of_a_users_class_may_have_the_name_of_an_entry():
+    assert clone(WithDropout()).set_params(dropout=0.5).dropout == 0.5
+    with pytest.raises(ValueError, match="entry of the dict network_params"):
+        MedSymmFlowClassifier().set_params(dropout=0.5)
+
+
 def test_models_of_users_classes_are_saved_whole_or_not_at_all(digits, tmp_path):
     X, y = digits
     fewer = WithFewer(channels=16).fit(X, y)

@@ -323,6 +323,13 @@ def gray_png(levels, bits, transparent):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def test_bars_have_one_value_in_all_slices_of_a_volume():
+    slices = np.stack([np.full((4, 8, 1), value, np.float32) for value in (-1000, 50)])
+    padded = fit_to_size(slices, (8, 8), "pad")
+    assert (padded[:, :2] == -1000).all()
+    assert (padded[1, 2:6] == 50).all()
+
+
 @pytest.mark.parametrize(("name", "value"), [("groups", np.arange(4)), ("window", np.ones(2))])
 def test_arrays_where_none_is_taken_are_named(two_classes, name, value):
     with pytest.raises(ValueError, match=f"{name} must be None, '"):

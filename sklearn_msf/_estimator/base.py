@@ -150,7 +150,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         for name, value in params.items():
             group, _, entry = name.partition("__")
-            if not entry and name in PARAMETERS and name not in self._constructor_names():
+            if not entry and name in PARAMETERS and name not in self.get_params(deep=False):
                 group, entry = PARAMETERS[name].group or "", name
             if group in GROUPS and entry:
                 raise ValueError(

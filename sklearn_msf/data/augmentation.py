@@ -38,15 +38,21 @@ def _flip(x: Tensor, generator: torch.Generator, axes: tuple[int, ...]) -> Tenso
 def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -> Tensor:
     """Rotate by up to 15 degrees, scale each axis by up to 10 %, shift by up to 5 %.
 
-    Volumes are rotated by up to 15 degrees in each of the three planes.
+    Volumes are rotated by up to 15 degrees in each of the three planes; where one side of a plane
+    is shorter, by as much less, because few slices would be turned out of the volume.
     """
     n, _, *size = x.shape
     n_axes = len(size)
     planes = list(combinations(range(n_axes), 2))
     uniform = 2 * torch.rand(len(planes) + 2 * n_axes, n, generator=generator, device=x.device) - 1
     angles, scales, shifts = uniform.split([len(planes), n_axes, n_axes])
-    in_planes = zip(_MAX_ROTATION * angles, planes, strict=True)
-    theta = reduce(torch.matmul, [_rotation(angle, plane, n_axes) for angle, plane in in_planes])
+    theta = reduce(
+        torch.matmul,
+        [
+            _rotation(_max_rotation(plane, proportions) * angle, plane, n_axes)
+            for angle, plane in zip(angles, planes, strict=True)
+        ],
+    )
     # All axes of grid_sample go from -1 to 1, so a rotation needs the aspect ratios. The axes of
     # theta are x, y, z: the last axis of the image comes first.
     aspects = [side / proportions[-1] for side in reversed(proportions)]
@@ -57,6 +63,12 @@ def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -
     theta = torch.cat([theta, _MAX_SHIFT * shifts.T[:, :, None]], dim=2)
     grid = F.affine_grid(theta, [n, 1, *size], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _max_rotation(plane: tuple[int, int], sides: Sequence[int]) -> float:
+    """Return the largest angle in the plane of two axes of an image or a volume."""
+    short, long = sorted(sides[axis] for axis in plane)
+    return _MAX_ROTATION * (short / long if len(sides) == 3 else 1.0)
 
 
 def _rotation(angles: Tensor, plane: tuple[int, int], n_axes: int) -> Tensor:

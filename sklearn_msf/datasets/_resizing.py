@@ -36,7 +36,7 @@ def fit_to_size(frames: np.ndarray, size: tuple[int, ...], fit: str) -> np.ndarr
         Wanted size.
     fit : {"crop", "pad"}
         Whether height and width are filled and the rest is cut off on both sides, or all of the
-        image is kept between bars: 0 in integers, the smallest value of each frame in floats.
+        image is kept between bars: 0 in integers, the smallest value of all frames in floats.
         The depth is always resized as a whole.
 
     Returns
@@ -46,8 +46,11 @@ def fit_to_size(frames: np.ndarray, size: tuple[int, ...], fit: str) -> np.ndarr
     """
     height, width = size[-2:]
     if frames.shape[1:3] != (height, width):
-        fill = _cropped if fit == "crop" else _padded
-        frames = np.stack([fill(frame, height, width) for frame in frames])
+        if fit == "crop":
+            frames = np.stack([_cropped(frame, height, width) for frame in frames])
+        else:
+            bars = frames.min() if frames.dtype.kind == "f" else 0
+            frames = np.stack([_padded(frame, height, width, bars) for frame in frames])
     if len(size) == 3 and len(frames) != size[0]:
         columns = frames.reshape(len(frames), -1, 1)
         columns = _resized(columns, (size[0], columns.shape[1]), None)
@@ -66,13 +69,12 @@ def _cropped(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return _resized(frame, (height, width), box)
 
 
-def _padded(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize the whole frame, and put it into the middle of one of the wanted size."""
+def _padded(frame: np.ndarray, height: int, width: int, bars: float) -> np.ndarray:
+    """Resize the whole frame, and put it between bars of a value in one of the wanted size."""
     scale = min(height / frame.shape[0], width / frame.shape[1])
     inner = tuple(max(1, round(n * scale)) for n in frame.shape[:2])
     inside = _resized(frame, (min(inner[0], height), min(inner[1], width)), None)
-    value = frame.min() if frame.dtype.kind == "f" else 0
-    whole = np.full((height, width, frame.shape[2]), value, frame.dtype)
+    whole = np.full((height, width, frame.shape[2]), bars, frame.dtype)
     top, left = (height - inside.shape[0]) // 2, (width - inside.shape[1]) // 2
     whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return whole

@@ -47,8 +47,6 @@ class LatentTrainingData(TrainingData):
         As in :class:`TrainingData`.
     """
 
-    smaller_samples = "take an autoencoder with smaller latents"
-
     def __init__(
         self,
         latents: Tensor,
@@ -71,6 +69,11 @@ class LatentTrainingData(TrainingData):
         # Only the latent is decoded. A mean over channels would leave it the share of its few
         # channels, and generated images would be far worse (docs/trials.md).
         self.channel_parts = (n_latent, n_features) if n_latent and n_features else ()
+
+    @property
+    def smaller_samples(self) -> str:
+        """How a user gets samples that need less memory."""
+        return "take an autoencoder with smaller latents"
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Collect what :meth:`batch` needs; streamed latents need their variations now."""

@@ -44,8 +44,6 @@ class TrainingData:
 
     Attributes
     ----------
-    smaller_samples : str
-        How a user gets samples that need less memory.
     channel_parts : tuple of int
         Numbers of channels of parts of the images that have equal shares in the image loss; empty
         if there is one part.
@@ -53,9 +51,6 @@ class TrainingData:
         Along how many axes, of those that `augment` names, images are flipped; None for all.
     """
 
-    smaller_samples = (
-        "make the images smaller, or take LatentMedSymmFlowClassifier, which trains on latents"
-    )
     channel_parts: tuple[int, ...] = ()
     n_flipped_axes: int | None = None
 
@@ -79,6 +74,15 @@ class TrainingData:
         # On the CPU, because some devices have no float64.
         self._weights = weights.cpu()
         self._cumulative = _cumulative(self._weights).to(self._place)
+
+    @property
+    def smaller_samples(self) -> str:
+        """How a user gets samples that need less memory."""
+        if self.images.ndim == 5:
+            return "make the volumes smaller, or patch_size in network_params larger"
+        return (
+            "make the images smaller, or take LatentMedSymmFlowClassifier, which trains on latents"
+        )
 
     def take(self, rows: Tensor) -> "TrainingData":
         """Return data restricted to some indices, (n,) int64, that share the images."""
