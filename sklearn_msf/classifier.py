@@ -135,9 +135,10 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
             default="auto"
         Random variation of the training images. "hflip": horizontal flips. "flip": flips of both
         axes, of volumes of all three. "affine": rotations by up to 15 degrees, of volumes in each
-        plane, scalings of each axis by up to 10 % and shifts by up to 5 %. Affine changes are made
-        only to samples at t = 1, so that generated images do not show them; with
-        ``classification_fraction=0`` they are made to all samples.
+        plane (where one side of it is shorter, by as much less), scalings of each axis by up to
+        10 % and shifts by up to 5 %. Affine changes are made only to samples at t = 1, so that
+        generated images do not show them; with ``classification_fraction=0`` they are made to all
+        samples.
         "auto": "hflip+affine" if both sides of the images have at least 8 pixels, else None. Choose
         "affine" if a mirror image has another meaning, as for digits or sides of the body. Where
         images are flipped, fit first compares held-out accuracies with and without mirror images by

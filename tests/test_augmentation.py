@@ -54,13 +54,26 @@ def test_affine_changes_keep_a_smooth_image_close():
     assert 0.01 < (varied - ramp).abs().mean() < 0.4
 
 
-def test_flat_volumes_are_not_turned_out_of_themselves():
-    slices = torch.linspace(-1, 1, 8)[:, None, None].expand(8, 64, 64)
-    varied = augment(slices.expand(64, 1, 8, 64, 64), "affine")
-    # Slices stay where they are but for shifts and scalings, as those of cubes do.
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [8, 64])
+def test_flat_volumes_are_not_turned_out_of_themselves(axis, side):
+    shape = [64, 64, 64]
+    shape[axis] = side
+    along = [side if i == axis else 1 for i in range(3)]
+    slices = torch.linspace(-1, 1, side).reshape(along).expand(shape)
+    varied = augment(slices.expand(16, 1, *shape), "affine")
+    # Slices stay where they are but for small turns, shifts and scalings, as those of cubes do.
     assert 0.01 < (varied - slices).abs().mean() < 0.25
-    cube = torch.linspace(-1, 1, 24)[:, None, None].expand(24, 24, 24)
-    assert (augment(cube.expand(64, 1, 24, 24, 24), "affine") - cube).abs().mean() < 0.25
+
+
+def test_flat_volumes_are_turned_within_their_slices():
+    columns = torch.linspace(-1, 1, 64).expand(8, 64, 64)
+    turned = augment(columns.expand(64, 1, 8, 64, 64), "affine")
+    cube = torch.linspace(-1, 1, 64).expand(64, 64, 64)
+    of_cube = augment(cube.expand(16, 1, 64, 64, 64), "affine")
+    # A cube is turned in one plane more.
+    change, of_cube = (turned - columns).abs().mean(), (of_cube - cube).abs().mean()
+    assert 0.5 * of_cube < change < of_cube
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ N_TRAIN = {
 }
 PAPERS_SYSTEM = "MSF (28)"
 RUNS = ("equal", "complete")
-# A system that used less than this fraction of its budget has ended by itself.
+# A run that used less than this fraction of its budget says how much.
 _MOST_USED = 0.9
 
 
@@ -139,7 +139,7 @@ def trained_as(kind: str, dataset: str, records: Sequence[dict]) -> str:
     seconds = {r["reference_seconds"] for r in equal} or {equal_seconds(dataset)}
     text = " and ".join(f"{s:g} s" for s in sorted(seconds))
     used = np.mean([r["provenance"]["reference_seconds"] for r in equal]) if equal else math.inf
-    # Some systems end by themselves.
+    # Some systems end by themselves, and where steps are long another one would not have fitted.
     return f"{text}, of which {used:.0f} used" if used < _MOST_USED * min(seconds) else text
 
 
@@ -319,8 +319,9 @@ def paper_tables(records: Sequence[dict]) -> str:
         "Test splits: mean ± standard deviation over seeds (two standard deviations over five "
         "inference runs of one model, where predictions depend on noise) [95 % interval of the "
         "test set, by resampling]. Chosen on: the data on which settings and weights were chosen. "
-        "Trained: within so many reference seconds (and how many of them were used, where the "
-        "system ended by itself), or to the end of the system's own recipe."
+        "Trained: within so many reference seconds (and how many of them were used, where a run "
+        "ended by itself, or one more step would not have fitted), or to the end of the system's "
+        "own recipe."
     )
     parts = ["## Table 2", explanation]
     parts += [classification_table(dataset, records) for dataset in datasets_of(records)]

@@ -43,19 +43,20 @@ def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -
     """
     n, _, *size = x.shape
     n_axes = len(size)
+    # The axes of theta are x, y, z: the last axis of the image comes first.
     planes = list(combinations(range(n_axes), 2))
+    sides = list(reversed(proportions))
     uniform = 2 * torch.rand(len(planes) + 2 * n_axes, n, generator=generator, device=x.device) - 1
     angles, scales, shifts = uniform.split([len(planes), n_axes, n_axes])
     theta = reduce(
         torch.matmul,
         [
-            _rotation(_max_rotation(plane, proportions) * angle, plane, n_axes)
+            _rotation(_max_rotation(plane, sides) * angle, plane, n_axes)
             for angle, plane in zip(angles, planes, strict=True)
         ],
     )
-    # All axes of grid_sample go from -1 to 1, so a rotation needs the aspect ratios. The axes of
-    # theta are x, y, z: the last axis of the image comes first.
-    aspects = [side / proportions[-1] for side in reversed(proportions)]
+    # All axes of grid_sample go from -1 to 1, so a rotation needs the aspect ratios.
+    aspects = [side / sides[0] for side in sides]
     for i, j in permutations(range(n_axes), 2):
         theta[:, i, j] *= aspects[j]
         theta[:, i, j] /= aspects[i]

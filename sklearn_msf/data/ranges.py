@@ -428,19 +428,22 @@ def _within_clip(
     unit = (learned.low, learned.high) == (0.0, 1.0)
     middle, half = (learned.low + learned.high) / 2, (learned.high - learned.low) / 2
     low, high = (-CLIP, CLIP) if unit else (middle - CLIP * half, middle + CLIP * half)
-    if has_outliers:
-        _warn_of_saturation(rows, found, learned, (low, high))
-    if low <= found.low and found.high <= high:
-        return found
+
+    def accepted(values: ValueRange) -> ValueRange:
+        if has_outliers:
+            _warn_of_saturation(rows, found, learned, (low, high))
+        return values
 
     def like_training(inner: tuple[float, float]) -> bool:
         return learned.low - half <= inner[0] < inner[1] <= learned.high + half
 
+    if low <= found.low and found.high <= high:
+        return accepted(found)
     below, inside, above = _split_at(rows, low, high)
     clipped = (below.n + above.n) / rows.size
     if has_outliers and below.are_one and above.are_one:
         # A fill value, as the training images had one.
-        return ValueRange(found.dtype, inside.low, inside.high) if inside.n else found
+        return accepted(ValueRange(found.dtype, inside.low, inside.high) if inside.n else found)
     inner = inlying_range(rows, found.low, found.high)
     if not like_training(inner):
         # A few images do not show what an outlier is, but the learned range does.
@@ -449,15 +452,20 @@ def _within_clip(
     if like_training(inner):
         if clipped > _FEW_CLIPPED and not has_outliers:
             warn_user(f"{both}: {clipped:.1%} of its values are clipped, as if they were outliers.")
-        return ValueRange(found.dtype, *inner)
+        return accepted(ValueRange(found.dtype, *inner))
+    limit = _MOST_CLIPPED if has_outliers else 0.0 if unit else _MANY_CLIPPED
     remedy = "Scale X as the training images were"
     if unit and found.low >= 0 and found.high <= 255:
         remedy += ", for example X / 255"
-    limit = _MOST_CLIPPED if has_outliers else 0.0 if unit else _MANY_CLIPPED
+    _tell_of_scale(both, clipped, limit, remedy)
+    return found
+
+
+def _tell_of_scale(both: str, clipped: float, limit: float, remedy: str) -> None:
+    """Refuse images of another scale if so many of their values would be clipped, else warn."""
     if clipped >= limit:
         raise ValueError(f"{both}, so that {clipped:.1%} of its values would be clipped. {remedy}.")
     warn_user(f"{both}, so that {clipped:.1%} of its values are clipped. {remedy}.")
-    return found
 
 
 def _warn_of_saturation(

@@ -49,7 +49,7 @@ from sklearn_msf.runtime.batching import in_batches
 
 __all__ = ["GivenEncoders", "LatentSpace", "check_channels"]
 
-# Images that are to be encoded have about so many bytes in float32, at their own size.
+# Images that are to be encoded have about so many bytes, at their own size or that of an encoder.
 _BYTES_AT_ONCE = 2**26
 # Prefix of the features' tensors in files.
 _FEATURES = "features"
@@ -135,6 +135,12 @@ class LatentSpace:
     def encoded_pixels(self) -> int:
         """Pixels of one image at the sizes at which it is encoded."""
         return sum(math.prod(part.size) for part in self._learned)
+
+    @property
+    def bytes_of_image(self) -> int:
+        """Bytes of one image in float32, at its own size or at that of an encoder."""
+        n_values = [3 * math.prod(part.size) for part in self._learned]
+        return torch.float32.itemsize * max(math.prod(self.image_format.shape), *n_values)
 
     @property
     def encoded_size(self) -> tuple[int, int]:
@@ -493,12 +499,10 @@ class LatentInputs:
     def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
         """Encode `n` images from the index `start` on, flipped along axes.
 
-        At their own size only a few are in memory: a batch of small maps can be one of hundreds of
-        large images.
+        Only some are in memory: a batch of small maps can be one of hundreds of large images.
         """
-        n_bytes = torch.float32.itemsize * math.prod(self._space.image_format.shape)
         # Passes of encoders are padded, so that slices must not be small.
-        n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // n_bytes)
+        n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self._space.bytes_of_image)
         parts = []
         for first in range(start, start + n, n_at_once):
             size = min(n_at_once, start + n - first)
