@@ -158,8 +158,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         With `early_stopping`, or if fit gets `X_val`, the temperature is fitted on the validation
         part, without a second model; early stopping has chosen the weights on the same part, so
         that the probabilities are, if anything, too sure. With `warm_start` later calls without
-        `X_val` keep the temperature. If there are several images of a patient, pass `groups` to
-        fit.
+        `X_val` keep the temperature. It is that of `n_draws`, `n_steps`, `ode_solver` and, over
+        latents, `label_decoding` of fit: to change these, fit again. If there are several images of
+        a patient, pass `groups` to fit.
     validation_fraction : float, default=0.1
         Fraction of the samples to hold out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10

@@ -4,6 +4,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sklearn_msf.model.image_space import padded
+from sklearn_msf.runtime import batch_sizes
 from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 
@@ -85,13 +86,22 @@ def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
     assert torch.equal(torch.cat(parts)[:37], X[:37].sin())
 
 
-def test_convolutions_and_products_of_this_machine_are_watched_inside():
-    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
-    seen = []
+def test_convolutions_and_products_of_this_machine_are_watched_inside(monkeypatch):
+    digested, digest = set(), batch_sizes._digest
+
+    def noted(value):
+        digested.add(tuple(value.shape[1:]))
+        return digest(value)
+
+    monkeypatch.setattr(batch_sizes, "_digest", noted)
+    module = nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(24, 3)
+    ).requires_grad_(False)
 
     def run(x, size):
-        seen.append(size)
         return module(padded(x, size))
 
     size = SmallBatches(module, "kind", rows, run).size(0, 3, 32)
+    # What the convolution and the product make.
+    assert {(4, 6), (3,)} <= digested
     assert torch.equal(run(X[:3], size)[:3], run(X[:3], 32)[:3])

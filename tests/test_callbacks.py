@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import GridSearchCV
 
+from sklearn_msf.exceptions import DivergenceError
+from sklearn_msf.training.step import TrainingStep
 from sklearn_msf.training.trainer import Trainer
 
 callback = pytest.importorskip("sklearn.callback")
@@ -22,7 +24,7 @@ class Recorder:
     def __init__(self, stop_after=None):
         self.stop_after = stop_after
         self.events = []
-        self.scores = []
+        self.probabilities = []
 
     def setup(self, estimator, context):
         self.events.append("setup")
@@ -35,7 +37,7 @@ class Recorder:
 
     def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):
         self.events.append(f"end {context.task_name} {context.task_id}")
-        self.scores.append(fitted_estimator.score(X, y))
+        self.probabilities.append(fitted_estimator.predict_proba(X))
         return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
 
 
@@ -54,8 +56,29 @@ def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_cl
     ]
     # The model of the first epoch, of the second, and of the whole fit.
     first = make_classifier(max_epochs=2).set_callbacks(Recorder(stop_after=1)).fit(X, Y)
-    last = classifier.score(X, Y)
-    assert recorder.scores == [first.score(X, Y), last, last]
+    for found, wanted in zip(recorder.probabilities, [first, classifier, classifier], strict=True):
+        np.testing.assert_array_equal(found, wanted.predict_proba(X))
+    assert not np.array_equal(*recorder.probabilities[:2])
+
+
+def test_after_a_divergence_the_estimator_has_the_result_of_its_whole_epochs(
+    monkeypatch, make_classifier
+):
+    first = make_classifier(max_epochs=3).set_callbacks(Recorder(stop_after=1)).fit(X, Y)
+    losses, count = TrainingStep._weighted_losses, iter(range(1000))
+
+    def bad_after_the_first(self, *arguments):
+        return losses(self, *arguments) * (float("nan") if next(count) else 1.0)
+
+    monkeypatch.setattr(TrainingStep, "_weighted_losses", bad_after_the_first)
+    classifier = make_classifier(max_epochs=3)
+    with (
+        pytest.warns(UserWarning, match="epoch is repeated"),
+        pytest.raises(DivergenceError, match="after 2 restarts"),
+    ):
+        classifier.fit(X, Y)
+    assert classifier.n_iter_ == 1
+    np.testing.assert_array_equal(classifier.predict_proba(X), first.predict_proba(X))
 
 
 def test_a_callback_can_end_training(make_classifier):

@@ -246,7 +246,8 @@ def test_a_part_of_another_kind_is_passed_over(cut_off_run, tmp_path, key, value
     )
 
 
-# Columns: epoch, loss, image loss, label loss, learning rate, images, seconds, score.
+# Columns: epoch, loss, image loss, label loss, learning rate, images, classification fraction,
+# seconds, score.
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -257,7 +258,9 @@ def test_a_part_of_another_kind_is_passed_over(cut_off_run, tmp_path, key, value
         (5, 0.0),
         (5, 7.5),
         (6, math.nan),
+        (6, 1.5),
         (7, math.inf),
+        (8, math.inf),
     ],
 )
 def test_a_history_that_no_run_has_is_passed_over(cut_off_run, tmp_path, column, value):

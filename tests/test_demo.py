@@ -36,8 +36,13 @@ def test_the_demo_runs_on_digits_where_there_is_no_network(offline, tmp_path):
         check=True,
     )
     assert "so this is on scikit-learn's digits" in shown.stdout.splitlines()[1]
-    assert "accuracy" in shown.stdout
+    assert re.search(r"accuracy [01]\.\d{3}, AUC [01]\.\d{3}, in ", shown.stdout)
     assert "coverage  accuracy" in shown.stdout
     assert "100%" in shown.stderr
-    assert re.search(r"the best ones take about \d+ minutes here: --seconds \d+", shown.stdout)
+    # A fast machine may see all images that pictures need.
+    advice = (
+        r"the best ones take about \d+ minutes here: --seconds \d+"
+        r"|more of it hardly makes them better"
+    )
+    assert re.search(advice, shown.stdout)
     assert picture.read_bytes().startswith(b"\x89PNG")

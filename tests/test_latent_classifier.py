@@ -337,6 +337,24 @@ def test_a_run_that_goes_on_sees_the_variations_that_it_began_with(
     assert shapes[0][1] > 2
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"augment": "affine"}, {"precision": "bfloat16"}, {"random_state": 1}],
+    ids=["images", "augment", "precision", "seed"],
+)
+def test_kept_latents_of_other_images_or_variations_are_not_taken(tmp_path, other):
+    # The autoencoder publishes its scaling: nothing of the space depends on the images.
+    settings = {"cache_bytes": 0, "max_epochs": 1, "augment": "hflip+affine", "n_variations": 4}
+    tiny_latent_classifier(**settings, checkpoint_dir=tmp_path).fit(X, Y)
+    # As if the run had ended before its first checkpoint.
+    for path in tmp_path.glob("checkpoint-*"):
+        path.unlink()
+    images, settings = (X if other else 255 - X), {**settings, **other}
+    alone = tiny_latent_classifier(**settings).fit(images, Y)
+    beside = tiny_latent_classifier(**settings, checkpoint_dir=tmp_path).fit(images, Y)
+    np.testing.assert_array_equal(beside.predict_proba(images), alone.predict_proba(images))
+
+
 def test_only_the_first_process_notes_the_number_of_variations(
     encoding_a_second_an_image, tmp_path, monkeypatch
 ):

@@ -25,7 +25,17 @@ RESULTS = {
     "joint latents": (27.37384, 0.832698, 5.148665, 1.231838),
 }
 # Optimizer and number of epochs that "auto" chooses for a number of images.
-CHOICES = {546: ("muon", 220), 1080: ("muon", 112), 4708: ("muon", 50), 11959: ("muon", 50)}
+CHOICES = {
+    213: ("adamw", 600),
+    214: ("muon", 300),
+    400: ("muon", 300),
+    546: ("muon", 220),
+    1080: ("muon", 112),
+    2400: ("muon", 50),
+    2401: ("muon", 50),
+    4708: ("muon", 50),
+    11959: ("muon", 50),
+}
 REMEDY = (
     f"Results differ from those of the recipes {NUMBERS}. If the change was meant, and is not only "
     "one of defaults, raise the number of the estimator in RECIPES of sklearn_msf/_version.py, and "

@@ -136,6 +136,18 @@ def test_time_is_left_to_calibrate(make_classifier, digits, monkeypatch):
     assert trained < 0.7 * (time.perf_counter() - started)
 
 
+def test_a_threshold_of_auto_holds_for_the_precision_that_auto_was(rejecting, calibration):
+    X, y = calibration
+    classifier = rejecting.set_params(precision="auto").fit_reject(X, y, target_risk=0.15)
+    rejected = np.ma.getmaskarray(classifier.predict_with_reject(X))
+    classifier.set_params(precision=classifier.rejection_.precision)
+    found = np.ma.getmaskarray(classifier.predict_with_reject(X))
+    np.testing.assert_array_equal(found, rejected)
+    (other,) = {"float32", "bfloat16"} - {classifier.rejection_.precision}
+    with pytest.raises(ValueError, match=f"precision='{other}' was 'auto'"):
+        classifier.set_params(precision=other).predict_with_reject(X)
+
+
 def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifier, digits):
     X, y = digits
     lonely = np.where(np.arange(len(y)) == 3, "lonely", y)

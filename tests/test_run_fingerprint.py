@@ -168,8 +168,11 @@ def test_checkpoints_of_the_same_pixels_in_another_shape_are_refused(tmp_path, s
         make(tmp_path).fit(X.reshape(shape), Y)
 
 
-@pytest.mark.parametrize(("name", "value"), [("device", OTHER_DEVICE), ("precision", "bfloat16")])
-def test_checkpoints_of_other_hardware_are_refused(tmp_path, name, value):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", OTHER_DEVICE), ("precision", "bfloat16"), ("version of sklearn_msf", "0.0.0")],
+)
+def test_checkpoints_of_other_hardware_or_another_version_are_refused(tmp_path, name, value):
     make(tmp_path).fit(X, Y)
     for path in list(tmp_path.glob("*.json")):
         tensors, metadata = read_archive(tmp_path, path.stem)

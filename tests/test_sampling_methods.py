@@ -114,6 +114,13 @@ def test_defaults_learn_unconditional_samples_over_pixels_and_over_latents(make_
     )
 
 
+@pytest.mark.parametrize("method", ["sample", "iter_samples", "sample_trajectory"])
+def test_sampling_is_in_float32_whatever_the_precision(fitted, digits, method):
+    rounding = copy.copy(fitted).set_params(precision="bfloat16")
+    found, wanted = (GUIDED[method](c, digits[0][:2]) for c in (rounding, fitted))
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("method", GUIDED)
 @pytest.mark.parametrize("guidance", [-0.5, 101, np.nan, np.inf, "0.5", True, [0.5]])
 def test_a_guidance_that_is_none_is_named(fitted, digits, method, guidance):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CLASSIFIERS
+from conftest import CLASSIFIERS, tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
@@ -88,6 +88,16 @@ def test_a_folder_has_weights_plain_data_and_a_card(saved):
     assert "from_pretrained" in card
     assert "8 x 8 x 3" in card
     assert "a, bb, ccc" in card
+
+
+def test_the_card_of_a_continued_model_says_that_it_has_the_last_call_only(tmp_path):
+    settings = {"max_epochs": 2, "image_weight": 0.5, "classification_fraction": 0.5}
+    classifier = tiny_classifier(**settings, warm_start=True).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path / "once")
+    assert "- Training: 2 epochs" in (tmp_path / "once" / "README.md").read_text()
+    classifier.fit(X, LABELS["strings"]).save_pretrained(tmp_path / "twice")
+    card = (tmp_path / "twice" / "README.md").read_text()
+    assert "- Training, the last of several calls of fit: 2 epochs" in card
 
 
 def test_saving_again_replaces_the_model(saved, tmp_path):

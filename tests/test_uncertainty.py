@@ -20,7 +20,7 @@ def prediction_of(draws, denoising_errors=None):
 @given(PROBABILITIES)
 def test_every_kind_keeps_to_its_range(draws):
     prediction = prediction_of(draws)
-    ranges = {"margin": (0, 1), "entropy": (0, np.log(4)), "draws": (0, np.log(4))}
+    ranges = {"margin": (0, 1), "entropy": (0, np.log(4)), "draws": (0, np.log(3))}
     for kind, (low, high) in ranges.items():
         values = UNCERTAINTIES[kind](prediction)
         assert values.shape == (5,)

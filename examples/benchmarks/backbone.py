@@ -414,8 +414,8 @@ def table(records):
         "",
         f"Test splits; seeds {seeds}, mean ± standard deviation (no ±: one run). Against logistic "
         "regression: 95 % interval of the difference in AUC over resampled test images. "
-        "Reference seconds of a fit, features included, of the budget; in newer records by the mean "
-        f"of the machine's rates before and after. {machines(records)}.",
+        "Reference seconds of a fit, features included, of the budget; in newer records by the "
+        f"mean of the machine's rates before and after. {machines(records)}.",
     ]
     return "\n".join([*lines, *selective_table(records), *unusual_table(records), ""])
 

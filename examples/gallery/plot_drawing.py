@@ -33,8 +33,8 @@ classifier = MedSymmFlowClassifier(
 # %%
 # Images of every class (Figure 3)
 # --------------------------------
-# Each row is a class. `random_state` fixes the noise, so column i of all rows comes from the same
-# noise.
+# Each row is a class. `random_state` fixes the noise, which is another one for each image. To see
+# all classes made of the same noise, call ``sample(label, 10, random_state=0)`` for each of them.
 
 SampleGridDisplay.from_estimator(classifier, n_columns=10)
 

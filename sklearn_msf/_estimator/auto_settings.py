@@ -17,11 +17,13 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
+from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.training.batches import count_batches
 from sklearn_msf.training.settings import TrainingSettings
 
 __all__ = [
+    "check_steps",
     "classification_settings",
     "default_levels",
     "field_layout",
@@ -269,4 +271,15 @@ def classification_settings(p: Parameters, device: torch.device) -> Classificati
         # An adaptive solver would take bfloat16 rounding for curvature and shorten its steps.
         precision="float32" if ode.is_adaptive else resolve_precision(p.precision, device),
         label_decoding=getattr(p, "label_decoding", "latent"),
+    )
+
+
+def check_steps(model: FittedModel, ode: OdeSettings) -> None:
+    """Refuse to classify by several steps, which move the image by a branch without training."""
+    if model.generates or model.field.is_one_pass(ode) or ode.n_evaluations == 1:
+        return
+    raise ValueError(
+        f"n_steps={ode.n_steps} and ode_solver={ode.method!r} move the image by the image branch, "
+        "which was not trained because image_weight=0 (in flow_params) or "
+        "classification_fraction=1: set n_steps=1 and ode_solver='euler', or fit with other values."
     )

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._estimator.auto_settings import classification_settings
+from sklearn_msf._estimator.auto_settings import check_steps, classification_settings
 from sklearn_msf._estimator.callbacks import (
     CallbackSupportMixin,
     all_or_nothing,
@@ -532,6 +532,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_is_fitted(self)
         model = self.model_
         settings = classification_settings(self._parameters(), model.device)
+        check_steps(model, settings.ode)
         rows = check_prediction_rows(self, X, model.image_format)
         return model, model.space.inputs(rows, model.device, settings.precision), settings
 

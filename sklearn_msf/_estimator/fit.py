@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf._estimator.auto_settings import (
+    check_steps,
     classification_settings,
     field_layout,
     resolve_augmentation,
@@ -717,6 +718,7 @@ def _held_out(
 ) -> HeldOut:
     """Prepare samples to be classified by fields; `inputs_of` does so for a precision and flips."""
     settings = classification_settings(p, model.device)
+    check_steps(model, settings.ode)
     inputs = inputs_of(settings.precision, model.flips(settings.n_draws))
 
     def probabilities(field: VelocityField) -> np.ndarray:

@@ -53,6 +53,8 @@ def model_card(
     kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
+    # With `warm_start` the history is that of the last call.
+    earlier = "" if not fit.continuation.n_images_before else ", the last of several calls of fit"
     stated = "" if license is None else f"\nlicense: {license}"
     encoders, passed = _encoders(fit.model.space, parameters.get("autoencoder"))
     draws = fit.model.generates and fit.model.space.makes_images
@@ -75,7 +77,7 @@ Symmetrical flow matching over images: one velocity field that {abilities}.
   [{image_format.low:g}, {image_format.high:g}]
 - Classes ({len(classes)}): {listed}
 - Parameters: {n_parameters:,}
-- Training: {len(fit.history)} epochs, {seen:,} images seen, last loss
+- Training{earlier}: {len(fit.history)} epochs, {seen:,} images seen, last loss
   {last.get("loss", float("nan")):.4g}{_fraction(last)}
 {encoders}
 ```python
