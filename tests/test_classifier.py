@@ -444,11 +444,12 @@ def test_an_image_branch_without_training_does_not_classify(
     classifier = make_classifier(max_epochs=1, label_prediction=form, **untrained).fit(X, y)
     classifier.predict(X[:2])
     for settings in ({"n_steps": 5}, {"n_steps": 1, "ode_solver": "dopri5"}):
-        with pytest.raises(ValueError, match="n_steps=.* by the image branch, which was not tra"):
+        with pytest.raises(ValueError, match="n_steps=.* by the image branch, which is not tra"):
             classifier.set_params(**settings).predict(X[:2])
-    early = {"early_stopping": True, "n_steps": 5}
-    with pytest.raises(ValueError, match="n_steps=5 and ode_solver='euler' move the image"):
-        make_classifier(max_epochs=1, label_prediction=form, **untrained, **early).fit(X, y)
+    for held_out in ({"early_stopping": True}, {"calibration": "temperature"}):
+        refused = make_classifier(label_prediction=form, n_steps=5, **untrained, **held_out)
+        with pytest.raises(ValueError, match="n_steps=5 and ode_solver='euler' move the image"):
+            refused.fit(X, y)
 
 
 def test_automatic_epochs_count_weights_as_repetitions(digits, monkeypatch, make_classifier):

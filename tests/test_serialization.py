@@ -90,14 +90,19 @@ def test_a_folder_has_weights_plain_data_and_a_card(saved):
     assert "a, bb, ccc" in card
 
 
-def test_the_card_of_a_continued_model_says_that_it_has_the_last_call_only(tmp_path):
-    settings = {"max_epochs": 2, "image_weight": 0.5, "classification_fraction": 0.5}
+@pytest.mark.parametrize("image_weight", [0.5, 0])
+def test_the_card_of_a_continued_model_says_that_it_has_the_last_call_only(tmp_path, image_weight):
+    settings = {"max_epochs": 2, "image_weight": image_weight, "classification_fraction": 0.5}
     classifier = tiny_classifier(**settings, warm_start=True).fit(X, LABELS["strings"])
     classifier.save_pretrained(tmp_path / "once")
     assert "- Training: 2 epochs" in (tmp_path / "once" / "README.md").read_text()
     classifier.fit(X, LABELS["strings"]).save_pretrained(tmp_path / "twice")
     card = (tmp_path / "twice" / "README.md").read_text()
     assert "- Training, the last of several calls of fit: 2 epochs" in card
+    opened = type(classifier).from_pretrained(tmp_path / "twice")
+    opened.partial_fit(X, LABELS["strings"]).save_pretrained(tmp_path / "part")
+    card = (tmp_path / "part" / "README.md").read_text()
+    assert "- Training, the last of several calls of fit: 3 epochs" in card
 
 
 def test_saving_again_replaces_the_model(saved, tmp_path):

@@ -17,13 +17,13 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
-from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.training.batches import count_batches
 from sklearn_msf.training.settings import TrainingSettings
 
 __all__ = [
     "check_steps",
+    "classification_ode",
     "classification_settings",
     "default_levels",
     "field_layout",
@@ -262,9 +262,14 @@ def _compilation(p: Parameters, device: torch.device, n_steps: int) -> bool:
     return device.type == "cuda" and n_steps >= _MIN_STEPS_TO_COMPILE and long_enough
 
 
+def classification_ode(p: Parameters) -> OdeSettings:
+    """Return the steps by which a model classifies."""
+    return OdeSettings(1.0, 0.0, int(p.n_steps), p.ode_solver)
+
+
 def classification_settings(p: Parameters, device: torch.device) -> ClassificationSettings:
     """Make the settings with which a fitted model on a device classifies."""
-    ode = OdeSettings(1.0, 0.0, int(p.n_steps), p.ode_solver)
+    ode = classification_ode(p)
     return ClassificationSettings(
         ode=ode,
         n_draws=int(p.n_draws),
@@ -274,12 +279,14 @@ def classification_settings(p: Parameters, device: torch.device) -> Classificati
     )
 
 
-def check_steps(model: FittedModel, ode: OdeSettings) -> None:
+def check_steps(ode: OdeSettings, label_prediction: str, *, generates: bool) -> None:
     """Refuse to classify by several steps, which move the image by a branch without training."""
-    if model.generates or model.field.is_one_pass(ode) or ode.n_evaluations == 1:
+    # The class posterior is read at the beginning of a step.
+    is_one_step = ode.n_steps == 1 and not ode.is_adaptive
+    if generates or ode.n_evaluations == 1 or (is_one_step and label_prediction == "posterior"):
         return
     raise ValueError(
         f"n_steps={ode.n_steps} and ode_solver={ode.method!r} move the image by the image branch, "
-        "which was not trained because image_weight=0 (in flow_params) or "
-        "classification_fraction=1: set n_steps=1 and ode_solver='euler', or fit with other values."
+        "which is not trained with image_weight=0 (in flow_params) or classification_fraction=1: "
+        "set n_steps=1 and ode_solver='euler', or fit with other values."
     )

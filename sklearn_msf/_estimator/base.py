@@ -532,7 +532,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_is_fitted(self)
         model = self.model_
         settings = classification_settings(self._parameters(), model.device)
-        check_steps(model, settings.ode)
+        label_prediction = model.field.layout.label_prediction
+        check_steps(settings.ode, label_prediction, generates=model.generates)
         rows = check_prediction_rows(self, X, model.image_format)
         return model, model.space.inputs(rows, model.device, settings.precision), settings
 

@@ -15,8 +15,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf._estimator.auto_settings import (
     check_steps,
+    classification_ode,
     classification_settings,
     field_layout,
+    initial_fraction,
     resolve_augmentation,
     training_settings,
 )
@@ -88,6 +90,8 @@ class Continuation:
         Seed by which early stopping held out images; None if it held out none.
     split_of : str, default=""
         Digest of what it was split by that seed; empty if the model was trained on others too.
+    lacks_epochs : bool, default=False
+        Whether the history is that of the last of several calls of fit alone.
     """
 
     optimizer: str | None
@@ -97,6 +101,7 @@ class Continuation:
     n_images_before: float = 0.0
     split_seed: int | None = None
     split_of: str = ""
+    lacks_epochs: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,10 @@ def fit(
     """
     started = time.perf_counter()
     known = None if previous is None else previous.model.classes
-    if given.has_validation:
-        with telling_others():
+    with telling_others():
+        if given.has_validation:
             _check_validation_is_used(p)
+        _check_steps(p, previous)
     state = _begin(estimator, p, given, known, previous, preparation, started, resumes=True)
     p = state.p
     checkpoints, seed = _open_run(state)
@@ -540,6 +546,14 @@ def _warn_of_one_step(trainer: Trainer) -> None:
         )
 
 
+def _check_steps(p: Parameters, previous: Fit | None) -> None:
+    """Refuse steps by which held-out images cannot be classified, before any slow step."""
+    trains_images = p.image_weight > 0 and initial_fraction(p) < 1
+    generates = trains_images or (previous is not None and previous.model.generates)
+    if p.early_stopping or p.calibration is not None:
+        check_steps(classification_ode(p), p.label_prediction, generates=generates)
+
+
 def _check_codes(p: Parameters, n_classes: int) -> None:
     """Refuse numbers of classes that the label codes do not allow, before any slow step."""
     make_label_codes(p.label_encoding, n_classes, float(p.beta))
@@ -698,6 +712,9 @@ def _outcome(
             if keeps_history
             else previous.n_images_of_image_branch
         )
+    lacks_epochs = previous is not None and (
+        not keeps_history or previous.continuation.lacks_epochs
+    )
     continuation = Continuation(
         optimizer=trainer.settings.optimizer,
         n_continued=0 if previous is None else previous.continuation.n_continued + 1,
@@ -706,6 +723,7 @@ def _outcome(
         n_images_before=n_images_before,
         split_seed=state.split_seed,
         split_of=state.split_of,
+        lacks_epochs=lacks_epochs,
     )
     return Fit(model, trainer.history, continuation, state.samples.features)
 
@@ -718,7 +736,6 @@ def _held_out(
 ) -> HeldOut:
     """Prepare samples to be classified by fields; `inputs_of` does so for a precision and flips."""
     settings = classification_settings(p, model.device)
-    check_steps(model, settings.ode)
     inputs = inputs_of(settings.precision, model.flips(settings.n_draws))
 
     def probabilities(field: VelocityField) -> np.ndarray:

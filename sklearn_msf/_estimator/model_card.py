@@ -53,8 +53,7 @@ def model_card(
     kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
     seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
-    # With `warm_start` the history is that of the last call.
-    earlier = "" if not fit.continuation.n_images_before else ", the last of several calls of fit"
+    earlier = ", the last of several calls of fit" if fit.continuation.lacks_epochs else ""
     stated = "" if license is None else f"\nlicense: {license}"
     encoders, passed = _encoders(fit.model.space, parameters.get("autoencoder"))
     draws = fit.model.generates and fit.model.space.makes_images

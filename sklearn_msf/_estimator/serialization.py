@@ -180,6 +180,7 @@ def save_model(
         "n_images_before": fit.continuation.n_images_before,
         "split_seed": fit.continuation.split_seed,
         "split_of": fit.continuation.split_of,
+        "lacks_epochs": fit.continuation.lacks_epochs,
         "flipped_axes": list(model.flipped_axes),
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
@@ -490,6 +491,7 @@ def _continuation(metadata: Mapping[str, Any], origin: Any) -> Continuation:
         n_images_before=_n_images(metadata.get("n_images_before", 0.0)),
         split_seed=None if split_seed is None else _integer("split_seed", split_seed),
         split_of=split_of,
+        lacks_epochs=bool(metadata.get("lacks_epochs", False)),
     )
 
 
