@@ -47,15 +47,21 @@ def test_training_goes_on_from_the_best_weights_and_not_from_later_ones(make_cla
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
-def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch):
-    held_out, split = [], fit_module.hold_out
+@pytest.fixture
+def held_out(monkeypatch):
+    """The samples that each fit holds out."""
+    of_fits, split = [], fit_module.hold_out
 
     def noted(*arguments):
         kept, held = split(*arguments)
-        held_out.append(held.weights.tolist())
+        of_fits.append(held)
         return kept, held
 
     monkeypatch.setattr(fit_module, "hold_out", noted)
+    return of_fits
+
+
+def test_a_continued_fit_holds_out_the_same_images(make_classifier, held_out):
     rng = np.random.default_rng(0)
     X, y, weights = rng.random((60, 8, 8)), np.arange(60) % 2, np.linspace(1, 2, 60)
     settings = {"early_stopping": True, "max_epochs": 1, "random_state": None}
@@ -64,7 +70,7 @@ def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch)
         classifier.fit(X, y, sample_weight=weights)
         # The seed is kept by copies and pickles too.
         classifier = pickle.loads(pickle.dumps(classifier))
-    assert held_out[0] == held_out[1]
+    assert held_out[0].weights.tolist() == held_out[1].weights.tolist()
     # A fit that trains on all images leaves none that were not trained on.
     classifier.set_params(early_stopping=False).fit(X, y, sample_weight=weights)
     classifier.set_params(early_stopping=True)
@@ -73,17 +79,7 @@ def test_a_continued_fit_holds_out_the_same_images(make_classifier, monkeypatch)
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_model_of_a_file_goes_on_to_hold_out_the_same_images(
-    make_classifier, monkeypatch, tmp_path
-):
-    held_out, split = [], fit_module.hold_out
-
-    def noted(*arguments):
-        kept, held = split(*arguments)
-        held_out.append(held.labels.tolist())
-        return kept, held
-
-    monkeypatch.setattr(fit_module, "hold_out", noted)
+def test_a_model_of_a_file_goes_on_to_hold_out_the_same_images(make_classifier, held_out, tmp_path):
     rng = np.random.default_rng(0)
     X, y = rng.random((60, 8, 8)), rng.permutation(np.arange(60) % 3)
     settings = {"early_stopping": True, "max_epochs": 1, "random_state": None}
@@ -91,7 +87,7 @@ def test_a_model_of_a_file_goes_on_to_hold_out_the_same_images(
     classifier.save_pretrained(tmp_path)
     opened = type(classifier).from_pretrained(tmp_path).set_params(warm_start=True)
     opened.fit(X, y)
-    assert held_out[0] == held_out[1]
+    assert held_out[0].labels.tolist() == held_out[1].labels.tolist()
 
 
 def test_a_continued_fit_that_cannot_know_what_was_trained_on_says_so(make_classifier):

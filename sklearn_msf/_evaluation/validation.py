@@ -59,9 +59,6 @@ def checked_rows(
         For arrays that are empty, not 1-d or of different lengths, for NaN and infinity, for
         negative losses or weights, and if all weights are zero.
     """
-    given = {"errors": errors, "uncertainty": uncertainty, "sample_weight": sample_weight}
-    for name, values in given.items():
-        check_unmasked(name, values)
     losses = checked_column("errors", errors)
     scores = checked_column("uncertainty", uncertainty, len(losses))
     _check_not_negative("errors", losses)

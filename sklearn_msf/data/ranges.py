@@ -77,27 +77,31 @@ class _Values(NamedTuple):
         return not self.low < self.high
 
 
-def _split_at(rows: np.ndarray, low: float, high: float) -> tuple[_Values, _Values, _Values]:
+def _split_at(rows: np.ndarray, low: float, high: float) -> tuple[_Values, ...]:
     """Divide values into those below, inside and above a range."""
-    return (
-        _values_where(rows, lambda v: v < low),
-        _values_where(rows, lambda v: ~((v < low) | (v > high))),
-        _values_where(rows, lambda v: v > high),
+    return _values_where(
+        rows, lambda v: v < low, lambda v: ~((v < low) | (v > high)), lambda v: v > high
     )
 
 
-def _values_where(rows: np.ndarray, condition: Callable[[np.ndarray], np.ndarray]) -> _Values:
-    """Describe the values for which a condition holds, part by part."""
-    group = []
+def _values_where(
+    rows: np.ndarray, *conditions: Callable[[np.ndarray], np.ndarray]
+) -> tuple[_Values, ...]:
+    """Describe the values for which each condition holds; rows are read once, part by part."""
+    found: list[list[_Values]] = [[] for _ in conditions]
     for part in parts_of(rows):
         values = rows[part]
-        where = condition(values)
-        if where.any():
-            group.append(_Values(int(np.count_nonzero(where)), *_extremes(values, where)))
-    return _Values(
-        sum(values.n for values in group),
-        min((values.low for values in group), default=np.nan),
-        max((values.high for values in group), default=np.nan),
+        for group, condition in zip(found, conditions, strict=True):
+            where = condition(values)
+            if where.any():
+                group.append(_Values(int(np.count_nonzero(where)), *_extremes(values, where)))
+    return tuple(
+        _Values(
+            sum(values.n for values in group),
+            min((values.low for values in group), default=np.nan),
+            max((values.high for values in group), default=np.nan),
+        )
+        for group in found
     )
 
 
@@ -475,9 +479,12 @@ def _warn_of_saturation(
 
     What lies beyond the ends is an outlier, or another scale. One value alone is a fill value.
     """
-    below = _values_where(rows, lambda v: (v >= ends[0]) & (v < learned.low))
-    above = _values_where(rows, lambda v: (v > learned.high) & (v <= ends[1]))
-    clipped = sum(part.n for part in (below, above) if not part.are_one) / rows.size
+    beyond = _values_where(
+        rows,
+        lambda v: (v >= ends[0]) & (v < learned.low),
+        lambda v: (v > learned.high) & (v <= ends[1]),
+    )
+    clipped = sum(values.n for values in beyond if not values.are_one) / rows.size
     if clipped > _MANY_CLIPPED:
         warn_user(
             f"X is {found}, but the model was fitted on {learned}, and on outliers: {clipped:.1%} "
