@@ -15,6 +15,7 @@ from sklearn_msf.flow.velocity_field import (
     LABEL_PREDICTIONS,
     ClassPosteriorField,
     VelocityRegressionField,
+    build_field,
 )
 from sklearn_msf.training.losses import WholeBatch, field_losses
 
@@ -451,6 +452,20 @@ def test_without_jitter_the_noise_of_a_mask_is_that_of_its_end(make_tiny_field, 
     masks, e_y = field.masks_and_noise(torch.arange(2), (8, 8), noise)
     assert torch.equal(masks, CODES.masks(torch.arange(2), (8, 8)))
     assert torch.equal(e_y, noise)
+
+
+@pytest.mark.parametrize("codes", ["plain", "encoded"])
+def test_masks_without_jitter_go_their_known_path_to_noise(make_tiny_field, codes):
+    field = make_tiny_field("velocity", beta=0.0)
+    if codes == "encoded":
+        field = build_field(field.layout, 0, torch.randn(3, 3, 8, 8)).eval()
+    noise = torch.randn(2, 3, 8, 8)
+    masks, e_y = field.masks_and_noise(torch.arange(2), (8, 8), noise)
+    ode = OdeSettings(0.0, 1.0, 4, "midpoint", guidance=0.5)
+    with torch.no_grad():
+        states = field.trajectory(torch.randn(2, 1, 8, 8), masks, e_y, ode)
+    for t, (_, y_t) in zip(field.path_times(4), states, strict=True):
+        torch.testing.assert_close(y_t, (1 - t) * masks + t * e_y)
 
 
 def test_guidance_leaves_the_velocity_of_masks_alone(make_tiny_field):

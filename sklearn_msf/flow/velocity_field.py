@@ -431,26 +431,33 @@ class VelocityRegressionField(VelocityField):
     def masks_and_noise(
         self, labels: Tensor, size: Sequence[int], noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Make masks with jitter, from which alone the noise of the mask can grow, and e_y.
-
-        Training sees masks with noise at every t > 0. Of an exact code the field predicts the code
-        at every t, and the mask would stay flat.
-        """
+        """Make masks with jitter if the codes have any, and e_y."""
         e_y, of_jitter = noise.split([self.codes.n_channels, self.codes.n_jittered], dim=1)
         return self.codes.jittered(self.codes.masks(labels, size), of_jitter), e_y
 
+    @property
+    def _carries_masks(self) -> bool:
+        """Whether the mask follows the predicted velocity, and not its known path.
+
+        Training sees masks with noise at every t > 0, and only from jitter can it grow. Of an exact
+        code the field predicts the code at every t, and the mask would stay flat.
+        """
+        return self.codes.n_jittered > 0
+
     def _mask_at(self, t: float, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor) -> Tensor:
-        """Return the mask of the state: it followed the predicted velocity."""
-        return state[1]
+        """Return the mask of the state, if it is in there."""
+        return state[1] if self._carries_masks else super()._mask_at(t, state, masks, e_y)
 
     def generation_start(self, e_x: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
-        """Return image noise and masks: the mask follows the predicted velocity too."""
-        return e_x, masks
+        """Return image noise, and masks if they follow the predicted velocity."""
+        return (e_x, masks) if self._carries_masks else super().generation_start(e_x, masks)
 
     def generation_velocity(
         self, t: Tensor, state: tuple[Tensor, ...], masks: Tensor, e_y: Tensor, guidance: float
     ) -> tuple[Tensor, ...]:
-        """Compute the velocities of images and masks."""
+        """Compute the velocities of images, and of masks if they follow it."""
+        if not self._carries_masks:
+            return super().generation_velocity(t, state, masks, e_y, guidance)
 
         def both(x_t: Tensor, y_t: Tensor, t: Tensor, _: Tensor) -> tuple[Tensor, ...]:
             return self(x_t, y_t, t)
