@@ -184,8 +184,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
         moment and is called again with the same data and parameters, by the same version of this
         package, it continues from the newest checkpoint and gives the same model. If the run had
-        ended, its result is returned. A `time_budget` includes the seconds before the interruption,
-        but not those in which data are prepared again.
+        ended, its result is returned. A `time_budget` includes the seconds up to that checkpoint,
+        but not those that were lost after it, nor those in which data are prepared again.
     checkpoint_every : int, default=5
         Number of epochs between two checkpoints; the two newest are kept.
     device : str or torch.device, default="auto"

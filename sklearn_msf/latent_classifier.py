@@ -76,7 +76,8 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         random variations of the kind `augment`; with ``augment=None`` always 1. "auto": so many
         that the pixels of 4,000 images of 224 x 224 are encoded, but at most 32 of each image, and
         at least the image and its flips; without "affine" only these. A `time_budget` can reduce
-        the number. Of fewer than all flips so many are encoded as one axis has: 3 count as 2.
+        the number. Of fewer than all flips so many are encoded as one axis has: 3 count as 2, and
+        1 has none.
         In `partial_fit` "auto" is the image, its flips and one random variation, another one in
         each call.
     cache_bytes : int, default=2**31
@@ -232,8 +233,9 @@ loss_curve_, rejection_, hub_source_
             a module.
         revision : str, default=None
             Commit, branch or tag of a model on the hub. A branch or a tag is looked up at the hub,
-            and in its cache if the hub does not answer. None is the newest commit that the cache,
-            or else the hub, knows. The commit that was opened is in `hub_source_`.
+            and in its cache if the hub does not answer. None is the newest commit of an earlier
+            call without a revision that the cache knows, or else of the hub. The commit that was
+            opened is in `hub_source_`.
 
         Returns
         -------

@@ -8,6 +8,7 @@ import pytest
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_msf.exceptions import DivergenceError
+from sklearn_msf.training.schedule import TimeBudget
 from sklearn_msf.training.step import TrainingStep
 from sklearn_msf.training.trainer import Trainer
 
@@ -59,6 +60,23 @@ def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_cl
     for found, wanted in zip(recorder.probabilities, [first, classifier, classifier], strict=True):
         np.testing.assert_array_equal(found, wanted.predict_proba(X))
     assert not np.array_equal(*recorder.probabilities[:2])
+
+
+def test_time_is_kept_for_the_call_at_the_end_of_a_fit(monkeypatch, make_classifier):
+    kept, reserve = [], TimeBudget.reserve
+
+    def noted(self, seconds):
+        kept.append(seconds)
+        reserve(self, seconds)
+
+    monkeypatch.setattr(TimeBudget, "reserve", noted)
+    settings = {"max_epochs": 3, "time_budget": 600.0}
+    make_classifier(**settings).fit(X, Y)
+    assert kept == []
+    make_classifier(**settings).set_callbacks(Recorder()).fit(X, Y)
+    # As much as the first of three calls took.
+    assert len(kept) == 1
+    assert kept[0] > 0
 
 
 def test_after_a_divergence_the_estimator_has_the_result_of_its_whole_epochs(

@@ -230,6 +230,15 @@ def test_held_out_groups_of_one_class_teach_no_temperature(early_stopping, make_
         refused.fit(X, Y, groups=groups)
 
 
+def test_few_large_groups_teach_a_temperature_by_what_they_leave(make_classifier, recwarn):
+    # Only the large hospital can be held out: the third class is in the small one alone.
+    y, hospitals = np.array([0, 1] * 20 + [0, 0, 0, 1, 1, 1, 2, 2]), np.repeat([0, 1], [40, 8])
+    classifier = make_classifier(calibration="temperature", max_epochs=2)
+    classifier.fit(RNG.random((48, 8, 8)), y, groups=hospitals)
+    assert classifier.model_.temperature != 1
+    assert not [w for w in recwarn if "not calibrated" in str(w.message)]
+
+
 # Checkpoints
 
 

@@ -1,10 +1,12 @@
 """Fits that were cut off and go on from their checkpoints."""
 
+import copy
 import functools
 import json
 import signal
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,8 +86,8 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
 def test_a_fit_goes_on_with_its_own_seed_where_none_is_given(tmp_path, monkeypatch):
     cut_off(make(tmp_path, random_state=None), monkeypatch, 4)
     models = []
-    for copy in ("one", "two"):
-        folder = tmp_path.parent / f"{tmp_path.name}-{copy}"
+    for name in ("one", "two"):
+        folder = tmp_path.parent / f"{tmp_path.name}-{name}"
         folder.mkdir()
         for path in tmp_path.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
@@ -253,6 +255,26 @@ sys.path.insert(0, {tests!r})
 from test_run_fingerprint import X, Y, make
 make({folder!r}, batch_size=8).fit(X, Y)
 """
+
+
+@pytest.mark.parametrize("make_classifier", [tiny_classifier, tiny_latent_classifier])
+def test_a_warm_start_of_a_file_goes_on_with_the_run_of_the_model_it_was_saved_of(
+    tmp_path, monkeypatch, make_classifier
+):
+    # Few images would take AdamW; the model was trained by Muon, and goes on so.
+    settings = {"augment": "flip+affine", "random_state": 0}
+    base = make_classifier(optimizer="muon", **settings).fit(X, Y).set_params(optimizer="auto")
+    base.save_pretrained(tmp_path / "base")
+
+    more = {"warm_start": True, "max_epochs": 6}
+    kept = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 2}
+    wanted = copy.deepcopy(base).set_params(**more).fit(X, Y)
+    cut_off(copy.deepcopy(base).set_params(**more, **kept), monkeypatch, after=4)
+    again = type(base).from_pretrained(tmp_path / "base").set_params(**more, **kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.fit(X, Y)
+    assert torch.equal(weights(again), weights(wanted))
 
 
 def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):

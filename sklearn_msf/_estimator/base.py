@@ -243,11 +243,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         y : array-like of shape (n,) or (n, 1)
             Class labels: numbers, booleans, text or numpy's dates.
         sample_weight : array-like of shape (n,), optional
-            Weights relative to each other; only their proportions count. Whole weights are divided
-            by their greatest common divisor, and a weight of k then counts as k copies of the
-            image; other weights are shares of an epoch in which each image is seen once on average.
-            Whole weights are shares too, with a warning, if the copies would be more than 10 for
-            each image on average. An image of weight 0 is left out; its class stays in `classes_`.
+            Weights relative to each other. Whole weights are divided by their greatest common
+            divisor, and a weight of k then counts as k copies of the image; other weights are
+            shares of an epoch in which each image is seen once on average. Whole weights are shares
+            too, with a warning, if the copies would be more than 10 for each image on average.
+            An image of weight 0 is left out; its class stays in `classes_`.
         groups : array-like of shape (n,), optional
             What the image shows a part of, such as the id of the patient. With several images of
             a patient pass it whenever fit holds images out, with `early_stopping` or `calibration`:
@@ -358,9 +358,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Predict the most probable class of each image.
 
         With ``label_prediction="velocity"`` this is the class whose label code is nearest to the
-        predicted mask (paper, eq. 2). RGB codes of three classes and encoded masks are exceptions:
-        their codes are not equally far apart, the mask is read as a mixture of codes, and the class
-        with the largest weight is predicted.
+        predicted mask (paper, eq. 2). RGB codes of three classes and, with
+        ``label_decoding="latent"``, encoded masks are exceptions: their codes are not equally far
+        apart, the mask is read as a mixture of codes, and the class with the largest weight is
+        predicted.
 
         Parameters
         ----------
@@ -1144,8 +1145,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             that is in its cache is opened without asking the hub.
         revision : str, default=None
             Commit, branch or tag of a model on the hub. A branch or a tag is looked up at the hub,
-            and in its cache if the hub does not answer. None is the newest commit that the cache,
-            or else the hub, knows. The commit that was opened is in `hub_source_`.
+            and in its cache if the hub does not answer. None is the newest commit of an earlier
+            call without a revision that the cache knows, or else of the hub. The commit that was
+            opened is in `hub_source_`.
 
         Returns
         -------
@@ -1225,6 +1227,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             a dtype that ONNX lacks; for a model with an "input_size"; for a classifier over a
             backbone; and for an autoencoder that cannot be exported. The message says what to
             change.
+        TypeError
+            For class labels that are neither numbers nor strings.
         ImportError
             If onnx, onnxscript or onnxruntime is not installed.
         OSError

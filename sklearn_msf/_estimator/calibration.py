@@ -36,9 +36,9 @@ _NO_TIME = 1e-9
 _HELD_OUT_FRACTION = 1 / 3
 # Fraction of a time budget, after the preparation, for training the model itself.
 MODEL_FRACTION = 1 / (2 - _HELD_OUT_FRACTION)
-# Smallest number of images that the calibration run must see, as a fraction of those that the model
-# saw: with fewer its probabilities tell little about those of the model.
-_MIN_FRACTION_SEEN = 0.5 * (1 - _HELD_OUT_FRACTION)
+# Smallest fraction of the epochs of the model that the calibration run must have: after fewer its
+# probabilities tell little about those of the model.
+_MIN_FRACTION_OF_EPOCHS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,8 @@ def learn_temperature(
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))
             calibrating.fit(part, report=report, callback=as_long, checkpoints=plan.checkpoints)
-        if _n_seen(calibrating) >= _MIN_FRACTION_SEEN * _n_seen(trainer):
+        n_epochs = _n_seen(calibrating) / part.epoch_size
+        if n_epochs >= _MIN_FRACTION_OF_EPOCHS * _n_seen(trainer) / data.epoch_size:
             return held_out.temperature(calibrating.average)
         _warn_not_calibrated("the time budget left too little for its run")
     return None

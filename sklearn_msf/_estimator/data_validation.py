@@ -203,7 +203,7 @@ def check_training_samples(
     used = per_sample > 0
     if not used.any():
         raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
-    # Class weights change the fractions of the classes in an epoch, not its length.
+    # Class weights change the fractions of the classes in an epoch; its length only if one is 0.
     relative, n_images = relative_weights(weights[used], of_training=of_training)
     combined = relative * scaled_weights(per_sample[used])
     samples = TrainingSamples(

@@ -76,7 +76,7 @@ class Continuation:
     Attributes
     ----------
     optimizer : str or None
-        Optimizer that has trained the field so far; None if unknown, as in a model from a file.
+        Optimizer that has trained the field so far; None if unknown, as in older files.
     n_continued : int
         How many times training was continued.
     training_state : TrainingState or None

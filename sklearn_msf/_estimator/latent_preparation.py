@@ -40,6 +40,7 @@ from sklearn_msf.latent.latent_space import (
 )
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import is_hub_id
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.persistence.whole_files import write_file
@@ -88,6 +89,10 @@ class LatentOrigin:
     variation_seed: int
     # Pickles from before there were backbones have none.
     backbone: Any = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what files hold: the seed. The parameters are saved with the others."""
+        return {"variation_seed": self.variation_seed}
 
 
 def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
@@ -158,6 +163,7 @@ class LatentPreparation:
         n_classes: int,
         *,
         known: Any = None,
+        plain_origin: Any = None,
         given: GivenEncoders = _NONE_GIVEN,
     ) -> tuple[LatentSpace, LatentOrigin]:
         """Return the space that a saved model describes, with encoders that were `given`."""
@@ -167,7 +173,11 @@ class LatentPreparation:
             name: encoder_parameter(getattr(p, name), getattr(given, name), space.module_of(name))
             for name in ENCODERS
         }
-        return space, LatentOrigin(variation_seed=0, **parameters)
+        # Older files have no seed.
+        seed = 0 if plain_origin is None else plain_origin["variation_seed"]
+        if type(seed) is not int or seed < 0:
+            raise ArchiveError(f"The model has variation_seed={seed!r}; expected an integer >= 0.")
+        return space, LatentOrigin(variation_seed=seed, **parameters)
 
     @property
     def origin(self) -> LatentOrigin | None:

@@ -45,11 +45,12 @@ class Preparation(Protocol):
         n_classes: int,
         *,
         known: Any = None,
+        plain_origin: Any = None,
     ) -> tuple[ImageSpace, Any]:
         """Return the space that a saved model describes, and the `origin` of its fit.
 
         A model that is about to be saved has its space already, `known`: then nothing is opened,
-        and only the description is checked.
+        and only the description is checked. `plain_origin` is what `origin.to_plain` returned.
         """
 
     def open(self) -> None:
@@ -127,6 +128,7 @@ class PixelPreparation:
         n_classes: int,
         *,
         known: Any = None,
+        plain_origin: Any = None,
     ) -> tuple[PixelSpace, None]:
         """Return the space of pixels; files have only the size to which images are resized."""
         if tensors or (plain is not None and plain.keys() != {"input_size"}):

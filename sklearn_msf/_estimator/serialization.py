@@ -65,6 +65,7 @@ from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
+from sklearn_msf.training.optimizer import OPTIMIZERS
 
 __all__ = [
     "CARD_NAME",
@@ -176,6 +177,8 @@ def save_model(
         "feature_names": None if names is None else names.tolist(),
         "image_format": model.image_format.to_plain(),
         "noise_seed": model.noise_seed,
+        "optimizer": fit.continuation.optimizer,
+        "origin": None if fit.continuation.origin is None else fit.continuation.origin.to_plain(),
         "n_continued": fit.continuation.n_continued,
         "n_images_before": fit.continuation.n_images_before,
         "split_seed": fit.continuation.split_seed,
@@ -373,6 +376,7 @@ def _checked(
         Parameters(**{**vars(p), **fitted}),
         len(classes),
         known=known,
+        plain_origin=metadata.get("origin"),
     )
     _check_weights(layout, space, weights)
     features: dict[str, Any] = {"n_features_in_": math.prod(image_format.shape)}
@@ -478,12 +482,15 @@ def _history(plain: Any) -> list[dict[str, Any]]:
 
 
 def _continuation(metadata: Mapping[str, Any], origin: Any) -> Continuation:
-    """Read what a later fit needs; optimizer and moments are in no file."""
+    """Read what a later fit needs; moments are in no file."""
     split_seed, split_of = metadata.get("split_seed"), metadata.get("split_of", "")
     if not isinstance(split_of, str):
         raise ArchiveError(f"The model has split_of={split_of!r}; expected a digest.")
+    optimizer = metadata.get("optimizer")
+    if optimizer not in (None, *OPTIMIZERS):
+        raise ArchiveError(f"The model has optimizer={optimizer!r}; expected one of {OPTIMIZERS}.")
     return Continuation(
-        optimizer=None,
+        optimizer=optimizer,
         n_continued=_integer("n_continued", metadata["n_continued"]),
         training_state=None,
         origin=origin,

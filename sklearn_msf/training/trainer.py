@@ -110,6 +110,7 @@ class Trainer:
         self._last_good: TrainingState | None = None
         self.interrupted, self.survives_interrupts = False, True
         self.was_ended, self.was_cut_short = False, False
+        self._has_called_back = False
         self.n_steps = 0
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
@@ -298,7 +299,7 @@ class Trainer:
                 if self._report is not None:
                     self._report(self._progress((epoch + 1) / settings.max_epochs), epoch_log)
                 # Use a list, not `or`: early stopping and the callback must see every epoch.
-                self.was_ended = callback is not None and callback.end_epoch()
+                self.was_ended = callback is not None and self._ends_by(callback)
                 ends += [
                     epoch + 1 >= settings.max_epochs,
                     self._best is not None and self._best.ends_with(epoch_log, self.average),
@@ -310,6 +311,15 @@ class Trainer:
                 checkpoints.save(self.state, n_epochs=len(self.history), finished=finished)
             # Reserve time for validation and checkpointing.
             self.budget.end_pause(self.budget.elapsed - start)
+
+    def _ends_by(self, callback: EpochCallback) -> bool:
+        """Tell whether the callback ends training; keep time for its call at the end of the run."""
+        start = self.budget.elapsed
+        ends = callback.end_epoch()
+        if not self._has_called_back:
+            self.budget.reserve(self.budget.elapsed - start)
+            self._has_called_back = True
+        return ends
 
     def _after_interrupt(self) -> None:
         self.interrupted = True
