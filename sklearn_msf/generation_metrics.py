@@ -22,7 +22,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 from sklearn_msf._evaluation.external_classifier import judge_agrees
-from sklearn_msf._evaluation.labels import as_labels, check_same_kind
+from sklearn_msf._evaluation.labels import as_labels, check_same_kind, check_unmasked
 from sklearn_msf._evaluation.nearest_images import NearestImages
 from sklearn_msf._evaluation.validation import check_fraction
 
@@ -212,12 +212,15 @@ def classifier_accuracy_score(
     ------
     ValueError
         If the number of labels differs from the number of images, if `labels` are numbers and
-        `real_labels` text, and whenever the classifier raises it: for images of different sizes,
-        for infinity, and for NaN unless the classifier accepts NaN, as the default does.
+        `real_labels` text, for masked images, and whenever the classifier raises it: for images of
+        different sizes, for infinity, and for NaN unless the classifier accepts NaN, as the default
+        does.
     """
     labels = _checked_labels("labels", labels, generated)
     real_labels = _checked_labels("real_labels", real_labels, real)
     check_same_kind("labels", labels, "real_labels", real_labels)
+    check_unmasked("generated", generated)
+    check_unmasked("real", real)
     rows, real_rows = (
         np.reshape(x, (len(x), -1)) for x in (np.asarray(generated), np.asarray(real))
     )
@@ -391,6 +394,7 @@ def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
     """Convert arrays to float64 of shape (n, n_features), with one width and finite values."""
     checked: list[np.ndarray] = []
     for name, values in named.items():
+        check_unmasked(name, values)
         rows = np.asarray(values, dtype=float)
         if rows.ndim < 2 or not len(rows):
             raise ValueError(f"{name} must be of shape (n, ...), n >= 1, got {rows.shape}.")

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
-from sklearn_msf._evaluation.labels import check_same_kind
+from sklearn_msf._evaluation.labels import check_same_kind, label_indices
 from sklearn_msf._evaluation.nearest_images import NearestImages
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -94,13 +94,13 @@ def augment_with_samples(
     check_is_fitted(estimator, "classes_")
     X, y = check_pairs(X, y)
     check_same_kind("y", y, "the estimator", estimator.classes_)
-    unknown = sorted(set(y.tolist()) - set(estimator.classes_.tolist()), key=str)
-    if unknown:
+    indices = label_indices(y, estimator.classes_)
+    if unknown := set(y[indices < 0].tolist()):
         raise ValueError(
-            f"y has labels {unknown} that the estimator was not fitted on; leave their images out. "
-            f"Its classes are {estimator.classes_.tolist()}."
+            f"y has labels {sorted(unknown, key=str)} that the estimator was not fitted on; leave "
+            f"their images out. Its classes are {estimator.classes_.tolist()}."
         )
-    wanted = _counts(n_per_class, y, estimator.classes_)
+    wanted = _counts(n_per_class, indices, estimator.classes_)
     random_state = make_random_state(random_state)
     is_copy = None
     if any(wanted.values()):
@@ -144,10 +144,11 @@ def augment_with_samples(
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _counts(n_per_class: Any, y: np.ndarray, classes: np.ndarray) -> dict[Any, int]:
-    """Count the images to add to each class."""
+def _counts(n_per_class: Any, indices: np.ndarray, classes: np.ndarray) -> dict[Any, int]:
+    """Count the images to add to each class; `indices` are those of the classes of the images."""
     names = classes.tolist()
-    present = {label: int(np.sum(y == label)) for label in names}
+    numbers = np.bincount(indices, minlength=len(names)).tolist()
+    present = dict(zip(names, numbers, strict=True))
     if isinstance(n_per_class, str) and n_per_class == "balance":
         return {label: max(present.values()) - n for label, n in present.items()}
     counts = n_per_class if isinstance(n_per_class, Mapping) else dict.fromkeys(names, n_per_class)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import diffusers
@@ -121,6 +122,16 @@ def test_weights_that_were_cut_off_name_their_file(folder):
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(AutoencoderError, match=rf"cut off: .*Remove .*{WEIGHTS} and get it anew"):
+        open_autoencoder(folder)
+
+
+def test_weights_behind_a_link_name_the_file_that_has_to_go(folder, tmp_path):
+    # So they lie in the hub's cache, where the link alone is made anew.
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"cut off")
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(blob)
+    with pytest.raises(AutoencoderError, match=rf"Remove {re.escape(str(blob))} and get it anew"):
         open_autoencoder(folder)
 
 

@@ -214,6 +214,16 @@ def test_what_cannot_be_measured_is_named(halves, call, message):
         call(halves[0])
 
 
+@pytest.mark.parametrize("metric", [manifold_metrics, kernel_distance])
+def test_masked_values_are_not_compared(metric):
+    features = np.random.default_rng(0).random((40, 3))
+    hidden = np.ma.MaskedArray(features, mask=features > 0.9)
+    with pytest.raises(ValueError, match="is a masked array with"):
+        metric(features, hidden)
+    with pytest.raises(ValueError, match="generated is a masked array with"):
+        classifier_accuracy_score(hidden, [0, 1] * 20, features, [0, 1] * 20)
+
+
 def test_a_judge_may_return_a_column_but_has_to_know_the_classes():
     class Column:
         classes_ = np.array(["a", "b"])

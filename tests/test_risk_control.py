@@ -253,6 +253,15 @@ def test_costs_are_looked_up_by_label_and_answer():
             {"cost_matrix": pd.DataFrame([[0, 10], [1, 0]], ["b", "a"], ["b", "a"])},
             r"a DataFrame may have another order. Pass cost_matrix.loc\[classes, classes\]",
         ),
+        (
+            {"cost_matrix": {"a": {"b": 10}, "b": {"a": 1}}},
+            r"a dict may have another order. Pass \[\[cost_matrix\[a\]\[b\] for b in classes\]",
+        ),
+        ({"cost_matrix": [[0, "much"], [1, 0]]}, "cost_matrix must be an array of numbers"),
+        (
+            {"cost_matrix": np.ma.MaskedArray([[0, 999], [1, 0]], [[0, 1], [0, 0]])},
+            "cost_matrix is a masked array with 1 masked values",
+        ),
     ],
 )
 def test_cost_matrices_that_cannot_be_used_are_named(changed, message):

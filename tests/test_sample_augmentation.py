@@ -54,6 +54,22 @@ def test_as_many_are_added_as_asked_for(few_bright, n_per_class, added):
     assert {label: new.count(label) for label in set(new)} == added
 
 
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_dates_of_another_unit_are_the_same_classes(few_bright, unit):
+    X, y = few_bright
+    days = np.array(["2020-01-01", "2021-01-01"], dtype="M8[D]")
+    of_images = days[(y == "dark").astype(int)].astype(f"M8[{unit}]")
+    painter, judge = Painter(), SimpleNamespace(predict=lambda X: of_images[:1].repeat(len(X)))
+    painter.classes_, judge.classes_ = days, np.unique(of_images)
+    X_new, y_new = augment_with_samples(
+        painter, X, of_images, n_per_class={days[0].item(): 2}, judge=judge, remove_copies=False
+    )
+    assert len(X_new) == 32
+    np.testing.assert_array_equal(
+        y_new.astype("M8[D]"), [*of_images.astype("M8[D]"), *days[[0, 0]]]
+    )
+
+
 def test_a_judge_of_other_classes_is_refused_before_anything_is_sampled(few_bright, monkeypatch):
     judge = Threshold()
     judge.classes_ = np.array(["light", "dark"])

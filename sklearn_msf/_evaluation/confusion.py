@@ -1,5 +1,6 @@
 """What each answer costs, and confusion matrices with a column of rejected samples."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn_msf._evaluation.labels import (
     label_column,
     label_indices,
 )
-from sklearn_msf._evaluation.validation import checked_weights
+from sklearn_msf._evaluation.validation import as_numbers, checked_weights
 
 __all__ = [
     "checked_cost_matrix",
@@ -166,9 +167,17 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        For another shape than (n_classes, n_classes), entries that are negative or not finite, a
-        matrix without a positive entry, and a table, whose classes may have another order.
+        For what are no numbers, masked values, another shape than (n_classes, n_classes), entries
+        that are negative or not finite, a matrix without a positive entry, and a table or dict,
+        whose classes may have another order.
     """
+    if isinstance(cost_matrix, Mapping):
+        raise ValueError(
+            "cost_matrix must be an array in the order of the classes; a "
+            f"{type(cost_matrix).__name__} may have another order. Pass "
+            "[[cost_matrix[a][b] for b in classes] for a in classes], with the classes in that "
+            "order, such as classes = classifier.classes_, and 0 for right answers."
+        )
     if hasattr(cost_matrix, "iloc"):
         raise ValueError(
             f"cost_matrix must be an array in the order of the classes; a "
@@ -176,7 +185,7 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
             "cost_matrix.loc[classes, classes].to_numpy(), with the classes in that order, such as "
             "classes = classifier.classes_."
         )
-    costs = np.asarray(cost_matrix, dtype=float)
+    costs = as_numbers("cost_matrix", cost_matrix)
     if costs.shape != (n_classes, n_classes):
         raise ValueError(
             f"cost_matrix must be of shape ({n_classes}, {n_classes}), a row for each true class "

@@ -4,7 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._evaluation.labels import check_same_kind, differing_labels
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    check_same_kind,
+    differing_labels,
+    label_indices,
+)
 
 __all__ = ["check_judge", "judge_agrees"]
 
@@ -20,11 +25,12 @@ def check_judge(judge: Any, labels: np.ndarray) -> None:
     if not hasattr(judge, "classes_"):
         return
     check_same_kind("labels", labels, "judge.classes_", judge.classes_)
-    known = np.asarray(judge.classes_).tolist()
-    unknown = sorted(set(labels.tolist()) - set(known), key=str)
-    if unknown:
+    known = as_labels("judge.classes_", judge.classes_)
+    unknown = labels[label_indices(labels, known) < 0]
+    if len(unknown):
         raise ValueError(
-            f"judge does not know the classes {unknown}, only {known}: fit it on the same labels."
+            f"judge does not know the classes {sorted(set(unknown.tolist()), key=str)}, only "
+            f"{known.tolist()}: fit it on the same labels."
         )
 
 

@@ -165,9 +165,10 @@ def read_weights(kind: ModelKind, name: str, path: Path) -> dict[str, Tensor]:
         tensors = safetensors.torch.load_file(path)
     # A dtype that safetensors knows and torch lacks raises a KeyError.
     except (SafetensorError, OSError, *UNEXPECTED_VALUE_ERRORS) as error:
+        # In the hub's cache the path is a link, and without it the same file is linked anew.
         raise kind.error(
             f"{kind.parameter}={name!r} has weights that are not safetensors, or were cut off: "
-            f"{error}. Remove {path} and get it anew."
+            f"{error}. Remove {path.resolve()} and get it anew."
         ) from error
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
