@@ -24,7 +24,7 @@ PUBLIC_MODULES = [
     "sklearn_msf.sample_augmentation",
     "sklearn_msf.selective",
 ]
-OPTIONAL = {"diffusers", "medmnist", "matplotlib", "PIL", "pydicom"}
+OPTIONAL = {"diffusers", "medmnist", "matplotlib", "PIL", "pydicom", "transformers"}
 
 
 def modules_loaded_by(statement):

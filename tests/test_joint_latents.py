@@ -5,6 +5,7 @@ fixtures of this file. Those that fit run over features alone, those of one fitt
 latents.
 """
 
+import dataclasses
 import math
 import pickle
 import re
@@ -43,7 +44,16 @@ from test_rejection import (
     test_the_certified_risk_holds_on_the_calibration_samples,
     test_training_images_are_more_usual_than_noise,
 )
+from test_rejection import (
+    test_calibration_changes_the_probabilities_and_nothing_else as calibration_changes,
+)
 from test_run_fingerprint import cut_off, make, weights
+from test_sampling_methods import (
+    test_a_counterfactual_does_not_depend_on_the_other_samples,
+    test_a_counterfactual_of_the_own_class_is_the_reconstruction,
+    test_one_class_for_all_is_as_that_class_for_each,
+    test_there_and_back_under_one_class_gives_the_image,
+)
 from torch.nn import functional as F
 
 from sklearn_msf import LatentMedSymmFlowClassifier
@@ -382,6 +392,19 @@ def test_a_pickle_holds_the_backbone_once(kind):
     np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
     assert opened.backbone is opened.backbone_
     assert opened.partial_fit(X, Y).n_iter_ == 2
+
+
+def test_calibration_changes_the_probabilities_and_not_what_is_drawn(digits):
+    calibration_changes(tiny_joint_classifier, digits)
+
+
+def test_the_temperature_of_a_saved_model_is_kept(tmp_path, fitted, digits):
+    calibrated = pickle.loads(pickle.dumps(fitted))
+    calibrated.model_ = dataclasses.replace(calibrated.model_, temperature=1.7)
+    opened = open_again(calibrated, tmp_path)
+    p, plain = (model.predict_proba(digits[0]) for model in (calibrated, fitted))
+    np.testing.assert_array_equal(opened.predict_proba(digits[0]), p)
+    assert not np.array_equal(p, plain)
 
 
 def test_the_threshold_of_a_saved_model_is_kept(tmp_path, rejecting, calibration):
