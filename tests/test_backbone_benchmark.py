@@ -46,7 +46,7 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
     small = partial(LatentMedSymmFlowClassifier, channels=8, network_params={"channel_mult": (1,)})
     monkeypatch.setattr(benchmark, "LatentMedSymmFlowClassifier", small)
-    monkeypatch.setattr(benchmark, "SIDES_OF_PIXELS", {"pixels at 4": 4})
+    monkeypatch.setattr(benchmark, "SIDES_OF_PIXELS", {"pixels at 4": (4,)})
     monkeypatch.setattr(benchmark, "N_VOTING", 2)
     monkeypatch.setattr(benchmark, "VOTING", "2 fields over features that vote")
     records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")
@@ -58,6 +58,8 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
         ("field over features", 1),
         ("field over features, flips", 0),
         ("field over features, flips", 1),
+        ("field over features, temperature", 0),
+        ("field over features, temperature", 1),
         ("2 fields over features that vote", 0),
         ("2 fields over features that vote", 1),
         ("2 fields over features that vote, flips", 0),

@@ -52,7 +52,8 @@ def other_data():
 # What a record holds
 
 
-def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
+def test_a_record_of_a_classifier_holds_all_that_it_depends_on(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     classifier = tiny_classifier(optimizer="auto", max_epochs=3).fit(X, Y)
     classifier.history_[-1]["classification_fraction"] = 0.6
     begun = common.described(
@@ -81,6 +82,7 @@ def test_a_record_of_a_classifier_holds_all_that_it_depends_on():
     machine = provenance["machine"]
     assert machine["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert machine["threads"] == torch.get_num_threads()
+    assert machine["limits"]["ONEDNN_MAX_CPU_ISA"] == "DEFAULT"
     assert machine["gflops"] == 300.0
     assert machine["cpu"]
     assert provenance["data"]["arrays"] == {

@@ -8,9 +8,10 @@ those of the blocks 6, 10 and 14 together, 384 x 7 x 7 of images of 224 px. The 
 is fitted on one view of each training image ("plain"), or on it and its mirror image, or on its
 four flips, whichever is best on the validation images ("views"), and averages its predictions over
 the same views of a test image. The field has its defaults, or the four flips ("flips"), over which
-its predictions are averaged. Beside one field stand several that vote, and pixels: the same images
-at 28, 64, 112 and 224 px where they have so many, without the encoder. ``--least-side`` enlarges
-smaller images for the encoder, which sees little in them.
+its predictions are averaged, or its defaults and a temperature. Beside one field stand several
+that vote, and pixels: the same images at 28, 64, 112 and 224 px where they have so many, without
+the encoder, and enlarged to 64 px from 28, which adds positions and no detail. ``--least-side``
+enlarges smaller images for the encoder, which sees little in them.
 
 Budgets are reference seconds, as in accuracy.py, and count everything, features included. Within
 them the defaults decide how long the field is trained. With ``--max-epochs`` there is no budget:
@@ -21,7 +22,7 @@ the script.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,24 @@ from sklearn_msf.selective import accuracy_rejection_curve, aurc
 IDENTITY = ("dataset", "system", "seed", "budget", "n_images")
 REFERENCE = "logistic regression, views"
 FEATURES, PIXELS = "field over features", "pixels at {}"
+JOINT = "field over TAEF2 and features"
 N_VOTING = 5
 VOTING = f"{N_VOTING} fields over features that vote"
 # Titles of systems that see the four flips, and what they have instead of the defaults.
 OF_FLIPS = ", flips"
 FLIPS = {"augment": "flip", "n_variations": 4, "n_draws": 4}
+WITH_TEMPERATURE = ", temperature"
+TEMPERATURE = {"calibration": "temperature"}
 BLOCKS = (6, 10, 14)
 ENCODER = {"backbone": "EfficientNet-Lite0", "blocks": BLOCKS, "images": "[-1, 1]"}
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # Numbers of views: the image; it and its mirror image; its four flips.
 VIEWS = (1, 2, 4)
-SIDES_OF_PIXELS = {PIXELS.format(side): side for side in (28, 64, 112, 224)}
+# Sides to which the images are resized one after another.
+SIDES_OF_PIXELS = {
+    **{PIXELS.format(side): (side,) for side in (28, 64, 112, 224)},
+    f"{PIXELS.format(28)}, enlarged to 64": (28, 64),
+}
 N_RESAMPLED = 2000
 # Reference seconds.
 BUDGET = 900.0
@@ -209,14 +217,18 @@ def voting_fields(data, seed, limits, **settings):
     return vote.predict_proba, None, resolved
 
 
-def pixels(data, seed, limits, *, side):
-    """The defaults on the pixels of the images at another size."""
+def pixels(data, seed, limits, *, sides):
+    """The defaults on the pixels of the images at another size, or at several in turn."""
+
+    def at_size(X):
+        return reduce(resized, sides, X)
+
     X, y = data["train"]
-    classifier = MedSymmFlowClassifier(random_state=seed, **limits).fit(resized(X, side), y)
+    classifier = MedSymmFlowClassifier(random_state=seed, **limits).fit(at_size(X), y)
     resolved = resolved_parameters(classifier, len(y))
 
     def on_resized(method):
-        return lambda X: method(resized(X, side))
+        return lambda X: method(at_size(X))
 
     methods = (classifier.predict_proba, classifier.score_samples)
     return *map(on_resized, methods), resolved
@@ -232,7 +244,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     has_autoencoder = "TAEF2" in title
     flips = FLIPS if title.endswith(OF_FLIPS) else {}
-    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **flips)
+    settings = TEMPERATURE if title.endswith(WITH_TEMPERATURE) else flips
+    classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **settings)
     # Over features alone a budget does not change the fraction at t = 1.
     asked = asked_parameters(classifier, has_budget=has_autoencoder)
     # Objects, which the title names.
@@ -253,12 +266,13 @@ def make_systems(taef2):
         REFERENCE: partial(logistic_regression, views=VIEWS),
         FEATURES: field,
         f"{FEATURES}{OF_FLIPS}": partial(field, **FLIPS),
+        f"{FEATURES}{WITH_TEMPERATURE}": partial(field, **TEMPERATURE),
         VOTING: voting_fields,
         f"{VOTING}{OF_FLIPS}": partial(voting_fields, **FLIPS),
-        **{title: partial(pixels, side=side) for title, side in SIDES_OF_PIXELS.items()},
+        **{title: partial(pixels, sides=sides) for title, sides in SIDES_OF_PIXELS.items()},
     }
     if taef2 is not None:
-        systems["field over TAEF2 and features"] = partial(field, taef2=taef2)
+        systems[JOINT] = partial(field, taef2=taef2)
         systems["field over TAEF2"] = partial(field, taef2=taef2, backbone=False)
     return systems
 
@@ -473,7 +487,7 @@ def unusual_table(records):
 
 
 SCORES = {"auc": 1, "acc": 1, "log_loss": 2}
-# Titles of data and systems in the summary.
+# Titles of data and systems in the summaries.
 SUMMARIZED_DATA = {
     "retina": "RetinaMNIST's retinas, 224 px (rebuilt)",
     "busi": "BUSI ultrasound, 224 px",
@@ -486,6 +500,13 @@ SUMMARIZED_SYSTEMS = {
     f"{FEATURES}{OF_FLIPS}": "the same, four flips",
     REFERENCE: "logistic regression on the features",
     PIXELS.format(28): "ours, pixels at 28 px",
+}
+COMPARED_SYSTEMS = {
+    PIXELS.format(28): "pixels at 28 px",
+    PIXELS.format(64): "pixels at 64 px",
+    PIXELS.format(112): "pixels at 112 px",
+    FEATURES: "frozen features",
+    JOINT: "TAEF2 and features",
 }
 
 
@@ -501,24 +522,40 @@ def minutes(records):
     return f"{np.mean([r['provenance']['reference_seconds'] for r in records]) / 60:.1f}"
 
 
+def runs_by_data(records, systems):
+    """Yield the title of each data set and the records of each system; no set without records."""
+    runs = runs_of(records)
+    for dataset, title in SUMMARIZED_DATA.items():
+        groups = [runs.get((dataset, f"{BUDGET:g} s", None, system), []) for system in systems]
+        if any(groups):
+            yield title, groups
+
+
 def summary_table(records):
     """AUC and accuracy of the systems that a reader compares first, a row for each data set."""
-    rows = []
-    for dataset, title in SUMMARIZED_DATA.items():
-        whole = [
-            r
-            for r in records
-            if (r["dataset"], r["budget"], r["n_images"]) == (dataset, f"{BUDGET:g} s", None)
-        ]
-        groups = [[r for r in whole if r["system"] == system] for system in SUMMARIZED_SYSTEMS]
-        if any(groups):
-            rows.append([title, *map(auc_and_accuracy, groups), minutes(groups[0])])
+    rows = [
+        [title, *map(auc_and_accuracy, groups), minutes(groups[0])]
+        for title, groups in runs_by_data(records, SUMMARIZED_SYSTEMS)
+    ]
     header = ["images", *SUMMARIZED_SYSTEMS.values(), "minutes on two cores"]
     return markdown(header, rows) + "\n"
 
 
+def comparison_table(records):
+    """AUC, accuracy and minutes of what can be done with images of one size."""
+
+    def cell(group):
+        return f"{auc_and_accuracy(group)}, {minutes(group)} min" if group else NOT_RUN
+
+    rows = [
+        [title, *map(cell, groups)] for title, groups in runs_by_data(records, COMPARED_SYSTEMS)
+    ]
+    return markdown(["images", *COMPARED_SYSTEMS.values()], rows) + "\n"
+
+
 BENCHMARK = Benchmark("backbone", IDENTITY, parameters, table)
 SUMMARY = replace(BENCHMARK, name="larger", table=summary_table)
+COMPARISON = replace(BENCHMARK, name="sizes", table=comparison_table)
 
 
 def main():
@@ -547,10 +584,10 @@ def main():
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
-            side = SIDES_OF_PIXELS.get(title)
-            if side is not None and side > side_of(as_they_are[name]):
+            sides = SIDES_OF_PIXELS.get(title)
+            if sides is not None and sides[0] > side_of(as_they_are[name]):
                 continue
-            sets = for_encoders if side is None else as_they_are
+            sets = for_encoders if sides is None else as_they_are
             data = sets[name]
             others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
             # Logistic regression has no seed.

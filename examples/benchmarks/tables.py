@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "larger": ("backbone", "SUMMARY"),
     "scaling_paper": ("scaling", "PAPER"),
+    "sizes": ("backbone", "COMPARISON"),
     "speed_sweep": ("speed", "SWEEP"),
     "summary": ("paper", "SUMMARY"),
 }

@@ -5,6 +5,7 @@ GFLOP/s on all cores. A script measures its own machine and scales.
 """
 
 import multiprocessing
+import os
 import platform
 import sys
 import time
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 REFERENCE_GFLOPS = 150.0
+# Environment variables by which torch, oneDNN and MKL each leave newer instructions out.
+_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 # Of slow calls, after three, none is begun after this time.
 _MAX_LATENCY_SECONDS = 10.0
 
@@ -84,6 +87,8 @@ def describe_machine(gflops: float) -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        # An older CPU is imitated by all three.
+        "limits": {name: os.environ[name] for name in _LIMITS if name in os.environ},
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "gflops": round(gflops, 1),
