@@ -109,6 +109,18 @@ def test_a_modality_lookup_table_takes_the_place_of_the_slope(tmp_path):
     np.testing.assert_array_equal(load_one(tmp_path), STORED * 3.0 + 7)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_a_modality_lookup_table_may_begin_below_zero(tmp_path, photometric):
+    stored = np.arange(-24, 24, dtype=np.int8).reshape(6, 8)
+    table = lookup_table((np.arange(256) * 3 + 7).tolist())
+    table["LUTDescriptor"].VR, table.LUTDescriptor = "SS", [256, -128, 16]
+    elements = {"photometric": photometric, "bits": 8, "ModalityLUTSequence": [table]}
+    write_dicom(tmp_path / "a.dcm", stored, **elements)
+    values = (stored + 128.0) * 3 + 7
+    expected = values if photometric == "MONOCHROME2" else 7 + 255 * 3 + 7 - values
+    np.testing.assert_array_equal(load_one(tmp_path), expected)
+
+
 # 12 bits hold 0 to 4095, or -2048 to 2047.
 @pytest.mark.parametrize(
     ("stored", "expected"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import tiny_classifier
 from hypothesis import given
@@ -294,29 +295,42 @@ def test_transparent_gray_is_laid_over_black(tmp_path, bits):
     # The highest value is transparent.
     levels = np.array([[0, 1], [2, 2**bits - 1]])
     scale = 1 if bits > 8 else 255 // (2**bits - 1)
-    (tmp_path / "a.png").write_bytes(gray_png(levels, bits, transparent=2**bits - 1))
+    (tmp_path / "a.png").write_bytes(transparent_png(levels, bits, transparent=2**bits - 1))
     expected = np.where(levels == 2**bits - 1, 0, levels) * scale
     np.testing.assert_array_equal(load_one(tmp_path), expected)
 
 
-def gray_png(levels, bits, transparent):
-    """A PNG of gray values of 2 to 16 bits, of which one is transparent."""
+@pytest.mark.parametrize("key", [0x01FF, 0xFF00])
+def test_transparent_colours_of_16_bits_are_found_by_their_upper_half(tmp_path, key):
+    levels = np.array([[key, 0x1234], [0x01FE ^ 0xFFFF, 0x8001]])[..., None].repeat(3, axis=2)
+    (tmp_path / "a.png").write_bytes(transparent_png(levels, 16, transparent=key))
+    with pytest.warns(UserWarning, match="of which Pillow reads 8"):
+        found = load_one(tmp_path)
+    expected = levels >> 8
+    expected[0, 0] = 0
+    np.testing.assert_array_equal(found, expected)
+
+
+def transparent_png(levels, bits, transparent):
+    """A PNG of gray values of 2 to 16 bits, or of colours, of which one is transparent."""
 
     def chunk(name, data):
         return (
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
 
-    height, width = levels.shape
+    height, width = levels.shape[:2]
+    n_channels = levels[0, 0].size
     rows = b""
-    for row in levels:
-        number = sum(int(v) << bits * (width - 1 - i) for i, v in enumerate(row))
-        n_bytes = -(-width * bits // 8)
-        rows += b"\0" + (number << (8 * n_bytes - width * bits)).to_bytes(n_bytes, "big")
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    for row in levels.reshape(height, -1):
+        number = sum(int(v) << bits * (len(row) - 1 - i) for i, v in enumerate(row))
+        n_bytes = -(-len(row) * bits // 8)
+        rows += b"\0" + (number << (8 * n_bytes - len(row) * bits)).to_bytes(n_bytes, "big")
+    color_type = 2 if n_channels == 3 else 0
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
     chunks = {
         b"IHDR": header,
-        b"tRNS": struct.pack(">H", transparent),
+        b"tRNS": struct.pack(">H", transparent) * n_channels,
         b"IDAT": zlib.compress(rows),
     }
     parts = [chunk(name, data) for name, data in {**chunks, b"IEND": b""}.items()]
@@ -615,6 +629,20 @@ def test_a_class_whose_images_are_all_links_is_named(two_classes):
     assert bunch.target_names == ["ill"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_class_of_a_table_whose_images_are_all_links_is_named(two_classes):
+    for number, path in enumerate(list((two_classes / "well").iterdir())):
+        path.rename(two_classes.parent / f"{number}.png")
+        path.symlink_to(two_classes.parent / f"{number}.png")
+    files = sorted(str(p.relative_to(two_classes)) for p in two_classes.rglob("*.png"))
+    table = pd.DataFrame({"file": files, "label": [Path(file).parts[0] for file in files]})
+    with (
+        pytest.warns(UserWarning, match="are left out"),
+        pytest.warns(UserWarning, match="No image of the classes 'well' could be read"),
+    ):
+        load_image_folder(two_classes, labels=table)
+
+
 def exif_behind_the_pixels(path):
     """A PNG whose orientation stands behind its pixels, as the format allows."""
     exif = Image.Exif()
@@ -725,6 +753,19 @@ def test_a_file_that_exists_is_not_overwritten(two_classes, tmp_path):
     with pytest.raises(FileExistsError, match=r"mine.npy' exists: delete it, name another"):
         load_image_folder(two_classes, mmap_file=file)
     assert file.read_text() == "mine"
+
+
+def test_a_file_that_appears_while_images_are_read_is_not_overwritten(tmp_path):
+    file = tmp_path / "mine.npy"
+
+    def images():
+        yield GRAY
+        file.write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"mine.npy was written by something else"):
+        _collecting.collect(images(), (1, *GRAY.shape), GRAY.dtype, file)
+    assert file.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["mine.npy"]
 
 
 def test_the_file_must_be_outside_of_the_folder_and_in_one_that_exists(two_classes, tmp_path):

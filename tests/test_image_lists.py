@@ -137,9 +137,12 @@ def test_an_image_of_ragged_rows_is_named():
         stack_images([[[1, 2], [3, 4]], [[1, 2], [3]]])
 
 
-def test_indices_into_a_palette_are_not_taken_for_gray():
-    images = [Image.fromarray(image).convert("P") for image in RGB]
-    with pytest.raises(ValueError, match=re.escape("mode 'P', whose values are indices into")):
+@pytest.mark.parametrize("mode", ["P", "PA"])
+def test_indices_into_a_palette_are_not_taken_for_gray(mode):
+    images = [Image.fromarray(image).convert("P").convert(mode) for image in RGB]
+    with pytest.raises(
+        ValueError, match=re.escape(f"mode {mode!r}, whose values are indices into")
+    ):
         stack_images(images)
     with pytest.raises(ValueError, match=re.escape("pass image.convert('RGB')")):
         stack_images(images[0])

@@ -70,10 +70,10 @@ def _check_convertible(values: Any, name: str) -> None:
 
 def _array(image: Any, name: str) -> np.ndarray:
     _check_convertible(image, name)
-    if getattr(image, "mode", None) == "P" and hasattr(image, "convert"):
+    if getattr(image, "mode", None) in ("P", "PA") and hasattr(image, "convert"):
         raise ValueError(
-            f"{name} is a Pillow image of mode 'P', whose values are indices into a palette: pass "
-            "image.convert('RGB') or image.convert('L')."
+            f"{name} is a Pillow image of mode {image.mode!r}, whose values are indices into a "
+            "palette: pass image.convert('RGB') or image.convert('L')."
         )
     try:
         return np.asarray(image)

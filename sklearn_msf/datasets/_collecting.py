@@ -40,6 +40,11 @@ def collect(
     -------
     ndarray of shape (n, ...)
         In memory, or a read-only memory map. An error leaves no file.
+
+    Raises
+    ------
+    FileExistsError
+        If `file` has appeared meanwhile.
     """
     if file is not None:
         return _in_file(images, shape, dtype, file)
@@ -75,6 +80,10 @@ def _in_file(
         # numpy leaves room in the header for another number of images.
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, {**description, "shape": (n, *shape[1:])})
+        if os.path.lexists(path):
+            raise FileExistsError(
+                f"{path} was written by something else while the images were read, and is kept."
+            )
     mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped
 

@@ -218,6 +218,9 @@ def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
 def _gray(stored: np.ndarray, dataset: Any, frame: int, window: Window) -> np.ndarray:
     """Gray values of a frame, (H, W, 1), in which high values are white."""
     pixels, meaning = _pydicom().pixels, _meaning(dataset, frame)
+    if stored.dtype.kind in "iu":
+        # pydicom subtracts the first value of a table in the type of the stored ones.
+        stored = stored.astype(np.int64)
     values = pixels.apply_modality_lut(stored, meaning)
     is_inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     if window is not None:

@@ -391,6 +391,6 @@ def _warn(bunch: Bunch, contents: FolderContents) -> None:
         return
     lost = {*contents.classes, *(sample.label for sample in contents.samples)}.difference(names)
     if lost:
-        warn_user(f"No image of the classes {examples(sorted(lost))} could be read.")
+        warn_user(f"No image of the classes {examples(sorted(lost, key=str))} could be read.")
     elif len(names) == 1:
         warn_user(f"All images are of one class, {names[0]!r}; fit needs two or more.")

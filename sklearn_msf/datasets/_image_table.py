@@ -57,6 +57,9 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
     contents = FolderContents(
         is_labelled="label" in columns, is_grouped="group" in columns, refused=_links(root, files)
     )
+    if contents.is_labelled:
+        # Also those of which no file is read.
+        contents.classes = list(dict.fromkeys(labels))
     samples = [
         Sample(file, (file,), label, group)
         for file, label, group in zip(files, labels, groups, strict=True)

@@ -227,6 +227,9 @@ def _values(image: Any) -> np.ndarray:
     if image.mode == "L" and is_small and isinstance(image.info.get("transparency"), int):
         # Pillow scales gray values of 2 and 4 bits to 8, but not the one that is transparent.
         turned.info["transparency"] = image.info["transparency"] * (255 // (2**bits - 1))
+    if dtype == np.uint8 and bits == 16 and isinstance(image.info.get("transparency"), tuple):
+        # Pillow takes the upper half of each value, but compares the lower one.
+        turned.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
     if dtype == np.uint8:
         return _bytes(turned, is_gray)
     values = np.asarray(turned)
