@@ -238,6 +238,11 @@ def test_costs_are_looked_up_by_label_and_answer():
     assert costs.tolist() == [3, 6, 0, 2]
 
 
+def test_truth_values_are_costs_of_0_and_1():
+    costs = costs_of(["a", "b"], ["b", "b"], ~np.eye(2, dtype=bool), labels=["a", "b"])
+    assert costs.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -896,10 +896,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             training X; values outside the range are clipped.
         masks : ndarray of shape (n_steps + 1, height, width, C), float32
             From the code of the class (t = 0) to noise (t = 1), in units of the codes; with
-            ``label_prediction="velocity"`` as far as the predicted velocity carries them. They have
-            the size of the images or volumes, or the "input_size" of `network_params`; over latents
-            they have the size of the latents, or of the decoded images if the field carries encoded
-            masks.
+            ``label_prediction="velocity"`` over pixels and `beta` above 0 as far as the predicted
+            velocity carries them. They have the size of the images or volumes, or the "input_size"
+            of `network_params`; over latents they have the size of the latents, or of the decoded
+            images if the field carries encoded masks.
         times : ndarray of shape (n_steps + 1,)
             Times of the images and masks, from 0 to 1, in equal steps. With
             ``image_prediction="denoised"`` the last step is at least 0.05 long.

@@ -208,8 +208,9 @@ def _keeping_the_model(what: str) -> Iterator[None]:
 def _warn_not_calibrated(reason: str) -> None:
     warn_user(
         f"The model was trained, but its probabilities are not calibrated: {reason}. Fit again, or "
-        'calibrate it by CalibratedClassifierCV(FrozenEstimator(clf), method="temperature") on '
-        'images that it did not see (scikit-learn 1.8; before it, method="sigmoid").',
+        "calibrate it on images that it did not see by CalibratedClassifierCV(FrozenEstimator(clf),"
+        ' method="sigmoid"), or method="temperature" (scikit-learn 1.8, with an array of labels '
+        "that are text or 0 to K - 1).",
     )
 
 

@@ -374,8 +374,9 @@ def _check_partial(p: Parameters, classes: Any, previous: Fit | None) -> np.ndar
         raise ValueError(
             f"calibration={p.calibration!r} is not supported by partial_fit, which holds "
             "out nothing: set calibration=None, and calibrate afterwards by scikit-learn's "
-            "CalibratedClassifierCV(FrozenEstimator(clf), method='temperature') (scikit-learn 1.8; "
-            "before it, method='sigmoid')."
+            "CalibratedClassifierCV(FrozenEstimator(clf), method='sigmoid'), or "
+            "method='temperature' (scikit-learn 1.8, with an array of labels that are text or 0 to "
+            "K - 1)."
         )
     return check_partial_classes(
         classes, p.class_weight, None if previous is None else previous.model.classes

@@ -185,7 +185,7 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
             "cost_matrix.loc[classes, classes].to_numpy(), with the classes in that order, such as "
             "classes = classifier.classes_."
         )
-    costs = as_numbers("cost_matrix", cost_matrix)
+    costs = as_numbers("cost_matrix", cost_matrix, may_be_bool=True)
     if costs.shape != (n_classes, n_classes):
         raise ValueError(
             f"cost_matrix must be of shape ({n_classes}, {n_classes}), a row for each true class "

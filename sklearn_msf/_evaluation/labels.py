@@ -95,8 +95,13 @@ def check_unmasked(name: str, values: Any) -> None:
     """
     if np.ma.is_masked(values):
         raise ValueError(
-            f"{name} is a masked array with {np.ma.count_masked(values)} masked values, as of "
-            "rejected images: leave their rows out, as by values.compressed() and y[~values.mask]."
+            f"{name} is a masked array with {np.ma.count_masked(values)} masked values, "
+            + (
+                "as of rejected images: leave their rows out, as by values.compressed() and "
+                "y[~values.mask]."
+                if np.ndim(values) == 1
+                else "which would be taken for data: fill them in, or leave out their rows."
+            )
         )
 
 

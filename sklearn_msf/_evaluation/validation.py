@@ -112,8 +112,8 @@ def _check_not_negative(name: str, column: np.ndarray) -> None:
         raise ValueError(f"{name} must not be negative, got {column.min()}.")
 
 
-def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
-    """Return values in float64.
+def as_numbers(name: str, values: ArrayLike, *, may_be_bool: bool = False) -> np.ndarray:
+    """Return values in float64; with `may_be_bool` truth values as 0 and 1.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def as_numbers(name: str, values: ArrayLike) -> np.ndarray:
     check_unmasked(name, values)
     try:
         array = np.asarray(values)
-        if array.dtype.kind not in "iufO":
+        if array.dtype.kind not in ("biufO" if may_be_bool else "iufO"):
             raise TypeError(f"it is of {array.dtype}")
         return array.astype(float)
     except (TypeError, ValueError) as error:
