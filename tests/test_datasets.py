@@ -85,6 +85,9 @@ def server(monkeypatch):
     server.entry = entry
     monkeypatch.setattr(_medmnist, "_medmnist_info", lambda: {"toymnist": entry})
     monkeypatch.setattr(_medmnist, "_TIMEOUT", (5, 20))
+    # A proxy of this machine does not know the server.
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     yield server
     server.released.set()
     server.shutdown()

@@ -19,6 +19,9 @@ def offline(tmp_path):
     return {
         **os.environ,
         "MEDMNIST_ROOT": str(tmp_path / "empty"),
+        # medmnist's own cache is in the home folder.
+        "HOME": str(tmp_path),
+        "USERPROFILE": str(tmp_path),
         "HTTPS_PROXY": proxy,
         "https_proxy": proxy,
         "NO_PROXY": "",

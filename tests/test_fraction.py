@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
+from sklearn_msf._estimator import fit as fitting
 from sklearn_msf.training.fraction import FractionChoice, fraction_within
 from sklearn_msf.training.trainer import Trainer, _NotFiniteError
 
@@ -76,24 +77,54 @@ def on_cpu(**settings):
     return tiny_classifier(device="cpu", **settings)
 
 
+class Clock(list):
+    """Time that passes only in steps, and where a test moves `now` on."""
+
+    now = 0.0
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock on which each step takes one second; those in the list are the first ones."""
-    seconds: list[float] = []
-    now = 0.0
-    whole = Trainer._make_step
+    clock, whole = Clock(), Trainer._make_step
 
     def timed(self, data, rows, rate):
-        nonlocal now
         is_usual = whole(self, data, rows, rate)
-        now += seconds.pop(0) if seconds else 1.0
+        clock.now += clock.pop(0) if clock else 1.0
         return is_usual
 
     monkeypatch.setattr(Trainer, "_make_step", timed)
     for module in ("training.schedule", "_estimator.fit"):
-        fake = SimpleNamespace(perf_counter=lambda: now)
+        fake = SimpleNamespace(perf_counter=lambda: clock.now)
         monkeypatch.setattr(f"sklearn_msf.{module}.time", fake)
-    return seconds
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_validation", "seconds"),
+    [
+        ({"early_stopping": True}, False, 60.0),
+        ({"early_stopping": True}, True, 60.0),
+        ({"calibration": "temperature"}, False, 120.0),
+        ({"calibration": "temperature"}, True, 120.0),
+    ],
+)
+def test_a_budget_includes_predicting_held_out_images(
+    clock, digits, monkeypatch, settings, has_validation, seconds
+):
+    whole = fitting.classify
+
+    def slow(*arguments, **named):
+        clock.now += 5.0
+        return whole(*arguments, **named)
+
+    monkeypatch.setattr(fitting, "classify", slow)
+    X, y = digits
+    validation = {"X_val": X[90:], "y_val": y[90:]} if has_validation else {}
+    # Of 81 or 90 steps in an epoch 60 are not all.
+    classifier = on_cpu(time_budget=seconds, max_epochs=10**6, batch_size=1, **settings)
+    classifier.fit(X[:90], y[:90], **validation)
+    assert 0.75 * seconds < clock.now <= seconds
 
 
 # Of 90 images, batches of 62 are one step, as 90 / 62 is nearer to one.

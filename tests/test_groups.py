@@ -260,6 +260,17 @@ def test_checkpoints_are_of_the_groups_and_the_validation_set(tmp_path, changed,
         make(**settings).fit(X, Y, **changed)
 
 
+@pytest.mark.parametrize(
+    "changed", [{"y_val": 1 - Y_VAL}, {"sample_weight_val": 1 + np.arange(30) % 3}]
+)
+def test_checkpoints_are_of_the_labels_and_weights_of_the_validation_set(tmp_path, changed):
+    settings = {"early_stopping": True, "checkpoint_dir": tmp_path, "checkpoint_every": 1}
+    validation = {"X_val": X_VAL, "y_val": Y_VAL}
+    tiny_classifier(**settings).fit(X, Y, **validation)
+    with pytest.raises(CheckpointMismatchError, match="validation set is"):
+        tiny_classifier(**settings).fit(X, Y, **{**validation, **changed})
+
+
 # Metadata routing
 
 

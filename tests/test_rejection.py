@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import fitted_classifier
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -633,6 +634,32 @@ def test_a_threshold_is_for_the_parameters_it_was_learned_with(rejecting, digits
     with pytest.raises(ValueError, match="n_draws=5 was 2 when fit_reject learned its threshold"):
         rejecting.predict_with_reject(digits[0])
     assert rejecting.predict_with_reject(digits[0], coverage=0.5).count() == 120
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_steps", 2), ("ode_solver", "midpoint")])
+def test_a_threshold_is_for_the_steps_it_was_learned_with(rejecting, digits, name, value):
+    rejecting.set_params(**{name: value})
+    with pytest.raises(ValueError, match=f"{name}={value!r} was .* when fit_reject learned"):
+        rejecting.predict_with_reject(digits[0])
+
+
+def test_a_threshold_over_latents_is_for_the_decoding_it_was_learned_with(digits):
+    classifier = pickle.loads(pickle.dumps(fitted_classifier("latents")))
+    classifier.fit_reject(*digits, target_risk=0.9).set_params(label_decoding="pixel")
+    with pytest.raises(ValueError, match="label_decoding='pixel' was 'latent' when"):
+        classifier.predict_with_reject(digits[0])
+
+
+@pytest.mark.parametrize("kind", UNCERTAINTIES)
+def test_the_threshold_of_each_kind_is_certified_for_that_kind(rejecting, calibration, kind):
+    X, y = calibration
+    rejecting.fit_reject(X, y, target_risk=0.8, kind=kind)
+    uncertainty = rejecting.predict_uncertainty(X, kind)
+    threshold = certified_threshold(rejecting.predict(X) != y, uncertainty, target_risk=0.8)
+    assert threshold is not None
+    assert rejecting.rejection_.threshold == threshold
+    mask = np.ma.getmaskarray(rejecting.predict_with_reject(X))
+    np.testing.assert_array_equal(mask, uncertainty > threshold)
 
 
 def test_the_kind_of_fit_reject_also_ranks_for_a_coverage(rejecting, calibration):

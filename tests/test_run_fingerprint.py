@@ -84,15 +84,20 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
 
 
 def test_a_fit_goes_on_with_its_own_seed_where_none_is_given(tmp_path, monkeypatch):
-    cut_off(make(tmp_path, random_state=None), monkeypatch, 4)
+    settings = {"random_state": None, "early_stopping": True, "validation_fraction": 0.25}
+    cut_off(make(tmp_path, **settings), monkeypatch, 4)
+    seed = read_archive(tmp_path, "checkpoint-0000004")[1]["seed"]
     models = []
     for name in ("one", "two"):
         folder = tmp_path.parent / f"{tmp_path.name}-{name}"
         folder.mkdir()
         for path in tmp_path.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
-        models.append(make(folder, random_state=None).fit(X, Y))
+        models.append(make(folder, **settings).fit(X, Y))
     np.testing.assert_array_equal(*(model.predict_proba(X) for model in models))
+    # What is held out and the noise of the masks, which these probabilities do not depend on.
+    assert [model._continuation.split_seed for model in models] == [seed, seed]
+    assert len({model.model_.noise_seed for model in models}) == 1
 
 
 def test_checkpoints_do_not_change_what_is_learned(tmp_path):

@@ -139,6 +139,10 @@ def test_an_opened_model_can_be_saved_pickled_and_trained_on(saved, tmp_path):
     before = again.predict_proba(X)
     again.partial_fit(X, LABELS["strings"])
     assert not np.array_equal(again.predict_proba(X), before)
+    # Each part sees noise of its own, so how many there were has to be kept.
+    again.save_pretrained(tmp_path)
+    opened = type(classifier).from_pretrained(tmp_path)
+    assert opened._continuation.n_continued == again._continuation.n_continued == 1
 
 
 def test_names_of_columns_come_back(tmp_path, make_classifier):
@@ -377,7 +381,9 @@ def test_files_of_the_first_format_version_are_refused_in_one_message(saved, tmp
 def test_where_checkpoints_are_stays_on_the_machine(tmp_path, make_classifier):
     classifier = make_classifier(checkpoint_dir=tmp_path / "run").fit(X, LABELS["booleans"])
     classifier.save_pretrained(tmp_path / "model")
-    assert "run" not in (tmp_path / "model" / "model.json").read_text()
+    text = (tmp_path / "model" / "model.json").read_text()
+    assert str(tmp_path / "run") not in text
+    assert "checkpoint_dir" not in json.loads(text)["metadata"]["parameters"]
     opened = type(classifier).from_pretrained(tmp_path / "model")
     assert opened.checkpoint_dir is None
 
