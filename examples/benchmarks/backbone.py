@@ -448,7 +448,7 @@ def certainty_scores(record):
 
 
 def selective_table(records):
-    """Lines of a table of calibration and rejection, without a temperature; means over seeds."""
+    """Lines of a table of calibration and rejection; means over seeds."""
     accuracies = [f"ACC of the most certain {coverage:.0%}" for coverage in COVERAGES]
     header = ["data", "system", "ECE", "ECE by chance", "AURC", *accuracies]
     rows = []
@@ -459,8 +459,8 @@ def selective_table(records):
         rows.append([name_of_first(dataset, n_images), system, *cells])
     note = (
         "Test splits, the same runs; uncertainty is 1 - the largest probability. ECE: expected "
-        "calibration error, 15 bins, no temperature fitted; by chance: of exact probabilities. "
-        "AURC: area under the risk-coverage curve, times 100."
+        "calibration error, 15 bins, no temperature fitted unless the system says so; by chance: "
+        "of exact probabilities. AURC: area under the risk-coverage curve, times 100."
     )
     return ["", markdown(header, rows), "", note] if rows else []
 
