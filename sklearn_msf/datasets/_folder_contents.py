@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sklearn_msf.datasets._image_reading import Sample, is_image
 
@@ -42,8 +43,8 @@ class FolderContents:
         Files that are not read, with the reason.
     ignored : list of str
         Hidden files, and files beside the class folders that are no images.
-    classes : list of str
-        Names of the class folders.
+    classes : list
+        Names of the class folders, or the different labels of a table.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -51,7 +52,7 @@ class FolderContents:
     is_grouped: bool = False
     refused: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
+    classes: list[Any] = field(default_factory=list)
 
 
 @dataclass
