@@ -99,7 +99,7 @@ def check_unmasked(name: str, values: Any) -> None:
             + (
                 "as of rejected images: leave their rows out, as by values.compressed() and "
                 "y[~values.mask]."
-                if np.ndim(values) == 1
+                if np.shape(values)[1:] in ((), (1,))
                 else "which would be taken for data: fill them in, or leave out their rows."
             )
         )
