@@ -77,11 +77,12 @@ FEATURES, PIXELS = "field over features", "pixels at {}"
 JOINT = "field over TAEF2 and features"
 N_VOTING = 5
 VOTING = f"{N_VOTING} fields over features that vote"
-# Titles of systems that see the four flips, and what they have instead of the defaults.
-OF_FLIPS = ", flips"
-FLIPS = {"augment": "flip", "n_variations": 4, "n_draws": 4}
-WITH_TEMPERATURE = ", temperature"
-TEMPERATURE = {"calibration": "temperature"}
+# Ends of titles, and what such systems have instead of the defaults.
+OF_FLIPS, WITH_TEMPERATURE = ", flips", ", temperature"
+CHANGES = {
+    OF_FLIPS: {"augment": "flip", "n_variations": 4, "n_draws": 4},
+    WITH_TEMPERATURE: {"calibration": "temperature"},
+}
 BLOCKS = (6, 10, 14)
 ENCODER = {"backbone": "EfficientNet-Lite0", "blocks": BLOCKS, "images": "[-1, 1]"}
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -243,8 +244,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     if title.startswith("pixels"):
         return {**asked_parameters(MedSymmFlowClassifier(), has_budget=True), "max_epochs": None}
     has_autoencoder = "TAEF2" in title
-    flips = FLIPS if title.endswith(OF_FLIPS) else {}
-    settings = TEMPERATURE if title.endswith(WITH_TEMPERATURE) else flips
+    settings = next((CHANGES[end] for end in CHANGES if title.endswith(end)), {})
     classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **settings)
     # Over features alone a budget does not change the fraction at t = 1.
     asked = asked_parameters(classifier, has_budget=has_autoencoder)
@@ -265,10 +265,9 @@ def make_systems(taef2):
         "logistic regression, plain": partial(logistic_regression, views=VIEWS[:1]),
         REFERENCE: partial(logistic_regression, views=VIEWS),
         FEATURES: field,
-        f"{FEATURES}{OF_FLIPS}": partial(field, **FLIPS),
-        f"{FEATURES}{WITH_TEMPERATURE}": partial(field, **TEMPERATURE),
+        **{f"{FEATURES}{end}": partial(field, **changed) for end, changed in CHANGES.items()},
         VOTING: voting_fields,
-        f"{VOTING}{OF_FLIPS}": partial(voting_fields, **FLIPS),
+        f"{VOTING}{OF_FLIPS}": partial(voting_fields, **CHANGES[OF_FLIPS]),
         **{title: partial(pixels, sides=sides) for title, sides in SIDES_OF_PIXELS.items()},
     }
     if taef2 is not None:

@@ -42,6 +42,7 @@ from sklearn_msf.model.image_space import FieldInputs, ImageSpace
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import is_hub_id
+from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -175,7 +176,7 @@ class LatentPreparation:
         }
         # Older files have no seed.
         seed = 0 if plain_origin is None else plain_origin["variation_seed"]
-        if type(seed) is not int or seed < 0:
+        if not is_seed(seed):
             raise ArchiveError(f"The model has variation_seed={seed!r}; expected an integer >= 0.")
         return space, LatentOrigin(variation_seed=seed, **parameters)
 

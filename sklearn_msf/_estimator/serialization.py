@@ -51,6 +51,7 @@ from sklearn_msf.persistence.archives import (
 from sklearn_msf.persistence.json_data import (
     from_plain,
     is_finite_number,
+    is_seed,
     labels_from_plain,
     labels_to_plain,
     to_plain,
@@ -81,7 +82,6 @@ __all__ = [
 MODEL_NAME = "model"
 _SPACE = "space"
 CARD_NAME = "README.md"
-_MAX_SEED = 2**32
 _FLAGS = ("generates", "generates_unconditionally")
 _NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 
@@ -503,7 +503,7 @@ def _continuation(metadata: Mapping[str, Any], origin: Any) -> Continuation:
 
 
 def _integer(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_SEED:
+    if not is_seed(value):
         raise ArchiveError(f"The model has {name}={value!r}; expected an integer >= 0.")
     return value
 

@@ -171,19 +171,17 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
         that are negative or not finite, a matrix without a positive entry, and a table or dict,
         whose classes may have another order.
     """
-    if isinstance(cost_matrix, Mapping):
+    is_dict = isinstance(cost_matrix, Mapping)
+    if is_dict or hasattr(cost_matrix, "iloc"):
+        in_order = (
+            "[[cost_matrix[a][b] for b in classes] for a in classes]"
+            if is_dict
+            else "cost_matrix.loc[classes, classes].to_numpy()"
+        )
         raise ValueError(
             "cost_matrix must be an array in the order of the classes; a "
-            f"{type(cost_matrix).__name__} may have another order. Pass "
-            "[[cost_matrix[a][b] for b in classes] for a in classes], with the classes in that "
-            "order, such as classes = classifier.classes_, and 0 for right answers."
-        )
-    if hasattr(cost_matrix, "iloc"):
-        raise ValueError(
-            f"cost_matrix must be an array in the order of the classes; a "
-            f"{type(cost_matrix).__name__} may have another order. Pass "
-            "cost_matrix.loc[classes, classes].to_numpy(), with the classes in that order, such as "
-            "classes = classifier.classes_."
+            f"{type(cost_matrix).__name__} may have another order. Pass {in_order}, with the "
+            "classes in that order, such as classes = classifier.classes_, and 0 for right answers."
         )
     costs = as_numbers("cost_matrix", cost_matrix, may_be_bool=True)
     if costs.shape != (n_classes, n_classes):

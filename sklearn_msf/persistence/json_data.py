@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from sklearn_msf.persistence.limits import check_labels
 __all__ = [
     "from_plain",
     "is_finite_number",
+    "is_seed",
     "is_size",
     "labels_from_plain",
     "labels_to_plain",
@@ -19,6 +20,8 @@ __all__ = [
     "to_plain",
 ]
 
+# Seeds are below.
+_MAX_SEED = 2**32
 # Kinds of numpy arrays whose values JSON holds exactly.
 _NUMBER_KINDS = "biuf"
 
@@ -121,6 +124,11 @@ def number_dtype(name: Any) -> np.dtype:
 def is_finite_number(value: Any) -> bool:
     """Tell whether a value of a file is a number, no truth value, and finite."""
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_seed(value: Any) -> TypeGuard[int]:
+    """Tell whether a value of a file is an integer, no truth value, that a seed can be."""
+    return type(value) is int and 0 <= value < _MAX_SEED
 
 
 def is_size(value: Any) -> bool:

@@ -21,6 +21,7 @@ from sklearn_msf.persistence.archives import (
     remove_leftovers,
     write_archive,
 )
+from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.persistence.measured_values import same_but_for_rounding
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
@@ -34,7 +35,6 @@ _N_KEPT = 2
 _PREFIX = "checkpoint-"
 _PATTERN = rf"{_PREFIX}(?:[0-9]{{7}}|[1-9][0-9]{{7,}})"
 _NAME = re.compile(rf"{_PATTERN}\.json")
-_MAX_SEED = 2**32
 # Key of measured values, and how many of them a message shows.
 _MEASURED = "measured"
 _N_SHOWN = 3
@@ -217,7 +217,7 @@ class Checkpoints:
         if not isinstance(found, dict) or not isinstance(state, dict):
             raise ArchiveError("its fingerprint or its state is missing")
         self._check(found)
-        if type(seed) is not int or not 0 <= seed < _MAX_SEED:
+        if not is_seed(seed):
             raise ArchiveError(f"its seed is {repr(seed)[:100]}")
         if seed != self.seed and not self._any_seed:
             raise ArchiveError(f"its seed is {seed}, and that of the run {self.seed}")
