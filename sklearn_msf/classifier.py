@@ -174,7 +174,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         The class posterior does not depend on the noise with one step, and the same draws are
         computed once; with ``label_prediction="velocity"`` several draws improve predictions.
     n_steps : int, default=1
-        Number of solver steps for classification; the paper's results use one.
+        Number of solver steps for classification; the paper's results use one. With
+        ``label_prediction="posterior"`` more of them classify worse, with a warning.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
         ODE solver for classification. With ``label_prediction="posterior"`` the last step is the
         same for all solvers.

@@ -81,9 +81,10 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         In `partial_fit` "auto" is the image, its flips and one random variation, another one in
         each call.
     cache_bytes : int, default=2**31
-        Latents of up to this many bytes are kept in memory. Larger ones are written to a file, in
-        `checkpoint_dir` if it is set, else a temporary file. Those of `X_val`, or of the images
-        that `early_stopping` holds out, are always in memory, in float32.
+        Latents of up to this many bytes are kept in memory. `fit` writes larger ones to a file in
+        `checkpoint_dir` if it is set; else, and in `partial_fit`, they go to a temporary file.
+        Those of `X_val`, or of the images that `early_stopping` holds out, are always in memory, in
+        float32.
     image_shape, classification_fraction, channels, network_params, flow_params, max_epochs, \
 time_budget, batch_size, optimizer, learning_rate, optimizer_params, augment, class_weight, \
 early_stopping, calibration, validation_fraction, n_iter_no_change, n_draws, n_steps, ode_solver, \

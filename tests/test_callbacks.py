@@ -200,6 +200,19 @@ def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
     assert recorder.events[-4:] == ["begin epoch 1", "end epoch 1", "end fit 0", "teardown"]
 
 
+def test_an_interrupt_in_the_last_callback_loses_no_model(make_classifier):
+    class Interrupted(Recorder):
+        def on_fit_task_end(self, estimator, context, *, X, y, fitted_estimator):
+            super().on_fit_task_end(estimator, context, X=X, y=y, fitted_estimator=fitted_estimator)
+            if self.events[-1] == "end fit 0":
+                raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="callbacks were interrupted at the end"):
+        classifier = make_classifier(max_epochs=2).set_callbacks(Interrupted()).fit(X, Y)
+    plain = make_classifier(max_epochs=2).fit(X, Y)
+    np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
+
+
 @pytest.mark.parametrize(
     "arguments", [{"groups": np.arange(24) // 2}, {"X_val": X[::-1], "y_val": Y[::-1]}]
 )

@@ -290,7 +290,6 @@ def test_an_autoencoder_beside_the_checkpoints_is_never_asked_from_the_hub(tmp_p
 
 def test_a_file_of_the_user_is_not_taken_for_a_checkpoint(tmp_path):
     (tmp_path / "checkpoint-notes.json").write_text("{}")
-    assert not checkpoints_module.holds_checkpoints(tmp_path)
-    assert not checkpoints_module.holds_checkpoints(tmp_path / "missing")
+    assert not open_checkpoints(tmp_path).holds_a_state
     save(open_checkpoints(tmp_path), 1)
-    assert checkpoints_module.holds_checkpoints(tmp_path)
+    assert open_checkpoints(tmp_path).holds_a_state

@@ -139,3 +139,22 @@ def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(compiles,
         assert torch.equal(torch.get_rng_state(), before)
         found.append(all_weights(trainer.average))
     assert torch.equal(*found)
+
+
+def test_the_first_step_of_each_division_is_not_a_usual_one(compiles, make_tiny_field):
+    from test_training import make_trainer
+
+    from sklearn_msf.training.batches import TrainingData
+
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
+    data = TrainingData(images, labels, torch.ones(20, dtype=torch.float64), 20)
+    settings = {"compile_network": True, "classification_fraction": 0.25}
+    step, divisions, usual = make_trainer(make_tiny_field(), **settings)._step, [], []
+    with step.running():
+        for _ in range(12):
+            divisions.append(step._division(10))
+            usual.append(step(data, torch.arange(10), 1e-3))
+    # Of ten samples two or three are at t = 1, and the network is compiled for both.
+    assert {division.n_at_one for division in divisions} == {2, 3}
+    assert usual == [division in divisions[:i] for i, division in enumerate(divisions)]

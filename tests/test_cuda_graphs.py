@@ -43,6 +43,15 @@ def test_results_are_copies_that_the_next_replay_does_not_change(cuda, module):
     torch.testing.assert_close(first, module(torch.ones(2, 3)))
 
 
+def test_weights_that_were_moved_or_replaced_are_read_from_where_they_are(cuda, module):
+    x = torch.ones(2, 3)
+    replay(module, 0, module, x)
+    module.weight.data = module.weight.data + 1
+    torch.testing.assert_close(replay(module, 0, module, x), module(x))
+    module.bias = torch.nn.Parameter(torch.full((2,), 9.0), requires_grad=False)
+    torch.testing.assert_close(replay(module, 0, module, x), module(x))
+
+
 def test_graphs_go_with_their_module(cuda):
     module = torch.nn.Linear(3, 2).requires_grad_(False)
     replay(module, 0, module.forward, torch.ones(2, 3))
@@ -149,7 +158,7 @@ def test_graphs_are_captured_and_replayed_on_the_device_of_the_tensors(cuda, mod
 def test_only_the_newest_graphs_are_kept(cuda, module):
     for key in range(cuda_graphs._MAX_GRAPHS + 3):
         replay(module, key, module, torch.ones(2, 3))
-    kept = [key for key, _ in cuda_graphs._PASSES[module]]
+    kept = [key for (key, _), _ in cuda_graphs._PASSES[module]]
     assert kept == list(range(3, cuda_graphs._MAX_GRAPHS + 3))
 
 
@@ -279,3 +288,16 @@ def test_under_a_mode_that_watches_the_function_itself_runs(cuda, module):
     with Watching():
         replay(module, 0, module, torch.ones(2, 3))
     assert cuda.n_replayed == before
+
+
+def test_no_other_thread_captures_while_a_step_warms_up(cuda):
+    locked = []
+    steps = CapturedSteps(torch.device("cpu"), torch.Generator())
+
+    def step(x):
+        locked.append(cuda_graphs._CAPTURING.locked())
+
+    for _ in range(3):
+        steps.run("step", step, (torch.ones(1),))
+    assert locked == [True] * 3
+    assert not cuda_graphs._CAPTURING.locked()

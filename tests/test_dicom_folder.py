@@ -551,3 +551,20 @@ def test_without_pydicom_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ImportError, match=r'pip install "sklearn-msf\[dicom\]"'):
         load_image_folder(tmp_path)
+
+
+def test_slices_of_several_modalities_or_numbers_of_bits_are_no_volume(tmp_path):
+    eight = (STORED // 16).astype(np.uint8)
+    volumes = {"ill/v": ("OT", "OT"), "ill/w": ("CT", "PT"), "well/x": ("MR", "MR")}
+    for name, modalities in volumes.items():
+        files = zip((eight, STORED), (8, 12), modalities, strict=True)
+        for i, (stored, bits, modality) in enumerate(files):
+            path = tmp_path / name / f"{i}.dcm"
+            write_dicom(path, stored, bits=bits, Modality=modality, InstanceNumber=i)
+    # Values of CT, PET and MR have units, or a scale of each image.
+    with pytest.warns(UserWarning, match="2 of 3") as caught:
+        bunch = load_image_folder(tmp_path, volumes=True)
+    message = str(caught[0].message)
+    assert "'ill/v': its slices have different numbers of bits: 8 and 12" in message
+    assert "'ill/w': its slices have different modalities: CT and PT" in message
+    assert bunch.filenames.tolist() == ["well/x"]

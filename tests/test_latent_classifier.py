@@ -853,3 +853,29 @@ def test_training_ends_within_the_time_that_encoding_left(monkeypatch):
     settings = {"autoencoder": Averages(), "max_epochs": 10**6, "time_budget": 300.0}
     tiny_latent_classifier(**settings).fit(X, Y)
     assert now[0] <= 301
+
+
+@pytest.mark.parametrize("autoencoder", ["fit", Averages()], ids=["fit", "object"])
+def test_a_part_neither_reads_nor_changes_the_folder_of_a_run(tmp_path, short_fitting, autoencoder):
+    settings = {"autoencoder": autoencoder, "augment": "hflip+affine", "n_variations": 4}
+    settings |= {"cache_bytes": 0, "max_epochs": 1}
+    tiny_latent_classifier(**settings, checkpoint_dir=tmp_path).fit(X, Y)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    classes = ["a", "b", "c"]
+    beside, alone = (
+        tiny_latent_classifier(**settings, checkpoint_dir=folder).partial_fit(X[:9], Y[:9], classes)
+        for folder in (tmp_path, None)
+    )
+    np.testing.assert_array_equal(beside.predict_proba(X), alone.predict_proba(X))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_without_a_seed_and_an_undamaged_checkpoint_the_run_begins_anew(tmp_path, short_fitting):
+    settings = {"autoencoder": "fit", "max_epochs": 1, "random_state": None}
+    settings |= {"checkpoint_dir": tmp_path}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    (checkpoint,) = tmp_path.glob("checkpoint-*.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged"):
+        classifier = tiny_latent_classifier(**settings).fit(X, Y)
+    assert classifier.n_iter_ == 1

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import tiny_classifier
 from sklearn.datasets import load_breast_cancer
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_msf.plotting import (
@@ -104,7 +104,7 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
         RiskCoverageDisplay.from_predictions([0, 1], [0, 1], [0.1, 0.2])
 
 
-@pytest.mark.parametrize(
+every_display = pytest.mark.parametrize(
     "draw",
     [
         lambda estimator, X, y: RiskCoverageDisplay.from_estimator(estimator, X, y),
@@ -114,6 +114,9 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
         lambda estimator, X, y: CounterfactualDisplay.from_estimator(estimator, X, y[0]),
     ],
 )
+
+
+@every_display
 def test_missing_matplotlib_is_named_before_anything_slow(monkeypatch, fitted, digits, draw):
     def slow(*arguments, **settings):
         raise AssertionError("computed for nothing")
@@ -407,3 +410,9 @@ def test_counterfactuals_that_cannot_be_shown_are_named(fitted, digits, settings
     asked = {"X": digits[0][:2], "to_class": "two", **settings}
     with pytest.raises(ValueError, match=message):
         CounterfactualDisplay.from_estimator(fitted, n_steps=1, **asked)
+
+
+@every_display
+def test_nothing_is_drawn_of_an_estimator_that_is_not_fitted(digits, draw):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        draw(tiny_classifier(), *digits)

@@ -1,11 +1,14 @@
 """Training by two processes, as torchrun starts them."""
 
 import os
+import queue
 import re
 import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ KINDS = [
     "one kind of sample",
     "velocity at one",
     "early stopping",
+    "part",
     "latents",
     "joint latents",
 ]
@@ -177,6 +181,45 @@ def test_the_process_with_the_store_leaves_last(rank, waits):
     process_group._leave(store, rank, 2)
     assert f"has left/{rank}" in store.values
     assert (["has left/1"] in store.waited_for) == waits
+
+
+def test_a_restart_does_not_read_what_an_attempt_before_has_written(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(
+        process_group.dist, "rendezvous", lambda *_, **__: iter([(store, *threads.get())])
+    )
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("GROUP_WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    threads = queue.SimpleQueue()
+    # In the first attempt the second process ends before it comes.
+    threads.put((0, 2))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setattr(process_group, "_TIMEOUT_OF_BEGIN", timedelta(milliseconds=10))
+    with pytest.raises(RuntimeError):
+        process_group._meet("")
+    monkeypatch.setattr(process_group, "_TIMEOUT_OF_BEGIN", timedelta(seconds=5))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for rank in (0, 1):
+        threads.put((rank, 2))
+    with ThreadPoolExecutor(2) as pool:
+        met = list(pool.map(process_group._meet, ["", ""]))
+    assert sorted(rank for _, rank, _ in met) == [0, 1]
+    assert all(refusals == ["", ""] for _, _, refusals in met)
+
+
+def test_what_cannot_be_pickled_is_named_in_every_process(tmp_path):
+    codes, errors = run_together(tmp_path, "no pickle")
+    assert codes == [1, 1]
+    for error in errors:
+        assert "ProcessGroupError: What the first process sends to the others cannot be" in error
+        assert "of an autoencoder or a backbone must be defined at the top level" in error
+
+
+def test_batches_of_the_calibration_run_are_checked_before_training(tmp_path):
+    codes, errors = run_together(tmp_path, "tiny batches of the rest")
+    assert codes == [1, 1]
+    for error in errors:
+        assert "is too small for 2 processes" in error
 
 
 def test_batches_with_fewer_images_than_processes_are_refused_before_a_folder_is_made(tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import pickle
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from sklearn_msf._estimator.calibration import HeldOut, temperature_of
 from sklearn_msf._estimator.rejection import RejectionRule, rejects
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
+from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.selective import certified_threshold, confusion_matrix_with_reject, costs_of
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
@@ -168,7 +171,7 @@ def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monk
     fit = Trainer.fit
 
     def failing(trainer, *arguments, **settings):
-        if not trainer.survives_interrupts:
+        if not settings.get("survives_interrupts", True):
             raise error
         return fit(trainer, *arguments, **settings)
 
@@ -194,6 +197,21 @@ def test_a_calibration_on_a_validation_set_that_fails_leaves_the_model(
         classifier = make_classifier(calibration="temperature").fit(X, y, X_val=X, y_val=y)
     assert classifier.model_.temperature == 1
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
+
+
+def test_an_interrupt_of_a_calibration_is_one_where_others_would_wait():
+    def interrupted(field):
+        raise KeyboardInterrupt
+
+    samples = SimpleNamespace(weights=np.ones(2), labels=np.arange(2))
+    held_out = HeldOut(samples, interrupted)
+    alone, one_of_two = (
+        SimpleNamespace(average=None, group=ProcessGroup(0, size)) for size in (1, 2)
+    )
+    with pytest.warns(UserWarning, match="was interrupted"):
+        assert temperature_of(held_out, alone) is None
+    with pytest.raises(KeyboardInterrupt):
+        temperature_of(held_out, one_of_two)
 
 
 def test_a_calibration_that_was_cut_off_goes_on(make_classifier, digits, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,19 @@ def test_an_interrupt_before_the_first_step_of_a_continued_run_is_one_too(
 
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(bright_and_dark, validate=interrupt)
+
+
+def test_an_interrupt_in_one_of_several_processes_is_one(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=1000)
+    # Its steps are those of a process by itself.
+    trainer.group = SimpleNamespace(size=2, of_first=lambda value: value)
+
+    def interrupt(done, epoch_log):
+        if epoch_log is not None and epoch_log["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(bright_and_dark, report=interrupt)
 
 
 class CountingCallback:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import (
+    Averages,
     three_digits,
     tiny_classifier,
     tiny_joint_classifier,
@@ -43,6 +44,7 @@ KINDS = {
     "early stopping": {"early_stopping": True},
     "latents": {},
     "joint latents": {"time_shift": 3.0},
+    "part": {},
     "whole": {"max_epochs": 4},
     "cut off": {"max_epochs": 4},
     "goes on": {"max_epochs": 4},
@@ -57,6 +59,12 @@ KINDS = {
     "warnings are errors": {},
     "uneven": {"batch_size": 10, "even_batches": False, "early_stopping": True},
     "tiny batches": {"batch_size": 1},
+    "tiny batches of the rest": {
+        "batch_size": 10,
+        "even_batches": False,
+        "calibration": "temperature",
+    },
+    "no pickle": {},
     "dies": {},
 }
 
@@ -88,8 +96,9 @@ def images_of(kind, rank):
         return np.full_like(X, np.nan)
     if kind == "other data":
         return X + rank
-    # Of 31 images one would be left over, were none of them held out.
-    return X[: {"fewer data": 40 - rank, "uneven": 31}.get(kind, 40)]
+    # Of 31 images one would be left over, were none of them held out; of 32 calibration keeps 21.
+    numbers = {"fewer data": 40 - rank, "uneven": 31, "tiny batches of the rest": 32}
+    return X[: numbers.get(kind, 40)]
 
 
 def settings_of(kind, rank, folder):
@@ -113,9 +122,18 @@ def fitted(kind, folder):
         warnings.simplefilter("error")
     if kind == "refused later":
         tiny_classifier(**settings).fit(X, Y)
-    over_latents = {"latents": tiny_latent_classifier, "joint latents": tiny_joint_classifier}
+    if kind == "no pickle":
+        settings["autoencoder"] = encoder = Averages()
+        encoder.scale = lambda: 1.0
+    over_latents = {
+        "latents": tiny_latent_classifier,
+        "joint latents": tiny_joint_classifier,
+        "no pickle": tiny_latent_classifier,
+    }
     make = over_latents.get(kind, tiny_classifier)
     n = len(images)
+    if kind == "part":
+        return make(**settings).partial_fit(images, Y, np.unique(Y), np.linspace(0.5, 2, 40))
     return make(**settings).fit(images, Y[:n], sample_weight=np.linspace(0.5, 2, 40)[:n])
 
 

@@ -18,6 +18,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import count_batches
 from sklearn_msf.training.settings import TrainingSettings
 
@@ -280,13 +281,26 @@ def classification_settings(p: Parameters, device: torch.device) -> Classificati
 
 
 def check_steps(ode: OdeSettings, label_prediction: str, *, generates: bool) -> None:
-    """Refuse to classify by several steps, which move the image by a branch without training."""
+    """Check the steps by which to classify.
+
+    Several steps move the image by the image branch, and are refused if that was not trained. With
+    the class posterior there is a warning: from the second evaluation on the network sees a mask
+    that was made of its own probabilities, and takes the code next to it for the class.
+    """
     # The class posterior is read at the beginning of a step.
     is_one_step = ode.n_steps == 1 and not ode.is_adaptive
-    if generates or ode.n_evaluations == 1 or (is_one_step and label_prediction == "posterior"):
+    if ode.n_evaluations == 1 or (is_one_step and label_prediction == "posterior"):
         return
-    raise ValueError(
-        f"n_steps={ode.n_steps} and ode_solver={ode.method!r} move the image by the image branch, "
-        "which is not trained with image_weight=0 (in flow_params) or classification_fraction=1: "
-        "set n_steps=1 and ode_solver='euler', or fit with other values."
-    )
+    named = f"n_steps={ode.n_steps} and ode_solver={ode.method!r}"
+    if not generates:
+        raise ValueError(
+            f"{named} move the image by the image branch, which is not trained with image_weight=0 "
+            "(in flow_params) or classification_fraction=1: set n_steps=1 and ode_solver='euler', "
+            "or fit with other values."
+        )
+    if label_prediction == "posterior":
+        warn_user(
+            f"{named} classify worse than one step with label_prediction='posterior', and give "
+            "probabilities near 0 and 1: the network takes the mask that the first step has made "
+            "for the class. Set n_steps=1 and ode_solver='euler'."
+        )

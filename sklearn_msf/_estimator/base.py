@@ -20,13 +20,8 @@ from sklearn_msf._estimator.callbacks import (
     with_callbacks,
 )
 from sklearn_msf._estimator.data_validation import OF_FEATURES, check_prediction_rows
-from sklearn_msf._estimator.fit import (
-    Continuation,
-    Fit,
-    TrainingArguments,
-    fit,
-    fit_partially,
-)
+from sklearn_msf._estimator.fit import TrainingArguments, fit, fit_partially
+from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.hub import check_upload, find_model, upload_model
 from sklearn_msf._estimator.onnx_export import check_kind_of_export, export_model
 from sklearn_msf._estimator.parameters import (
@@ -228,7 +223,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Train the velocity field.
 
         Ctrl-C ends training early, with a warning; the model is usable. Before the first step
-        there is none, and KeyboardInterrupt is raised.
+        there is none, and KeyboardInterrupt is raised, as it always is with several processes.
 
         Parameters
         ----------
@@ -339,14 +334,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         with telling_others():
             return self._parameters()
 
-    def _fit_so_far(self) -> Fit | None:
+    def _fit_so_far(self) -> FitResult | None:
         """Collect the result of an earlier fit, if there is one."""
         if not hasattr(self, "model_"):
             return None
         features = {name: vars(self)[name] for name in OF_FEATURES if name in vars(self)}
-        return Fit(self.model_, self.history_, self._continuation, features)
+        return FitResult(self.model_, self.history_, self._continuation, features)
 
-    def _take(self, done: Fit) -> None:
+    def _take(self, done: FitResult) -> None:
         """Store the result of a fit, and delete the rejection rule, which is of an older model."""
         kept = {name: value for name, value in vars(self).items() if name not in _OF_A_FIT}
         # At once: another thread may be predicting.
@@ -359,9 +354,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
         With ``label_prediction="velocity"`` this is the class whose label code is nearest to the
         predicted mask (paper, eq. 2). RGB codes of three classes and, with
-        ``label_decoding="latent"``, encoded masks are exceptions: their codes are not equally far
-        apart, the mask is read as a mixture of codes, and the class with the largest weight is
-        predicted.
+        ``label_decoding="latent"``, encoded masks of which none is nearly a mixture of the others
+        are exceptions: their codes are not equally far apart, the mask is read as a mixture of
+        codes, and the class with the largest weight is predicted.
 
         Parameters
         ----------
@@ -394,10 +389,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict class probabilities.
 
-        With ``label_prediction="posterior"`` they are the class posterior of the network, with
-        several `n_steps` the one at the start of the last step. With "velocity" they are computed
-        from the predicted mask. The prediction for an image does not depend on the other images of
-        X.
+        With ``label_prediction="posterior"`` they are the class posterior of the network. With
+        several `n_steps` they are the one at the start of the last step, which is near 0 or 1 and
+        worse: it takes the mask that the first step has made for the class. With "velocity" they
+        are computed from the predicted mask. The prediction for an image does not depend on the
+        other images of X.
 
         Parameters
         ----------

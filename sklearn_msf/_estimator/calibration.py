@@ -13,10 +13,12 @@ from sklearn_msf._estimator.splitting import split_samples
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.flow.velocity_field import VelocityField, build_field
 from sklearn_msf.model.temperature import fit_temperature
+from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.progress import training_progress
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import Checkpoints
+from sklearn_msf.training.epoch_logs import count_images
 from sklearn_msf.training.trainer import Trainer
 
 __all__ = [
@@ -151,7 +153,7 @@ def learn_temperature(
     if trainer.interrupted:
         _warn_not_calibrated("training was interrupted")
         return None
-    with _keeping_the_model("its run"):
+    with _keeping_the_model("its run", trainer.group):
         held_out = held_out_of(plan.held_out)
         left = None
         if trainer.settings.time_budget is not None:
@@ -165,13 +167,18 @@ def learn_temperature(
             torch.Generator(device).manual_seed(plan.seed),
             group=trainer.group,
         )
-        calibrating.survives_interrupts = False
         if left is not None:
             calibrating.reserve_time_of(held_out.probabilities)
         as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))
-            calibrating.fit(part, report=report, callback=as_long, checkpoints=plan.checkpoints)
+            calibrating.fit(
+                part,
+                report=report,
+                callback=as_long,
+                checkpoints=plan.checkpoints,
+                survives_interrupts=False,
+            )
         n_epochs = _n_seen(calibrating) / part.epoch_size
         if n_epochs >= _MIN_FRACTION_OF_EPOCHS * _n_seen(trainer) / data.epoch_size:
             return held_out.temperature(calibrating.average)
@@ -179,25 +186,28 @@ def learn_temperature(
     return None
 
 
-def temperature_of(held_out: HeldOut, field: VelocityField) -> float | None:
-    """Fit the temperature of a trained field; keep the model if that fails.
+def temperature_of(held_out: HeldOut, trainer: Trainer) -> float | None:
+    """Fit the temperature of the field that a trainer has trained; keep the model if that fails.
 
     Returns
     -------
     float or None
         Temperature. None, with a warning, if predicting them failed or was interrupted.
     """
-    with _keeping_the_model("predicting the validation images"):
-        return held_out.temperature(field)
+    with _keeping_the_model("predicting the validation images", trainer.group):
+        return held_out.temperature(trainer.average)
     return None
 
 
 @contextmanager
-def _keeping_the_model(what: str) -> Iterator[None]:
+def _keeping_the_model(what: str, group: ProcessGroup) -> Iterator[None]:
     """Warn of an interrupt or a failure instead of losing the model, which is trained."""
     try:
         yield
     except KeyboardInterrupt:
+        if group.size > 1:
+            # The others would wait for this process, which stops elsewhere.
+            raise
         _warn_not_calibrated(f"{what} was interrupted")
     except ProcessGroupError:
         raise
@@ -231,4 +241,4 @@ class _AsLong:
 
 def _n_seen(trainer: Trainer) -> int:
     """Count the images that a run has seen."""
-    return int(sum(epoch_log["n_images"] for epoch_log in trainer.history))
+    return count_images(trainer.history)

@@ -38,6 +38,7 @@ from sklearn_msf._estimator.data_validation import (
     check_training_samples,
     check_validation_samples,
 )
+from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
 from sklearn_msf._estimator.preparation import Preparation
@@ -47,7 +48,6 @@ from sklearn_msf._estimator.run_fingerprint import (
     precision_of_run,
     run_fingerprint,
 )
-from sklearn_msf._estimator.sampling_requests import count_images_of_image_branch
 from sklearn_msf._estimator.splitting import hold_out
 from sklearn_msf.data.augmentation import flipped_axes, seen_variations
 from sklearn_msf.exceptions import DivergenceError
@@ -63,84 +63,9 @@ from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData, smallest_batch
 from sklearn_msf.training.checkpoints import Checkpoints
-from sklearn_msf.training.state import TrainingState
 from sklearn_msf.training.trainer import Trainer
 
-__all__ = ["Continuation", "Fit", "TrainingArguments", "fit", "fit_partially"]
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """State, besides the model, that a later fit needs to continue this one.
-
-    Attributes
-    ----------
-    optimizer : str or None
-        Optimizer that has trained the field so far; None if unknown, as in older files.
-    n_continued : int
-        How many times training was continued.
-    training_state : TrainingState or None
-        Weights, averages and moments; None if they were not kept.
-    origin : object
-        State that the preparation of the images needs.
-    n_images_before : float, default=0.0
-        Number of images that the image branch has learned from before the history begins, as
-        :func:`~sklearn_msf._estimator.sampling_requests.count_images_of_image_branch` counts them.
-    split_seed : int or None, default=None
-        Seed by which early stopping held out images; None if it held out none.
-    split_of : str, default=""
-        Digest of what it was split by that seed; empty if the model was trained on others too.
-    lacks_epochs : bool, default=False
-        Whether the history is that of the last of several calls of fit alone.
-    """
-
-    optimizer: str | None
-    n_continued: int
-    training_state: TrainingState | None
-    origin: Any
-    n_images_before: float = 0.0
-    split_seed: int | None = None
-    split_of: str = ""
-    lacks_epochs: bool = False
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Result of a fit.
-
-    Attributes
-    ----------
-    model : FittedModel
-        The model for predictions.
-    history : list of dict
-        Log of each epoch.
-    continuation : Continuation
-        State for a later fit that continues this one.
-    features : dict
-        Fitted attributes of scikit-learn about the columns of X.
-    """
-
-    model: FittedModel
-    history: list[dict[str, Any]]
-    continuation: Continuation
-    features: dict[str, Any]
-
-    @property
-    def n_images_of_image_branch(self) -> float:
-        """Number of images that the image branch has learned from, repeated ones included."""
-        of_history = count_images_of_image_branch(self.history)
-        return self.continuation.n_images_before + of_history
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the fitted attributes of the estimator."""
-        return {
-            **self.features,
-            "model_": self.model,
-            "image_shape_": self.model.image_format.shape,
-            "history_": self.history,
-            "n_iter_": len(self.history),
-            "_continuation": self.continuation,
-        }
+__all__ = ["TrainingArguments", "fit", "fit_partially"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +98,7 @@ class _FitState:
     """State that the steps of a running fit share.
 
     `validation` is the user's validation set. `split_seed` and `split_of` are as in
-    :class:`Continuation`.
+    :class:`~sklearn_msf._estimator.fit_result.Continuation`.
     """
 
     p: Parameters
@@ -182,7 +107,7 @@ class _FitState:
     device: torch.device
     group: ProcessGroup
     preparation: Preparation
-    previous: Fit | None
+    previous: FitResult | None
     started: float
     split_seed: int | None = None
     split_of: str = ""
@@ -198,9 +123,9 @@ def fit(
     estimator: BaseEstimator,
     p: Parameters,
     given: TrainingArguments,
-    previous: Fit | None,
+    previous: FitResult | None,
     preparation: type[Preparation],
-) -> tuple[Fit, DivergenceError | None]:
+) -> tuple[FitResult, DivergenceError | None]:
     """Train a field on images and labels.
 
     Parameters
@@ -211,14 +136,14 @@ def fit(
         Checked parameters.
     given : TrainingArguments
         Training data, as the user passed them.
-    previous : Fit or None
+    previous : FitResult or None
         The fit to continue.
     preparation : type
         Class that turns the images into training data.
 
     Returns
     -------
-    fit : Fit
+    fit : FitResult
         The result.
     failure : DivergenceError or None
         A failure after which the model is usable.
@@ -232,8 +157,12 @@ def fit(
     state = _begin(estimator, p, given, known, previous, preparation, started, resumes=True)
     p = state.p
     checkpoints, seed = _open_run(state)
+    goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
+    state.preparation.goes_on = goes_on
+    state.preparation.has_checkpoints = checkpoints is not None
     random_state = np.random.RandomState(seed)
     state, unseen = _hold_out(state, random_state, seed)
+    _check_batches(state.group, p, state.samples.n_images)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
     if calibrates and unseen is not None:
         check_several_classes(unseen)
@@ -241,6 +170,7 @@ def fit(
     if calibrates and unseen is None:
         # Plan before training, so that a class with too few samples or a bad folder fails early.
         plan = plan_calibration(state.samples, seed, checkpoints)
+        _check_batches(state.group, p, state.samples.take(plan.kept).n_images)
     data, trainer, model = _prepare_training(state, random_state)
     n_images = data.epoch_size * trainer.settings.max_epochs
     kind = seen_variations(state.augment, model.flipped_axes)
@@ -250,7 +180,6 @@ def fit(
     if unseen is not None:
         kept_inputs = partial(model.space.kept_inputs, unseen.rows, model.device)
         held_out = _held_out(p, model, unseen, kept_inputs)
-    goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
     final = held_out if calibrates else None
     was_over = _divide_time(state, trainer, plan, final, goes_on=goes_on)
 
@@ -282,7 +211,7 @@ def fit(
             model.space.mask_codes,
         )
     elif failure is None and calibrates and held_out is not None:
-        temperature = temperature_of(held_out, trainer.average)
+        temperature = temperature_of(held_out, trainer)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
     return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
@@ -296,9 +225,9 @@ def fit_partially(
     y: Any,
     classes: Any,
     sample_weight: Any,
-    previous: Fit | None,
+    previous: FitResult | None,
     preparation: type[Preparation],
-) -> Fit:
+) -> FitResult:
     """Train for one epoch on a part of the data, at the full learning rate.
 
     Parameters are those of :func:`fit`, with `classes`: all classes of all parts.
@@ -307,10 +236,12 @@ def fit_partially(
     with telling_others():
         known = _check_partial(p, classes, previous)
     given = TrainingArguments(X, y, sample_weight)
+    # A part writes no checkpoints, and what lies beside those of a run belongs to the run.
+    p = Parameters(**{**vars(p), "checkpoint_dir": None})
     state = _begin(estimator, p, given, known, previous, preparation, started)
     random_state = make_random_state(p.random_state)
-    if state.group.size > 1:
-        random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
+    # The user may go on to draw from it, and the same numbers in every process.
+    random_state.set_state(state.group.of_first(random_state.get_state(legacy=False)))
     data, trainer, model = _prepare_training(state, random_state, is_part=True)
     if previous is None:
         n_images = data.epoch_size
@@ -327,7 +258,7 @@ def _begin(
     p: Parameters,
     given: TrainingArguments,
     classes: np.ndarray | None,
-    previous: Fit | None,
+    previous: FitResult | None,
     preparation: type[Preparation],
     started: float,
     *,
@@ -342,12 +273,10 @@ def _begin(
         wanted_device = resolve_device(p.device)
     group, device = join_process_group(wanted_device)
     _check_same_in_all(group, p, samples, validation)
-    n_images, batch_size = samples.n_images, int(p.batch_size)
-    smallest = min(n_images, batch_size)
-    if validation is not None or not p.early_stopping:
-        # Nothing is held out, so the last batch of an epoch is known too.
-        smallest = smallest_batch(n_images, batch_size, even=bool(p.even_batches))
-    group.check_batch(smallest, batch_size)
+    # Early stopping may hold out some, of which more is known later.
+    holds_out = p.early_stopping and validation is None
+    n_images = min(samples.n_images, int(p.batch_size)) if holds_out else samples.n_images
+    _check_batches(group, p, n_images)
     if resumes:
         # Not before the check: only the first process may have the checkpoints.
         precision = group.of_first(precision_of_run(p))
@@ -356,14 +285,15 @@ def _begin(
     origin = None if previous is None else previous.continuation.origin
     prepared = preparation(p, device, space, origin)
     if previous is not None:
-        # After the preparation: without its autoencoder a field has other defaults.
+        # After the preparation, which names a changed autoencoder. Here only those defaults of the
+        # network would be named that depend on it.
         before = previous.model.field.layout
         layout = field_layout(p, len(samples.classes), previous.model.space.shape, before)
         _check_layout(before, layout)
     return _FitState(p, samples, validation, device, group, prepared, previous, started)
 
 
-def _check_partial(p: Parameters, classes: Any, previous: Fit | None) -> np.ndarray:
+def _check_partial(p: Parameters, classes: Any, previous: FitResult | None) -> np.ndarray:
     """Check what partial_fit does not support, and return all classes of all parts."""
     if p.early_stopping:
         raise ValueError(
@@ -388,7 +318,7 @@ def _checked_samples(
     p: Parameters,
     given: TrainingArguments,
     classes: np.ndarray | None,
-    previous: Fit | None,
+    previous: FitResult | None,
 ) -> tuple[TrainingSamples, TrainingSamples | None]:
     """Check training and validation data, and that a network can be made for them."""
     samples = check_training_samples(
@@ -434,6 +364,13 @@ def _check_same_in_all(
     group.check_same({**described, **named})
 
 
+def _check_batches(group: ProcessGroup, p: Parameters, n_images: int) -> None:
+    """Refuse batches of so few images that a process would get none, before any slow step."""
+    batch_size = int(p.batch_size)
+    smallest = smallest_batch(n_images, batch_size, even=bool(p.even_batches))
+    group.check_batch(smallest, batch_size)
+
+
 # Parameters that may differ from process to process.
 _MAY_DIFFER = ("device", "random_state", "verbose", "checkpoint_dir", "autoencoder")
 
@@ -455,13 +392,15 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
         None if previous is None else previous.model.field,
         state.validation,
     )
+    # Every process draws: the user may go on to draw from the same random_state.
+    seed = draw_seed(random_state)
     if not state.group.is_first:
-        return None, state.group.of_first(0)
+        return None, state.group.of_first(seed)
     checkpoints = Checkpoints(
         Path(p.checkpoint_dir),
         int(p.checkpoint_every),
         fingerprint,
-        draw_seed(random_state),
+        seed,
         any_seed=fingerprint["random_state"] is None,
     )
     # A resumed run keeps the seed it started with, whatever random_state is.
@@ -510,8 +449,8 @@ def _divide_time(
 ) -> bool:
     """Reserve part of the time budget for calibration: a second run, or one more prediction.
 
-    Of a run that goes on, what was prepared again does not count. Returns whether nothing was left,
-    with a warning.
+    A resumed run does not count the time of preparing again. Returns True, with a warning, if no
+    time was left.
     """
     budget = state.p.time_budget
     if budget is None:
@@ -547,7 +486,7 @@ def _warn_of_one_step(trainer: Trainer) -> None:
         )
 
 
-def _check_steps(p: Parameters, previous: Fit | None) -> None:
+def _check_steps(p: Parameters, previous: FitResult | None) -> None:
     """Refuse steps by which held-out images cannot be classified, before any slow step."""
     trains_images = p.image_weight > 0 and initial_fraction(p) < 1
     generates = trains_images or (previous is not None and previous.model.generates)
@@ -570,7 +509,7 @@ def _check_validation_is_used(p: Parameters) -> None:
         )
 
 
-def _calibrates(p: Parameters, previous: Fit | None, *, has_validation: bool) -> bool:
+def _calibrates(p: Parameters, previous: FitResult | None, *, has_validation: bool) -> bool:
     """Decide whether this fit learns a temperature; warn if a continued fit cannot."""
     if has_validation:
         return p.calibration is not None
@@ -689,7 +628,12 @@ def _train(
             if not trainer.history:
                 raise
             failure = error
-    callbacks.end()
+    try:
+        callbacks.end()
+    except KeyboardInterrupt:
+        if trainer.group.size > 1:
+            raise
+        warn_user("Training has ended, but its callbacks were interrupted at the end of it.")
     return failure
 
 
@@ -700,7 +644,7 @@ def _outcome(
     *,
     keep_state: bool = False,
     keeps_history: bool = False,
-) -> Fit:
+) -> FitResult:
     """Collect the result.
 
     `keep_state` keeps the state that an exact continuation needs. With `keeps_history` the history
@@ -726,7 +670,7 @@ def _outcome(
         split_of=state.split_of,
         lacks_epochs=lacks_epochs,
     )
-    return Fit(model, trainer.history, continuation, state.samples.features)
+    return FitResult(model, trainer.history, continuation, state.samples.features)
 
 
 def _held_out(

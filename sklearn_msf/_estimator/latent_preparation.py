@@ -47,7 +47,7 @@ from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
-from sklearn_msf.training.checkpoints import holds_checkpoints, measured
+from sklearn_msf.training.checkpoints import measured
 
 __all__ = ["ENCODERS", "OBJECT", "LatentOrigin", "LatentPreparation", "encoder_parameter"]
 
@@ -68,7 +68,7 @@ _NUMBER_OF_VARIATIONS = "latents-number-of-variations.txt"
 # "auto" variations: so many that this many pixels are encoded, but at most so many of each image.
 _AUTO_PIXELS = 4_000 * 224 * 224
 _MAX_AUTO_VARIATIONS = 32
-# Raised when the variations of a seed change, so that kept ones of before are not used.
+# Raise it when a seed gives other variations, so that latents in older files are not used again.
 _RECIPE = 2
 
 
@@ -137,6 +137,7 @@ class LatentPreparation:
         features = None if space is None else space.features
         self._autoencoder = None if space is None else space.autoencoder
         self._backbone = None if features is None else features.backbone
+        self.goes_on = self.has_checkpoints = False
         self._is_opened = space is not None
         self._is_keeper = False
         # Of the autoencoder that this fit has trained.
@@ -348,11 +349,6 @@ class LatentPreparation:
         folder = self._p.checkpoint_dir
         return None if folder is None else Path(folder)
 
-    @property
-    def _goes_on(self) -> bool:
-        """Whether there are checkpoints, of a run that goes on."""
-        return self._folder is not None and holds_checkpoints(self._folder)
-
     def open(self) -> None:
         """Open both encoders, once; an autoencoder that will be trained stays None."""
         if not self._is_opened:
@@ -367,7 +363,7 @@ class LatentPreparation:
         spent = time.perf_counter() - started
         named = {name: getattr(self._p, name) for name in ENCODERS}
         by_name = {n: v for n, v in named.items() if isinstance(v, (str, PathLike))}
-        if budget is None or spent < budget or not by_name or self._goes_on:
+        if budget is None or spent < budget or not by_name or self.goes_on:
             return
         looked_for = [f"{n}={v!r}" for n, v in by_name.items() if v != "fit"]
         what, remedy = "checking X", ""
@@ -398,7 +394,7 @@ class LatentPreparation:
         made = f"{seed} {size} {self._precision} {budget} {masks}"
         key = digest_arrays(images, samples.weights, np.array(made))
         autoencoder = None if folder is None else read_autoencoder(folder, key)
-        if autoencoder is None and self._goes_on:
+        if autoencoder is None and self.goes_on and self.has_checkpoints:
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(folder)!r} holds checkpoints, but not the autoencoder that "
                 "was trained with them: use another folder, or delete this one to start anew."
@@ -436,7 +432,7 @@ class LatentPreparation:
         if self._folder is None:
             return self._measure_affordable(space, images, started)
         noted = self._folder / _NUMBER_OF_VARIATIONS
-        if self._goes_on:
+        if self.goes_on:
             with suppress(OSError, ValueError):
                 return max(1, int(noted.read_text(encoding="ascii")))
         n_affordable = self._measure_affordable(space, images, started)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sklearn_msf._estimator.fit import Fit
+from sklearn_msf._estimator.fit_result import FitResult
 from sklearn_msf.data.axes import NOUNS
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.training.epoch_logs import count_images
 
 __all__ = ["CARD_START", "model_card"]
 
@@ -21,7 +22,7 @@ _MAX_LISTED = 20
 
 def model_card(
     name: str,
-    fit: Fit,
+    fit: FitResult,
     parameters: Mapping[str, Any],
     *,
     place: str = "path/to/this/folder",
@@ -33,7 +34,7 @@ def model_card(
     ----------
     name : str
         Name of the estimator class.
-    fit : Fit
+    fit : FitResult
         The fitted model.
     parameters : mapping
         Constructor parameters of the estimator.
@@ -52,7 +53,7 @@ def model_card(
     image_format = fit.model.image_format
     kind = NOUNS[image_format.n_spatial_dims].capitalize()
     last = fit.history[-1] if fit.history else {}
-    seen = sum(epoch_log.get("n_images", 0) for epoch_log in fit.history)
+    seen = count_images(fit.history)
     earlier = ", the last of several calls of fit" if fit.continuation.lacks_epochs else ""
     stated = "" if license is None else f"\nlicense: {license}"
     encoders, passed = _encoders(fit.model.space, parameters.get("autoencoder"))

@@ -7,7 +7,6 @@ from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf._estimator.rejection import RejectionRule, check_rule, prediction_parameters
 from sklearn_msf._estimator.sampling_requests import sampling_ode
-from sklearn_msf._estimator.serialization import rejection_to_plain
 from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
@@ -71,7 +70,7 @@ def export_model(
         _warn_of_low_threshold(rule)
     uncertainty = "margin" if rule is None else rule.kind
     # The settings are in the graph.
-    rejection = None if rule is None else rejection_to_plain(replace(rule, settings={}))
+    rejection = None if rule is None else replace(rule, settings={}).to_plain()
     export_classifier(path, model, settings, uncertainty, {"rejection": rejection})
 
 

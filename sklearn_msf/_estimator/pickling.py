@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_msf._estimator.fit import Continuation
+from sklearn_msf._estimator.fit_result import Continuation
 from sklearn_msf._estimator.latent_preparation import (
     ENCODERS,
     OBJECT,

@@ -30,7 +30,17 @@ class Preparation(Protocol):
         Space of the fit that this one continues.
     origin : object
         Its `origin`.
+
+    Attributes
+    ----------
+    goes_on : bool
+        Whether the run goes on from checkpoints; False until the fit has opened them.
+    has_checkpoints : bool
+        Whether this process has them: of several processes only the first one may.
     """
+
+    goes_on: bool
+    has_checkpoints: bool
 
     def __init__(
         self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
@@ -95,6 +105,8 @@ class Preparation(Protocol):
 
 class PixelPreparation:
     """Preparation for a field that works on the images themselves; see :class:`Preparation`."""
+
+    goes_on = has_checkpoints = False
 
     def __init__(
         self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None

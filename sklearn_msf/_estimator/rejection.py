@@ -1,5 +1,6 @@
 """Rejection of uncertain predictions by a rule that is learned on calibration images."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,7 +22,9 @@ from sklearn_msf._evaluation.risk_control import (
 from sklearn_msf._evaluation.validation import check_fraction
 from sklearn_msf.model.classification import Prediction
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
-from sklearn_msf.persistence.json_data import to_plain
+from sklearn_msf.nn.precision import PRECISIONS
+from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS, ArchiveError
+from sklearn_msf.persistence.json_data import from_plain, to_plain
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.selective import accept_most_certain, confusion_matrix_with_reject
 
@@ -108,6 +111,60 @@ class RejectionRule:
         if self.confusion_matrix is None:
             return None
         return sum(sum(row[:-1]) - row[i] for i, row in enumerate(self.confusion_matrix))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Turn the rule into data that JSON can hold; the settings are plain already."""
+        return {n: v if n == "settings" else to_plain(v) for n, v in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], classes: np.ndarray) -> "RejectionRule":
+        """Read the output of :meth:`to_plain`; older files have no certificate.
+
+        Raises
+        ------
+        ArchiveError
+            For a rule that cannot have been learned with these classes.
+        """
+        threshold, kind, settings = plain["threshold"], plain["kind"], plain["settings"]
+        precision = plain.get("precision")
+        certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
+        known = kind in UNCERTAINTIES and precision in (None, *PRECISIONS)
+        if not certified or not known or not isinstance(settings, dict):
+            raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
+        certificate = _certificate(plain, classes)
+        return cls(threshold, kind, settings, precision=precision, **certificate)
+
+
+def _certificate(plain: Mapping[str, Any], classes: np.ndarray) -> dict[str, Any]:
+    """Read what a certificate can be checked by; None in files of older versions."""
+    target, confidence, costs, counts = (
+        from_plain(plain.get(name))
+        for name in ("target_risk", "confidence", "cost_matrix", "confusion_matrix")
+    )
+    if target is None and confidence is None and costs is None and counts is None:
+        return {}
+    try:
+        checked = checked_target(target, confidence, costs, classes)
+        valid = counts is None or _are_counts(counts, len(classes))
+    except UNEXPECTED_VALUE_ERRORS:
+        valid = False
+    if not valid:
+        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
+    return {
+        "target_risk": checked.risk,
+        "confidence": checked.confidence,
+        "cost_matrix": costs,
+        "confusion_matrix": counts,
+    }
+
+
+def _are_counts(matrix: Any, n_classes: int) -> bool:
+    """Tell whether a value is a confusion matrix with a column of rejected images."""
+    rows = matrix if isinstance(matrix, tuple) else ()
+    shaped = len(rows) == n_classes and all(
+        isinstance(row, tuple) and len(row) == n_classes + 1 for row in rows
+    )
+    return shaped and all(type(n) is int and n >= 0 for row in rows for n in row)
 
 
 @dataclass(frozen=True, eq=False)

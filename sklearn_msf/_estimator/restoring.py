@@ -9,10 +9,17 @@ from torch import Tensor
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["flipped_axes_from_plain", "layout_from_plain", "restored_model"]
+__all__ = [
+    "flipped_axes_from_plain",
+    "integer_from_plain",
+    "layout_from_plain",
+    "restored_model",
+]
 
 
 def restored_model(
@@ -50,6 +57,19 @@ def layout_from_plain(plain: Mapping[str, Any]) -> FieldLayout:
     """Make a layout from its entries; convert sequences to tuples."""
     sequences = {key: tuple(v) for key, v in plain.items() if isinstance(v, (list, tuple))}
     return FieldLayout(**{**plain, **sequences})
+
+
+def integer_from_plain(name: str, value: Any) -> int:
+    """Read a seed, or a number of calls.
+
+    Raises
+    ------
+    ArchiveError
+        For what is no integer from 0 on.
+    """
+    if not is_seed(value):
+        raise ArchiveError(f"The model has {name}={value!r}; expected an integer >= 0.")
+    return value
 
 
 def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:

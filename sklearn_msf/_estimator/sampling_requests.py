@@ -1,6 +1,5 @@
 """Checks of what users ask of generated images, and of the field that generates them."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["class_indices", "count_images_of_image_branch", "sampling_ode", "warn_of_few_images"]
+__all__ = ["class_indices", "sampling_ode", "warn_of_few_images"]
 
 # Default if the field learned unconditional samples; otherwise the default is 0.
 _DEFAULT_GUIDANCE = 0.5
@@ -71,28 +70,6 @@ def class_indices(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndar
             f"{name} must be one or more of the classes {classes.tolist()}, got {unknown[0]!r}."
         )
     return found
-
-
-def count_images_of_image_branch(history: Iterable[Mapping[str, Any]]) -> float:
-    """Count the images that the image branch has learned from, repeated ones included.
-
-    Parameters
-    ----------
-    history : iterable of mapping
-        Log of each epoch, as in `history_`. Logs of earlier versions lack the fraction of samples
-        that taught classification alone, which then counts as 0.
-
-    Returns
-    -------
-    float
-        Expected number: in a step the fraction is rounded.
-    """
-    return sum(
-        log["n_images"] * (1 - log.get("classification_fraction", 0.0))
-        for log in history
-        # It is exactly 0 in epochs with image_weight=0.
-        if log["image_loss"]
-    )
 
 
 def warn_of_few_images(model: FittedModel, n_images: float) -> None:

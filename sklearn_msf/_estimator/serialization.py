@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf._estimator.fit import Continuation, Fit
+from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.model_card import CARD_START, model_card
 from sklearn_msf._estimator.parameters import (
     GROUPS,
@@ -21,9 +21,10 @@ from sklearn_msf._estimator.parameters import (
     resolve_parameters,
     with_defaults,
 )
-from sklearn_msf._estimator.rejection import RejectionRule, checked_target
+from sklearn_msf._estimator.rejection import RejectionRule
 from sklearn_msf._estimator.restoring import (
     flipped_axes_from_plain,
+    integer_from_plain,
     layout_from_plain,
     restored_model,
 )
@@ -36,8 +37,6 @@ from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.model.temperature import MAX_LOG_TEMPERATURE
-from sklearn_msf.model.uncertainty import UNCERTAINTIES
-from sklearn_msf.nn.precision import PRECISIONS
 from sklearn_msf.nn.unet import count_blocks_up
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
@@ -50,8 +49,6 @@ from sklearn_msf.persistence.archives import (
 )
 from sklearn_msf.persistence.json_data import (
     from_plain,
-    is_finite_number,
-    is_seed,
     labels_from_plain,
     labels_to_plain,
     to_plain,
@@ -66,7 +63,7 @@ from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.persistence.whole_files import write_file
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
-from sklearn_msf.training.optimizer import OPTIMIZERS
+from sklearn_msf.training.epoch_logs import check_history_of_model
 
 __all__ = [
     "CARD_NAME",
@@ -75,7 +72,6 @@ __all__ = [
     "SavedModel",
     "SpaceReader",
     "open_model",
-    "rejection_to_plain",
     "save_model",
 ]
 
@@ -83,7 +79,6 @@ MODEL_NAME = "model"
 _SPACE = "space"
 CARD_NAME = "README.md"
 _FLAGS = ("generates", "generates_unconditionally")
-_NUMBERS_OF_AN_EPOCH = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 
 
 # Restores the space of an estimator class, and the `origin` of a continuation, from a file's data;
@@ -119,14 +114,14 @@ class SavedModel(NamedTuple):
     ----------
     parameters : dict
         Constructor parameters.
-    fit : Fit
+    fit : FitResult
         The fitted model with classes, history and continuation.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
     """
 
     parameters: dict[str, Any]
-    fit: Fit
+    fit: FitResult
     rejection: RejectionRule | None
 
 
@@ -135,7 +130,7 @@ def save_model(
     folder: Any,
     saved_class: SavedClass,
     parameters: Mapping[str, Any],
-    fit: Fit,
+    fit: FitResult,
     rejection: RejectionRule | None,
     **of_card: Any,
 ) -> None:
@@ -149,7 +144,7 @@ def save_model(
         The estimator class.
     parameters : mapping
         Constructor parameters.
-    fit : Fit
+    fit : FitResult
         The fitted model.
     rejection : RejectionRule or None
         Rule for rejecting predictions, if one was learned.
@@ -177,18 +172,12 @@ def save_model(
         "feature_names": None if names is None else names.tolist(),
         "image_format": model.image_format.to_plain(),
         "noise_seed": model.noise_seed,
-        "optimizer": fit.continuation.optimizer,
-        "origin": None if fit.continuation.origin is None else fit.continuation.origin.to_plain(),
-        "n_continued": fit.continuation.n_continued,
-        "n_images_before": fit.continuation.n_images_before,
-        "split_seed": fit.continuation.split_seed,
-        "split_of": fit.continuation.split_of,
-        "lacks_epochs": fit.continuation.lacks_epochs,
+        **fit.continuation.to_plain(),
         "flipped_axes": list(model.flipped_axes),
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
-        "rejection": None if rejection is None else rejection_to_plain(rejection),
+        "rejection": None if rejection is None else rejection.to_plain(),
         "history": fit.history,
     }
     tensors = dict(model.field.state_dict())
@@ -307,7 +296,7 @@ def open_model(folder: Any, saved_class: SavedClass) -> SavedModel:
         image_format=checked.image_format,
         **checked.numbers,
     )
-    fit = Fit(
+    fit = FitResult(
         model=model,
         history=checked.history,
         continuation=checked.continuation,
@@ -384,11 +373,13 @@ def _checked(
         names = _feature_names(metadata["feature_names"], features["n_features_in_"])
         features["feature_names_in_"] = names
     numbers = {
-        "noise_seed": _integer("noise_seed", metadata["noise_seed"]),
+        "noise_seed": integer_from_plain("noise_seed", metadata["noise_seed"]),
         "temperature": _temperature(metadata["temperature"]),
         "flipped_axes": _flipped_axes(metadata, len(image_format.size)),
         **{name: bool(metadata[name]) for name in _FLAGS},
     }
+    history, rule = metadata["history"], metadata["rejection"]
+    check_history_of_model(history)
     return _Checked(
         parameters,
         layout,
@@ -397,10 +388,10 @@ def _checked(
         space,
         image_format,
         numbers,
-        _history(metadata["history"]),
-        _continuation(metadata, origin),
+        history,
+        Continuation.from_plain(metadata, origin),
         features,
-        _rejection(metadata["rejection"], classes),
+        None if rule is None else RejectionRule.from_plain(rule, classes),
     )
 
 
@@ -469,106 +460,10 @@ def _check_weights(layout: FieldLayout, space: ImageSpace, weights: dict[str, Te
     check_tensors(weights, field.state_dict(), "The model")
 
 
-def _history(plain: Any) -> list[dict[str, Any]]:
-    if not isinstance(plain, list) or not all(isinstance(log, dict) for log in plain):
-        raise ArchiveError("The history of the model is not a list of epoch logs.")
-    for log in plain:
-        values = [log.get(name) for name in _NUMBERS_OF_AN_EPOCH]
-        # Logs of older versions have no fraction.
-        values.append(log.get("classification_fraction", 0.0))
-        if not all(map(is_finite_number, values)):
-            raise ArchiveError(f"The history of the model has an invalid epoch log: {log!r}.")
-    return plain
-
-
-def _continuation(metadata: Mapping[str, Any], origin: Any) -> Continuation:
-    """Read what a later fit needs; moments are in no file."""
-    split_seed, split_of = metadata.get("split_seed"), metadata.get("split_of", "")
-    if not isinstance(split_of, str):
-        raise ArchiveError(f"The model has split_of={split_of!r}; expected a digest.")
-    optimizer = metadata.get("optimizer")
-    if optimizer not in (None, *OPTIMIZERS):
-        raise ArchiveError(f"The model has optimizer={optimizer!r}; expected one of {OPTIMIZERS}.")
-    return Continuation(
-        optimizer=optimizer,
-        n_continued=_integer("n_continued", metadata["n_continued"]),
-        training_state=None,
-        origin=origin,
-        # Older files do not say it.
-        n_images_before=_n_images(metadata.get("n_images_before", 0.0)),
-        split_seed=None if split_seed is None else _integer("split_seed", split_seed),
-        split_of=split_of,
-        lacks_epochs=bool(metadata.get("lacks_epochs", False)),
-    )
-
-
-def _integer(name: str, value: Any) -> int:
-    if not is_seed(value):
-        raise ArchiveError(f"The model has {name}={value!r}; expected an integer >= 0.")
-    return value
-
-
-def _n_images(value: Any) -> float:
-    if not is_finite_number(value) or value < 0:
-        raise ArchiveError(f"The model has n_images_before={value!r}; expected a number >= 0.")
-    return float(value)
-
-
 def _temperature(value: Any) -> float:
     if type(value) not in (int, float) or not abs(math.log(value)) <= MAX_LOG_TEMPERATURE:
         raise ArchiveError(f"The model has temperature={value!r}.")
     return float(value)
-
-
-def rejection_to_plain(rule: RejectionRule) -> dict[str, Any]:
-    """Turn a rule into plain data; the settings are plain already."""
-    return {n: v if n == "settings" else to_plain(v) for n, v in vars(rule).items()}
-
-
-def _rejection(plain: Any, classes: np.ndarray) -> RejectionRule | None:
-    """Restore the rejection rule, if the model has one."""
-    if plain is None:
-        return None
-    threshold, kind, settings = plain["threshold"], plain["kind"], plain["settings"]
-    precision = plain.get("precision")
-    certified = threshold is None or (type(threshold) is float and math.isfinite(threshold))
-    known = kind in UNCERTAINTIES and precision in (None, *PRECISIONS)
-    if not certified or not known or not isinstance(settings, dict):
-        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    certificate = _certificate(plain, classes)
-    return RejectionRule(threshold, kind, settings, precision=precision, **certificate)
-
-
-def _certificate(plain: dict[str, Any], classes: np.ndarray) -> dict[str, Any]:
-    """Read what a certificate can be checked by; None in files of older versions."""
-    target, confidence, costs, counts = (
-        from_plain(plain.get(name))
-        for name in ("target_risk", "confidence", "cost_matrix", "confusion_matrix")
-    )
-    if target is None and confidence is None and costs is None and counts is None:
-        return {}
-    try:
-        checked = checked_target(target, confidence, costs, classes)
-        valid = counts is None or _are_counts(counts, len(classes))
-    except UNEXPECTED_VALUE_ERRORS:
-        valid = False
-    if not valid:
-        raise ArchiveError(f"The model has an invalid rejection rule: {plain!r}.")
-    return {
-        "target_risk": checked.risk,
-        "confidence": checked.confidence,
-        "cost_matrix": costs,
-        "confusion_matrix": counts,
-    }
-
-
-def _are_counts(matrix: Any, n_classes: int) -> bool:
-    """Tell whether a value is a confusion matrix with a column of rejected images."""
-    rows = matrix if isinstance(matrix, tuple) else ()
-    shaped = len(rows) == n_classes and all(
-        isinstance(row, tuple) and len(row) == n_classes + 1 for row in rows
-    )
-    return shaped and all(type(n) is int and n >= 0 for row in rows for n in row)
 
 
 def _feature_names(plain: Any, n_features: int) -> np.ndarray:

@@ -43,8 +43,10 @@ def confusion_matrix_with_reject(
         predictions and uncertainties of another classifier this is
         ``np.ma.MaskedArray(y_pred, mask=~(uncertainty <= threshold))``, which rejects NaN too.
     labels : array-like of shape (K,), default=None
-        Classes of the rows and columns, in this order; samples of other classes are left out. None
-        means all labels that occur, sorted.
+        Classes of the rows and columns, in this order. As in scikit-learn, samples of other classes
+        and samples with an answer that is not among these are left out, also of the sums of
+        `normalize`: name every class that may be answered. None means all labels that occur,
+        sorted.
     sample_weight : array-like of shape (n,), default=None
         Weights, at least 0.
     normalize : {"true", "pred", "all"}, default=None

@@ -30,9 +30,6 @@ from sklearn_msf.runtime.user_warnings import warn_user
 __all__ = ["load_image_folder"]
 
 _PATIENT = "PatientID"
-# Modalities whose values are in units however many bits are stored, such as Hounsfield units, or on
-# a scale of their own in every image.
-_ON_ONE_SCALE = ("CT", "PT", "MR")
 # Characters of a reason; some decoders name every program that is missing.
 _LONGEST_TEXT = 400
 # Reasons that a message lists.
@@ -355,11 +352,7 @@ def _bunch(
 def _warn_of_bit_depths(headers: list[ImageHeader]) -> None:
     """Warn of gray DICOM images without units whose values use different numbers of bits."""
     depths = Counter(
-        header.bit_depth
-        for header in headers
-        if header.dtype == np.float32
-        and header.mode.startswith("MONOCHROME")
-        and header.modality not in _ON_ONE_SCALE
+        header.bits_without_units for header in headers if header.bits_without_units is not None
     )
     if len(depths) > 1:
         counts = " and ".join(f"{n} have {bits}" for bits, n in sorted(depths.items()))

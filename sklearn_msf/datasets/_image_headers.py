@@ -13,6 +13,9 @@ __all__ = ["MAX_FILE_BYTES", "MAX_VALUES", "ImageHeader", "check_file_size"]
 MAX_VALUES = 2**28
 # Room for so many values of eight bytes.
 MAX_FILE_BYTES = 8 * MAX_VALUES
+# Modalities whose values are in units however many bits are stored, such as Hounsfield units, or on
+# a scale of their own in every image.
+_ON_ONE_SCALE = ("CT", "PT", "MR")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class ImageHeader:
     series: str | None = None
     position: tuple[str, float] | None = None
     orientation: tuple[float, ...] | None = None
+
+    @property
+    def bits_without_units(self) -> int | None:
+        """Bits of a gray DICOM image whose values have no scale of their own; None for others."""
+        is_gray_dicom = self.dtype == np.float32 and self.mode.startswith("MONOCHROME")
+        return self.bit_depth if is_gray_dicom and self.modality not in _ON_ONE_SCALE else None
 
     def __post_init__(self) -> None:
         """Refuse images that are empty, or too large to be read without danger."""

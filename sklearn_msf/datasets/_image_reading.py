@@ -151,12 +151,12 @@ def _of_file(sample: Sample, file: str, read: Callable[[Path], Any], root: Path)
 
 def _check_same_volume(first: ImageHeader, header: ImageHeader) -> None:
     """Refuse slices that cannot be of one volume."""
-    for name in ("size", "n_channels", "dtype", "series"):
-        if getattr(header, name) != getattr(first, name):
-            raise ValueError(
-                f"its slices have different {name}: {getattr(first, name)} and "
-                f"{getattr(header, name)}"
-            )
+    for name in ("size", "n_channels", "dtype", "series", "modality", "bits_without_units"):
+        mine, other = getattr(first, name), getattr(header, name)
+        if mine != other:
+            plurals = {"modality": "modalities", "bits_without_units": "numbers of bits"}
+            what = plurals.get(name, name)
+            raise ValueError(f"its slices have different {what}: {mine} and {other}")
     axes, others = first.orientation, header.orientation
     if axes and others and not np.allclose(axes, others, atol=_SAME_DIRECTION):
         raise ValueError(f"its slices have different orientations: {axes} and {others}")

@@ -39,7 +39,6 @@ __all__ = [
     "VelocityField",
     "VelocityRegressionField",
     "build_field",
-    "make_field",
 ]
 
 # The label velocity of the posterior is 0 / 0 at t = 0: it is never divided by less than this,
@@ -612,42 +611,6 @@ def _guided(
 LABEL_PREDICTIONS = ("velocity", "posterior")
 
 
-def make_field(layout: FieldLayout, codes: LabelCodes | EncodedLabelCodes) -> VelocityField:
-    """Make an untrained velocity field over given codes.
-
-    Parameters
-    ----------
-    layout : FieldLayout
-        Layout of the network.
-    codes : LabelCodes or EncodedLabelCodes
-        Codes of the classes; the label prediction "posterior" needs :class:`LabelCodes`.
-
-    Returns
-    -------
-    VelocityField
-    """
-    n_inputs = layout.image_channels + codes.n_channels
-    predicts_posterior = layout.label_prediction == "posterior"
-    unet = UNet(
-        n_inputs,
-        layout.image_channels if predicts_posterior else n_inputs,
-        channels=layout.channels,
-        channel_mult=layout.channel_mult,
-        n_blocks=layout.n_blocks,
-        attention_levels=layout.attention_levels,
-        patch_size=layout.patch_size,
-        dropout=layout.dropout,
-        time_scale=layout.time_scale,
-        time_modulation=layout.time_modulation,
-        upsampling=layout.upsampling,
-        n_spatial_dims=layout.n_spatial_dims,
-    )
-    if not predicts_posterior:
-        return VelocityRegressionField(unet, codes, layout)
-    assert isinstance(codes, LabelCodes)
-    return ClassPosteriorField(unet, codes, layout)
-
-
 def build_field(layout: FieldLayout, seed: int, mask_codes: Tensor | None = None) -> VelocityField:
     """Make an untrained field with weights drawn from a seed; torch's generator is restored.
 
@@ -658,7 +621,8 @@ def build_field(layout: FieldLayout, seed: int, mask_codes: Tensor | None = None
     seed : int
         Seed of the weights.
     mask_codes : Tensor of shape (K, C_y, H, W), optional
-        Encoded masks of the classes, to use instead of plain colours.
+        Encoded masks of the classes, to use instead of plain colours, where the label prediction is
+        "velocity".
 
     Returns
     -------
@@ -669,5 +633,24 @@ def build_field(layout: FieldLayout, seed: int, mask_codes: Tensor | None = None
         codes = make_label_codes(layout.label_encoding, layout.n_classes, layout.beta)
     else:
         codes = EncodedLabelCodes(mask_codes)
+    n_inputs = layout.image_channels + codes.n_channels
+    predicts_posterior = layout.label_prediction == "posterior"
     with seeded_weights(seed):
-        return make_field(layout, codes)
+        unet = UNet(
+            n_inputs,
+            layout.image_channels if predicts_posterior else n_inputs,
+            channels=layout.channels,
+            channel_mult=layout.channel_mult,
+            n_blocks=layout.n_blocks,
+            attention_levels=layout.attention_levels,
+            patch_size=layout.patch_size,
+            dropout=layout.dropout,
+            time_scale=layout.time_scale,
+            time_modulation=layout.time_modulation,
+            upsampling=layout.upsampling,
+            n_spatial_dims=layout.n_spatial_dims,
+        )
+        if not predicts_posterior:
+            return VelocityRegressionField(unet, codes, layout)
+        assert isinstance(codes, LabelCodes)
+        return ClassPosteriorField(unet, codes, layout)

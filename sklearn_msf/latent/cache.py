@@ -91,7 +91,8 @@ def keep_latents(
         array.flush()
         file.seek(n_bytes)
         file.write(_digest(array, name))
-        # While it is mapped, another process cannot take it away between here and the return.
+        # Keep the map open where that is allowed: another process could delete the file before it
+        # is opened again.
         mapped = array if _RENAMES_MAPPED_FILES else None
         del array
     if mapped is None:

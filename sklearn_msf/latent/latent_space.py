@@ -499,7 +499,7 @@ class LatentInputs:
     def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
         """Encode `n` images from the index `start` on, flipped along axes.
 
-        Only some are in memory: a batch of small maps can be one of hundreds of large images.
+        Encode a few at a time: a batch that suits small latents may hold hundreds of large images.
         """
         # Passes of encoders are padded, so that slices must not be small.
         n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self._space.bytes_of_image)

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._evaluation.confusion import occurring_classes
 from sklearn_msf._evaluation.labels import label_column, label_indices
@@ -177,6 +178,8 @@ class RejectionConfusionMatrixDisplay:
 
         Raises
         ------
+        NotFittedError
+            If the classifier is not fitted.
         ValueError
             If the classifier has no `predict_with_reject`, and as it and
             :meth:`from_predictions`.
@@ -191,6 +194,7 @@ class RejectionConfusionMatrixDisplay:
                 "yourself, as in np.ma.MaskedArray(y_pred, mask=~(uncertainty <= threshold)), and "
                 "pass them to from_predictions."
             )
+        check_is_fitted(estimator, "classes_")
         classes = estimator.classes_
         true = label_column("y", y)
         # Classes that fit did not see, of which every answer is wrong.

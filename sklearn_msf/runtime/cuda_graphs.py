@@ -147,6 +147,11 @@ def _key(key: Hashable, inputs: tuple[Tensor, ...]) -> Key:
     return key, tuple((value.shape, value.dtype, value.device) for value in inputs)
 
 
+def _addresses(module: nn.Module) -> tuple[int, ...]:
+    """Return where the weights are: a graph goes on to read from where they were."""
+    return tuple(weight.data_ptr() for weight in module.parameters())
+
+
 def _warn_of_failure(error: RuntimeError) -> None:
     warn_user(f"The network could not be captured as a CUDA graph and runs without: {error}")
 
@@ -203,7 +208,8 @@ def replay(
     Parameters
     ----------
     module : nn.Module
-        The module whose weights the function reads. The graph is kept as long as the module.
+        The module whose weights the function reads. The graph is kept as long as the module, and
+        a new one is captured if the weights were moved or replaced.
     key : hashable
         Identifies the function among those of the module. There is one graph for each key and
         each combination of shapes, dtypes and devices of the inputs, of which the 16 newest are
@@ -225,7 +231,7 @@ def replay(
     # A mode that watches operations would see none in a graph.
     if not _can_capture(inputs[0].device) or torch._C._len_torch_dispatch_stack():
         return function(*inputs)
-    full_key = _key(key, inputs)
+    full_key = _key((key, _addresses(module)), inputs)
     with _CAPTURING:
         passes = _PASSES.setdefault(module, {})
         if full_key not in passes:
@@ -323,7 +329,8 @@ class CapturedSteps:
         if key in self._graphs:
             self._graphs[key].replay(inputs)
         else:
-            with _side_stream(self._stream):
+            # Streams are few and shared: another thread may capture on this one.
+            with _CAPTURING, _side_stream(self._stream):
                 function(*inputs)
         return is_known
 

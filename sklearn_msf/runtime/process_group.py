@@ -8,6 +8,7 @@ callbacks) is taken from the first one.
 import atexit
 import contextlib
 import os
+import pickle
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,13 +59,26 @@ class ProcessGroup:
         return self.rank == 0
 
     def of_first(self, value: Value) -> Value:
-        """Return the value of the first process, which must be possible to pickle."""
+        """Return the value of the first process: there itself, elsewhere a copy.
+
+        Raises
+        ------
+        ProcessGroupError
+            In every process, if the value cannot be pickled.
+        """
         if self.size == 1:
             return value
-        values = [value if self.is_first else None]
+        sent = [_pickled(value) if self.is_first else None]
         with _answering():
-            dist.broadcast_object_list(values, src=0)
-        received: Any = values[0]
+            dist.broadcast_object_list(sent, src=0)
+        pickled: Any = sent[0]
+        if isinstance(pickled, str):
+            raise ProcessGroupError(
+                f"What the first process sends to the others cannot be pickled: {pickled}. The "
+                "class of an autoencoder or a backbone must be defined at the top level of a "
+                "module, and the object must hold no lambdas, local functions or open files."
+            )
+        received: Any = value if self.is_first else pickle.loads(pickled)
         return received
 
     def gather(self, value: Value) -> list[Value]:
@@ -298,6 +312,14 @@ def _initialize(device: torch.device) -> None:
     atexit.register(_leave, store, rank, len(reasons))
 
 
+def _pickled(value: Any) -> bytes | str:
+    """Pickle a value, or say why that fails."""
+    try:
+        return pickle.dumps(value)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def _meet(refusal: str) -> tuple[Any, int, list[str]]:
     """Wait for the other processes, and exchange what keeps each of them from training, if any.
 
@@ -313,6 +335,11 @@ def _meet(refusal: str) -> tuple[Any, int, list[str]]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with _saying_that_it_waits(rank, size):
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT_OF_BEGIN))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # After a restart of all processes torchrun's store still has what they wrote before.
+            # Several machines may count restarts differently.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt {attempt}", store)
         # A later fit meets again if this one is refused.
         meeting = store.add(f"meetings/{rank}", 1)
         store.set(f"begins/{meeting}/{rank}", refusal)

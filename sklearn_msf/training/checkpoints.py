@@ -27,7 +27,7 @@ from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
 from sklearn_msf.training.state import TrainingState
 
-__all__ = ["Checkpoints", "holds_checkpoints", "measured", "stored_fingerprint"]
+__all__ = ["Checkpoints", "measured", "stored_fingerprint"]
 
 # The newest checkpoint, and one to fall back to if it is damaged.
 _N_KEPT = 2
@@ -279,11 +279,6 @@ def _shown(entry: Any) -> str:
     if values is None:
         return repr(entry)
     return f"[{', '.join(f'{value:.4g}' for value in values[:_N_SHOWN])}, ...]"
-
-
-def holds_checkpoints(folder: Path) -> bool:
-    """Return whether a folder has checkpoints, damaged ones too."""
-    return bool(_names(folder))
 
 
 def stored_fingerprint(folder: Path) -> dict[str, Any]:

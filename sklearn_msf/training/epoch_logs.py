@@ -1,6 +1,7 @@
-"""Epoch logs: the history of a run as a list, as a tensor, and read from a file."""
+"""Epoch logs: what the history of a run says, as a list, as a tensor, and read from a file."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.json_data import is_finite_number
 
-__all__ = ["check_history", "history_as_tensor", "history_from_tensor"]
+__all__ = [
+    "check_history",
+    "check_history_of_model",
+    "count_images",
+    "count_images_of_image_branch",
+    "history_as_tensor",
+    "history_from_tensor",
+]
 
 _ENTRIES = (
     "epoch",
@@ -22,8 +30,37 @@ _ENTRIES = (
     "seconds",
 )
 _COUNTS = ("epoch", "n_images")
+# Those that logs of every version have.
+_ALWAYS_THERE = ("epoch", "loss", "image_loss", "label_loss", "n_images", "seconds")
 # Only where there is validation.
 _SCORE = "validation_score"
+
+
+def count_images(history: Iterable[Mapping[str, Any]]) -> int:
+    """Count the images that a run has seen, repeated ones included."""
+    return int(sum(log["n_images"] for log in history))
+
+
+def count_images_of_image_branch(history: Iterable[Mapping[str, Any]]) -> float:
+    """Count the images that the image branch has learned from, repeated ones included.
+
+    Parameters
+    ----------
+    history : iterable of mapping
+        Log of each epoch, as in `history_`. Logs of earlier versions lack the fraction of samples
+        that taught classification alone, which then counts as 0.
+
+    Returns
+    -------
+    float
+        Expected number: in a step the fraction is rounded.
+    """
+    return sum(
+        log["n_images"] * (1 - log.get("classification_fraction", 0.0))
+        for log in history
+        # It is exactly 0 in epochs with image_weight=0.
+        if log["image_loss"]
+    )
 
 
 def history_as_tensor(history: list[dict[str, Any]]) -> Tensor:
@@ -57,7 +94,7 @@ def history_from_tensor(columns: Tensor) -> list[dict[str, Any]]:
 
 
 def check_history(history: Any) -> None:
-    """Check the epoch logs of a file, which may have been changed in any way.
+    """Check the epoch logs of a checkpoint, which may have been changed in any way.
 
     Raises
     ------
@@ -70,6 +107,23 @@ def check_history(history: Any) -> None:
         if not isinstance(log, dict) or not _is_log(log, epoch):
             # Only the beginning, because a file can hold values of any length.
             raise ArchiveError(f"its log of epoch {epoch} is {repr(log)[:200]}")
+
+
+def check_history_of_model(history: Any) -> None:
+    """Check the epoch logs of a saved model, of which those of older versions lack entries.
+
+    Raises
+    ------
+    ArchiveError
+        For what are no logs, and for the first one with an entry that is no finite number.
+    """
+    if not isinstance(history, list) or not all(isinstance(log, dict) for log in history):
+        raise ArchiveError("The history of the model is not a list of epoch logs.")
+    for log in history:
+        values = [log.get(name) for name in _ALWAYS_THERE]
+        values.append(log.get("classification_fraction", 0.0))
+        if not all(map(is_finite_number, values)):
+            raise ArchiveError(f"The history of the model has an invalid epoch log: {log!r}.")
 
 
 def _is_log(log: dict[str, Any], epoch: int) -> bool:

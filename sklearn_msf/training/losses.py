@@ -73,8 +73,8 @@ def field_losses(
     generating = slice(n_at_one, None)
     loss_of_images = field.image_parameterization.loss(output, sample, generating, channel_parts)
     if whole is not None:
-        # The mean over the samples of this part, weighted by their number.
-        # There may be none, where fields of velocities make outputs for no rows.
+        # The mean over the samples of this part, weighted by their number. Avoid 0 / 0: a
+        # VelocityRegressionField returns an empty output where all samples are at t = 1.
         n_generating = max(whole.n_samples - whole.n_at_one, 1)
         loss_of_images = loss_of_images * (len(output) * whole.n_processes / n_generating)
     return loss_of_images, loss_of_labels

@@ -68,7 +68,8 @@ class TrainingStep:
     optimizer : AveragedOptimizer
         Updates the field and its average.
     settings : TrainingSettings
-        Settings of the training.
+        Settings of the training; others, with another fraction at t = 1, may be assigned between
+        steps.
     generator : torch.Generator
         Source of times, noise, dropout and augmentation, on the device of the field.
     group : ProcessGroup
@@ -90,7 +91,7 @@ class TrainingStep:
         self._group = group
         self._field = field
         self._optimizer = optimizer
-        self._settings = settings
+        self.settings = settings
         self._generator = generator
         self._device = generator.device
         losses = partial(field_losses, field)
@@ -101,6 +102,8 @@ class TrainingStep:
         self._dropout = _layers_with_dropout(field)
         self._dropout_up = _layers_with_dropout(field.unet.up)
         self._graphs = CapturedSteps(self._device, generator)
+        # Divisions of a batch for which a compiled network was compiled.
+        self._compiled: set[BatchDivision] = set()
 
     def __call__(self, data: TrainingData, rows: Tensor, rate: float) -> bool:
         """Make one step.
@@ -118,9 +121,9 @@ class TrainingStep:
         -------
         bool
             Whether it took as long as later ones of its kind will: on CUDA the first ones have no
-            graph yet.
+            graph yet, and a network is compiled for each division of a batch.
         """
-        self._group.check_batch(len(rows), self._settings.batch_size)
+        self._group.check_batch(len(rows), self.settings.batch_size)
         division = self._division(len(rows))
         inputs = data.select(rows, division.n_varied, self._generator)
         self._optimizer.begin_step(rate)
@@ -129,15 +132,17 @@ class TrainingStep:
         if self._group.size == 1:
             is_usual = self._graphs.run((data, division), step, inputs)
         else:
-            # What a graph sends, torch does not watch: a process that ends would not be noticed.
+            # torch does not watch communication inside a graph: it would not notice that another
+            # process has ended.
             step(*inputs)
         self._optimizer.end_step()
         self._n_unread += 1
+        if self.settings.compile_network:
+            # Whether a mask says nothing of the class changes no shape.
+            compiled = division._replace(n_unconditional=0)
+            is_usual = is_usual and compiled in self._compiled
+            self._compiled.add(compiled)
         return is_usual
-
-    def use_settings(self, settings: TrainingSettings) -> None:
-        """Use other settings, which differ in the fraction at t = 1, from the next step on."""
-        self._settings = settings
 
     def take_losses(self) -> Tensor:
         """Return the losses since the last call, at most `capacity`, and wait for the device.
@@ -167,7 +172,7 @@ class TrainingStep:
         the global generators, which :meth:`seed_global_generators` seeds and which are restored
         at the end.
         """
-        compiled = self._settings.compile_network
+        compiled = self.settings.compile_network
         layers = self._dropout
         cuda = [self._device] if self._device.type == "cuda" else []
         kernels = arithmetic(self._device)
@@ -182,7 +187,7 @@ class TrainingStep:
 
     def seed_global_generators(self) -> None:
         """Seed the generators that a compiled network draws from; do nothing for any other."""
-        if not self._settings.compile_network:
+        if not self.settings.compile_network:
             return
         # Do not draw the seed from the generator of the run: noise and order must stay the same as
         # in a run without compilation.
@@ -193,7 +198,7 @@ class TrainingStep:
                 torch.cuda.manual_seed(seed)
 
     def _division(self, n: int) -> BatchDivision:
-        settings, n_steps = self._settings, self._optimizer.n_steps
+        settings, n_steps = self.settings, self._optimizer.n_steps
         n_at_one = count_of_step(settings.classification_fraction, n, n_steps)
         return BatchDivision(
             n_samples=n,
@@ -236,7 +241,7 @@ class TrainingStep:
         indices = torch.arange(n_samples, device=labels.device)
         own = indices[:n_at_one][at_one], indices[n_at_one:][others]
         rows, own_at_one = torch.cat(own), len(own[0])
-        varies_at_one = self._settings.classification_fraction > 0
+        varies_at_one = self.settings.classification_fraction > 0
         dropped = (at_one, n_at_one) if varies_at_one else (others, n_samples)
         for layer in self._dropout:
             layer.part = dropped
@@ -262,7 +267,7 @@ class TrainingStep:
             division.n_at_one,
             division.n_unconditional,
             generator,
-            self._settings.time_shift,
+            self.settings.time_shift,
         )
         return sample_path(x, y, e_x, e_y, *times)
 
@@ -275,11 +280,11 @@ class TrainingStep:
         whole: WholeBatch | None,
     ) -> Tensor:
         """Compute the weighted image and label losses of one batch."""
-        with autocast(self._device, self._settings.precision):
+        with autocast(self._device, self.settings.precision):
             image_loss, label_loss = self._field_losses(
                 sample, labels, division.n_at_one, division.n_varied, whole, channel_parts
             )
-        w = self._settings.image_weight
+        w = self.settings.image_weight
         return torch.stack([w * image_loss, (1 - w) * label_loss])
 
 

@@ -17,6 +17,7 @@ from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.early_stopping import BestWeights
+from sklearn_msf.training.epoch_logs import count_images
 from sklearn_msf.training.fraction import FractionChoice
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.schedule import TimeBudget, learning_rate_factor
@@ -72,8 +73,6 @@ class Trainer:
         Whether the time budget ended the run before its last epoch.
     n_steps : int
         Steps that this call of :meth:`fit` has made.
-    survives_interrupts : bool
-        Whether :meth:`fit` returns normally after a KeyboardInterrupt; if not, it is raised.
     """
 
     def __init__(
@@ -86,12 +85,10 @@ class Trainer:
     ):
         self.group = group or ProcessGroup()
         self.field = field
-        self.settings = settings
         self.average = copy.deepcopy(field).requires_grad_(False).eval()
         self.history: list[dict[str, Any]] = []
         self._generator = generator
         self._device = generator.device
-        self._has_compiled = False
         self.budget = TimeBudget(settings.time_budget, started)
         self._optimizer = AveragedOptimizer(
             field,
@@ -108,11 +105,15 @@ class Trainer:
         self._choice: FractionChoice | None = None
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
-        self.interrupted, self.survives_interrupts = False, True
-        self.was_ended, self.was_cut_short = False, False
+        self.interrupted, self.was_ended, self.was_cut_short = False, False, False
         self._has_called_back = False
         self.n_steps = 0
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """Settings of the steps, of which the fraction at t = 1 may change during a run."""
+        return self._step.settings
 
     # State
 
@@ -183,11 +184,9 @@ class Trainer:
         report: Callable[[float, dict[str, Any] | None], None] | None = None,
         callback: EpochCallback | None = None,
         checkpoints: CheckpointStore | None = None,
+        survives_interrupts: bool = True,
     ) -> None:
         """Train to the end of the schedule.
-
-        A KeyboardInterrupt ends training early, with a warning. It is raised if no step was made
-        or `survives_interrupts` is False.
 
         Parameters
         ----------
@@ -202,6 +201,9 @@ class Trainer:
             Called at the beginning and the end of every epoch; may end training.
         checkpoints : CheckpointStore, optional
             Has the state to resume from, if any, and stores new states.
+        survives_interrupts : bool, default=True
+            Whether a KeyboardInterrupt after the first step ends training early, with a warning,
+            instead of being raised. With several processes it is always raised.
 
         Raises
         ------
@@ -220,7 +222,8 @@ class Trainer:
                     self._run_epochs(data, validate, callback, checkpoints)
             except KeyboardInterrupt:
                 has_steps = self._optimizer.n_steps > n_steps_before
-                if not (has_steps and self.survives_interrupts):
+                # Of several processes each stops elsewhere, and would wait for the others.
+                if self.group.size > 1 or not (has_steps and survives_interrupts):
                     raise
                 self._after_interrupt()
             finally:
@@ -357,7 +360,7 @@ class Trainer:
             self._n_restarts = n_restarts + 1
             if measured:
                 # The epoch may have chosen the fraction: measure its steps anew.
-                self._use_settings(settings)
+                self._step.settings = settings
                 self._choice = self._fraction_choice()
             # Use other noise, because the same noise may fail again.
             self._generator.manual_seed(self._generator.initial_seed() + self._n_restarts)
@@ -399,8 +402,7 @@ class Trainer:
             n_images += len(rows)
             if self._choice is not None:
                 self._measure_for_fraction(self._choice, data, len(rows), is_usual)
-            if self.settings.compile_network and not (is_usual and self._has_compiled):
-                self._has_compiled = True
+            if self.settings.compile_network and not is_usual:
                 # The step includes compilation: its time is none of training, and no estimate.
                 self.budget.leave_out(self.budget.elapsed - before)
                 self.budget.start_steps()
@@ -427,8 +429,7 @@ class Trainer:
         settings = self.settings
         if not settings.raises_fraction or self.budget.seconds is None:
             return None
-        n_seen = sum(epoch_log["n_images"] for epoch_log in self.history)
-        least = settings.classification_fraction
+        least, n_seen = settings.classification_fraction, count_images(self.history)
         return FractionChoice(least, self.budget.seconds, self._device.type, n_seen)
 
     def _measure_for_fraction(
@@ -446,13 +447,9 @@ class Trainer:
 
     def _use_fraction(self, fraction: float) -> None:
         """Use a fraction at t = 1 to the end of the run."""
-        self._use_settings(
-            replace(self.settings, classification_fraction=fraction, raises_fraction=False)
+        self._step.settings = replace(
+            self.settings, classification_fraction=fraction, raises_fraction=False
         )
-
-    def _use_settings(self, settings: TrainingSettings) -> None:
-        self.settings = settings
-        self._step.use_settings(settings)
 
     def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> bool:
         """Make a step, and return whether it took as long as later ones of its kind will."""
