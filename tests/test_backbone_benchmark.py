@@ -214,6 +214,18 @@ def test_the_most_certain_predictions_are_scored_apart(benchmark):
     assert benchmark.selective_table([]) == []
 
 
+def test_the_probabilities_of_seeds_are_averaged(benchmark):
+    record = {"dataset": "toy", "system": "field over features", "budget": "9 s", "n_images": None}
+    record["labels"] = [0, 0, 1, 1]
+    wrong = [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]], [[0.8, 0.2]] * 2 + [[0.3, 0.7]] * 2
+    records = [record | {"seed": seed, "probabilities": p} for seed, p in enumerate(wrong)]
+    table = "\n".join(benchmark.averaged_table(records))
+    # The means .85, .6 of the first class, and .75, .55 of the second.
+    loss = -np.log([0.85, 0.6, 0.75, 0.55]).mean()
+    assert f"| toy | field over features | 2 | 100.0 | 100.0 | {loss:.2f} |" in table
+    assert benchmark.averaged_table(records[:1]) == []
+
+
 def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
     def record(system, auc, acc, dataset="busi", budget="900 s"):
         provenance = {"reference_seconds": 90.0}

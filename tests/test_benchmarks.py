@@ -135,6 +135,21 @@ def test_a_score_that_some_records_lack_is_not_averaged(accuracy):
     assert "| 2 | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | - |" in accuracy.table(records)
 
 
+def test_tables_name_the_optimizer_and_fraction_that_followed(common, accuracy):
+    def record(seed, **resolved):
+        identity = {"dataset": "toy", "system": "defaults", "seed": seed, "reference_seconds": 10}
+        of_run = {"parameters": {}, "data": {}, "gflops": 150.0, "seconds": 10.0, "seed": seed}
+        record = common.described(identity, **of_run, resolved=resolved)
+        return record | {"test_auc": 70.0, "test_acc": 50.0}
+
+    first = record(0, optimizer="muon", classification_fraction=0.2)
+    second = record(1, optimizer="muon", classification_fraction=0.3)
+    assert "| ours: defaults | muon, 0.25 | 2 |" in accuracy.table([first, second])
+    other = record(2, optimizer="adamw", classification_fraction=0.8)
+    assert common.followed_settings([first, other]) == "adamw and muon, 0.50"
+    assert common.followed_settings([first, record(3, rounds=9)]) == "-"
+
+
 def test_the_unbalanced_set_has_the_first_normal_images(common, monkeypatch):
     splits = {"train": np.r_[np.ones(3), np.zeros(400), np.ones(5)].astype(int)}
     splits |= dict.fromkeys(("val", "test"), np.array([0, 1]))
@@ -143,7 +158,7 @@ def test_the_unbalanced_set_has_the_first_normal_images(common, monkeypatch):
         assert (name, size, return_X_y) == ("pneumoniamnist", 28, True)
         return np.arange(len(splits[split])), splits[split]
 
-    monkeypatch.setattr(common.data, "fetch_medmnist", fetch)
+    monkeypatch.setattr("sklearn_msf.datasets.fetch_medmnist", fetch)
     data = common.load("pneumoniamnist_unbalanced", {})
     np.testing.assert_array_equal(data["train"][0], [*range(391), *range(403, 408)])
     assert len(data["test"][1]) == 2

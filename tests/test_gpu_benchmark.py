@@ -4,6 +4,9 @@ import contextlib
 import importlib
 import itertools
 import json
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -452,3 +455,9 @@ def test_the_command_writes_its_results_with_the_name_of_the_device(
     assert record["device"] == "card cuda:0"
     assert record["torch"] == torch.__version__
     assert "One run on card cuda:0, torch" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_script_needs_no_package_that_downloads():
+    code = "import sys; sys.modules['pooch'] = None; import gpu"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

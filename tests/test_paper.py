@@ -247,7 +247,7 @@ def test_encoded_images_of_an_npz_file_are_read_by_their_split(tmp_path):
 def test_another_size_of_a_set_is_named_after_it(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        data_module, "fetch_medmnist", lambda name, **how: asked.append((name, how))
+        "sklearn_msf.datasets.fetch_medmnist", lambda name, **how: asked.append((name, how))
     )
     common.load("retinamnist@224", {})
     assert {(name, how["size"]) for name, how in asked} == {("retinamnist", 224)}

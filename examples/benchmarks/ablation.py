@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    FOLLOWED,
     Benchmark,
     Records,
     accuracy,
@@ -23,6 +24,7 @@ from _common import (
     auc_score,
     describe_data,
     described,
+    followed_settings,
     gemm_gflops,
     group_parameters,
     load,
@@ -47,7 +49,9 @@ VARIANTS: dict[str, dict] = {
     },
     "simplex codes": {"label_encoding": "simplex"},
     "no share at t = 1": {"classification_fraction": 0.0},
+    "no share at t = 1, Muon": {"classification_fraction": 0.0, "optimizer": "muon"},
     "half of the batch at t = 1": {"classification_fraction": 0.5},
+    "half of the batch at t = 1, Muon": {"classification_fraction": 0.5, "optimizer": "muon"},
     "no patches": {"patch_size": 1},
     "twice the channels": {"channels": 64},
     "1 draw": {"n_draws": 1},
@@ -155,11 +159,11 @@ def budget_table(records: list[dict]) -> str:
     """Markdown table of the runs of one budget."""
     datasets = list(dict.fromkeys(r["dataset"] for r in records))
     lines = [
-        f"| variant | {' | '.join(datasets)} | images seen |",
-        f"|---|{'---|' * len(datasets)}---|",
+        f"| variant | {' | '.join(datasets)} | images seen | {FOLLOWED} |",
+        f"|---|{'---|' * len(datasets)}---|---|",
     ]
     for variant in VARIANTS:
-        cells = []
+        cells, followed = [], []
         for dataset in datasets:
             chosen = [r for r in records if (r["variant"], r["dataset"]) == (variant, dataset)]
             if not chosen:
@@ -169,9 +173,11 @@ def budget_table(records: list[dict]) -> str:
                 np.mean([r[score] for r in chosen]) for score in ("auc", "acc", "log_loss")
             )
             cells.append(f"{auc:.1f} / {acc:.1f} / {loss:.2f}")
+            followed.append(followed_settings(chosen))
         seen = [r["images_seen"] for r in records if r["variant"] == variant]
         if seen:
-            lines.append(f"| {variant} | {' | '.join(cells)} | {np.mean(seen):,.0f} |")
+            cells += [f"{np.mean(seen):,.0f}", "; ".join(followed)]
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
     seconds = records[0]["reference_seconds"]
     seeds = sorted({r["seed"] for r in records})
     n_folds = records[0]["n_folds"]

@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    ALONE_MUON,
     BALANCED,
+    FOLLOWED,
     SYSTEMS,
     VOTING,
     Benchmark,
@@ -33,6 +35,7 @@ from _common import (
     describe_data,
     described,
     equal_seconds,
+    followed_settings,
     gemm_gflops,
     grouped,
     load,
@@ -47,9 +50,11 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 
 STANDARD = ("defaults", "msf", "resnet18", "boosting")
 # Systems that learn to classify and nothing else, or hardly anything else.
-ALONE = ("alone_08", "alone")
+ALONE = ("alone_08", "alone_08_muon", "alone")
 COMPARED = {
-    **{key: SYSTEMS[key] for key in ("defaults", *ALONE, "wide")},
+    **{key: SYSTEMS[key] for key in ("defaults", "alone_08")},
+    "alone_08_muon": ALONE_MUON,
+    **{key: SYSTEMS[key] for key in ("alone", "wide")},
     "voting": VOTING,
     "balanced": BALANCED,
     **{key: SYSTEMS[key] for key in STANDARD[1:]},
@@ -111,19 +116,22 @@ def table(records: list[dict]) -> str:
     """Markdown: test scores of all systems, and the differences from classification alone."""
     shown = {key: column for key, column in SCORES.items() if any(key in r for r in records)}
     # Earlier records do not say it.
-    says_used = any("provenance" in r for r in records)
-    columns = ["data", "budget, reference seconds", *(["used"] if says_used else []), "system"]
-    columns += ["seeds", *(title for title, _ in shown.values())]
+    says_more = any("provenance" in r for r in records)
+    columns = ["data", "budget, reference seconds", *(["used"] if says_more else []), "system"]
+    columns += [*([FOLLOWED] if says_more else []), "seeds", *(t for t, _ in shown.values())]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     groups = grouped(records, "dataset", "reference_seconds", "system")
     order = list(TITLES)
     for key in sorted(groups, key=lambda k: (k[0], k[1], order.index(k[2]))):
         dataset, seconds, system = key
         cells = [dataset, f"{seconds:g}"]
-        if says_used:
+        if says_more:
             used = np.mean([r["provenance"]["reference_seconds"] for r in groups[key]])
             cells.append(f"{used:.0f}")
-        cells += [TITLES[system], str(len(groups[key]))]
+        cells.append(TITLES[system])
+        if says_more:
+            cells.append(followed_settings(groups[key]))
+        cells.append(str(len(groups[key])))
         cells += [
             mean_and_spread([r[score] for r in groups[key]], digits)
             if all(score in r for r in groups[key])
@@ -131,7 +139,10 @@ def table(records: list[dict]) -> str:
             for score, (_, digits) in shown.items()
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    used = " Used: until the budget or the number of epochs ended it." if says_used else ""
+    used = ""
+    if says_more:
+        used = " Used: until the budget or the number of epochs ended it. With fewer epochs "
+        used += '`optimizer="auto"` may take another optimizer.'
     explanation = f"Test splits; mean ± standard deviation over seeds.{used} {machines(records)}."
     return "\n".join([*lines, "", explanation, *difference_lines(groups)]) + "\n"
 

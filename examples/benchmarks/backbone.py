@@ -430,7 +430,9 @@ def table(records):
         "Reference seconds of a fit, features included, of the budget; in newer records by the "
         f"mean of the machine's rates before and after. {machines(records)}.",
     ]
-    return "\n".join([*lines, *selective_table(records), *unusual_table(records), ""])
+    for of_records in (selective_table, averaged_table, unusual_table):
+        lines += of_records(records)
+    return "\n".join([*lines, ""])
 
 
 def certainty_scores(record):
@@ -481,8 +483,31 @@ def unusual_table(records):
             aurocs = [r["unusual_auroc"][kind] for r in group if kind in r["unusual_auroc"]]
             cells.append(f"{np.mean(aurocs):.2f}" if aurocs else "")
         lines.append(f"| {name_of_first(dataset, n_images)} | {system} | {' | '.join(cells)} |")
-    note = f"AUROC of `score_samples`: {N_UNUSUAL} test images against as many of each other kind."
+    note = (
+        f"AUROC of `score_samples`: {N_UNUSUAL} test images against as many of each other kind. "
+        "Noise is made in the size of the images; fields over smaller ones get it shrunk, which "
+        "makes it grayer."
+    )
     return [*lines, "", note]
+
+
+def averaged_table(records):
+    """Lines of a table of the means of the probabilities of all seeds, as of fields that vote."""
+    rows = []
+    for (dataset, _, n_images, system), group in runs_of(records).items():
+        if len(group) < 2:
+            continue
+        y = np.array(group[0]["labels"])
+        p = np.mean([r["probabilities"] for r in group], axis=0)
+        p /= p.sum(axis=1, keepdims=True)
+        scores = f"{100 * auc_score(y, p):.1f}", f"{100 * accuracy(y, p):.1f}"
+        row = name_of_first(dataset, n_images), system, str(len(group)), *scores
+        rows.append([*row, f"{log_loss(y, p, labels=range(p.shape[1])):.2f}"])
+    if not rows:
+        return []
+    header = ["data", "system", "seeds", "AUC", "ACC", "log loss"]
+    note = "Scores of the mean of the seeds' probabilities on the test images."
+    return ["", markdown(header, rows), "", note]
 
 
 SCORES = {"auc": 1, "acc": 1, "log_loss": 2}

@@ -318,7 +318,8 @@ def paper_tables(records: Sequence[dict]) -> str:
     explanation = (
         "Test splits: mean ± standard deviation over seeds (two standard deviations over five "
         "inference runs of one model, where predictions depend on noise) [95 % interval of the "
-        "test set, by resampling]. Chosen on: the data on which settings and weights were chosen. "
+        "test set, by resampling single images, of the first inference run]. Chosen on: the data "
+        "on which settings and weights were chosen. "
         "Trained: within so many reference seconds (and how many of them were used, where a run "
         "ended by itself, or one more step would not have fitted), or to the end of the system's "
         "own recipe."

@@ -70,11 +70,13 @@ from _common.networks import (
     train_network,
 )
 from _common.records import (
+    FOLLOWED,
     Benchmark,
     Records,
     asked_parameters,
     describe_picture,
     described,
+    followed_settings,
     grouped,
     is_earlier,
     machines,
@@ -90,6 +92,7 @@ from _common.scores import (
     resampled_interval,
 )
 from _common.systems import (
+    ALONE_MUON,
     BALANCED,
     RESNET18,
     SYSTEMS,
@@ -103,8 +106,10 @@ from _common.systems import (
 )
 
 __all__ = [
+    "ALONE_MUON",
     "BALANCED",
     "DEFAULT_SAMPLER",
+    "FOLLOWED",
     "MEDMNIST_RECIPE",
     "NOT_RUN",
     "PAPERS_SAMPLER",
@@ -143,6 +148,7 @@ __all__ = [
     "described",
     "equal_seconds",
     "first_images",
+    "followed_settings",
     "frozen_backbone",
     "gemm_gflops",
     "group_parameters",

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sklearn_msf.datasets import fetch_medmnist
-
 __all__ = [
     "SPLITS",
     "as_bytes",
@@ -55,6 +53,9 @@ def load(name: str, files: Mapping[str, str]) -> Splits:
         kept = (y != label) | (np.cumsum(y == label) <= n_kept)
         return {**splits, "train": (X[kept], y[kept])}
     if name not in files:
+        # Not needed for files, nor is pooch, which machines with a GPU may lack.
+        from sklearn_msf.datasets import fetch_medmnist
+
         name, _, size = name.partition("@")
         return {
             split: fetch_medmnist(name, size=int(size or 28), split=split, return_X_y=True)

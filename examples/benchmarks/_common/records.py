@@ -39,11 +39,13 @@ from sklearn_msf._version import RECIPES, __version__
 from sklearn_msf.training.fraction import FRACTION_AIMS
 
 __all__ = [
+    "FOLLOWED",
     "Benchmark",
     "Records",
     "asked_parameters",
     "describe_picture",
     "described",
+    "followed_settings",
     "grouped",
     "is_earlier",
     "machines",
@@ -107,6 +109,26 @@ def resolved_parameters(estimator: Any, n_images: int) -> dict[str, Any]:
             "images_seen": sum(epoch["n_images"] for epoch in estimator.history_),
         }
     )
+
+
+# Title of the column of :func:`followed_settings`.
+FOLLOWED = "optimizer, fraction at t = 1"
+
+
+def followed_settings(records: Sequence[Mapping[str, Any]]) -> str:
+    """Optimizer and mean fraction at t = 1 of runs, which may follow other settings by "auto".
+
+    Returns
+    -------
+    str
+        Cell of a table; "-" where records do not say it, or systems have neither.
+    """
+    resolved = [r.get("provenance", {}).get("resolved", {}) for r in records]
+    if not all("optimizer" in settings for settings in resolved):
+        return "-"
+    optimizers = sorted({settings["optimizer"] for settings in resolved})
+    fraction = np.mean([settings["classification_fraction"] for settings in resolved])
+    return f"{' and '.join(optimizers)}, {fraction:.2f}"
 
 
 def _plain(value: Any) -> Any:
