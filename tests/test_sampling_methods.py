@@ -128,6 +128,7 @@ def test_a_guidance_that_is_none_is_named(fitted, digits, method, guidance):
         GUIDED[method](fitted, digits[0][:2], guidance=guidance)
 
 
+@pytest.mark.filterwarnings("ignore:n_steps=3 and .* classify worse than one step")
 @pytest.mark.parametrize("method", [*GUIDED, "reconstruct"])
 def test_how_the_classifier_classifies_does_not_change_what_is_sampled(fitted, digits, method):
     other = copy.copy(fitted).set_params(n_steps=3, ode_solver="midpoint", n_draws=4)

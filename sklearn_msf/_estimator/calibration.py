@@ -212,6 +212,9 @@ def _keeping_the_model(what: str, group: ProcessGroup) -> Iterator[None]:
     except ProcessGroupError:
         raise
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if group.size > 1 and not isinstance(error, ValueError):
+            # It may be the failure of this process alone.
+            raise
         _warn_not_calibrated(f"{what} failed ({type(error).__name__}: {error})")
 
 

@@ -240,8 +240,12 @@ def fit_partially(
     p = Parameters(**{**vars(p), "checkpoint_dir": None})
     state = _begin(estimator, p, given, known, previous, preparation, started)
     random_state = make_random_state(p.random_state)
-    # The user may go on to draw from it, and the same numbers in every process.
-    random_state.set_state(state.group.of_first(random_state.get_state(legacy=False)))
+    if state.group.size > 1 and p.random_state is None:
+        # numpy's own generator, of which each process may have another seed.
+        random_state = np.random.RandomState(state.group.of_first(draw_seed(random_state)))
+    elif state.group.size > 1:
+        # The user may go on to draw from it, and the same numbers in every process.
+        random_state.set_state(state.group.of_first(random_state.get_state(legacy=False)))
     data, trainer, model = _prepare_training(state, random_state, is_part=True)
     if previous is None:
         n_images = data.epoch_size
@@ -633,6 +637,8 @@ def _train(
     except KeyboardInterrupt:
         if trainer.group.size > 1:
             raise
+        # No second run begins.
+        trainer.interrupted = True
         warn_user("Training has ended, but its callbacks were interrupted at the end of it.")
     return failure
 

@@ -329,7 +329,8 @@ class CapturedSteps:
         if key in self._graphs:
             self._graphs[key].replay(inputs)
         else:
-            # Streams are few and shared: another thread may capture on this one.
+            # Streams are few and shared: another thread may capture on this one. No step takes the
+            # lock itself.
             with _CAPTURING, _side_stream(self._stream):
                 function(*inputs)
         return is_known
