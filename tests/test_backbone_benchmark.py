@@ -224,6 +224,10 @@ def test_the_probabilities_of_seeds_are_averaged(benchmark):
     loss = -np.log([0.85, 0.6, 0.75, 0.55]).mean()
     assert f"| toy | field over features | 2 | 100.0 | 100.0 | {loss:.2f} |" in table
     assert benchmark.averaged_table(records[:1]) == []
+    # Records have five digits, so a zero there is none.
+    rounded = [record | {"seed": seed, "probabilities": [[0.0, 1.0]] * 4} for seed in range(2)]
+    loss = -np.log(5e-6) / 2
+    assert f"| 2 | 50.0 | 50.0 | {loss:.2f} |" in "\n".join(benchmark.averaged_table(rounded))
 
 
 def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):

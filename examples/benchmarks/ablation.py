@@ -158,16 +158,17 @@ def table(records: list[dict]) -> str:
 def budget_table(records: list[dict]) -> str:
     """Markdown table of the runs of one budget."""
     datasets = list(dict.fromkeys(r["dataset"] for r in records))
-    lines = [
-        f"| variant | {' | '.join(datasets)} | images seen | {FOLLOWED} |",
-        f"|---|{'---|' * len(datasets)}---|---|",
-    ]
+    # Earlier records do not say what followed.
+    last = [FOLLOWED] if any("provenance" in r for r in records) else []
+    columns = ["variant", *datasets, "images seen", *last]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for variant in VARIANTS:
         cells, followed = [], []
         for dataset in datasets:
             chosen = [r for r in records if (r["variant"], r["dataset"]) == (variant, dataset)]
             if not chosen:
                 cells.append("-")
+                followed.append("-")
                 continue
             auc, acc, loss = (
                 np.mean([r[score] for r in chosen]) for score in ("auc", "acc", "log_loss")
@@ -176,7 +177,7 @@ def budget_table(records: list[dict]) -> str:
             followed.append(followed_settings(chosen))
         seen = [r["images_seen"] for r in records if r["variant"] == variant]
         if seen:
-            cells += [f"{np.mean(seen):,.0f}", "; ".join(followed)]
+            cells += [f"{np.mean(seen):,.0f}", *["; ".join(followed)][: len(last)]]
             lines.append(f"| {variant} | {' | '.join(cells)} |")
     seconds = records[0]["reference_seconds"]
     seeds = sorted({r["seed"] for r in records})

@@ -99,6 +99,7 @@ BUDGET = 900.0
 N_UNUSUAL = 100
 # Fractions of the test images, the most certain ones.
 COVERAGES = (0.9, 0.8)
+_LEAST_PROBABILITY = 5e-6
 
 
 class EfficientNetStage(nn.Module):
@@ -498,7 +499,8 @@ def averaged_table(records):
         if len(group) < 2:
             continue
         y = np.array(group[0]["labels"])
-        p = np.mean([r["probabilities"] for r in group], axis=0)
+        # Records have five digits: no probability counts as less than they can tell from 0.
+        p = np.mean([r["probabilities"] for r in group], axis=0).clip(_LEAST_PROBABILITY)
         p /= p.sum(axis=1, keepdims=True)
         scores = f"{100 * auc_score(y, p):.1f}", f"{100 * accuracy(y, p):.1f}"
         row = name_of_first(dataset, n_images), system, str(len(group)), *scores
