@@ -301,6 +301,6 @@ def check_steps(ode: OdeSettings, label_prediction: str, *, generates: bool) -> 
     if label_prediction == "posterior":
         warn_user(
             f"{named} classify worse than one step with label_prediction='posterior', and give "
-            "probabilities too near 0 and 1: the network takes the mask that the first step made for "
-            "the class. Set n_steps=1 and ode_solver='euler'."
+            "probabilities too near 0 and 1: the network takes the mask that the first step made "
+            "for the class. Set n_steps=1 and ode_solver='euler'."
         )

@@ -392,8 +392,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         With ``label_prediction="posterior"`` they are the class posterior of the network. With
         several `n_steps` they are the one at the start of the last step, which is too near 0 or 1
         and worse: it takes the mask that the first step has made for the class. With "velocity"
-        they are computed from the predicted mask. The prediction for an image does not depend on the
-        other images of X.
+        they are computed from the predicted mask. The prediction for an image does not depend on
+        the other images of X.
 
         Parameters
         ----------
