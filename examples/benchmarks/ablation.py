@@ -159,8 +159,8 @@ def budget_table(records: list[dict]) -> str:
     """Markdown table of the runs of one budget."""
     datasets = list(dict.fromkeys(r["dataset"] for r in records))
     # Earlier records do not say what followed.
-    last = [FOLLOWED] if any("provenance" in r for r in records) else []
-    columns = ["variant", *datasets, "images seen", *last]
+    says_more = any("provenance" in r for r in records)
+    columns = ["variant", *datasets, "images seen", *([FOLLOWED] if says_more else [])]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for variant in VARIANTS:
         cells, followed = [], []
@@ -177,7 +177,9 @@ def budget_table(records: list[dict]) -> str:
             followed.append(followed_settings(chosen))
         seen = [r["images_seen"] for r in records if r["variant"] == variant]
         if seen:
-            cells += [f"{np.mean(seen):,.0f}", *["; ".join(followed)][: len(last)]]
+            cells.append(f"{np.mean(seen):,.0f}")
+            if says_more:
+                cells.append("; ".join(followed))
             lines.append(f"| {variant} | {' | '.join(cells)} |")
     seconds = records[0]["reference_seconds"]
     seeds = sorted({r["seed"] for r in records})

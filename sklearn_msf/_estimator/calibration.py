@@ -179,8 +179,8 @@ def learn_temperature(
                 checkpoints=plan.checkpoints,
                 survives_interrupts=False,
             )
-        n_epochs = _n_seen(calibrating) / part.epoch_size
-        if n_epochs >= _MIN_FRACTION_OF_EPOCHS * _n_seen(trainer) / data.epoch_size:
+        n_epochs = count_images(calibrating.history) / part.epoch_size
+        if n_epochs >= _MIN_FRACTION_OF_EPOCHS * count_images(trainer.history) / data.epoch_size:
             return held_out.temperature(calibrating.average)
         _warn_not_calibrated("the time budget left too little for its run")
     return None
@@ -240,8 +240,3 @@ class _AsLong:
     def end_epoch(self) -> bool:
         """Tell whether the run has had as many epochs."""
         return len(self.calibration_run.history) >= len(self.model_run.history)
-
-
-def _n_seen(trainer: Trainer) -> int:
-    """Count the images that a run has seen."""
-    return count_images(trainer.history)
