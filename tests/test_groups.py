@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from sklearn_msf._estimator import fit, splitting
-from sklearn_msf._estimator.rejection import RiskTarget, images_that_count
+from sklearn_msf._estimator.rejection_learning import images_that_count
+from sklearn_msf._estimator.risk_target import RiskTarget
 from sklearn_msf._estimator.splitting import draw_one_of_each, split_groups
 from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf.exceptions import CheckpointMismatchError

@@ -4,7 +4,6 @@ import functools
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -38,18 +37,15 @@ from sklearn_msf._estimator.pickling import fitted_state, restore_fitted_state
 from sklearn_msf._estimator.preparation import Preparation
 from sklearn_msf._estimator.rejection import (
     RejectionRule,
-    calibration_labels,
-    check_numbers,
     check_reject_label,
     check_rule,
-    checked_target,
-    images_that_count,
-    learn_rule,
     mark_rejected,
     prediction_parameters,
     rejects,
     warn_of_precision,
 )
+from sklearn_msf._estimator.rejection_learning import check_calibration, learn_rule
+from sklearn_msf._estimator.risk_target import checked_target
 from sklearn_msf._estimator.sampling_requests import (
     class_indices,
     sampling_ode,
@@ -61,7 +57,6 @@ from sklearn_msf._estimator.serialization import (
     open_model,
     save_model,
 )
-from sklearn_msf._evaluation.groups import group_numbers
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf._evaluation.validation import check_fraction
 from sklearn_msf.flow.ode_solver import OdeSettings
@@ -666,16 +661,16 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_is_fitted(self)
         target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
         model, inputs, settings = self._checked(X_cal)
-        numbers = None if groups is None else group_numbers("groups", groups, len(inputs))
-        labels = calibration_labels(y_cal, model.classes, len(inputs), target)
-        counted = images_that_count(labels, numbers, target, model.noise_seed)
-        check_numbers(labels[counted], model.classes, in_groups=groups is not None, target=target)
-        prediction = predict(model, inputs, settings, kind)
-        of_prediction = prediction_parameters(self._parameters())
-        rule = learn_rule(
-            prediction, labels, counted, kind, of_prediction, classes=model.classes, target=target
+        calibration = check_calibration(y_cal, groups, model, len(inputs), target)
+        self.rejection_ = learn_rule(
+            predict(model, inputs, settings, kind),
+            calibration,
+            kind,
+            prediction_parameters(self._parameters()),
+            precision=settings.precision,
+            classes=model.classes,
+            target=target,
         )
-        self.rejection_ = replace(rule, precision=settings.precision)
         return self
 
     def predict_with_reject(
