@@ -165,20 +165,8 @@ def check_training_samples(
             _check_same_image_shape(image_format, image_shape, are_rows=shape is None)
         # Before scikit-learn's check, whose message would name only the number of features.
         _check_shape(estimator, image_format, X, rows, shape)
-    reset = image_format is None
-    # It sets attributes, of which the estimator itself must know nothing before fit has ended.
-    shell = object.__new__(type(estimator))
-    vars(shell).update(vars(estimator))
-    y = _column(y)
-    rows, y = validate_data(shell, rows, y, reset=reset, **_NUMBERS)
-    # With scikit-learn's array_api_dispatch tensors stay tensors.
-    rows = np.asarray(rows)
-    check_finite(rows)
-    features = {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
+    rows, y, features = _checked_arrays(estimator, rows, y, reset=image_format is None)
     dtype, rows = rows.dtype, _numbers(rows)
-    y = as_labels("y", y)
-    _check_no_objects("y", y)
-    check_classification_targets(y)
     # Before rows of weight zero are left out: a class of which nothing is learned stays a class.
     learns_classes = classes is None
     classes = _checked_classes(np.unique(y), classes)
@@ -187,7 +175,6 @@ def check_training_samples(
     every_row, kept = RowsOnDemand(rows, shape, order), np.flatnonzero(weights > 0)
     if len(kept) < len(rows):
         rows, y, weights = rows[kept], y[kept], weights[kept]
-        numbers = None if numbers is None else numbers[kept]
         if learns_classes:
             _check_n_classes(np.unique(y))
     if image_format is None:
@@ -199,27 +186,63 @@ def check_training_samples(
     # If some samples have no weight, this is a copy, which is not to meet the sorted one.
     del rows
     labels = label_indices(y, classes)
-    per_sample = class_weights(class_weight, classes, labels, scaled_weights(weights))
-    used = per_sample > 0
-    if not used.any():
-        raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
-    # Class weights change the fractions of the classes in an epoch; its length only if one is 0.
-    relative, n_images = relative_weights(weights[used], of_training=of_training)
-    combined = relative * scaled_weights(per_sample[used])
+    used, combined, n_images = _combined_weights(
+        weights, class_weight, classes, labels, of_training=of_training
+    )
+    kept = kept[used]
     samples = TrainingSamples(
-        every_row.take(kept[used]),
+        every_row.take(kept),
         labels[used],
         combined,
         n_images,
         classes,
         image_format,
         features,
-        groups=None if numbers is None else numbers[used],
+        groups=None if numbers is None else numbers[kept],
     )
     if not combined.all():
         # The product of a small sample weight and a small class weight can be rounded to zero.
         samples = samples.take(np.flatnonzero(combined))
     return samples.take(_own_order(samples))
+
+
+def _checked_arrays(
+    estimator: BaseEstimator, rows: Any, y: Any, *, reset: bool
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Check rows and labels as scikit-learn does; return them, and its attributes of columns."""
+    # It sets attributes, of which the estimator itself must know nothing before fit has ended.
+    shell = object.__new__(type(estimator))
+    vars(shell).update(vars(estimator))
+    y = _column(y)
+    rows, y = validate_data(shell, rows, y, reset=reset, **_NUMBERS)
+    # With scikit-learn's array_api_dispatch tensors stay tensors.
+    rows = np.asarray(rows)
+    check_finite(rows)
+    y = as_labels("y", y)
+    _check_no_objects("y", y)
+    check_classification_targets(y)
+    return rows, y, {name: vars(shell)[name] for name in OF_FEATURES if name in vars(shell)}
+
+
+def _combined_weights(
+    weights: np.ndarray,
+    class_weight: Any,
+    classes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    of_training: bool,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Combine the weights of samples and of classes.
+
+    Returns a mask of the samples that are used, their weights, and the images in an epoch.
+    """
+    per_sample = class_weights(class_weight, classes, labels, scaled_weights(weights))
+    used = per_sample > 0
+    if not used.any():
+        raise ValueError(f"class_weight={class_weight!r} gives weight zero to every sample of y.")
+    # Class weights change the fractions of the classes in an epoch; its length only if one is 0.
+    relative, n_images = relative_weights(weights[used], of_training=of_training)
+    return used, relative * scaled_weights(per_sample[used]), n_images
 
 
 def check_validation_samples(
