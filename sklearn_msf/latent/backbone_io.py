@@ -1,4 +1,4 @@
-"""Conversion of a backbone's features to plain data and tensors for files, and back.
+"""Conversion of a backbone's features to what files and pickles hold, and back.
 
 Files name a backbone of the hub by id and commit, and hold a digest of its weights; any other one
 has to be passed when the model is opened. Its weights are never copied into a file.
@@ -10,17 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from sklearn_msf.exceptions import BackboneError
-from sklearn_msf.latent.backbone import ImageBackbone
+from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
-from sklearn_msf.latent.frozen_network import is_same_output
+from sklearn_msf.latent.frozen_network import copy_to_pickle, is_same_output
 from sklearn_msf.latent.model_files import is_licence
 from sklearn_msf.persistence.archives import ArchiveError, check_shapes
 from sklearn_msf.persistence.hub import is_commit, is_hub_id
 from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
 
-__all__ = ["features_from_plain", "features_to_plain"]
+__all__ = [
+    "features_from_plain",
+    "features_from_state",
+    "features_to_plain",
+    "features_to_state",
+]
 
 _PASS_IT = "pass that one, from_pretrained(folder, backbone=...)"
 
@@ -90,6 +95,23 @@ def features_from_plain(
     return BackboneFeatures(
         backbone, size, grid, tensors["mean"], tensors["scale"], tensors.get("components")
     )
+
+
+def features_to_state(features: BackboneFeatures) -> dict[str, Any]:
+    """Describe features for a pickle; a torch module is copied to the CPU."""
+    backbone = features.backbone
+    module, preprocessing = copy_to_pickle(backbone.module), dict(vars(backbone.preprocessing))
+    return {**vars(features), "backbone": [module, preprocessing, dict(backbone.source)]}
+
+
+def features_from_state(state: dict[str, Any]) -> BackboneFeatures:
+    """Restore the features that :func:`features_to_state` described."""
+    module, expected, source = state["backbone"]
+    as_tuples = {name: None if v is None else tuple(v) for name, v in expected.items()}
+    preprocessing = Preprocessing(**as_tuples)  # type: ignore[arg-type]
+    sides = {name: tuple(state[name]) for name in ("size", "grid")}
+    backbone = ImageBackbone(module, preprocessing, source)
+    return BackboneFeatures(**{**state, **sides, "backbone": backbone})
 
 
 def _opened(source: dict[str, Any], given: Any) -> ImageBackbone:

@@ -1,7 +1,7 @@
 """Latents for training: several variations of each image, encoded once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.latent.autoencoder_latents import ENCODED_AT_ONCE
+from sklearn_msf.latent.latent_inputs import KeptInputs
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.training.batches import TrainingData
 
-__all__ = ["KeptVariations", "LatentTrainingData", "encode_variations"]
+__all__ = ["LatentTrainingData", "encode_variations"]
 
 # Number of features whose noise has deviation 1. Each of them had deviation 1 before the rotation.
 _FEATURES_OF_UNIT_NOISE = 160
@@ -105,7 +106,7 @@ class LatentTrainingData(TrainingData):
             x = torch.cat([drawn, x[:, n_deviations:]], dim=1)
         return self._with_noise(x, n_at_one, generator), self.labels[rows]
 
-    def inputs_of(self, indices: Tensor, flips: Sequence[tuple[int, ...]]) -> "KeptVariations":
+    def inputs_of(self, indices: Tensor, flips: Sequence[tuple[int, ...]]) -> KeptInputs:
         """Return the latents of some images and of their flips, which training has encoded.
 
         Parameters
@@ -117,12 +118,13 @@ class LatentTrainingData(TrainingData):
 
         Returns
         -------
-        KeptVariations
+        KeptInputs
             Inputs of the field.
         """
-        first = indices.to(self.images.device) * self._n_variations
+        latents = self.images.unflatten(0, (-1, self._n_variations))
+        rows = indices.to(latents.device)
         numbers = {flip: number for number, flip in enumerate(flips)}
-        return KeptVariations(self.images, first, numbers, self._n_channels, self.labels.device)
+        return KeptInputs(latents, rows, numbers, self._n_channels, self.labels.device)
 
     def _with_noise(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Add noise to the features of the first n samples."""
@@ -140,47 +142,6 @@ class LatentTrainingData(TrainingData):
         n_choices[:n_varied] = self._n_variations
         chosen = torch.rand(len(rows), generator=generator, device=rows.device)
         return rows * self._n_variations + (chosen * n_choices).long()
-
-
-class KeptVariations:
-    """Means and features of some of the images, and of their flips, that training has encoded.
-
-    Parameters
-    ----------
-    latents : Tensor of shape (n * n_variations, c + d, h, w), float16
-        Latents of all variations of all images.
-    first : Tensor of shape (m,), int64
-        Indices of the first variations of the images.
-    numbers : mapping
-        Number of the variation of each flip, by its axes.
-    n_channels : int
-        Channels c.
-    device : torch.device
-        Device of the field.
-    """
-
-    def __init__(
-        self,
-        latents: Tensor,
-        first: Tensor,
-        numbers: Mapping[tuple[int, ...], int],
-        n_channels: int,
-        device: torch.device,
-    ):
-        self._latents = latents
-        self._first = first
-        self._numbers = numbers
-        self._n_channels = n_channels
-        self._device = device
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._first)
-
-    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Return the latents of `n` images from the index `start` on, flipped along axes."""
-        rows = self._first[start : start + n] + self._numbers[flip]
-        return self._latents[rows][:, : self._n_channels].to(self._device).float()
 
 
 def encode_variations(

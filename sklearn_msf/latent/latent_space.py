@@ -6,8 +6,9 @@ latent and beside it the features. Only the latent is decoded.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,29 +26,29 @@ from sklearn_msf.flow.label_codes import (
     PixelReader,
 )
 from sklearn_msf.latent.autoencoder import ImageAutoencoder
-from sklearn_msf.latent.autoencoder_io import (
-    autoencoder_from_plain,
-    autoencoder_to_plain,
-    check_autoencoder,
-)
 from sklearn_msf.latent.autoencoder_latents import ENCODED_AT_ONCE, AutoencoderLatents
-from sklearn_msf.latent.backbone import ImageBackbone, Preprocessing
-from sklearn_msf.latent.backbone_features import BackboneFeatures
-from sklearn_msf.latent.backbone_io import features_from_plain, features_to_plain
-from sklearn_msf.latent.frozen_network import (
-    FrozenNetwork,
-    copy_to_pickle,
-    is_same_output,
-    update_with,
+from sklearn_msf.latent.autoencoder_latents_io import (
+    latents_from_plain,
+    latents_from_state,
+    latents_to_plain,
+    latents_to_state,
 )
+from sklearn_msf.latent.backbone_features import BackboneFeatures
+from sklearn_msf.latent.backbone_io import (
+    features_from_plain,
+    features_from_state,
+    features_to_plain,
+    features_to_state,
+)
+from sklearn_msf.latent.channel_checks import check_channels
+from sklearn_msf.latent.frozen_network import FrozenNetwork, update_with
+from sklearn_msf.latent.latent_inputs import EncodedInputs, KeptInputs
 from sklearn_msf.latent.model_files import KNOWN_LICENCES
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
-from sklearn_msf.persistence.archives import ArchiveError, check_shapes, part_of
-from sklearn_msf.persistence.json_data import is_size
-from sklearn_msf.persistence.limits import check_resized_size
+from sklearn_msf.persistence.archives import ArchiveError, part_of
 from sklearn_msf.runtime.batching import in_batches
 
-__all__ = ["GivenEncoders", "LatentSpace", "check_channels"]
+__all__ = ["GivenEncoders", "LatentSpace"]
 
 # Images that are to be encoded have about so many bytes, at their own size or that of an encoder.
 _BYTES_AT_ONCE = 2**26
@@ -180,7 +181,9 @@ class LatentSpace:
     def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
         """Prepare images that are encoded batch by batch, when a batch is needed."""
         pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
-        return LatentInputs(self, pixels, precision)
+        # Passes of encoders are padded, so that slices must not be small.
+        n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self.bytes_of_image)
+        return EncodedInputs(pixels, partial(self.encode, precision=precision), n_at_once)
 
     def kept_inputs(
         self,
@@ -191,14 +194,18 @@ class LatentSpace:
     ) -> FieldInputs:
         """Encode images and their flips now, and keep their latents."""
         inputs = self.inputs(rows, device, precision)
-        views = {}
-        for flip in flips:
+        latents = torch.empty(len(inputs), len(flips), *self.shape)
+        for number, flip in enumerate(flips):
 
-            def encode(start: int, size: int, flip: tuple[int, ...] = flip) -> Tensor:
-                return inputs.batch(start, min(size, len(inputs) - start), flip).cpu()
+            def encode(
+                start: int, size: int, number: int = number, flip: tuple[int, ...] = flip
+            ) -> None:
+                n = min(size, len(inputs) - start)
+                latents[start : start + n, number] = inputs.batch(start, n, flip).cpu()
 
-            views[flip] = torch.cat(in_batches(encode, len(inputs), ENCODED_AT_ONCE, device))
-        return KeptInputs(views, device)
+            in_batches(encode, len(inputs), ENCODED_AT_ONCE, device)
+        numbers = {flip: number for number, flip in enumerate(flips)}
+        return KeptInputs(latents, torch.arange(len(inputs)), numbers, self.shape[0], device)
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks as latents, or one that decodes them first."""
@@ -297,14 +304,7 @@ class LatentSpace:
         plain: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         if self.latents is not None:
-            autoencoder = self.latents.autoencoder
-            metadata, weights = autoencoder_to_plain(autoencoder, by_name=True)
-            tensors = {f"autoencoder.{name}": value for name, value in weights.items()}
-            tensors |= {"shift": self.latents.shift, "scale": self.latents.scale}
-            if self.latents.mask_codes is not None:
-                tensors["mask_codes"] = self.latents.mask_codes
-            _, tensors["probe"] = autoencoder.fingerprint()
-            plain = {"autoencoder": metadata, "encoded_size": list(self.latents.size)}
+            plain, tensors = latents_to_plain(self.latents)
         if self.features is not None:
             plain["backbone"], of_features = features_to_plain(self.features)
             tensors |= {f"{_FEATURES}.{name}": value for name, value in of_features.items()}
@@ -363,9 +363,13 @@ class LatentSpace:
             raise ArchiveError("The model has encoded masks, but no autoencoder.")
         latents = None
         if has_autoencoder:
-            opened = None if known is None else known.autoencoder
-            latents = _latents_from_plain(
-                plain, tensors, image_format, palette, given.autoencoder, opened
+            latents = latents_from_plain(
+                plain,
+                tensors,
+                image_format,
+                given.autoencoder,
+                None if known is None else known.autoencoder,
+                encodes_masks=palette is not None,
             )
         space = cls(image_format, latents, palette)
         if not has_backbone:
@@ -391,23 +395,9 @@ class LatentSpace:
             "palette": None if self.palette is None else dict(vars(self.palette)),
         }
         if self.latents is not None:
-            learned = dict(vars(self.latents))
-            autoencoder = learned.pop("autoencoder")
-            metadata, tensors = autoencoder_to_plain(autoencoder, by_name=False)
-            check_autoencoder(metadata, tensors)
-            is_object = metadata["kind"] == "object"
-            module = copy_to_pickle(autoencoder.module) if is_object else None
-            state |= {"autoencoder": [metadata, tensors, module], "scaling": learned}
+            state["autoencoder"], state["scaling"] = latents_to_state(self.latents)
         if self.features is not None:
-            backbone = self.features.backbone
-            state["features"] = {
-                **vars(self.features),
-                "backbone": [
-                    copy_to_pickle(backbone.module),
-                    dict(vars(backbone.preprocessing)),
-                    dict(backbone.source),
-                ],
-            }
+            state["features"] = features_to_state(self.features)
         return state
 
     @classmethod
@@ -415,179 +405,15 @@ class LatentSpace:
         """Restore the space that :meth:`to_state` described."""
         latents, features = None, None
         if state["autoencoder"] is not None:
-            metadata, tensors, module = state["autoencoder"]
-            autoencoder = autoencoder_from_plain(metadata, tensors, module)
-            size = tuple(state["scaling"]["size"])
-            latents = AutoencoderLatents(autoencoder, **{**state["scaling"], "size": size})
+            latents = latents_from_state(state["autoencoder"], state["scaling"])
         palette = None if state["palette"] is None else LabelCodes(**state["palette"])
         # Pickles from before there were backbones have no features.
         plain = state.get("features")
         if plain is not None:
-            module, expected, source = plain["backbone"]
-            as_tuples = {name: None if v is None else tuple(v) for name, v in expected.items()}
-            preprocessing = Preprocessing(**as_tuples)  # type: ignore[arg-type]
-            sides = {name: tuple(plain[name]) for name in ("size", "grid")}
-            backbone = ImageBackbone(module, preprocessing, source)
-            features = BackboneFeatures(**{**plain, **sides, "backbone": backbone})
+            features = features_from_state(plain)
         return cls(image_format, latents, palette, features)
 
     def move_to(self, device: torch.device) -> None:
         """Move the encoders."""
         for encoder in self._encoders:
             encoder.to(device)
-
-
-def _latents_from_plain(
-    plain: Any,
-    tensors: dict[str, Tensor],
-    image_format: ImageFormat,
-    palette: LabelCodes | None,
-    given: Any,
-    opened: ImageAutoencoder | None,
-) -> AutoencoderLatents:
-    """Restore the latents; see :meth:`LatentSpace.from_plain`."""
-    size = plain["encoded_size"]
-    if not is_size(size):
-        raise ArchiveError(f"The model has encoded_size={size!r}.")
-    check_resized_size("encoded_size", size, image_format.size)
-    height, width = size
-    description, weights = plain["autoencoder"], part_of(tensors, "autoencoder")
-    if opened is None:
-        autoencoder = autoencoder_from_plain(description, weights, given)
-    else:
-        check_autoencoder(description, weights)
-        autoencoder = opened
-    _check_probe(autoencoder, tensors["probe"])
-    check_channels(image_format, autoencoder, encodes_masks=palette is not None)
-    factor, n_channels = autoencoder.factor, autoencoder.latent_channels
-    if height % factor or width % factor:
-        raise ArchiveError(f"The model has encoded_size={size!r}.")
-    shift, scale, codes = tensors["shift"], tensors["scale"], tensors.get("mask_codes")
-    found = {"shift": shift, "scale": scale, "probe": tensors["probe"]}
-    shapes = {"shift": (n_channels,), "scale": (n_channels,), "probe": found["probe"].shape}
-    if codes is not None:
-        found["mask_codes"] = codes
-        shapes["mask_codes"] = (len(codes), n_channels, height // factor, width // factor)
-    check_shapes(found, shapes, "The scaling of the latents")
-    if not bool((scale > 0).all()):
-        raise ArchiveError("The scale factors of the latents must be positive.")
-    return AutoencoderLatents(autoencoder, (height, width), shift, scale, codes)
-
-
-class LatentInputs:
-    """Images that are encoded when they are needed.
-
-    Parameters
-    ----------
-    space : LatentSpace
-        Encodes the images.
-    pixels : PixelInputs
-        The images.
-    precision : {"float32", "bfloat16"}
-        Precision of the encoder.
-    """
-
-    def __init__(self, space: LatentSpace, pixels: PixelInputs, precision: str):
-        self._space = space
-        self._pixels = pixels
-        self._precision = precision
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._pixels)
-
-    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Encode `n` images from the index `start` on, flipped along axes.
-
-        Encode a few at a time: a batch that suits small latents may hold hundreds of large images.
-        """
-        # Passes of encoders are padded, so that slices must not be small.
-        n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self._space.bytes_of_image)
-        parts = []
-        for first in range(start, start + n, n_at_once):
-            size = min(n_at_once, start + n - first)
-            images = self._pixels.batch(first, size, flip)
-            parts.append(self._space.encode(images, self._precision))
-        return torch.cat(parts)
-
-
-class KeptInputs:
-    """Latents that are already encoded.
-
-    Parameters
-    ----------
-    views : dict of Tensor of shape (n, c, h, w)
-        Latents of the images and of their flips, by the axes of the flip.
-    device : torch.device
-        Device of the field.
-    """
-
-    def __init__(self, views: Mapping[tuple[int, ...], Tensor], device: torch.device):
-        self._views = views
-        self._device = device
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._views[()])
-
-    def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
-        """Return the latents of `n` images from the index `start` on, flipped along axes."""
-        return self._views[flip][start : start + n].to(self._device)
-
-
-def check_channels(
-    image_format: ImageFormat, encoder: ImageAutoencoder | ImageBackbone, *, encodes_masks: bool
-) -> None:
-    """Refuse images or masks whose channels an encoder does not take.
-
-    Raises
-    ------
-    ValueError
-        If the channels do not fit. The message says what to change.
-    """
-    n_channels = image_format.n_channels
-    if encodes_masks and encoder.image_channels != 3:
-        raise ValueError(
-            f"label_prediction='velocity' encodes colours, but the autoencoder takes images "
-            f"of {encoder.image_channels} channels: use label_prediction='posterior' "
-            "in flow_params."
-        )
-    if n_channels in (1, encoder.image_channels):
-        return
-    named, remedy = "backbone", "pass a backbone for such images"
-    if isinstance(encoder, ImageAutoencoder):
-        named, remedy = "autoencoder", "train one with autoencoder='fit'"
-        if encodes_masks:
-            remedy += " and label_prediction='posterior' in flow_params"
-    raise ValueError(
-        f"X has images of {n_channels} channels; the {named} takes {encoder.image_channels} (gray "
-        f"images are repeated). Select or convert channels, or {remedy}."
-    )
-
-
-def check_colours(image_format: ImageFormat, *, encodes_masks: bool) -> None:
-    """Refuse images for which no autoencoder that encodes colours can be trained.
-
-    Raises
-    ------
-    ValueError
-        If masks are to be encoded, and the images are neither gray nor of three channels.
-    """
-    n_channels = image_format.n_channels
-    if encodes_masks and n_channels not in (1, 3):
-        raise ValueError(
-            f"label_prediction='velocity' encodes colours beside images, but X has images of "
-            f"{n_channels} channels: use label_prediction='posterior' in flow_params, or gray or "
-            "RGB images."
-        )
-
-
-def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:
-    """Refuse an autoencoder that encodes a fixed image to other latents."""
-    _, found = autoencoder.fingerprint()
-    if not is_same_output(found, wanted):
-        raise AutoencoderError(
-            "The autoencoder makes other latents than the one that the model was fitted with "
-            f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that one, "
-            "from_pretrained(folder, autoencoder=...)."
-        )
