@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator import fit as fit_module
-from sklearn_msf._estimator import latent_preparation
+from sklearn_msf._estimator import latent_preparation, variation_count
 from sklearn_msf._estimator.calibration import MODEL_FRACTION
 from sklearn_msf._estimator.latent_preparation import LatentPreparation
+from sklearn_msf._estimator.preparation import Run
+from sklearn_msf._estimator.variation_count import count_within_run
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
@@ -142,7 +145,7 @@ def test_variations_of_each_image_are_encoded(monkeypatch, overrides, n_variatio
     monkeypatch.setattr("sklearn_msf._estimator.latent_preparation.keep_latents", keep)
     tiny_latent_classifier(**overrides).fit(X, Y)
     assert shapes[0][:2] == (24, n_variations)
-    monkeypatch.setattr("sklearn_msf._estimator.latent_preparation._AUTO_PIXELS", 36 * 16 * 16)
+    monkeypatch.setattr("sklearn_msf._estimator.variation_count._AUTO_PIXELS", 36 * 16 * 16)
     tiny_latent_classifier(**overrides).fit(X, Y)
     # Fewer for more images, but never without the flips.
     if overrides["augment"] == "hflip+affine" and "n_variations" not in overrides:
@@ -273,7 +276,7 @@ def test_a_part_is_encoded_once_more_than_its_flips_and_differs_from_the_part_be
     real = latent_preparation.keep_latents
     monkeypatch.setattr(keep, lambda *a, **k: latents.append(real(*a, **k)) or latents[-1])
     # So few that a fit would only see the flips.
-    monkeypatch.setattr(latent_preparation, "_AUTO_PIXELS", 16 * 16)
+    monkeypatch.setattr(variation_count, "_AUTO_PIXELS", 16 * 16)
     settings = {"autoencoder": encoder, "augment": "hflip+affine", "random_state": 0}
     classifier = tiny_latent_classifier(**settings)
     for _ in range(2):
@@ -355,15 +358,14 @@ def test_kept_latents_of_other_images_or_variations_are_not_taken(tmp_path, othe
     np.testing.assert_array_equal(beside.predict_proba(images), alone.predict_proba(images))
 
 
-def test_only_the_first_process_notes_the_number_of_variations(
-    encoding_a_second_an_image, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(LatentPreparation, "keep", lambda self, space: None)
-    monkeypatch.setattr(type(encoding_a_second_an_image), "seconds_each", 0.1)
-    settings = {"autoencoder": encoding_a_second_an_image, "augment": "hflip+affine"}
-    settings |= {"time_budget": 50.0, "max_epochs": 1, "checkpoint_dir": tmp_path}
-    tiny_latent_classifier(**settings).fit(X, Y)
-    assert not list(tmp_path.glob("*variations*"))
+def test_only_the_first_process_notes_the_number_of_variations(tmp_path):
+    first = Run(started=0.0, is_first=True)
+    other = Run(started=0.0, is_first=False)
+    assert count_within_run(tmp_path, other, lambda: 5) == 5
+    assert not list(tmp_path.iterdir())
+    assert count_within_run(tmp_path, first, lambda: 4) == 4
+    for run in (first, other):
+        assert count_within_run(tmp_path, replace(run, goes_on=True), lambda: 9) == 4
 
 
 def test_a_budget_in_whole_seconds_is_the_same_budget(tmp_path, short_fitting):

@@ -85,8 +85,8 @@ SD_VAE = {
 class FlippingPreparation(LatentPreparation):
     """Flips latents instead of encoding flipped images."""
 
-    def training_data(self, space, samples, augment, started, part=None):
-        kept = super().training_data(space, samples, augment, started, part)
+    def training_data(self, space, samples, augment, run, part=None):
+        kept = super().training_data(space, samples, augment, run, part)
         # There are two variations of each image: itself, and its flip.
         kept.images[1::2] = kept.images[::2].flip(-1)
         return kept
@@ -369,8 +369,8 @@ class EncodingPreparation(LatentPreparation):
 
     masks = False
 
-    def training_data(self, space, samples, augment, started, part=None):
-        cached = super().training_data(space, samples, augment, started, part)
+    def training_data(self, space, samples, augment, run, part=None):
+        cached = super().training_data(space, samples, augment, run, part)
         images = samples.images.to_array()
         precision = resolve_precision("auto", CPU)
         return EncodingData(cached, images, space, precision, masks=self.masks)

@@ -41,7 +41,7 @@ from sklearn_msf._estimator.data_validation import (
 from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
-from sklearn_msf._estimator.preparation import Preparation
+from sklearn_msf._estimator.preparation import Preparation, Run
 from sklearn_msf._estimator.run_fingerprint import (
     describe_samples,
     describe_split,
@@ -108,7 +108,7 @@ class _FitState:
     group: ProcessGroup
     preparation: Preparation
     previous: FitResult | None
-    started: float
+    run: Run
     split_seed: int | None = None
     split_of: str = ""
 
@@ -158,8 +158,8 @@ def fit(
     p = state.p
     checkpoints, seed = _open_run(state)
     goes_on = state.group.of_first(checkpoints is not None and checkpoints.holds_a_state)
-    state.preparation.goes_on = goes_on
-    state.preparation.has_checkpoints = checkpoints is not None
+    has_checkpoints = checkpoints is not None
+    state = replace(state, run=replace(state.run, goes_on=goes_on, has_checkpoints=has_checkpoints))
     random_state = np.random.RandomState(seed)
     state, unseen = _hold_out(state, random_state, seed)
     _check_batches(state.group, p, state.samples.n_images)
@@ -181,7 +181,7 @@ def fit(
         kept_inputs = partial(model.space.kept_inputs, unseen.rows, model.device)
         held_out = _held_out(p, model, unseen, kept_inputs)
     final = held_out if calibrates else None
-    was_over = _divide_time(state, trainer, plan, final, goes_on=goes_on)
+    was_over = _divide_time(state, trainer, plan, final)
 
     def attributes_now() -> dict[str, Any]:
         # A copy, because further training changes the averages.
@@ -294,7 +294,8 @@ def _begin(
         before = previous.model.field.layout
         layout = field_layout(p, len(samples.classes), previous.model.space.shape, before)
         _check_layout(before, layout)
-    return _FitState(p, samples, validation, device, group, prepared, previous, started)
+    run = Run(started, group.is_first)
+    return _FitState(p, samples, validation, device, group, prepared, previous, run)
 
 
 def _check_partial(p: Parameters, classes: Any, previous: FitResult | None) -> np.ndarray:
@@ -385,7 +386,6 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     random_state = make_random_state(p.random_state)
     if p.checkpoint_dir is None:
         return None, state.group.of_first(draw_seed(random_state))
-    state.preparation.open()
     # In every process: to read large data takes longer than the others would wait for the first.
     fingerprint = run_fingerprint(
         p,
@@ -448,8 +448,6 @@ def _divide_time(
     trainer: Trainer,
     plan: CalibrationPlan | None,
     final: HeldOut | None,
-    *,
-    goes_on: bool,
 ) -> bool:
     """Reserve part of the time budget for calibration: a second run, or one more prediction.
 
@@ -464,7 +462,7 @@ def _divide_time(
     if final is not None:
         trainer.reserve_time_of(final.probabilities)
     trainer.budget.begin()
-    was_over = trainer.budget.is_over() and not goes_on
+    was_over = trainer.budget.is_over() and not state.run.goes_on
     if was_over:
         spent = f"{trainer.budget.elapsed:.1f} seconds"
         if final is not None:
@@ -532,12 +530,10 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
         space = state.previous.model.space
     else:
         space = state.group.of_first(
-            state.preparation.learn_space(state.samples, random_state, state.started)
+            state.preparation.learn_space(state.samples, random_state, state.run)
         )
         # That of the first process has come to all of them.
         space.move_to(state.device)
-    if state.group.is_first:
-        state.preparation.keep(space)
     return space
 
 
@@ -554,7 +550,7 @@ def _prepare_training(
     part = None
     if is_part:
         part = 0 if previous is None else previous.continuation.n_continued + 1
-    data = state.preparation.training_data(space, state.samples, state.augment, state.started, part)
+    data = state.preparation.training_data(space, state.samples, state.augment, state.run, part)
     seed = draw_seed(random_state)
     if previous is None:
         layout = field_layout(p, len(state.samples.classes), space.shape)
@@ -585,7 +581,7 @@ def _prepare_training(
         or (before is not None and before.generates_unconditionally),
     )
     generator = torch.Generator(device).manual_seed(seed)
-    trainer = Trainer(field.move_to(device), settings, generator, state.started, state.group)
+    trainer = Trainer(field.move_to(device), settings, generator, state.run.started, state.group)
     if previous is not None and previous.continuation.training_state is not None:
         trainer.load_weights(previous.continuation.training_state)
     return data, trainer, model

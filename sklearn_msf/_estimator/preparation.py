@@ -1,12 +1,14 @@
 """Preparation: conversion of the images of a fit to the training data of the field."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from sklearn_msf._estimator.data_validation import TrainingSamples
+from sklearn_msf._estimator.encoded_sizes import as_sides
 from sklearn_msf._estimator.parameters import Parameters
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace, PixelSpace
@@ -14,7 +16,29 @@ from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.training.batches import TrainingData
 
-__all__ = ["PixelPreparation", "Preparation", "training_targets"]
+__all__ = ["PixelPreparation", "Preparation", "Run", "training_targets"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run of training that a preparation serves.
+
+    Attributes
+    ----------
+    started : float
+        Time at which it began, by `time.perf_counter`.
+    is_first : bool
+        Whether this is the first of its processes, which writes files.
+    goes_on : bool, default=False
+        Whether the run goes on from checkpoints.
+    has_checkpoints : bool, default=False
+        Whether this process has them: of several processes only the first one may.
+    """
+
+    started: float
+    is_first: bool
+    goes_on: bool = False
+    has_checkpoints: bool = False
 
 
 class Preparation(Protocol):
@@ -30,17 +54,7 @@ class Preparation(Protocol):
         Space of the fit that this one continues.
     origin : object
         Its `origin`.
-
-    Attributes
-    ----------
-    goes_on : bool
-        Whether the run goes on from checkpoints; False until the fit has opened them.
-    has_checkpoints : bool
-        Whether this process has them: of several processes only the first one may.
     """
-
-    goes_on: bool
-    has_checkpoints: bool
 
     def __init__(
         self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
@@ -63,26 +77,20 @@ class Preparation(Protocol):
         and only the description is checked. `plain_origin` is what `origin.to_plain` returned.
         """
 
-    def open(self) -> None:
-        """Open what the parameters name, before :meth:`fingerprint`."""
-
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies a run of checkpoints besides the parameters."""
+        """Return what identifies a run besides the parameters; open what they name for it."""
 
     def learn_space(
-        self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
+        self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
     ) -> ImageSpace:
         """Learn the space that converts between images and inputs of the field."""
-
-    def keep(self, space: ImageSpace) -> None:
-        """Write what a run that goes on needs of the space; the first process of a group does."""
 
     def training_data(
         self,
         space: ImageSpace,
         samples: TrainingSamples,
         augment: str | None,
-        started: float,
+        run: Run,
         part: int | None = None,
     ) -> TrainingData:
         """Prepare the images for training; `part` is the number of a part that is seen once."""
@@ -106,8 +114,6 @@ class Preparation(Protocol):
 class PixelPreparation:
     """Preparation for a field that works on the images themselves; see :class:`Preparation`."""
 
-    goes_on = has_checkpoints = False
-
     def __init__(
         self, p: Parameters, device: torch.device, space: Any = None, origin: Any = None
     ) -> None:
@@ -127,9 +133,9 @@ class PixelPreparation:
                 f"input_size={self._input_size!r} in network_params is for images: with "
                 f"n_spatial_dims={image_format.n_spatial_dims} set it to None, and resize X."
             )
-        height, width = np.broadcast_to(self._input_size, 2).tolist()
-        check_resized_size("input_size", (height, width), image_format.size)
-        return PixelSpace(image_format, (height, width))
+        size = as_sides(self._input_size)
+        check_resized_size("input_size", size, image_format.size)
+        return PixelSpace(image_format, size)
 
     @staticmethod
     def read_space(
@@ -149,28 +155,22 @@ class PixelPreparation:
             )
         return PixelSpace.from_plain(plain, image_format), None
 
-    def open(self) -> None:
-        """Open nothing."""
-
     def fingerprint(self) -> dict[str, Any]:
         """Return no entries: the parameters identify the run."""
         return {}
 
     def learn_space(
-        self, samples: TrainingSamples, random_state: np.random.RandomState, started: float
+        self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
     ) -> PixelSpace:
         """Return the space of pixels, in which nothing is learned."""
         return self._space(samples.image_format)
-
-    def keep(self, space: ImageSpace) -> None:
-        """Write nothing."""
 
     def training_data(
         self,
         space: ImageSpace,
         samples: TrainingSamples,
         augment: str | None,
-        started: float,
+        run: Run,
         part: int | None = None,
     ) -> TrainingData:
         """Resize the images if asked for, and move them to the device."""
