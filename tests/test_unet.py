@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sklearn_msf.nn import convolution
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.unet import (
@@ -288,6 +289,32 @@ def test_gradients_pass_where_dropout_kept():
     dropped = Dropout(0.5).train()(h)
     dropped.sum().backward()
     assert torch.equal(h.grad, dropped.detach())
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("n_spatial_dims", [2, 3])
+def test_constants_act_as_images_of_one_colour(n_spatial_dims, patch_size, multiple, monkeypatch):
+    """On a GPU the channels are padded to a multiple of 8."""
+    monkeypatch.setattr(convolution, "_CHANNELS_MULTIPLE", {"cpu": multiple})
+    torch.manual_seed(0)
+    settings = {"channel_mult": (1,), "n_blocks": 1, "patch_size": patch_size}
+    unet = UNet(5, 2, channels=8, n_spatial_dims=n_spatial_dims, **settings)
+    # Not a multiple of the patches.
+    size = (7, 6, 5)[:n_spatial_dims]
+    image, constant, t = torch.randn(3, 2, *size), torch.randn(3, 3), torch.rand(3)
+    mask = constant[(..., *[None] * n_spatial_dims)].expand(-1, -1, *size)
+    found, wanted = [], []
+    for results, arguments in (
+        (found, (image, t, None, constant)),
+        (wanted, (torch.cat([image, mask], dim=1), t)),
+    ):
+        unet.zero_grad()
+        features = unet.encode(*arguments).features
+        features.square().sum().backward()
+        results += [features, unet.conv_in.weight.grad, unet.conv_in.bias.grad]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other.clone(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_heads", [1, 2])

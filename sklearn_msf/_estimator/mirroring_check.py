@@ -101,7 +101,7 @@ def _forward_operations(field: VelocityField, shape: tuple[int, ...]) -> int:
         nonlocal counted
         weight = getattr(layer, "weight", None)
         if weight is not None and weight.ndim > 1:
-            # Each weight is used once at each position.
+            # Each weight is used once at each position, or with others by their sum.
             counted += 2 * weight.numel() * (output.numel() // weight.shape[0])
 
     hooks = [layer.register_forward_hook(count) for layer in field.modules()]

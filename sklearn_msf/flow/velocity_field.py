@@ -490,8 +490,7 @@ class ClassPosteriorField(VelocityField):
         image harder to recognise.
         """
         mask = denoise_masks(y_t, t if mask_t is None else mask_t, self.codes)
-        mask = align_axes(mask, y_t).expand(-1, -1, *y_t.shape[2:])
-        return self.unet.encode(torch.cat([x_t, mask], dim=1), t, n_dropped)
+        return self.unet.encode(x_t, t, n_dropped, constant=mask)
 
     def class_logits(self, encoding: Encoding) -> Tensor:
         """Compute the unnormalised log p(c | x_t, y_t), float32, (n, K)."""

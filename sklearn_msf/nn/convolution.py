@@ -6,10 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["CONVOLUTIONS", "Conv3d", "convolve_volumes"]
+from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
+
+__all__ = ["CONVOLUTIONS", "INPUT_CONVOLUTIONS", "Conv3d", "convolve_volumes"]
 
 # Side of the kernels.
 _SIDE = 3
+# Tensor cores want multiples of so many channels; on a CPU padding to them only takes time.
+_CHANNELS_MULTIPLE = {"cuda": 8}
 
 
 def convolve_volumes(h: Tensor, weight: Tensor, bias: Tensor | None, **settings: Any) -> Tensor:
@@ -45,5 +49,49 @@ class Conv3d(nn.Conv3d):
         return convolve_volumes(h, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
+class _InputConvolution(nn.Module):
+    """Convolution of an image, and of values that are the same at all of its pixels.
+
+    The weights are those of a convolution of both as images, folded into patches. All pixels of a
+    patch then have the same value, and the sum of their weights does what each of them would: of a
+    mask of one colour C channels are convolved instead of C times the pixels of a patch.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, z: Tensor, constant: Tensor | None = None) -> Tensor:
+        """Map z, (n, C, H, W), and constants, (n, C'), to (n, C_out, H, W)."""
+        weight = self.weight
+        if constant is not None:
+            n, n_z, *size = z.shape
+            n_constant = constant.shape[1]
+            of_constant = weight[:, n_z:].unflatten(1, (n_constant, -1)).sum(dim=2)
+            weights = [weight[:, :n_z], of_constant]
+            n_missing = -(n_z + n_constant) % _CHANNELS_MULTIPLE.get(z.device.type, 1)
+            if n_missing:
+                weights.append(weight.new_zeros(len(weight), n_missing, *weight.shape[2:]))
+                constant = F.pad(constant, (0, n_missing))
+            weight = torch.cat(weights, dim=1)
+            constant = align_axes(constant.to(z.dtype), z)
+            z = torch.cat([z, constant.expand(n, -1, *size)], dim=1)
+        z = z.contiguous(memory_format=channels_last(z.ndim))
+        if z.ndim == 4:
+            return F.conv2d(z, weight, self.bias, padding=1)
+        return convolve_volumes(z, weight, self.bias, padding=1)
+
+
+class _InputConvolution2d(_InputConvolution, nn.Conv2d):
+    """Of images."""
+
+
+class _InputConvolution3d(_InputConvolution, nn.Conv3d):
+    """Of volumes."""
+
+
 # By the number of spatial axes.
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
+INPUT_CONVOLUTIONS: dict[int, type[_InputConvolution2d] | type[_InputConvolution3d]] = {
+    2: _InputConvolution2d,
+    3: _InputConvolution3d,
+}

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_msf.nn.convolution import CONVOLUTIONS, convolve_volumes
+from sklearn_msf.nn.convolution import CONVOLUTIONS, INPUT_CONVOLUTIONS, convolve_volumes
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.patches import fold_patches, unfold_patches
-from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
+from sklearn_msf.runtime.tensor_axes import align_axes
 
 __all__ = ["TIME_MODULATIONS", "UPSAMPLINGS", "Encoding", "UNet", "count_blocks_up"]
 
@@ -415,7 +415,8 @@ class UNet(nn.Module):
             )
 
         self.time_embedding = TimeEmbedding(channels, time_width, time_scale)
-        self.conv_in = convolution(in_channels * n_folded, widths[0], 3, padding=1)
+        first = INPUT_CONVOLUTIONS[n_spatial_dims]
+        self.conv_in = first(in_channels * n_folded, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
         # Widths of the outputs of `conv_in` and of the modules of `down`.
@@ -469,7 +470,13 @@ class UNet(nn.Module):
         positions = math.prod(math.ceil(side / self.patch_size) for side in size)
         return self.conv_in.out_channels * positions
 
-    def encode(self, z: Tensor, t: Tensor, n_dropped: int | None = None) -> Encoding:
+    def encode(
+        self,
+        z: Tensor,
+        t: Tensor,
+        n_dropped: int | None = None,
+        constant: Tensor | None = None,
+    ) -> Encoding:
         """Run the downsampling half and the middle block.
 
         Parameters
@@ -481,6 +488,8 @@ class UNet(nn.Module):
         n_dropped : int, optional
             Number of samples, the first ones of the batch, that have dropout in training; all
             by default.
+        constant : Tensor of shape (n, C), optional
+            Values of the last C channels, which z then lacks, where all pixels have the same ones.
 
         Returns
         -------
@@ -498,7 +507,7 @@ class UNet(nn.Module):
                 z = F.pad(z, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
             z = fold_patches(z, self.patch_size)
         embedding = self.time_embedding(t)
-        h = self.conv_in(z.contiguous(memory_format=channels_last(z.ndim)))
+        h = self.conv_in(z, constant)
         skips = [h] if 0 in self._skipped else []
         for i, module in enumerate(self.down, start=1):
             h = module(h, embedding, n_dropped) if isinstance(module, Stage) else module(h)
