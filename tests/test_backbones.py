@@ -752,6 +752,7 @@ def test_large_images_of_a_batch_are_in_memory_a_few_at_a_time(monkeypatch):
         return batch(self, start, n, flip)
 
     monkeypatch.setattr(PixelInputs, "batch", noted)
+    monkeypatch.setattr("sklearn_msf.latent.latent_space._BYTES_KEPT", 0)
     monkeypatch.setattr("sklearn_msf.latent.latent_space.ENCODED_AT_ONCE", 5)
     # Images of 16 x 16 x 3 values of four bytes.
     monkeypatch.setattr("sklearn_msf.latent.latent_space._BYTES_AT_ONCE", 7 * 3072)

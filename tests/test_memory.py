@@ -58,6 +58,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr("sklearn_msf.model.classification._TIMES_ON_GPU", 1)
     monkeypatch.setattr("sklearn_msf.latent.latent_space.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.latent_space._BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("sklearn_msf.latent.latent_space._BYTES_KEPT", 0)
     monkeypatch.setattr("sklearn_msf.latent.latent_batches.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.autoencoder_latents.ENCODED_AT_ONCE", 2)
     monkeypatch.setattr("sklearn_msf.latent.autoencoder_latents._N_MEASURED", 4)

@@ -113,7 +113,8 @@ def export_classifier(
 
     def predictions(X: np.ndarray, settings: ClassificationSettings) -> Prediction:
         rows = RowsOnDemand(X.reshape(len(X), -1))
-        inputs = model.space.inputs(rows, model.device, settings.precision)
+        flips = model.flips(settings.n_draws)
+        inputs = model.space.inputs(rows, model.device, settings.precision, flips)
         return predict(model, inputs, settings, kind)
 
     def compare(run: Callable[..., list[np.ndarray]], n: int) -> None:

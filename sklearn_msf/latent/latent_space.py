@@ -52,6 +52,8 @@ __all__ = ["GivenEncoders", "LatentSpace"]
 
 # Images that are to be encoded have about so many bytes, at their own size or that of an encoder.
 _BYTES_AT_ONCE = 2**26
+# So many bytes of latents may be kept during a prediction.
+_BYTES_KEPT = 2**26
 # Prefix of the features' tensors in files.
 _FEATURES = "features"
 
@@ -178,8 +180,21 @@ class LatentSpace:
         found = (self._encoder("autoencoder"), self._encoder("backbone"))
         return [encoder for encoder in found if encoder is not None]
 
-    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
-        """Prepare images that are encoded batch by batch, when a batch is needed."""
+    def inputs(
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
+    ) -> FieldInputs:
+        """Prepare images that are encoded batch by batch, when a batch is needed.
+
+        On a CPU as many as take little memory are encoded now: a batch of the field runs on one
+        core, and may hold all of them.
+        """
+        n_bytes = len(rows) * len(flips) * math.prod(self.shape) * torch.float32.itemsize
+        if device.type == "cpu" and n_bytes <= _BYTES_KEPT:
+            return self.kept_inputs(rows, device, precision, flips)
         pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
         # Passes of encoders are padded, so that slices must not be small.
         n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self.bytes_of_image)
@@ -193,19 +208,24 @@ class LatentSpace:
         flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Encode images and their flips now, and keep their latents."""
-        inputs = self.inputs(rows, device, precision)
-        latents = torch.empty(len(inputs), len(flips), *self.shape)
-        for number, flip in enumerate(flips):
+        pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
+        n = len(rows)
+        latents = torch.empty(len(flips) * n, *self.shape)
 
-            def encode(
-                start: int, size: int, number: int = number, flip: tuple[int, ...] = flip
-            ) -> None:
-                n = min(size, len(inputs) - start)
-                latents[start : start + n, number] = inputs.batch(start, n, flip).cpu()
+        # One flip after the other, as if they were images: few of them fill a pass together.
+        def encode(start: int, size: int) -> None:
+            stop = min(start + size, len(latents))
+            parts = []
+            for number, flip in enumerate(flips):
+                first, end = max(start - number * n, 0), min(stop - number * n, n)
+                if first < end:
+                    parts.append(pixels.batch(first, end - first, flip))
+            latents[start:stop] = self.encode(torch.cat(parts), precision).cpu()
 
-            in_batches(encode, len(inputs), ENCODED_AT_ONCE, device)
+        in_batches(encode, len(latents), ENCODED_AT_ONCE, device)
         numbers = {flip: number for number, flip in enumerate(flips)}
-        return KeptInputs(latents, torch.arange(len(inputs)), numbers, self.shape[0], device)
+        by_image = latents.unflatten(0, (len(flips), n)).transpose(0, 1)
+        return KeptInputs(by_image, torch.arange(n), numbers, self.shape[0], device)
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks as latents, or one that decodes them first."""

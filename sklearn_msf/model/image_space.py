@@ -60,8 +60,14 @@ class ImageSpace(Protocol):
     def makes_images(self) -> bool:
         """Whether outputs of the field can be converted to images."""
 
-    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
-        """Prepare images, (n, n_features), for a single classification."""
+    def inputs(
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
+    ) -> FieldInputs:
+        """Prepare images, (n, n_features), and their `flips` for a single classification."""
 
     def kept_inputs(
         self,
@@ -155,7 +161,13 @@ class PixelSpace:
         """True, because outputs of the field are images."""
         return True
 
-    def inputs(self, rows: RowsOnDemand, device: torch.device, precision: str) -> FieldInputs:
+    def inputs(
+        self,
+        rows: RowsOnDemand,
+        device: torch.device,
+        precision: str,
+        flips: Sequence[tuple[int, ...]],
+    ) -> FieldInputs:
         """Prepare images that are converted and moved to the device batch by batch."""
         return PixelInputs(self.resized(rows), device)
 
@@ -171,7 +183,7 @@ class PixelSpace:
         flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
-        return self.inputs(rows, device, precision)
+        return self.inputs(rows, device, precision, flips)
 
     def move_to(self, device: torch.device) -> None:
         """Move nothing."""
