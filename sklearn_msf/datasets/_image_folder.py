@@ -326,8 +326,12 @@ def _with_groups(described: list[Described], groups: Any) -> list[Described]:
 def _made(frames: np.ndarray, shape: tuple[int, ...], request: FolderRequest) -> np.ndarray:
     """Make the image of the frames of a sample, of the common shape."""
     n_spatial = 3 if request.volumes else 2
-    frames = to_rgb(frames) if len(shape) > n_spatial else to_gray(frames)
-    return fit_to_size(frames, shape[:n_spatial], request.fit).reshape(shape)
+    has_colours = len(shape) > n_spatial
+    if not has_colours:
+        frames = to_gray(frames)
+    frames = fit_to_size(frames, shape[:n_spatial], request.fit)
+    # Gray images are resized once, and not three times.
+    return (to_rgb(frames) if has_colours else frames).reshape(shape)
 
 
 def _bunch(
