@@ -13,6 +13,7 @@ from sklearn_msf._estimator.latent_preparation import (
     OBJECT,
     LatentPreparation,
     encoder_parameter,
+    is_same_encoder,
 )
 from sklearn_msf._estimator.paper import latent_paper_settings
 from sklearn_msf._estimator.parameters import LATENT_GROUP_DEFAULTS
@@ -193,9 +194,17 @@ loss_curve_, rejection_, hub_source_
 
     def _saved_parameters(self) -> dict[str, Any]:
         parameters = super()._saved_parameters()
+        done = self._fit_so_far()
+        origin = None if done is None else done.continuation.origin
         for name in ENCODERS:
             value = parameters[name]
-            if isinstance(value, PathLike) and not Path(value).is_absolute():
+            of_fit = value if origin is None else getattr(origin, name)
+            if not is_same_encoder(of_fit, value):
+                raise ValueError(
+                    f"{name}={value!r} is not that of the fit, {of_fit!r}, and files name one of "
+                    f"them: set it back, set_params({name}=...), or fit anew."
+                )
+            if isinstance(value, PathLike) and not Path(value).expanduser().is_absolute():
                 # As text it could be an id on the hub, which a path never is.
                 parameters[name] = os.path.join(os.curdir, value)
             elif not isinstance(value, (str, PathLike, type(None))):

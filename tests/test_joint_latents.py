@@ -251,6 +251,21 @@ def test_checkpoints_of_another_backbone_are_refused(tmp_path):
         tiny_joint_classifier(checkpoint_dir=tmp_path, backbone=other).fit(X, Y)
 
 
+def test_a_run_that_goes_on_keeps_its_principal_components(tmp_path, monkeypatch):
+    whole = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
+    # Another machine may round to others.
+    learn = "sklearn_msf._estimator.latent_preparation.learn_features"
+    with monkeypatch.context() as patch:
+        patch.setattr(learn, None)
+        again = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
+    np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
+    (kept,) = tmp_path.glob("features-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="is damaged and ignored"):
+        again = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
+    np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
+
+
 class Listed(TinyBackbone):
     """Computes with a list."""
 

@@ -30,6 +30,9 @@ from sklearn_msf._estimator.variation_count import count_within_run
 from sklearn_msf.exceptions import AutoencoderError, CheckpointMismatchError
 from sklearn_msf.flow.path import sample_times
 from sklearn_msf.latent import autoencoder_training
+from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoencoder
+from sklearn_msf.latent.autoencoder_training import layout_for
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import HubFiles, is_hub_id
 from sklearn_msf.runtime.process_group import ProcessGroup
@@ -361,11 +364,12 @@ def test_kept_latents_of_other_images_or_variations_are_not_taken(tmp_path, othe
 def test_only_the_first_process_notes_the_number_of_variations(tmp_path):
     first = Run(started=0.0, is_first=True)
     other = Run(started=0.0, is_first=False)
-    assert count_within_run(tmp_path, other, lambda: 5) == 5
+    assert count_within_run(tmp_path, 0, other, lambda: 5) == 5
     assert not list(tmp_path.iterdir())
-    assert count_within_run(tmp_path, first, lambda: 4) == 4
+    assert count_within_run(tmp_path, 0, first, lambda: 4) == 4
+    assert count_within_run(tmp_path, 1, first, lambda: 7) == 7
     for run in (first, other):
-        assert count_within_run(tmp_path, replace(run, goes_on=True), lambda: 9) == 4
+        assert count_within_run(tmp_path, 0, replace(run, goes_on=True), lambda: 9) == 4
 
 
 def test_a_budget_in_whole_seconds_is_the_same_budget(tmp_path, short_fitting):
@@ -567,6 +571,32 @@ def test_an_autoencoder_that_makes_other_latents_is_refused(tmp_path):
     for other in (louder, tiny_autoencoder()):
         with pytest.raises(AutoencoderError, match="makes other latents"):
             LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=other)
+
+
+def test_an_autoencoder_that_decodes_to_other_images_is_refused(tmp_path):
+    class Brighter(Averages):
+        def decode(self, latents):
+            return super().decode(latents) + 0.2
+
+    tiny_latent_classifier(autoencoder=Averages()).fit(X, Y).save_pretrained(tmp_path)
+    with pytest.raises(AutoencoderError, match="makes other images than the one"):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=Brighter())
+
+
+def test_a_model_whose_parameter_names_another_autoencoder_is_not_saved(tmp_path):
+    first = Averages()
+    classifier = tiny_latent_classifier(autoencoder=first).fit(X, Y)
+    classifier.set_params(autoencoder=autoencoder_folder())
+    with pytest.raises(ValueError, match="is not that of the fit, .*set it back"):
+        classifier.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    classifier.set_params(autoencoder=first).save_pretrained(tmp_path / "model")
+
+
+def test_an_autoencoder_for_large_images_can_be_opened_again():
+    layout = layout_for(1, (64, 10_000))
+    fitted = ImageAutoencoder(build_autoencoder("AutoencoderKL", layout))
+    check_autoencoder(*autoencoder_to_plain(fitted, by_name=False))
 
 
 def test_models_over_pixels_and_over_latents_are_not_mistaken_for_each_other(tmp_path, fitted):

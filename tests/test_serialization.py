@@ -105,6 +105,18 @@ def test_the_card_of_a_continued_model_says_that_it_has_the_last_call_only(tmp_p
     assert "- Training, the last of several calls of fit: 3 epochs" in card
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, make_classifier):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    classifier = make_classifier(checkpoint_dir="~/run", max_epochs=1).fit(X, LABELS["strings"])
+    classifier.save_pretrained("~/model")
+    opened = type(classifier).from_pretrained("~/model")
+    np.testing.assert_array_equal(opened.predict(X), classifier.predict(X))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"model", "run"}
+
+
 def test_saving_again_replaces_the_model(saved, tmp_path):
     classifier, _ = saved
     classifier.save_pretrained(tmp_path)

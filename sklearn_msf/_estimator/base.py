@@ -250,7 +250,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             and the temperature needs no second model. In a pipeline with
             ``transform_input=["X_val"]`` they are transformed as X is.
         y_val : array-like of shape (n_val,) or (n_val, 1), optional
-            Labels of the validation images; all must occur in y.
+            Labels of the validation images; all must occur in y. Where scikit-learn fits on the
+            numbers of the classes (`cross_val_predict` of probabilities, `VotingClassifier` and
+            other ensembles), pass such numbers here too.
         sample_weight_val : array-like of shape (n_val,), optional
             Weights of the validation images.
 
@@ -527,7 +529,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         label_prediction = model.field.layout.label_prediction
         check_steps(settings.ode, label_prediction, generates=model.generates)
         rows = check_prediction_rows(self, X, model.image_format)
-        return model, model.space.inputs(rows, model.device, settings.precision), settings
+        flips = model.flips(settings.n_draws)
+        inputs = model.space.inputs(rows, model.device, settings.precision, flips)
+        return model, inputs, settings
 
     def _predict(self, X: Any, kind: str = "margin") -> Prediction:
         """Check X and classify it, and add what a kind of uncertainty needs."""

@@ -11,6 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from sklearn_msf._estimator.weights import (
+    WHERE_NUMBERED,
+    are_numbers_of_classes,
     checked_weights,
     class_weights,
     relative_weights,
@@ -54,6 +56,10 @@ __all__ = [
 _NUMBERS = {"dtype": "numeric", "ensure_all_finite": False}
 # Fitted attributes that scikit-learn's validation sets.
 OF_FEATURES = ("n_features_in_", "feature_names_in_")
+
+
+class _OtherLabelsError(ValueError):
+    """Labels are not among the known classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,8 +308,13 @@ def check_validation_samples(
             of_training=False,
         )
     except ValueError as error:
+        numbered = ""
+        if isinstance(error, _OtherLabelsError) and are_numbers_of_classes(training.classes):
+            numbered = f" {WHERE_NUMBERED}, pass y_val as such numbers too."
         # The checks name X, y and sample_weight.
-        raise ValueError(f"The validation set X_val, y_val does not fit X, y: {error}") from error
+        raise ValueError(
+            f"The validation set X_val, y_val does not fit X, y: {error}{numbered}"
+        ) from error
     absent = np.setdiff1d(training.labels, samples.labels)
     if len(absent):
         classes = training.classes[absent].tolist()
@@ -410,10 +421,13 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
     if classes is None:
         _check_n_classes(present)
         return present
-    check_same_kind("y", present, "the estimator", classes)
+    try:
+        check_same_kind("y", present, "the estimator", classes)
+    except ValueError as error:
+        raise _OtherLabelsError(str(error)) from error
     unknown = present[label_indices(present, classes) < 0]
     if len(unknown):
-        raise ValueError(
+        raise _OtherLabelsError(
             f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}."
         )
     return classes

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +55,7 @@ from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_fi
 from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.runtime.process_group import ProcessGroup, join_process_group, telling_others
 from sklearn_msf.runtime.progress import training_progress
@@ -401,7 +401,7 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     if not state.group.is_first:
         return None, state.group.of_first(seed)
     checkpoints = Checkpoints(
-        Path(p.checkpoint_dir),
+        as_path("checkpoint_dir", p.checkpoint_dir),
         int(p.checkpoint_every),
         fingerprint,
         seed,

@@ -66,7 +66,7 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
         raise ValueError(
             f"revision must be None or a commit, branch or tag such as 'main', got {revision!r}."
         )
-    _check_client()
+    _check_client(no_folder=name)
     try:
         files, commit = fetch_from_hub(name, revision, (_MODEL_FILE,))
         folder = files[_MODEL_FILE].parent
@@ -165,10 +165,15 @@ def _is_model_id(name: str) -> bool:
     return "/" in name and is_hub_id(name)
 
 
-def _check_client() -> None:
+def _check_client(no_folder: str | None = None) -> None:
+    """Check that the hub's client is there; `no_folder` may have been meant as a folder."""
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
+        is_none = ""
+        if no_folder is not None:
+            is_none = f"{no_folder!r} is no folder (the working directory is {str(Path.cwd())!r}). "
         raise ImportError(
-            "Models on the hub need huggingface_hub: python -m pip install 'sklearn-msf[hub]'."
+            f"{is_none}Models on the hub need huggingface_hub: python -m pip install "
+            "'sklearn-msf[hub]'."
         ) from error

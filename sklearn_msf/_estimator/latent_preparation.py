@@ -1,5 +1,6 @@
 """Preparation of a fit over latents: open or train the encoders, encode the images once."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from sklearn_msf.latent.autoencoder_opening import as_autoencoder, open_hub_auto
 from sklearn_msf.latent.autoencoder_training import fit_autoencoder, fitted_factor
 from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.backbone_features import learn_features
+from sklearn_msf.latent.backbone_io import read_features, write_features
 from sklearn_msf.latent.backbone_opening import as_backbone
 from sklearn_msf.latent.cache import keep_latents
 from sklearn_msf.latent.channel_checks import check_channels, check_colours
@@ -49,11 +51,19 @@ from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import is_hub_id
 from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.persistence.limits import check_resized_size
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import measured
 
-__all__ = ["ENCODERS", "OBJECT", "LatentOrigin", "LatentPreparation", "encoder_parameter"]
+__all__ = [
+    "ENCODERS",
+    "OBJECT",
+    "LatentOrigin",
+    "LatentPreparation",
+    "encoder_parameter",
+    "is_same_encoder",
+]
 
 # Parameters that name an encoder, and their placeholder in files for one that is an object.
 ENCODERS = ("autoencoder", "backbone")
@@ -137,7 +147,7 @@ class LatentPreparation:
             self._encoders = _Encoders(space.autoencoder, backbone)
         for name in ENCODERS if origin is not None else ():
             asked, now = getattr(origin, name), getattr(p, name)
-            if not _is_same(asked, now):
+            if not is_same_encoder(asked, now):
                 raise ValueError(
                     f"Training cannot go on with another {name}, {now!r}, than the "
                     "model was fitted with; set it back, or fit anew with warm_start=False."
@@ -214,7 +224,7 @@ class LatentPreparation:
         if autoencoder is not None:
             space = self._with_latents(space, images, autoencoder.to(self._device))
         if backbone is not None:
-            space = self._with_features(space, images, backbone.to(self._device))
+            space = self._with_features(space, images, backbone.to(self._device), run)
         return space
 
     def _with_latents(
@@ -227,11 +237,21 @@ class LatentPreparation:
         return replace(space, latents=latents)
 
     def _with_features(
-        self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone
+        self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone, run: Run
     ) -> LatentSpace:
+        image_size = space.image_format.size
         size = self._size_for_backbone(space, backbone)
-        check_resized_size("encoded_size", size, space.image_format.size)
-        features = learn_features(images, backbone, size, self._precision)
+        check_resized_size("encoded_size", size, image_size)
+        features, folder = None, self._folder
+        assert self._origin is not None
+        made = f"{backbone.digest_of_weights()} {size} {self._origin.variation_seed}"
+        key = hashlib.sha256(made.encode()).hexdigest()[:16]
+        if folder is not None and run.goes_on:
+            features = read_features(folder, key, image_size, backbone)
+        if features is None:
+            features = learn_features(images, backbone, size, self._precision)
+            if folder is not None and run.is_first:
+                write_features(folder, key, features)
         if space.latents is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)
@@ -319,7 +339,9 @@ class LatentPreparation:
                 self._device,
                 run.started + p.time_budget,
             )
-            affordable = partial(count_within_run, self._folder, run, measure)
+            assert self._origin is not None
+            seed = self._origin.variation_seed
+            affordable = partial(count_within_run, self._folder, seed, run, measure)
         return count_variations(
             p.n_variations,
             augment,
@@ -348,7 +370,7 @@ class LatentPreparation:
     @property
     def _folder(self) -> Path | None:
         folder = self._p.checkpoint_dir
-        return None if folder is None else Path(folder)
+        return None if folder is None else as_path("checkpoint_dir", folder)
 
     @property
     def _opened(self) -> "_Encoders":
@@ -376,7 +398,8 @@ class LatentPreparation:
         what, remedy = "checking X", ""
         if looked_for:
             what += f" and opening {' and '.join(looked_for)}"
-        if any(is_hub_id(str(v)) and not Path(v).is_dir() for v in by_name.values() if v != "fit"):
+        ids = [name for name in map(str, by_name.values()) if name != "fit" and is_hub_id(name)]
+        if not all(Path(name).is_dir() for name in ids):
             remedy = "; a folder needs no answer from the Hugging Face hub"
         raise ValueError(
             f"time_budget={budget!r} was over before training began: {what} took {spent:.1f} "
@@ -399,8 +422,10 @@ class LatentPreparation:
         masks = f"{p.label_prediction} {0 if palette is None else palette.n_classes}"
         budget = None if p.time_budget is None else float(p.time_budget)
         made = f"{seed} {size} {self._precision} {budget} {masks}"
-        key = digest_arrays(images, samples.weights, np.array(made))
-        autoencoder = None if folder is None else read_autoencoder(folder, key)
+        key, autoencoder = "", None
+        if folder is not None:
+            key = digest_arrays(images, samples.weights, np.array(made))
+            autoencoder = read_autoencoder(folder, key)
         if autoencoder is not None:
             return autoencoder
         if run.goes_on and run.has_checkpoints:
@@ -468,7 +493,7 @@ def _open_autoencoder(wanted: Any) -> ImageAutoencoder | None:
         return None
 
 
-def _is_same(asked: Any, now: Any) -> bool:
+def is_same_encoder(asked: Any, now: Any) -> bool:
     """Tell whether two values of an encoder's parameter name the same one."""
     if not isinstance(asked, (str, PathLike)) or not isinstance(now, (str, PathLike)):
         return asked is now

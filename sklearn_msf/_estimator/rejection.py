@@ -1,5 +1,6 @@
 """Rejection of uncertain predictions by a rule that is learned on calibration images."""
 
+import datetime
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ _SAME_TYPES: dict[str, tuple[type, ...]] = {
     "i": (Integral,),
     "u": (Integral,),
     "f": (Real,),
+    "M": (np.datetime64, datetime.date),
+    "m": (np.timedelta64, datetime.timedelta),
 }
+# Dtypes for labels that numpy would keep as objects of Python.
+_DATES = {"M": "M8", "m": "m8"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def mark_rejected(labels: np.ndarray, rejected: np.ndarray, reject_label: Any) -
     if reject_label is None:
         return np.ma.MaskedArray(labels, mask=rejected)
     # As an array with its own dtype, because unsigned labels cannot hold -1.
-    sentinel = np.asarray(reject_label)
+    sentinel = np.asarray(reject_label, dtype=_DATES.get(labels.dtype.kind))
     common = np.result_type(sentinel, labels)
     if labels.dtype.kind in "iu" and common.kind == "f":
         # No integer dtype can hold both.
@@ -237,5 +242,7 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
             f"reject_label={label!r} must be a label of the type of the classes {known}; "
             "without one rejected rows are masked."
         )
-    if label in known:
+    dates = _DATES.get(classes.dtype.kind)
+    # numpy's dates equal Python's only in some units.
+    if label in known or (dates is not None and (np.asarray(label, dates) == classes).any()):
         raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn_msf.data.parts import parts_of
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
+from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.training.checkpoints import stored_fingerprint
 
 __all__ = [
@@ -38,7 +38,7 @@ def precision_of_run(p: Parameters) -> str:
     """
     if p.precision != "auto" or p.checkpoint_dir is None:
         return str(p.precision)
-    precision = stored_fingerprint(Path(p.checkpoint_dir)).get("precision")
+    precision = stored_fingerprint(as_path("checkpoint_dir", p.checkpoint_dir)).get("precision")
     return str(precision) if precision in PRECISIONS else "auto"
 
 

@@ -24,7 +24,7 @@ _MAX_AUTO_VARIATIONS = 32
 _ENCODING_FRACTION = 0.5
 _N_TIMED = 16
 # File beside checkpoints with the number of variations that a time budget allowed.
-_FILE = "latents-number-of-variations.txt"
+_FILE = "latents-number-of-variations-{:08x}.txt"
 
 
 def count_flips(augment: str | None) -> int:
@@ -78,13 +78,15 @@ def count_variations(
     return n_variations
 
 
-def count_within_run(folder: Path | None, run: Run, measure: Callable[[], int]) -> int:
+def count_within_run(folder: Path | None, seed: int, run: Run, measure: Callable[[], int]) -> int:
     """Count the variations that the time allows; a run that goes on keeps its number.
 
     Parameters
     ----------
     folder : Path or None
         Folder with the checkpoints of the run.
+    seed : int
+        Seed of its variations: a run of another seed may use the same folder at the same time.
     run : Run
         The run.
     measure : callable
@@ -92,7 +94,7 @@ def count_within_run(folder: Path | None, run: Run, measure: Callable[[], int]) 
     """
     if folder is None:
         return measure()
-    noted = folder / _FILE
+    noted = folder / _FILE.format(seed)
     if run.goes_on:
         with suppress(OSError, ValueError):
             return max(1, int(noted.read_text(encoding="ascii")))

@@ -12,7 +12,22 @@ from sklearn_msf._evaluation.labels import as_labels, check_same_kind, label_ind
 from sklearn_msf._evaluation.validation import scaled_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["checked_weights", "class_weights", "indices_of_named", "relative_weights"]
+__all__ = [
+    "WHERE_NUMBERED",
+    "are_numbers_of_classes",
+    "checked_weights",
+    "class_weights",
+    "indices_of_named",
+    "relative_weights",
+]
+
+# Meta-estimators that pass y as the numbers of its classes.
+WHERE_NUMBERED = (
+    "Where scikit-learn fits on the numbers of classes (cross_val_predict with predict_proba, "
+    "VotingClassifier, StackingClassifier, BaggingClassifier, CalibratedClassifierCV with "
+    "'temperature' or ensemble=False)"
+)
+_IF_NUMBERED = f"{WHERE_NUMBERED}, pass class_weight='balanced' or sample_weight."
 
 # Largest number of images in an epoch for each sample: more repetitions teach little in the time of
 # an epoch, at whose ends the learning rate, checkpoints and callbacks are.
@@ -108,11 +123,20 @@ def class_weights(
     return per_class[indices]
 
 
+def are_numbers_of_classes(classes: np.ndarray) -> bool:
+    """Tell whether classes are 0 to K - 1, by which scikit-learn may have replaced labels."""
+    return classes.dtype.kind in "iu" and np.array_equal(classes, np.arange(len(classes)))
+
+
 def indices_of_named(class_weight: Mapping[Any, Any], classes: np.ndarray) -> np.ndarray:
     """Find the index of each class that `class_weight` names; -1 for those that y lacks."""
     names = list(class_weight)
     labels = as_labels("class_weight", names)
-    check_same_kind("class_weight", names, "y", classes)
+    try:
+        check_same_kind("class_weight", names, "y", classes)
+    except ValueError as error:
+        numbered = f" {_IF_NUMBERED}" if are_numbers_of_classes(classes) else ""
+        raise ValueError(f"{error}{numbered}") from error
     return label_indices(labels, classes)
 
 
@@ -143,9 +167,6 @@ def _weights_of_classes(class_weight: Mapping[Any, Any], classes: np.ndarray) ->
     if unknown and unnamed:
         raise ValueError(
             f"class_weight={class_weight!r} names {unknown}, which are not in y, and does not "
-            f"name {unnamed}, which are. Name the classes of y. Where scikit-learn fits on the "
-            "numbers of classes (cross_val_predict with predict_proba, VotingClassifier, "
-            "StackingClassifier, BaggingClassifier), pass class_weight='balanced' or "
-            "sample_weight."
+            f"name {unnamed}, which are. Name the classes of y. {_IF_NUMBERED}"
         )
     return values

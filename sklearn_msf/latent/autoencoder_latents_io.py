@@ -28,6 +28,8 @@ __all__ = [
 
 # Prefix of the autoencoder's tensors.
 _AUTOENCODER = "autoencoder"
+# Names of what it makes of a fixed image.
+_PROBES = {"latents": "probe", "images": "probe_image", "deviations": "probe_deviations"}
 
 
 def latents_to_plain(latents: AutoencoderLatents) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -40,7 +42,8 @@ def latents_to_plain(latents: AutoencoderLatents) -> tuple[dict[str, Any], dict[
     tensors |= {"shift": latents.shift, "scale": latents.scale}
     if latents.mask_codes is not None:
         tensors["mask_codes"] = latents.mask_codes
-    _, tensors["probe"] = latents.autoencoder.fingerprint()
+    for made, value in latents.autoencoder.probes().items():
+        tensors[_PROBES[made]] = value
     return {"autoencoder": metadata, "encoded_size": list(latents.size)}, tensors
 
 
@@ -88,7 +91,7 @@ def latents_from_plain(
     else:
         check_autoencoder(description, weights)
         autoencoder = known
-    _check_probe(autoencoder, tensors["probe"])
+    _check_probes(autoencoder, tensors)
     check_channels(image_format, autoencoder, encodes_masks=encodes_masks)
     factor, n_channels = autoencoder.factor, autoencoder.latent_channels
     if height % factor or width % factor:
@@ -126,12 +129,15 @@ def latents_from_state(described: list[Any], learned: dict[str, Any]) -> Autoenc
     return AutoencoderLatents(autoencoder, **{**learned, "size": tuple(learned["size"])})
 
 
-def _check_probe(autoencoder: ImageAutoencoder, wanted: Tensor) -> None:
-    """Refuse an autoencoder that encodes a fixed image to other latents."""
-    _, found = autoencoder.fingerprint()
-    if not is_same_output(found, wanted):
-        raise AutoencoderError(
-            "The autoencoder makes other latents than the one that the model was fitted with "
-            f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that one, "
-            "from_pretrained(folder, autoencoder=...)."
-        )
+def _check_probes(autoencoder: ImageAutoencoder, tensors: dict[str, Tensor]) -> None:
+    """Refuse an autoencoder that makes other latents or images of a fixed image."""
+    for made, found in autoencoder.probes().items():
+        name = _PROBES[made]
+        # Older files have the latents alone.
+        wanted = tensors[name] if made == "latents" else tensors.get(name)
+        if wanted is not None and not is_same_output(found, wanted):
+            raise AutoencoderError(
+                f"The autoencoder makes other {made} than the one that the model was fitted with "
+                f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that "
+                "one, from_pretrained(folder, autoencoder=...)."
+            )

@@ -40,6 +40,7 @@ from sklearn_msf.runtime.device import seeded_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
+    "MAX_SIZE",
     "as_autoencoder",
     "build_checked",
     "check_layout",
@@ -47,9 +48,9 @@ __all__ = [
     "open_hub_autoencoder",
 ]
 
-# Limits for the configuration in a file: factor of enlargement of a level, any integer.
+# Limits for the configuration in a file: any integer, factor of enlargement of a level.
+MAX_SIZE = 8192
 _MAX_UPSAMPLING = 128
-_MAX_SIZE = 8192
 # The two halves of an AutoencoderTiny, as its configuration calls them.
 _SIDES = ("encoder", "decoder")
 # Entries that a constructor adds to its configuration, but does not take.
@@ -240,7 +241,7 @@ def check_layout(kind: Any, config: Any, tensors: dict[str, Tensor]) -> None:
         if not _is_bounded(value):
             raise ArchiveError(
                 f"The autoencoder of the model has {name}={value!r}; integers from 0 to "
-                f"{_MAX_SIZE:,} can be opened."
+                f"{MAX_SIZE:,} can be opened."
             )
     if not 1 < config.get("upsampling_scaling_factor", 2) <= _MAX_UPSAMPLING:
         raise ArchiveError("The autoencoder of the model has an invalid layout.")
@@ -271,4 +272,4 @@ def _blocks(kind: str, config: dict[str, Any]) -> list[tuple[int, int]]:
 def _is_bounded(value: Any) -> bool:
     if isinstance(value, list):
         return all(_is_bounded(item) for item in value)
-    return not isinstance(value, int) or 0 <= value <= _MAX_SIZE
+    return not isinstance(value, int) or 0 <= value <= MAX_SIZE

@@ -22,6 +22,7 @@ from sklearn_msf.data.resizing import resize_images
 from sklearn_msf.exceptions import AutoencoderError
 from sklearn_msf.flow.label_codes import LabelCodes
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
+from sklearn_msf.latent.autoencoder_opening import MAX_SIZE
 from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.runtime.device import arithmetic, autocast, seeded_weights, to_channels_last
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -255,7 +256,8 @@ def layout_for(n_channels: int, size: tuple[int, int]) -> dict[str, Any]:
         "layers_per_block": 1,
         "latent_channels": _LATENT_CHANNELS,
         "norm_num_groups": 1,
-        "sample_size": max(size),
+        # diffusers reads it for tiles, which are not used here.
+        "sample_size": min(max(size), MAX_SIZE),
         "scaling_factor": 1.0,
         # Attention would see only short distances in the training crops, but all in whole images.
         "mid_block_add_attention": False,

@@ -5,6 +5,8 @@ has to be passed when the model is opened. Its weights are never copied into a f
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,16 +17,25 @@ from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_opening import as_backbone, open_hub_backbone
 from sklearn_msf.latent.frozen_network import copy_to_pickle, is_same_output
 from sklearn_msf.latent.model_files import is_licence
-from sklearn_msf.persistence.archives import ArchiveError, check_shapes
+from sklearn_msf.persistence.archives import (
+    UNEXPECTED_VALUE_ERRORS,
+    ArchiveError,
+    check_shapes,
+    read_archive,
+    write_archive,
+)
 from sklearn_msf.persistence.hub import is_commit, is_hub_id
 from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
     "features_from_plain",
     "features_from_state",
     "features_to_plain",
     "features_to_state",
+    "read_features",
+    "write_features",
 ]
 
 _PASS_IT = "pass that one, from_pretrained(folder, backbone=...)"
@@ -95,6 +106,37 @@ def features_from_plain(
     return BackboneFeatures(
         backbone, size, grid, tensors["mean"], tensors["scale"], tensors.get("components")
     )
+
+
+def write_features(folder: Path, key: str, features: BackboneFeatures) -> None:
+    """Save what was learned of features beside the checkpoints.
+
+    Principal components of nearly equal variance turn into each other, or change their sign, where
+    another machine rounds differently; a field goes on only with those that it was trained with.
+    """
+    plain, tensors = features_to_plain(features)
+    # As for checkpoints: a full disk is no reason to end the fit.
+    with suppress(OSError):
+        write_archive(folder, _name(key), tensors, plain)
+
+
+def read_features(
+    folder: Path, key: str, image_size: Sequence[int], backbone: ImageBackbone
+) -> BackboneFeatures | None:
+    """Read the features that were saved under a key; None if there are none, or damaged ones."""
+    try:
+        tensors, plain = read_archive(folder, _name(key))
+        return features_from_plain(plain, tensors, image_size, None, backbone)
+    except FileNotFoundError:
+        return None
+    # A changed file can hold any value in any place.
+    except UNEXPECTED_VALUE_ERRORS as error:
+        warn_user(f"The scaling of the features in {folder} is damaged and ignored: {error}")
+        return None
+
+
+def _name(key: str) -> str:
+    return f"features-{key}"
 
 
 def features_to_state(features: BackboneFeatures) -> dict[str, Any]:

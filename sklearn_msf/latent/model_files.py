@@ -82,8 +82,9 @@ def find_folder(kind: ModelKind, name: str | PathLike[str]) -> Path | None:
         For a path at which there is no folder.
     """
     path = os.fspath(name)
-    if Path(path).is_dir():
-        return Path(path)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
     if isinstance(name, PathLike) or not is_hub_id(path):
         raise kind.error(
             f"{kind.parameter}={name!r} is a path, and there is no such folder (the working "

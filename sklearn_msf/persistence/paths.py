@@ -8,7 +8,7 @@ __all__ = ["as_path"]
 
 
 def as_path(name: str, value: Any) -> Path:
-    """Turn what a user gave into a path.
+    """Turn what a user gave into a path; a leading ``~`` is the home folder.
 
     Parameters
     ----------
@@ -33,4 +33,4 @@ def as_path(name: str, value: Any) -> Path:
         raise TypeError(f"{name} must be a path, as str or Path, got {value!r}.")
     if not text:
         raise ValueError(f"{name} is empty: name a path, '.' for the working directory.")
-    return Path(text)
+    return Path(text).expanduser()
