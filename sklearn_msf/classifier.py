@@ -153,8 +153,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     calibration : {"temperature"} or None, default=None
         "temperature" divides the logits by one temperature. A second model is trained in the same
         way, but without a third of the training data, and the temperature is the one with which
-        this model has the smallest log loss on that third. The model itself is the same as with
-        None, trained on all data. fit takes 5/3 of the time; of a `time_budget` the model gets 3/5.
+        this model has the smallest log loss on that third (with a prior as weak as one image). The
+        model itself is the same as with None, trained on all data. fit takes 5/3 of the time; of a
+        `time_budget` the model gets 3/5.
         With `early_stopping`, or if fit gets `X_val`, the temperature is fitted on the validation
         part, without a second model; early stopping has chosen the weights on the same part, so
         that the probabilities are, if anything, too sure. With `warm_start` later calls without

@@ -323,8 +323,8 @@ def copying_check(
     flipped_axes : sequence of int, default=()
         Axes of the images along which training flipped them, as a field that memorises draws
         flipped copies too: (2,) for images (n, H, W) or (n, H, W, C) with ``augment="hflip"`` (or
-        "auto", from 8 px on), (1, 2) with "flip". A generated or held-out image counts with that
-        of its flips that is nearest to a training image.
+        "auto", from 8 px on), (1, 2) with "flip"; for volumes (3,) and (1, 2, 3). A generated or
+        held-out image counts with that of its flips that is nearest to a training image.
 
     Returns
     -------

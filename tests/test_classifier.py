@@ -1,8 +1,9 @@
+import copy
 import inspect
 import pickle
 import re
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,15 @@ def test_predictions_agree_with_each_other(fitted, digits):
     assert_array_equal(fitted.classes_[p.argmax(axis=1)], fitted.predict(X))
     np.testing.assert_allclose(fitted.predict_log_proba(X), np.log(p))
     assert_array_equal(fitted.decision_function(X), fitted.predict_log_proba(X))
+
+
+def test_log_probabilities_of_zeros_are_finite(fitted, digits):
+    sharp = copy.copy(fitted)
+    sharp.model_ = replace(fitted.model_, temperature=1e-3)
+    p, log_p = sharp.predict_proba(digits[0]), sharp.predict_log_proba(digits[0])
+    assert (p == 0).any()
+    assert np.isfinite(log_p).all()
+    assert log_p.min() == np.log(np.finfo(np.float64).tiny)
 
 
 def test_two_classes_have_one_decision_column(digits, make_classifier):

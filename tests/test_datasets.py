@@ -335,6 +335,16 @@ def test_unknown_names_sizes_and_splits_are_named(server):
         fetch_medmnist("toymnist", split="valid")
 
 
+def test_larger_images_have_their_own_file_address_and_checksum(server, tmp_path):
+    server.behaviours = ["good"]
+    server.entry["url_64"], server.entry["MD5_64"] = server.entry["url"], server.entry["MD5"]
+    server.entry["url"], server.entry["MD5"] = "http://127.0.0.1:9/none", "0" * 32
+    bunch = fetch_medmnist("toymnist", size=64, data_home=tmp_path)
+    assert bunch.filename == str(tmp_path / "toymnist_64.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["toymnist_64.npz"]
+    assert ", 64 px" in bunch.DESCR
+
+
 def test_several_labels_stay_columns(server, tmp_path):
     server.content, arrays = make_file(n_labels=4)
     server.entry["MD5"] = hashlib.md5(server.content).hexdigest()

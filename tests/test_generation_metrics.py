@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import ExtraTreesClassifier
 
 from sklearn_msf.generation_metrics import (
@@ -117,11 +118,31 @@ def test_training_on_real_images_scores_and_on_shuffled_labels_does_not(halves):
     assert classifier_accuracy_score(a, shuffled, b, b_labels, classifier=trees) < 0.3
 
 
+def test_the_score_is_the_balanced_accuracy_and_the_default_takes_nan():
+    most = DummyClassifier(strategy="most_frequent")
+    rows, real = np.zeros((4, 2)), np.zeros((10, 2))
+    score = classifier_accuracy_score(rows, [0, 0, 0, 1], real, [0] * 9 + [1], classifier=most)
+    assert score == 0.5
+    X = np.random.default_rng(0).random((40, 3))
+    y = X[:, 1] > 0.5
+    X[0, 0] = np.nan
+    assert classifier_accuracy_score(X, y, X, y) == 1
+
+
 def test_a_judge_sees_the_class_of_real_images(halves):
     a, labels, b, b_labels = halves
     judge = ExtraTreesClassifier(50, random_state=0).fit(a, labels)
     assert class_fidelity(judge, b, b_labels) > 0.9
     assert class_fidelity(judge, b, (b_labels + 1) % 10) < 0.1
+
+
+def test_distances_of_generated_and_of_held_out_images_are_told():
+    generated, training, held_out = [[0.0], [9.0]], [[1.0], [5.0], [50.0]], [[4.0], [30.0], [52.0]]
+    check = copying_check(generated, training, held_out, quantile=0.2)
+    assert check.generated.tolist() == [1, 4]
+    assert check.nearest.tolist() == [0, 1]
+    assert check.held_out.tolist() == [1, 20, 2]
+    assert check.quantile == 0.2
 
 
 @pytest.mark.parametrize("n_held_out", [19, 39, 99])

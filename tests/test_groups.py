@@ -148,6 +148,15 @@ def test_weights_of_the_validation_set_weigh_its_accuracy(make_classifier):
     assert classifier.history_[0]["validation_score"] == pytest.approx(score)
 
 
+def test_class_weights_weigh_the_validation_set_too(make_classifier):
+    classifier = make_classifier(early_stopping=True, max_epochs=1, class_weight={0: 1.0, 1: 9.0})
+    classifier.fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
+    right = classifier.predict(X_VAL) == Y_VAL
+    score = np.average(right, weights=np.where(Y_VAL == 1, 9.0, 1.0))
+    assert classifier.history_[0]["validation_score"] == pytest.approx(score)
+    assert score != pytest.approx(right.mean())
+
+
 def test_the_temperature_is_that_of_the_validation_set_without_a_second_model(
     make_classifier, monkeypatch
 ):

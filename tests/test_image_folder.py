@@ -426,6 +426,16 @@ def test_crop_keeps_the_middle_and_pad_keeps_everything(tmp_path):
     assert not padded[16:].any()
 
 
+def test_tall_images_are_cut_above_and_below_or_put_between_bars_at_the_sides():
+    thirds = np.repeat(np.array([50, 100, 200], np.uint8), 8)[None, :, None, None]
+    tall = np.repeat(thirds, 8, axis=2)
+    assert (fit_to_size(tall, (8, 8), "crop") == 100).all()
+    padded = fit_to_size(tall, (24, 24), "pad")[0]
+    np.testing.assert_array_equal(padded[:, 8:16], tall[0])
+    assert not padded[:, :8].any()
+    assert not padded[:, 16:].any()
+
+
 @pytest.mark.parametrize("pixels", [GRAY, DEEP, FLOATS], ids=["8", "16", "float"])
 def test_resizing_is_antialiased(tmp_path, pixels):
     high = pixels.max()

@@ -253,6 +253,21 @@ def test_a_class_weight_that_misses_a_class_and_names_another_is_refused(make_cl
         cross_val_predict(shifted, IMAGES, labels, cv=2, method="predict_proba")
 
 
+def test_labels_of_text_are_explained_where_scikit_learn_has_numbered_them(make_classifier):
+    labels = np.array(["a", "b"] * 20)
+    numbered = "Where scikit-learn fits on the numbers of classes"
+    weighted = make_classifier(class_weight={"a": 1, "b": 10})
+    with pytest.raises(ValueError, match=f"class_weight has labels .*{numbered}"):
+        cross_val_predict(weighted, IMAGES, labels, cv=2, method="predict_proba")
+    stopping = make_classifier(early_stopping=True)
+    validation = {"X_val": IMAGES, "y_val": labels}
+    with pytest.raises(ValueError, match=f"does not fit X, y: y has labels .*{numbered}"):
+        cross_val_predict(stopping, IMAGES, labels, cv=2, method="predict_proba", params=validation)
+    with pytest.raises(ValueError, match="does not fit X, y: y has labels") as caught:
+        stopping.fit(IMAGES, labels, X_val=IMAGES, y_val=np.arange(40) % 2)
+    assert numbered not in str(caught.value)
+
+
 def test_dates_of_pandas_are_dates_of_python_after_a_fit(make_classifier):
     days = pd.Series(pd.to_datetime(["2020-01-01", "2020-02-01"] * 20)).astype("M8[ns]")
     classifier = make_classifier(max_epochs=1).fit(IMAGES, days)

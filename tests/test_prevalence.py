@@ -122,6 +122,11 @@ def test_an_estimate_that_does_not_settle_is_warned_of(monkeypatch):
         ({"new_prior": None}, r"new_prior must be of shape \(2,\).*got \(\)"),
         ({"old_prior": [1, 0]}, "old_prior must be above 0 for each class"),
         ({"old_prior": [30, 70]}, "old_prior must be above 0.*with sum 1; got .* with sum 100"),
+        ({"old_prior": [0.5, 0.3]}, "old_prior must be above 0.*with sum 1; got .* with sum 0.8"),
+        (
+            {"new_prior": [0.9, 0.2]},
+            "new_prior must be at least 0.*with sum 1; got .* with sum 1.1",
+        ),
         ({"new_prior": [1.5, -0.5]}, "new_prior must be at least 0"),
         ({"new_prior": [np.nan, 0.5]}, "new_prior must be at least 0"),
         (

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import pickle
 import time
@@ -577,6 +578,9 @@ def test_the_mask_comes_with_masked_labels_too(fitted, digits):
         (np.array([0, 1, 2**63 + 1], dtype=np.uint64), -1),
         (np.array([0.5, 1.5, 2.5]), np.nan),
         (np.array(["a", "b", "c"], dtype=object), "other"),
+        (np.array(["2024-01", "2024-02", "2024-03"], dtype="M8[D]"), np.datetime64("1900-01-01")),
+        (np.array(["2024-01", "2024-02", "2024-03"], dtype="M8[s]"), np.datetime64("NaT")),
+        (np.array([1, 2, 3], dtype="m8[D]"), np.timedelta64(-1, "s")),
     ],
 )
 def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
@@ -587,6 +591,18 @@ def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
     )
     np.testing.assert_array_equal(answers[rejected], np.full(rejected.sum(), sentinel))
     np.testing.assert_array_equal(answers[~rejected], other.predict(digits[0])[~rejected])
+
+
+@pytest.mark.parametrize("sentinel", [datetime.date(1900, 1, 1), datetime.datetime(1900, 1, 1)])
+def test_a_date_of_python_stands_for_rejected_samples(fitted, digits, sentinel):
+    other = pickle.loads(pickle.dumps(fitted))
+    classes = np.array(["2024-01", "2024-02", "2024-03"], dtype="M8[s]")
+    other.model_ = replace(other.model_, classes=classes)
+    answers = other.predict_with_reject(digits[0], 0.5, reject_label=sentinel)
+    assert answers.dtype.kind == "M"
+    assert (answers == np.datetime64("1900-01-01")).sum() == len(answers) - len(answers) // 2
+    with pytest.raises(ValueError, match="is one of the classes"):
+        other.predict_with_reject(digits[0], 0.5, reject_label=np.datetime64("2024-02-01"))
 
 
 # Bad input

@@ -162,6 +162,20 @@ def test_what_is_typical_is_no_copy_and_what_is_nearly_a_training_image_is():
         augment_with_samples(Nearly(), X, y, n_per_class={"dark": 4})
 
 
+def test_what_is_as_far_as_training_images_are_from_each_other_is_no_copy():
+    levels = np.array([*range(0, 201, 10), 255], np.uint8)
+    X = np.broadcast_to(levels[:, None, None], (22, 4, 4)).copy()
+    y = np.array(["bright", "dark"] * 11)
+
+    class Between(Painter):
+        def sample(self, class_id, n_samples, **settings):
+            # 15 from the nearest, 25 from the second; nearly all training images are 10 apart.
+            return np.full((n_samples, 4, 4), 215, np.uint8)
+
+    kept, _ = augment_with_samples(Between(), X, y, n_per_class={"dark": 4})
+    assert len(kept) == 26
+
+
 def test_copies_are_found_among_training_images_that_are_there_twice(few_bright):
     X, y = few_bright
 

@@ -58,6 +58,8 @@ def test_the_curve_is_the_one_worked_by_hand():
         with pytest.raises(ValueError, match=r"coverage must be a number in \(0, 1\]"):
             curve.at(coverage)
     assert curve.at(0.75) == 1.0
+    # Less than one sample: the most certain one counts.
+    assert curve.at(0.1) == 1.0
 
 
 @given(
@@ -226,6 +228,13 @@ def test_coverage_at_a_risk_is_the_largest_of_a_threshold(rows, risk):
     assert coverage_at_risk(errors, uncertainty, risk=risk) == pytest.approx(
         max(reached, default=0.0)
     )
+
+
+def test_weights_of_the_coverage_at_a_risk_count_as_copies():
+    # With weights 3 and 1 the risk of all is 0.25; without, 0.5.
+    errors, uncertainty, weights = [0, 1], [0.1, 0.2], [3, 1]
+    assert coverage_at_risk(errors, uncertainty, risk=0.25, sample_weight=weights) == 1.0
+    assert coverage_at_risk(errors, uncertainty, risk=0.2, sample_weight=weights) == 0.75
 
 
 # Certified thresholds
