@@ -101,6 +101,25 @@ def test_the_speed_of_the_machine_is_measured_smoke(common):
     assert 0 < common.gemm_gflops(size=64, n_repeats=2) < np.inf
 
 
+def test_scores_are_of_the_split_that_they_name(accuracy, common, monkeypatch):
+    y, data = np.arange(8) % 2, {}
+    for split, n_wrong in {"train": 0, "val": 8, "test": 2}.items():
+        X = np.zeros((8, 8, 8), np.uint8)
+        X[:, 0, 0] = np.where(np.arange(8) < n_wrong, 1 - y, y)
+        data[split] = X, y
+
+    def train(task):
+        assert task.train is data["train"]
+        assert task.validation is data["val"]
+        return common.Trained(lambda X: np.eye(2)[X[:, 0, 0]])
+
+    system = replace(accuracy.COMPARED["defaults"], train=train)
+    monkeypatch.setitem(accuracy.COMPARED, "defaults", system)
+    monkeypatch.setattr(accuracy, "gemm_gflops", lambda: 150.0)
+    record = accuracy.run("defaults", "toy", data, 1.0, 0)
+    assert (record["val_acc"], record["test_acc"]) == (0.0, 75.0)
+
+
 def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
     record = {"dataset": "toy", "system": "defaults", "reference_seconds": 10, "gemm_gflops": 150}
     records = [
@@ -309,6 +328,24 @@ def test_simulated_certificates_hold_on_the_pool(uncertainty, monkeypatch):
     broken, certified = uncertainty.simulated_failures(errors, scores, 0.15, 0.9, 400, seed=0)
     assert broken <= 0.1
     assert certified > 0.5
+
+
+def test_a_certificate_that_does_not_hold_is_counted(uncertainty, monkeypatch):
+    monkeypatch.setattr(uncertainty, "N_SIMULATIONS", 5)
+    scores, errors = np.arange(100) / 100, np.arange(100) >= 50
+    # The first 58 have a risk of 8 / 58, the first 59 one of 9 / 59.
+    for threshold, found in ((scores[57], (0, 1)), (scores[58], (1, 1)), (None, (0, 0))):
+        monkeypatch.setattr(uncertainty, "certified_threshold", lambda *_, t=threshold, **__: t)
+        assert uncertainty.simulated_failures(errors, scores, 0.15, 0.9, 50, 0) == found
+
+
+def test_the_risk_is_certified_on_validation_images(uncertainty, monkeypatch):
+    monkeypatch.setattr(uncertainty, "N_SIMULATIONS", 5)
+    ones, zeros = np.ones(300), np.zeros(300)
+    model = SimpleNamespace(predict=lambda X: X, predict_uncertainty=lambda X: zeros)
+    data = {"val": (ones, ones), "test": (ones, zeros)}
+    found = uncertainty.certified(model, data, 0.05, 0)
+    assert (found["test_coverage"], found["test_risk"]) == (1.0, 1.0)
 
 
 def test_the_likelihood_of_a_field_at_rest_is_that_of_the_noise(unusual):

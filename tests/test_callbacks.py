@@ -245,3 +245,16 @@ def test_a_copy_shares_the_model(make_classifier):
     copied = copy.copy(classifier).set_params(n_draws=4)
     assert copied.model_ is classifier.model_
     assert classifier.n_draws != 4
+
+
+def test_callbacks_are_told_the_weights(make_classifier):
+    told, weights = [], np.linspace(1, 2, 24)
+
+    class Noting(Recorder):
+        def on_fit_task_end(self, estimator, context, *, metadata):
+            told.append(metadata)
+
+    make_classifier(max_epochs=1).set_callbacks(Noting()).fit(X, Y, sample_weight=weights)
+    assert len(told) == 2
+    for metadata in told:
+        np.testing.assert_array_equal(metadata["sample_weight"], weights)

@@ -9,10 +9,23 @@ from sklearn_msf.runtime.device import (
     worker_threads,
 )
 from sklearn_msf.runtime.torch_state import whole_float32
+from sklearn_msf.training import batches
 
 
 def test_auto_is_a_device_of_this_machine():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cuda")
+
+
+def test_images_of_less_than_half_of_the_free_memory_are_kept_on_a_gpu(monkeypatch):
+    images = torch.zeros(100, dtype=torch.uint8)
+    for free, fits in ((201, True), (200, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**9))
+        assert batches._fits(images, torch.device("cuda")) == fits
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5, "meta!"])

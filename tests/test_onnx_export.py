@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -135,6 +136,35 @@ def test_the_service_of_the_examples_answers_and_abstains_without_torch(
     wanted = classifier.predict_with_reject(RGB, reject_label="abstains")
     assert [line.split()[1] for line in done.stdout.splitlines()] == wanted.tolist()
     assert (wanted == "abstains").sum() == 12
+
+
+@pytest.mark.parametrize(
+    ("rule", "abstains"),
+    [
+        ({"threshold": None}, [True, True]),
+        ({"threshold": 0.5}, [False, True]),
+        (None, [False, False]),
+    ],
+    ids=["nothing certified", "threshold", "no rule"],
+)
+def test_the_service_answers_only_what_is_certified(exported, rule, abstains):
+    service = runpy.run_path(str(SERVICE))["Service"](exported)
+    p, uncertainty = np.full((2, 3), 1 / 3, np.float32), np.array([0.1, np.nan])
+    service.session = SimpleNamespace(run=lambda *_: (p, uncertainty))
+    service.metadata["rejection"] = rule
+    assert service(RGB[:2])[1].tolist() == abstains
+
+
+@pytest.mark.parametrize("kind", ["draws", "distance"])
+def test_other_uncertainties_are_those_of_the_estimator(classifier, tmp_path, kind):
+    other = copy.copy(classifier)
+    other.rejection_ = replace(classifier.rejection_, kind=kind)
+    other.export_onnx(tmp_path / "m.onnx")
+    session, metadata = session_of(tmp_path / "m.onnx")
+    _, found = session.run(None, {"images": RGB})
+    np.testing.assert_allclose(found, classifier.predict_uncertainty(RGB, kind), atol=1e-4)
+    assert metadata["uncertainty"] == kind
+    assert np.ptp(found) > 0
 
 
 def test_the_service_refuses_images_of_another_kind(exported):

@@ -1,4 +1,6 @@
+import copy
 import warnings
+from dataclasses import replace
 
 import matplotlib
 import matplotlib.figure
@@ -6,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_classifier
+from sklearn.base import BaseEstimator
 from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -280,6 +283,60 @@ def test_real_and_nearest_images_stand_beside_the_generated_ones(fitted, digits)
     generated, nearest = (display.blocks[name] for name in list(display.blocks)[1:])
     best = np.linalg.norm((generated[2, 0] - X / 16).reshape(len(X), -1), axis=1).argmin()
     np.testing.assert_allclose(nearest[2, 0] * 16, X[best])
+
+
+def test_the_nearest_image_may_be_a_mirror_image_and_blocks_have_their_titles(
+    fitted, digits, monkeypatch
+):
+    X, y = digits
+    mirrored = copy.copy(fitted)
+    mirrored.model_ = replace(fitted.model_, flipped_axes=(-1,))
+    monkeypatch.setattr(type(fitted), "sample", lambda *_, **__: np.flip(X[:3], 2))
+    display = SampleGridDisplay.from_estimator(mirrored, X=X, y=y, n_columns=1)
+    np.testing.assert_allclose(display.blocks["nearest training image"][:, 0] * 16, X[:3])
+    titles = [label.get_text() for label in display.ax_.get_xticklabels()]
+    assert titles == ["real", "generated", "nearest training image"]
+
+
+def test_a_trajectory_shows_the_images_of_its_times_and_a_grid_is_guided(fitted):
+    asked = {"n_steps": 4, "guidance": 1.0, "random_state": 3}
+    images, _, _ = fitted.sample_trajectory("two", **asked)
+    display = TrajectoryDisplay.from_estimator(fitted, "two", n_columns=3, **asked)
+    for column, step in enumerate((0, 2, 4)):
+        drawn = display.axes_[0, column].get_images()[0].get_array()
+        np.testing.assert_allclose(drawn[..., 0], images[step] / 16)
+    grid = SampleGridDisplay.from_estimator(fitted, n_columns=1, n_steps=2, guidance=1.0)
+    wanted = fitted.sample(n_steps=2, guidance=1.0, random_state=0) / 16
+    np.testing.assert_allclose(grid.blocks["generated"][:, 0], wanted)
+
+
+class Told(BaseEstimator):
+    """Answers and uncertainties are the columns of X."""
+
+    classes_ = np.array([0, 1])
+
+    def fit(self, X, y):
+        return self
+
+    def predict(self, X):
+        return X[:, 0].astype(int)
+
+    def predict_uncertainty(self, X):
+        return X[:, 1]
+
+    def predict_with_reject(self, X, coverage):
+        return np.ma.MaskedArray(self.predict(X))
+
+
+def test_weights_reach_the_displays_of_an_estimator():
+    X, y = np.array([[0, 0.1], [1, 0.2], [0, 0.3], [1, 0.4]]), np.array([0, 1, 1, 0])
+    weights = [1, 3, 2, 5]
+    for display in DISPLAYS:
+        drawn = display.from_estimator(Told(), X, y, sample_weight=weights)
+        same = display.from_predictions(y, X[:, 0], X[:, 1], sample_weight=weights)
+        assert drawn.aurc == same.aurc
+    matrix = RejectionConfusionMatrixDisplay.from_estimator(Told(), X, y, sample_weight=weights)
+    assert matrix.confusion_matrix.tolist() == [[1, 5, 0], [2, 3, 0]]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_torchrun_starts_them_and_a_run_goes_on_with_another_number(tmp_path):
         np.testing.assert_allclose(together[name], value, rtol=2e-3, atol=2e-3)
 
 
+def test_only_the_first_process_writes_and_shows_progress(tmp_path):
+    codes, errors = run_together(tmp_path, "writes")
+    assert codes == [0, 0], errors
+    assert [(tmp_path / f"run-{rank}").exists() for rank in (0, 1)] == [True, False]
+    assert ["loss=" in error for error in errors] == [True, False]
+
+
 def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
     codes, errors = run_together(tmp_path, "time")
     assert codes == [0, 0], errors

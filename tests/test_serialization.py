@@ -90,6 +90,16 @@ def test_a_folder_has_weights_plain_data_and_a_card(saved):
     assert "a, bb, ccc" in card
 
 
+def test_the_card_says_what_the_model_was_trained_on(tmp_path):
+    classifier = tiny_classifier(max_epochs=2).fit(X, LABELS["strings"])
+    classifier.save_pretrained(tmp_path)
+    card = " ".join((tmp_path / "README.md").read_text().split())
+    n_parameters = sum(p.numel() for p in classifier.model_.field.parameters())
+    assert f"{2 * len(X):,} images seen, last loss {classifier.loss_curve_[-1]:.4g}" in card
+    assert f"Parameters: {n_parameters:,}" in card
+    assert "uint8 in [0, 255]" in card
+
+
 @pytest.mark.parametrize("image_weight", [0.5, 0])
 def test_the_card_of_a_continued_model_says_that_it_has_the_last_call_only(tmp_path, image_weight):
     settings = {"max_epochs": 2, "image_weight": image_weight, "classification_fraction": 0.5}

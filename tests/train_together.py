@@ -42,6 +42,7 @@ KINDS = {
         "batch_size": 2,
     },
     "early stopping": {"early_stopping": True},
+    "writes": {"verbose": 1, "checkpoint_every": 1},
     "latents": {},
     "joint latents": {"time_shift": 3.0},
     "part": {},
@@ -105,6 +106,8 @@ def settings_of(kind, rank, folder):
     settings = {**COMMON, **KINDS[kind]}
     if kind in ("cut off", "goes on", "tiny batches"):
         settings |= {"checkpoint_dir": folder / "checkpoints", "checkpoint_every": 1}
+    if kind == "writes":
+        settings["checkpoint_dir"] = folder / f"run-{rank}"
     if kind == "other parameters":
         settings["dropout"] = 0.2 + 0.1 * rank
     if kind == "bad parameter" and rank == 1:
