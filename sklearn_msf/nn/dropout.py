@@ -46,7 +46,9 @@ class Dropout(nn.Module):
         if not self.training or not self.p or (n_rows == 0 and self.part is None):
             return h
         if n_rows is not None and n_rows < len(h):
-            return torch.cat([self(h[:n_rows]), h[n_rows:]])
+            # Gradients of a split are joined in one pass; those of slices are added to zeros.
+            dropped, others = h.split([n_rows, len(h) - n_rows])
+            return torch.cat([self(dropped), others])
         n_zero = min(255, max(1, round(256 * self.p)))
         if torch.compiler.is_compiling():
             # A compiler knows the global generator only, and joins torch's dropout to its kernels.
