@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
@@ -204,7 +203,7 @@ loss_curve_, rejection_, hub_source_
                     f"{name}={value!r} is not that of the fit, {of_fit!r}, and files name one of "
                     f"them: set it back, set_params({name}=...), or fit anew."
                 )
-            if isinstance(value, PathLike) and not Path(value).expanduser().is_absolute():
+            if isinstance(value, PathLike) and not os.path.isabs(os.path.expanduser(value)):
                 # As text it could be an id on the hub, which a path never is.
                 parameters[name] = os.path.join(os.curdir, value)
             elif not isinstance(value, (str, PathLike, type(None))):
@@ -262,8 +261,8 @@ loss_curve_, rejection_, hub_source_
         ValueError
             For files that were cut off, changed or exchanged, for a model of another class, for a
             `revision` of a folder, and for an autoencoder that cannot be opened, makes other
-            latents than the original one, or is passed although the files contain it. The same for
-            a backbone, and for one whose weights have changed since.
+            latents or images than the original one, or is passed although the files contain it. The
+            same for a backbone, and for one whose weights have changed since.
         ImportError
             If the model needs diffusers, transformers or huggingface_hub and it is not installed.
         """

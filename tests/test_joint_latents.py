@@ -261,7 +261,7 @@ def test_a_run_that_goes_on_keeps_its_principal_components(tmp_path, monkeypatch
     np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
     (kept,) = tmp_path.glob("features-*.safetensors")
     kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="is damaged and ignored"):
+    with pytest.warns(UserWarning, match="scaling of the features .* is damaged"):
         again = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
     np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
 

@@ -267,7 +267,7 @@ def test_latents_of_held_out_images_are_those_of_a_prediction(monkeypatch):
     classifier = tiny_latent_classifier(**settings, calibration="temperature").fit(X, Y)
     ((space, rows, inputs),) = kept
     assert len(inputs) == len(rows) > 4
-    expected = space.inputs(rows, classifier.model_.device, "float32")
+    expected = space.inputs(rows, classifier.model_.device, "float32", classifier.model_.flips(3))
     for flip in classifier.model_.flips(3):
         found = inputs.batch(1, 4, flip)
         torch.testing.assert_close(found, expected.batch(1, 4, flip), rtol=2e-3, atol=2e-3)
@@ -583,6 +583,36 @@ def test_an_autoencoder_that_decodes_to_other_images_is_refused(tmp_path):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=Brighter())
 
 
+class Silent(torch.nn.Module):
+    encode = Averages.encode
+    gain = 1.0
+
+    def decode(self, latents):
+        raise NotImplementedError
+
+
+class Noisy(torch.nn.Module, Averages):
+    def decode(self, latents):
+        return super().decode(latents) + torch.randn(1)
+
+
+@pytest.mark.parametrize("autoencoder", [Silent(), Noisy()])
+def test_an_autoencoder_that_only_classifies_can_be_saved(tmp_path, autoencoder):
+    classifier = tiny_latent_classifier(autoencoder=autoencoder).fit(X, Y)
+    classifier.save_pretrained(tmp_path)
+    opened = LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=autoencoder)
+    np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_labels_are_checked_before_images_are_encoded(monkeypatch):
+    classifier = tiny_latent_classifier(autoencoder=Averages()).fit(X, Y)
+    monkeypatch.setattr(Averages, "encode", None)
+    with pytest.raises(ValueError, match="y_cal must be of shape"):
+        classifier.fit_reject(X, Y[:-1], target_risk=0.5)
+    with pytest.raises(ValueError, match="to_class must be one class"):
+        classifier.counterfactual(X, ["a", "b"])
+
+
 def test_a_model_whose_parameter_names_another_autoencoder_is_not_saved(tmp_path):
     first = Averages()
     classifier = tiny_latent_classifier(autoencoder=first).fit(X, Y)
@@ -621,10 +651,12 @@ def test_a_run_without_its_autoencoder_does_not_go_on(short_fitting, tmp_path):
         tiny_latent_classifier(**settings).fit(X, Y)
 
 
-def test_only_the_first_process_writes_the_autoencoder(short_fitting, tmp_path, monkeypatch):
+def test_only_the_first_process_writes_what_it_prepared(short_fitting, tmp_path, monkeypatch):
     monkeypatch.setattr(ProcessGroup, "is_first", False)
-    tiny_latent_classifier(autoencoder="fit", checkpoint_dir=tmp_path).fit(X, Y)
-    assert not list(tmp_path.glob("autoencoder*"))
+    settings = {"autoencoder": "fit", "augment": "hflip+affine", "time_budget": 60.0}
+    settings |= {"backbone": TinyBackbone(), "max_epochs": 1, "checkpoint_dir": tmp_path}
+    tiny_latent_classifier(**settings).fit(X, Y)
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_know_what_is_in_a_folder(tmp_path):

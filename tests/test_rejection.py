@@ -603,6 +603,10 @@ def test_a_date_of_python_stands_for_rejected_samples(fitted, digits, sentinel):
     assert (answers == np.datetime64("1900-01-01")).sum() == len(answers) - len(answers) // 2
     with pytest.raises(ValueError, match="is one of the classes"):
         other.predict_with_reject(digits[0], 0.5, reject_label=np.datetime64("2024-02-01"))
+    other.model_ = replace(other.model_, classes=classes.astype("M8[ns]"))
+    for beyond in (datetime.date(9999, 12, 31), np.datetime64("0001-01-01")):
+        with pytest.raises(ValueError, match="beyond what the dtype of the classes"):
+            other.predict_with_reject(digits[0], 0.5, reject_label=beyond)
 
 
 # Bad input

@@ -295,7 +295,7 @@ def test_an_untrained_image_branch_does_not_sample(make_classifier, digits, name
 def test_there_and_back_under_one_class_gives_the_image(fitted, digits):
     X = digits[0][:6]
     # Over latents what the autoencoder itself makes of the image.
-    model, inputs, _ = fitted._checked(X)
+    model, inputs, _ = fitted._prepared(X)
     made = model.space.images(inputs.batch(0, 6))
     wanted = fitted.model_.image_format.from_tensor(made)
     coarse, fine = (np.abs(fitted.reconstruct(X, n_steps=n) - wanted).mean() for n in (4, 32))

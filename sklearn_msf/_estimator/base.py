@@ -59,12 +59,14 @@ from sklearn_msf._estimator.serialization import (
 )
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf._evaluation.validation import check_fraction
+from sklearn_msf.data.on_demand import RowsOnDemand
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.model.classification import (
     ClassificationSettings,
     Prediction,
     classify,
     images_a_pass,
+    inputs_of,
     predict,
 )
 from sklearn_msf.model.denoising_error import typicality
@@ -380,7 +382,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         UserWarning
             For images that may be on another scale.
         """
-        model, inputs, settings = self._checked(X)
+        model, inputs, settings = self._prepared(X)
         return _labels(model, predict(model, inputs, settings, "margin"))
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -516,26 +518,28 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             As :meth:`predict`.
         """
         self._generating_model("score_samples")
-        model, inputs, settings = self._checked(X)
+        model, inputs, settings = self._prepared(X)
         labels = classify(model, inputs, settings).class_indices
         return typicality(model, inputs, labels, settings.precision, images_a_pass(model))
 
     @standard_torch()
-    def _checked(self, X: Any) -> tuple[FittedModel, FieldInputs, ClassificationSettings]:
-        """Check the parameters, and X against the images of fit; prepare X for the field."""
+    def _checked(self, X: Any) -> tuple[FittedModel, RowsOnDemand, ClassificationSettings]:
+        """Check the parameters, and X against the images of fit."""
         check_is_fitted(self)
         model = self.model_
         settings = classification_settings(self._parameters(), model.device)
         label_prediction = model.field.layout.label_prediction
         check_steps(settings.ode, label_prediction, generates=model.generates)
-        rows = check_prediction_rows(self, X, model.image_format)
-        flips = model.flips(settings.n_draws)
-        inputs = model.space.inputs(rows, model.device, settings.precision, flips)
-        return model, inputs, settings
+        return model, check_prediction_rows(self, X, model.image_format), settings
+
+    def _prepared(self, X: Any) -> tuple[FittedModel, FieldInputs, ClassificationSettings]:
+        """Check the parameters and X, and prepare X for the field."""
+        model, rows, settings = self._checked(X)
+        return model, inputs_of(model, rows, settings), settings
 
     def _predict(self, X: Any, kind: str = "margin") -> Prediction:
         """Check X and classify it, and add what a kind of uncertainty needs."""
-        return predict(*self._checked(X), kind)
+        return predict(*self._prepared(X), kind)
 
     def _checked_kind(self, kind: Any) -> str:
         """Return `kind`, or refuse one that is unknown or that this model cannot compute."""
@@ -664,10 +668,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         self._checked_kind(kind)
         check_is_fitted(self)
         target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
-        model, inputs, settings = self._checked(X_cal)
-        calibration = check_calibration(y_cal, groups, model, len(inputs), target)
+        model, rows, settings = self._checked(X_cal)
+        calibration = check_calibration(y_cal, groups, model, len(rows), target)
         self.rejection_ = learn_rule(
-            predict(model, inputs, settings, kind),
+            predict(model, inputs_of(model, rows, settings), settings, kind),
             calibration,
             kind,
             prediction_parameters(self._parameters()),
@@ -742,7 +746,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         if kind is None:
             kind = "margin" if learned is None else learned.kind
         self._checked_kind(kind)
-        model, inputs, of_prediction = self._checked(X)
+        model, inputs, of_prediction = self._prepared(X)
         if rule is not None:
             warn_of_precision(rule, of_prediction.precision)
         prediction = predict(model, inputs, of_prediction, kind)
@@ -945,7 +949,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             unknown solver, and for a model that makes no images as in :meth:`sample`.
         """
         ode = sampling_ode(self._sampling_model("reconstruct"), n_steps, ode_solver, 0.0)
-        model, inputs, settings = self._checked(X)
+        model, inputs, settings = self._prepared(X)
         sources = classify(model, inputs, settings).class_indices
         return change_class(model, inputs, sources, sources, ode)
 
@@ -998,13 +1002,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         ode = sampling_ode(generating, n_steps, ode_solver, guidance)
         asked = as_labels("to_class", to_class)
         indices = class_indices("to_class", asked.ravel(), self.classes_)
-        model, inputs, settings = self._checked(X)
-        if asked.shape not in ((), (len(inputs),)):
+        model, rows, settings = self._checked(X)
+        if asked.shape not in ((), (len(rows),)):
             raise ValueError(
-                f"to_class must be one class, or one for each of the {len(inputs)} images; "
+                f"to_class must be one class, or one for each of the {len(rows)} images; "
                 f"got an array of shape {asked.shape}."
             )
         self._warn_of_few_images(generating)
+        inputs = inputs_of(model, rows, settings)
         sources = classify(model, inputs, settings).class_indices
         targets = np.broadcast_to(indices, sources.shape)
         return change_class(model, inputs, sources, targets, ode)

@@ -1,6 +1,6 @@
 """Preparation of a fit over latents: open or train the encoders, encode the images once."""
 
-import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -242,16 +242,14 @@ class LatentPreparation:
         image_size = space.image_format.size
         size = self._size_for_backbone(space, backbone)
         check_resized_size("encoded_size", size, image_size)
-        features, folder = None, self._folder
         assert self._origin is not None
-        made = f"{backbone.digest_of_weights()} {size} {self._origin.variation_seed}"
-        key = hashlib.sha256(made.encode()).hexdigest()[:16]
+        features, folder, seed = None, self._folder, self._origin.variation_seed
         if folder is not None and run.goes_on:
-            features = read_features(folder, key, image_size, backbone)
+            features = read_features(folder, seed, image_size, backbone)
         if features is None:
             features = learn_features(images, backbone, size, self._precision)
             if folder is not None and run.is_first:
-                write_features(folder, key, features)
+                write_features(folder, seed, features)
         if space.latents is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)
@@ -497,8 +495,11 @@ def is_same_encoder(asked: Any, now: Any) -> bool:
     """Tell whether two values of an encoder's parameter name the same one."""
     if not isinstance(asked, (str, PathLike)) or not isinstance(now, (str, PathLike)):
         return asked is now
-    if isinstance(asked, str) and isinstance(now, str):
-        return asked == now
-    # A Path is a folder, and never one of the words that are no names.
-    is_word = any(isinstance(value, str) and value in ("auto", "fit") for value in (asked, now))
-    return not is_word and Path(asked) == Path(now)
+    if asked == now:
+        return True
+    # A Path is always a folder; a text may be a word or an id on the hub, and a folder too.
+    texts = [value for value in (asked, now) if isinstance(value, str)]
+    is_word = any(text in ("auto", "fit") for text in texts)
+    if is_word or (len(texts) == 2 and any(map(is_hub_id, texts))):
+        return False
+    return Path(os.path.expanduser(asked)) == Path(os.path.expanduser(now))

@@ -243,6 +243,15 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
             "without one rejected rows are masked."
         )
     dates = _DATES.get(classes.dtype.kind)
+    if dates is not None:
+        label_as_date = np.asarray(label, dates)
+        common = label_as_date.astype(np.result_type(label_as_date, classes))
+        # In nanoseconds numpy counts from 1678 to 2262, and beyond begins anew.
+        if common.astype(label_as_date.dtype) != label_as_date and not np.isnat(label_as_date):
+            raise ValueError(
+                f"reject_label={label!r} is beyond what the dtype of the classes, {classes.dtype}, "
+                "can hold: choose a date nearer to them."
+            )
     # numpy's dates equal Python's only in some units.
-    if label in known or (dates is not None and (np.asarray(label, dates) == classes).any()):
+    if label in known or (dates is not None and (label_as_date == classes).any()):
         raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")

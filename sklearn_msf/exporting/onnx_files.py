@@ -26,7 +26,12 @@ from sklearn_msf.exporting.graphs import (
 )
 from sklearn_msf.exporting.image_conversion import native_dtype
 from sklearn_msf.flow.ode_solver import Evaluation, OdeSettings
-from sklearn_msf.model.classification import ClassificationSettings, Prediction, predict
+from sklearn_msf.model.classification import (
+    ClassificationSettings,
+    Prediction,
+    inputs_of,
+    predict,
+)
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.sampling import image_noise, sample
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
@@ -113,9 +118,7 @@ def export_classifier(
 
     def predictions(X: np.ndarray, settings: ClassificationSettings) -> Prediction:
         rows = RowsOnDemand(X.reshape(len(X), -1))
-        flips = model.flips(settings.n_draws)
-        inputs = model.space.inputs(rows, model.device, settings.precision, flips)
-        return predict(model, inputs, settings, kind)
+        return predict(model, inputs_of(model, rows, settings), settings, kind)
 
     def compare(run: Callable[..., list[np.ndarray]], n: int) -> None:
         X = _random_images(model.image_format, n)

@@ -28,8 +28,6 @@ __all__ = [
 
 # Prefix of the autoencoder's tensors.
 _AUTOENCODER = "autoencoder"
-# Names of what it makes of a fixed image.
-_PROBES = {"latents": "probe", "images": "probe_image", "deviations": "probe_deviations"}
 
 
 def latents_to_plain(latents: AutoencoderLatents) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -42,8 +40,10 @@ def latents_to_plain(latents: AutoencoderLatents) -> tuple[dict[str, Any], dict[
     tensors |= {"shift": latents.shift, "scale": latents.scale}
     if latents.mask_codes is not None:
         tensors["mask_codes"] = latents.mask_codes
-    for made, value in latents.autoencoder.probes().items():
-        tensors[_PROBES[made]] = value
+    _, tensors["probe"] = latents.autoencoder.fingerprint()
+    decoded = latents.autoencoder.decoded_fixed_image()
+    if decoded is not None:
+        tensors["probe_image"] = decoded
     return {"autoencoder": metadata, "encoded_size": list(latents.size)}, tensors
 
 
@@ -130,14 +130,20 @@ def latents_from_state(described: list[Any], learned: dict[str, Any]) -> Autoenc
 
 
 def _check_probes(autoencoder: ImageAutoencoder, tensors: dict[str, Tensor]) -> None:
-    """Refuse an autoencoder that makes other latents or images of a fixed image."""
-    for made, found in autoencoder.probes().items():
-        name = _PROBES[made]
-        # Older files have the latents alone.
-        wanted = tensors[name] if made == "latents" else tensors.get(name)
-        if wanted is not None and not is_same_output(found, wanted):
-            raise AutoencoderError(
-                f"The autoencoder makes other {made} than the one that the model was fitted with "
-                f"({tuple(found.shape)} and {tuple(wanted.shape)}, or other values): pass that "
-                "one, from_pretrained(folder, autoencoder=...)."
-            )
+    """Refuse an autoencoder that makes other latents of a fixed image, or decodes them otherwise.
+
+    Older files have the latents alone, as have those of autoencoders that do not decode.
+    """
+    _, latents = autoencoder.fingerprint()
+    _check_same("latents", latents, tensors["probe"])
+    if "probe_image" in tensors:
+        _check_same("images", autoencoder.decoded_fixed_image(), tensors["probe_image"])
+
+
+def _check_same(made: str, found: Tensor | None, wanted: Tensor) -> None:
+    if found is None or not is_same_output(found, wanted):
+        shapes = f"{None if found is None else tuple(found.shape)} and {tuple(wanted.shape)}"
+        raise AutoencoderError(
+            f"The autoencoder makes other {made} than the one that the model was fitted with "
+            f"({shapes}, or other values): pass that one, from_pretrained(folder, autoencoder=...)."
+        )

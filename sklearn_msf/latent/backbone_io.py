@@ -5,7 +5,6 @@ has to be passed when the model is opened. Its weights are never copied into a f
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,8 @@ __all__ = [
     "write_features",
 ]
 
+# What comes of a file that is missing.
+_ANEW = "a run that goes on measures it anew, which on another machine may give other components"
 _PASS_IT = "pass that one, from_pretrained(folder, backbone=...)"
 
 
@@ -108,35 +109,47 @@ def features_from_plain(
     )
 
 
-def write_features(folder: Path, key: str, features: BackboneFeatures) -> None:
+def write_features(folder: Path, seed: int, features: BackboneFeatures) -> None:
     """Save what was learned of features beside the checkpoints.
 
     Principal components of nearly equal variance turn into each other, or change their sign, where
     another machine rounds differently; a field goes on only with those that it was trained with.
+    The seed of the run is in the name, because another one may use the same folder.
     """
     plain, tensors = features_to_plain(features)
-    # As for checkpoints: a full disk is no reason to end the fit.
-    with suppress(OSError):
-        write_archive(folder, _name(key), tensors, plain)
+    try:
+        write_archive(folder, _name(seed), tensors, plain)
+    except OSError as error:
+        warn_user(
+            f"The scaling of the features could not be written to {folder} ({error}): {_ANEW}."
+        )
 
 
 def read_features(
-    folder: Path, key: str, image_size: Sequence[int], backbone: ImageBackbone
+    folder: Path, seed: int, image_size: Sequence[int], backbone: ImageBackbone
 ) -> BackboneFeatures | None:
-    """Read the features that were saved under a key; None if there are none, or damaged ones."""
+    """Read the features that a run with a seed has saved; None if there are none, or damaged ones.
+
+    Raises
+    ------
+    BackboneError
+        If they are those of another backbone.
+    """
     try:
-        tensors, plain = read_archive(folder, _name(key))
+        tensors, plain = read_archive(folder, _name(seed))
         return features_from_plain(plain, tensors, image_size, None, backbone)
     except FileNotFoundError:
         return None
+    except BackboneError:
+        raise
     # A changed file can hold any value in any place.
-    except UNEXPECTED_VALUE_ERRORS as error:
-        warn_user(f"The scaling of the features in {folder} is damaged and ignored: {error}")
+    except (OSError, *UNEXPECTED_VALUE_ERRORS) as error:
+        warn_user(f"The scaling of the features in {folder} is damaged ({error}): {_ANEW}.")
         return None
 
 
-def _name(key: str) -> str:
-    return f"features-{key}"
+def _name(seed: int) -> str:
+    return f"features-{seed:08x}"
 
 
 def features_to_state(features: BackboneFeatures) -> dict[str, Any]:

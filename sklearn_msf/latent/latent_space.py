@@ -189,8 +189,8 @@ class LatentSpace:
     ) -> FieldInputs:
         """Prepare images that are encoded batch by batch, when a batch is needed.
 
-        On a CPU as many as take little memory are encoded now: a batch of the field runs on one
-        core, and may hold all of them.
+        On a CPU images whose latents take little memory are encoded now, a few on each core: a
+        batch of the field runs on one core, and may hold all of them.
         """
         n_bytes = len(rows) * len(flips) * math.prod(self.shape) * torch.float32.itemsize
         if device.type == "cpu" and n_bytes <= _BYTES_KEPT:

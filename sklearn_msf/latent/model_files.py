@@ -82,7 +82,7 @@ def find_folder(kind: ModelKind, name: str | PathLike[str]) -> Path | None:
         For a path at which there is no folder.
     """
     path = os.fspath(name)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         return folder
     if isinstance(name, PathLike) or not is_hub_id(path):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_msf.data.on_demand import RowsOnDemand
 from sklearn_msf.flow.label_codes import MaskReader
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
@@ -28,7 +29,14 @@ from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
 
-__all__ = ["ClassificationSettings", "Prediction", "classify", "images_a_pass", "predict"]
+__all__ = [
+    "ClassificationSettings",
+    "Prediction",
+    "classify",
+    "images_a_pass",
+    "inputs_of",
+    "predict",
+]
 
 # Size of a forward pass in samples, where each draw of an image counts: larger passes are not
 # faster. The size does not depend on the number of images, but it is smaller for larger images, to
@@ -91,6 +99,15 @@ class Prediction:
     def class_indices(self) -> np.ndarray:
         """Index of the most probable class of each image, shape (n,)."""
         return self.probabilities.argmax(axis=1)
+
+
+@standard_torch()
+def inputs_of(
+    model: FittedModel, rows: RowsOnDemand, settings: ClassificationSettings
+) -> FieldInputs:
+    """Prepare images, (n, n_features), and those of their flips that the draws see."""
+    flips = model.flips(settings.n_draws)
+    return model.space.inputs(rows, model.device, settings.precision, flips)
 
 
 @standard_torch()

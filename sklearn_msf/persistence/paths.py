@@ -33,4 +33,4 @@ def as_path(name: str, value: Any) -> Path:
         raise TypeError(f"{name} must be a path, as str or Path, got {value!r}.")
     if not text:
         raise ValueError(f"{name} is empty: name a path, '.' for the working directory.")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
