@@ -166,7 +166,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Fraction of the samples to hold out for early stopping, in (0, 1).
     n_iter_no_change : int, default=10
         Number of epochs without better validation accuracy after which early stopping ends
-        training. This also ends the training of generation, which takes longer.
+        training; those of the first tenth of `max_epochs`, in which the learning rate rises, do
+        not count. This also ends the training of generation, which takes longer.
     n_draws : int, default=2
         Number of draws that are averaged for a prediction, each with its own mask noise. If
         training flipped images, draws see the flips in turn: with "hflip" every second one the
@@ -181,7 +182,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         ODE solver for classification. With ``label_prediction="posterior"`` the last step is the
         same for all solvers.
     warm_start : bool, default=False
-        Whether fit continues from the weights of the previous call.
+        Whether fit continues from the weights of the previous call. It runs a whole schedule of
+        `max_epochs` again, and ``max_epochs="auto"`` counts the images of this call alone: for a
+        few new images set `max_epochs`, and a lower `learning_rate`.
     checkpoint_dir : str or Path, default=None
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
         moment and is called again with the same data and parameters, by the same version of this

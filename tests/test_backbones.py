@@ -761,6 +761,12 @@ def test_large_images_of_a_batch_are_in_memory_a_few_at_a_time(monkeypatch):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_folder_of_the_hubs_cache_is_told_from_that_of_a_model(tmp_path):
+    (tmp_path / "snapshots" / COMMIT).mkdir(parents=True)
+    with pytest.raises(BackboneError, match="is a folder of the hub's cache: pass that of a commi"):
+        open_backbone(tmp_path)
+
+
 def test_integer_buffers_of_a_folder_stay_integers(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"index": torch.arange(3), "weight": torch.ones(2).half()}, path)

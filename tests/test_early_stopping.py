@@ -14,18 +14,31 @@ def set_weights(field, value):
             parameter.fill_(value)
 
 
-def told(best, field, scores):
+def told(best, field, scores, rates=None):
     """Tell of epochs whose weights are their numbers; returns the answers."""
-    answers = []
+    answers, history = [], []
     for epoch, score in enumerate(scores, start=1):
         set_weights(field, float(epoch))
-        answers.append(best.ends_with({"validation_score": score}, field))
+        rate = 1 / epoch if rates is None else rates[epoch - 1]
+        history.append({"validation_score": score, "learning_rate": rate})
+        answers.append(best.ends_with(history, field))
     return answers
 
 
 def test_waiting_ends_after_so_many_epochs_without_a_better_score(make_tiny_field):
     answers = told(BestWeights(2), make_tiny_field(), [0.1, 0.5, 0.5, 0.6, 0.4, 0.6])
     assert answers == [False, False, False, False, False, True]
+
+
+def test_epochs_in_which_the_learning_rate_rises_are_not_waited_for(make_tiny_field):
+    scores, rates = [0.7] * 6, [0.1, 0.2, 0.3, 0.4, 0.3, 0.2]
+    answers = told(BestWeights(2), make_tiny_field(), scores, rates)
+    assert answers == [False, False, False, False, False, True]
+    # The first of equal scores has the best weights, wherever it was.
+    best, field = BestWeights(2), make_tiny_field()
+    told(best, field, scores, rates)
+    best.restore(field)
+    assert all((parameter == 1.0).all() for parameter in field.parameters())
 
 
 def test_the_best_weights_come_back(make_tiny_field):
@@ -130,7 +143,7 @@ def test_the_fraction_to_hold_out_may_be_a_number_of_numpy(make_classifier):
 def test_without_scores_nothing_happens(make_tiny_field):
     field, best = make_tiny_field(), BestWeights(1)
     set_weights(field, 3.0)
-    assert not best.ends_with({"loss": 1.0}, field)
+    assert not best.ends_with([{"loss": 1.0}], field)
     best.restore(field)
     assert all((parameter == 3.0).all() for parameter in field.parameters())
 
@@ -139,7 +152,9 @@ def test_a_loaded_run_waits_for_as_long_as_the_first_would_have(make_tiny_field)
     first, second, field = BestWeights(2), BestWeights(2), make_tiny_field()
     told(first, field, [0.5, 0.4])
     second.load(first.tensors(), first.metadata())
-    assert told(second, field, [0.3]) == [True]
+    history = [{"learning_rate": rate} for rate in (3.0, 2.0, 1.0)]
+    history[-1]["validation_score"] = 0.3
+    assert second.ends_with(history, field)
     second.restore(field)
     assert all((parameter == 1.0).all() for parameter in field.parameters())
 

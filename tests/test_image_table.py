@@ -269,6 +269,15 @@ def test_a_column_that_was_meant_is_not_ignored(images, tmp_path, name, meant, i
         load_image_folder(images, labels=frame)
 
 
+@pytest.mark.parametrize("name", ["patient_id", "PatientID", "Subject"])
+def test_a_column_of_patients_that_is_not_the_group_is_warned_of(images, name):
+    patients = ["p1", "p1", "p2"]
+    with pytest.warns(UserWarning, match=f"{name!r}, which is ignored: call it 'group'"):
+        load_image_folder(images, labels=table(**{name: patients}))
+    bunch = load_image_folder(images, labels=table(**{name: patients, "group": patients}))
+    assert bunch.groups.tolist() == patients
+
+
 def test_another_column_may_be_named_alike_beside_the_one_that_counts(images):
     frame = table(label=["ill", "well", "ill"], labels=["a", "b", "c"])
     assert load_image_folder(images, labels=frame).target.tolist() == ["ill", "well", "ill"]

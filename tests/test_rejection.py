@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import fitted_classifier
 from sklearn import config_context
@@ -603,10 +604,18 @@ def test_a_date_of_python_stands_for_rejected_samples(fitted, digits, sentinel):
     assert (answers == np.datetime64("1900-01-01")).sum() == len(answers) - len(answers) // 2
     with pytest.raises(ValueError, match="is one of the classes"):
         other.predict_with_reject(digits[0], 0.5, reject_label=np.datetime64("2024-02-01"))
-    other.model_ = replace(other.model_, classes=classes.astype("M8[ns]"))
-    for beyond in (datetime.date(9999, 12, 31), np.datetime64("0001-01-01")):
-        with pytest.raises(ValueError, match="beyond what the dtype of the classes"):
-            other.predict_with_reject(digits[0], 0.5, reject_label=beyond)
+    # In nanoseconds it would not go beside the last class.
+    other.model_ = replace(other.model_, classes=np.append(classes[:2], np.datetime64("9999-01")))
+    in_ns = np.datetime64("1900-01-01", "ns")
+    answers, rejected = other.predict_with_reject(
+        digits[0], 0.5, reject_label=in_ns, return_mask=True
+    )
+    assert set(answers[~rejected]) <= set(other.classes_)
+    missing = other.predict_with_reject(digits[0], 0.5, reject_label=pd.NaT)
+    np.testing.assert_array_equal(np.isnat(missing), rejected)
+    other.model_ = replace(other.model_, classes=np.array([1, 2, 3], dtype="m8[D]"))
+    with pytest.raises(ValueError, match="have no common unit of time"):
+        other.predict_with_reject(digits[0], 0.5, reject_label=np.timedelta64(1, "Y"))
 
 
 # Bad input

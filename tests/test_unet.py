@@ -296,7 +296,7 @@ def test_gradients_pass_where_dropout_kept():
 @pytest.mark.parametrize("n_spatial_dims", [2, 3])
 def test_constants_act_as_images_of_one_colour(n_spatial_dims, patch_size, multiple, monkeypatch):
     """On a GPU the channels are padded to a multiple of 8."""
-    monkeypatch.setattr(convolution, "_CHANNELS_MULTIPLE", {"cpu": multiple})
+    monkeypatch.setattr(convolution, "_channels_multiple", lambda z: multiple)
     torch.manual_seed(0)
     settings = {"channel_mult": (1,), "n_blocks": 1, "patch_size": patch_size}
     unet = UNet(5, 2, channels=8, n_spatial_dims=n_spatial_dims, **settings)

@@ -263,7 +263,7 @@ def predict_with_fresh_noise(
     The estimator's own predictions have the same noise for all images, so that they do not depend
     on each other; the published code draws it anew for each, and its spread is over that.
     """
-    model, inputs, settings = estimator._checked(X)
+    model, inputs, settings = estimator._prepared(X)
     reader = model.space.reader(model.field.codes, settings.label_decoding)
     generator = torch.Generator().manual_seed(seed)
     batch_size = 64 if max(model.space.shape[1:]) <= 64 else 8

@@ -59,7 +59,7 @@ OF_FEATURES = ("n_features_in_", "feature_names_in_")
 
 
 class _OtherLabelsError(ValueError):
-    """Labels are of another kind than the known classes."""
+    """Labels are not among the known classes, which may be their numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,7 +427,9 @@ def _checked_classes(present: np.ndarray, classes: np.ndarray | None) -> np.ndar
         raise _OtherLabelsError(str(error)) from error
     unknown = present[label_indices(present, classes) < 0]
     if len(unknown):
-        raise ValueError(
+        # Numbers of classes begin with 0; others are labels as they are.
+        kind = ValueError if 0 in present.tolist() else _OtherLabelsError
+        raise kind(
             f"y has labels {unknown.tolist()} that are not among the classes {classes.tolist()}."
         )
     return classes

@@ -224,7 +224,7 @@ class LatentPreparation:
         if autoencoder is not None:
             space = self._with_latents(space, images, autoencoder.to(self._device))
         if backbone is not None:
-            space = self._with_features(space, images, backbone.to(self._device), run)
+            space = self._with_features(space, samples, backbone.to(self._device), run)
         return space
 
     def _with_latents(
@@ -237,19 +237,23 @@ class LatentPreparation:
         return replace(space, latents=latents)
 
     def _with_features(
-        self, space: LatentSpace, images: ImagesOnDemand, backbone: ImageBackbone, run: Run
+        self, space: LatentSpace, samples: TrainingSamples, backbone: ImageBackbone, run: Run
     ) -> LatentSpace:
         image_size = space.image_format.size
         size = self._size_for_backbone(space, backbone)
         check_resized_size("encoded_size", size, image_size)
         assert self._origin is not None
-        features, folder, seed = None, self._folder, self._origin.variation_seed
+        features, folder, key = None, self._folder, ""
+        if folder is not None:
+            made = f"{backbone.digest_of_weights()} {size} {self._origin.variation_seed}"
+            key = digest_arrays(samples.images, samples.weights, np.array(made))
         if folder is not None and run.goes_on:
-            features = read_features(folder, seed, image_size, backbone)
+            features = read_features(folder, key, image_size, backbone)
         if features is None:
+            images = samples.images_of_an_epoch
             features = learn_features(images, backbone, size, self._precision)
             if folder is not None and run.is_first:
-                write_features(folder, seed, features)
+                write_features(folder, key, features)
         if space.latents is not None:
             features = features.on_grid(space.shape[1:])
         return replace(space, features=features)

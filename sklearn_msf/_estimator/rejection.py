@@ -11,6 +11,7 @@ import numpy as np
 
 from sklearn_msf._estimator.parameters import Parameters, affecting
 from sklearn_msf._estimator.risk_target import checked_target
+from sklearn_msf._evaluation.labels import has_finer_unit, is_missing
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.nn.precision import PRECISIONS
 from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS, ArchiveError
@@ -37,8 +38,6 @@ _SAME_TYPES: dict[str, tuple[type, ...]] = {
     "M": (np.datetime64, datetime.date),
     "m": (np.timedelta64, datetime.timedelta),
 }
-# Dtypes for labels that numpy would keep as objects of Python.
-_DATES = {"M": "M8", "m": "m8"}
 
 
 @dataclass(frozen=True)
@@ -219,9 +218,10 @@ def mark_rejected(labels: np.ndarray, rejected: np.ndarray, reject_label: Any) -
     if reject_label is None:
         return np.ma.MaskedArray(labels, mask=rejected)
     # As an array with its own dtype, because unsigned labels cannot hold -1.
-    sentinel = np.asarray(reject_label, dtype=_DATES.get(labels.dtype.kind))
+    kind = labels.dtype.kind
+    sentinel = _as_date(reject_label, kind) if kind in "mM" else np.asarray(reject_label)
     common = np.result_type(sentinel, labels)
-    if labels.dtype.kind in "iu" and common.kind == "f":
+    if kind in "iu" and common.kind == "f":
         # No integer dtype can hold both.
         common = np.dtype(object)
     return np.where(rejected, sentinel.astype(common), labels.astype(common))
@@ -242,16 +242,32 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
             f"reject_label={label!r} must be a label of the type of the classes {known}; "
             "without one rejected rows are masked."
         )
-    dates = _DATES.get(classes.dtype.kind)
-    if dates is not None:
-        label_as_date = np.asarray(label, dates)
-        common = label_as_date.astype(np.result_type(label_as_date, classes))
-        # In nanoseconds numpy counts from 1678 to 2262, and beyond begins anew.
-        if common.astype(label_as_date.dtype) != label_as_date and not np.isnat(label_as_date):
-            raise ValueError(
-                f"reject_label={label!r} is beyond what the dtype of the classes, {classes.dtype}, "
-                "can hold: choose a date nearer to them."
-            )
-    # numpy's dates equal Python's only in some units.
-    if label in known or (dates is not None and (label_as_date == classes).any()):
+    is_known = _is_date_of(label, classes) if classes.dtype.kind in "mM" else label in known
+    if is_known:
         raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")
+
+
+def _as_date(label: Any, kind: str) -> np.ndarray:
+    """Convert a date, "M", or a duration, "m", in no finer unit than the classes have."""
+    if is_missing(label):
+        return np.array("NaT", f"{kind}8[us]")
+    value = np.asarray(label, f"{kind}8")
+    # numpy counts nanoseconds from 1678 to 2262, and beyond begins anew in silence.
+    return value.astype(f"{kind}8[us]") if has_finer_unit(value.dtype) else value
+
+
+def _is_date_of(label: Any, classes: np.ndarray) -> bool:
+    """Tell whether a label is one of the classes; refuse one that no dtype holds beside them."""
+    try:
+        value = _as_date(label, classes.dtype.kind)
+        common = np.result_type(value, classes)
+        kept = [array.astype(common).astype(array.dtype) == array for array in (value, classes)]
+        holds_both = np.isnat(value) or all(same.all() for same in kept)
+    except TypeError:  # Years and months have no number of days.
+        holds_both = False
+    if not holds_both:
+        raise ValueError(
+            f"reject_label={label!r} and the classes, {classes.dtype}, have no common unit of "
+            "time: give it in theirs, and near them."
+        )
+    return bool((value == classes).any())

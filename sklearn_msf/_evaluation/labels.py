@@ -17,6 +17,7 @@ __all__ = [
     "check_same_kind",
     "check_unmasked",
     "differing_labels",
+    "has_finer_unit",
     "is_missing",
     "label_column",
     "label_indices",
@@ -52,9 +53,14 @@ def as_labels(name: str, values: Any) -> np.ndarray:
             "out."
         )
     check_one_kind(name, values)
-    if labels.dtype.kind in "mM" and np.datetime_data(labels.dtype)[0] in _FINER_UNITS:
+    if labels.dtype.kind in "mM" and has_finer_unit(labels.dtype):
         labels = labels.astype(f"{labels.dtype.kind}8[us]")
     return labels
+
+
+def has_finer_unit(dtype: np.dtype) -> bool:
+    """Tell whether dates or durations are in a finer unit than microseconds."""
+    return np.datetime_data(dtype)[0] in _FINER_UNITS
 
 
 def label_column(name: str, values: Any) -> np.ndarray:

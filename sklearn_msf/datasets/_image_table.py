@@ -20,11 +20,14 @@ from sklearn_msf.datasets._folder_contents import (
 )
 from sklearn_msf.datasets._image_reading import Sample
 from sklearn_msf.persistence.paths import as_path
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["table_contents"]
 
 _COLUMNS = ("file", "label", "group", "volume")
 # What programs write for a missing value in a CSV file, in lower case. "none" may be a class.
+# What columns are called that should be the group, without "_" and in lower case.
+_PATIENTS = {"patient", "patientid", "patientnumber", "subject", "subjectid"}
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 
 
@@ -155,6 +158,11 @@ def _check_file_column(names: list[str]) -> None:
             raise ValueError(
                 f"labels has a column {name!r}, which would be ignored: call it {meant!r}, or "
                 "leave it out."
+            )
+        if meant.replace("_", "").replace(" ", "") in _PATIENTS and "group" not in names:
+            warn_user(
+                f"labels has a column {name!r}, which is ignored: call it 'group' if fit is to "
+                "keep the images of a patient together."
             )
 
 

@@ -10,9 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_msf.exporting.image_conversion import exact, from_field, to_field
-from sklearn_msf.flow.velocity_field import VelocityField
+from sklearn_msf.flow.velocity_field import ClassPosteriorField, VelocityField
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.model.fitted_model import FittedModel
+from sklearn_msf.nn.convolution import (
+    InputConvolution,
+    convolve_with_constants,
+    summed_weights,
+)
 from sklearn_msf.nn.unet import GroupNorm
 
 __all__ = [
@@ -35,7 +40,7 @@ def for_graphs(model: FittedModel) -> FittedModel:
     autoencoder = getattr(space, "autoencoder", None)
     if autoencoder is not None and isinstance(autoencoder.module, nn.Module):
         _make_upsampling_plain(autoencoder.module)
-    return replace(model, field=_with_plain_norms(field), space=space)
+    return replace(model, field=_with_plain_layers(field), space=space)
 
 
 class _PlainGroupNorm(nn.Module):
@@ -60,7 +65,29 @@ class _PlainGroupNorm(nn.Module):
         return h * (1 + scale[spatial]) + shift[spatial]
 
 
-def _with_plain_norms(field: VelocityField) -> VelocityField:
+class _SummedConvolution(nn.Module):
+    """The first convolution with the summed weights of the mask as a constant of the graph."""
+
+    weight: Tensor
+
+    def __init__(self, convolution: InputConvolution, n_constants: int, n_folded: int):
+        super().__init__()
+        n_channels = convolution.weight.shape[1] - n_constants * n_folded
+        weight = summed_weights(convolution.weight.detach(), n_channels, n_constants)
+        self.register_buffer("weight", weight.contiguous())
+        self.bias = convolution.bias
+
+    def forward(self, z: Tensor, constant: Tensor) -> Tensor:
+        """Map z, (n, C, H, W), and constants, (n, C'), to (n, C_out, H, W)."""
+        return convolve_with_constants(z, constant, self.weight, self.bias)
+
+
+def _with_plain_layers(field: VelocityField) -> VelocityField:
+    first = field.unet.conv_in
+    if isinstance(field, ClassPosteriorField):
+        n_folded = field.unet.patch_size ** (first.weight.ndim - 2)
+        summed = _SummedConvolution(first, field.codes.n_channels, n_folded)
+        setattr(field.unet, "conv_in", summed)  # noqa: B010
     for parent in list(field.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, GroupNorm):

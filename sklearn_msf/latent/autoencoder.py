@@ -33,6 +33,7 @@ from sklearn_msf.latent.frozen_network import (
     update_digest,
 )
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
 __all__ = [
     "AUTOENCODER_CLASSES",
@@ -162,8 +163,12 @@ class ImageAutoencoder(FrozenNetwork):
         """Decode the latents of a fixed image; None if they cannot be decoded, or at random."""
         latents = self._probe().mean
         try:
-            first, second = (self.decode(latents).cpu() for _ in range(2))
-        except Exception:  # Whatever an object of the user's raises that only classifies.
+            # The user's generator stays where it is.
+            with torch.random.fork_rng(devices=[]):
+                first, second = (self._decode(latents).cpu() for _ in range(2))
+        except Exception as error:  # Whatever an object of the user's raises that only classifies.
+            if is_out_of_memory(error):
+                raise
             return None
         return first if is_same_output(first, second) else None
 
@@ -194,7 +199,7 @@ class ImageAutoencoder(FrozenNetwork):
             update_digest(digest, self.module, self.module.state_dict())
         else:
             encoded = self._probe()
-            for value in (*encoded, self.decode(encoded.mean)):
+            for value in (*encoded, self.decoded_fixed_image()):
                 digest.update(b"" if value is None else value.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -109,16 +109,15 @@ def features_from_plain(
     )
 
 
-def write_features(folder: Path, seed: int, features: BackboneFeatures) -> None:
+def write_features(folder: Path, key: str, features: BackboneFeatures) -> None:
     """Save what was learned of features beside the checkpoints.
 
     Principal components of nearly equal variance turn into each other, or change their sign, where
     another machine rounds differently; a field goes on only with those that it was trained with.
-    The seed of the run is in the name, because another one may use the same folder.
     """
     plain, tensors = features_to_plain(features)
     try:
-        write_archive(folder, _name(seed), tensors, plain)
+        write_archive(folder, _name(key), tensors, plain)
     except OSError as error:
         warn_user(
             f"The scaling of the features could not be written to {folder} ({error}): {_ANEW}."
@@ -126,30 +125,23 @@ def write_features(folder: Path, seed: int, features: BackboneFeatures) -> None:
 
 
 def read_features(
-    folder: Path, seed: int, image_size: Sequence[int], backbone: ImageBackbone
+    folder: Path, key: str, image_size: Sequence[int], backbone: ImageBackbone
 ) -> BackboneFeatures | None:
-    """Read the features that a run with a seed has saved; None if there are none, or damaged ones.
-
-    Raises
-    ------
-    BackboneError
-        If they are those of another backbone.
-    """
+    """Read the features that were saved under a key; None if there are none, or damaged ones."""
     try:
-        tensors, plain = read_archive(folder, _name(seed))
+        tensors, plain = read_archive(folder, _name(key))
         return features_from_plain(plain, tensors, image_size, None, backbone)
     except FileNotFoundError:
         return None
-    except BackboneError:
-        raise
     # A changed file can hold any value in any place.
     except (OSError, *UNEXPECTED_VALUE_ERRORS) as error:
         warn_user(f"The scaling of the features in {folder} is damaged ({error}): {_ANEW}.")
         return None
 
 
-def _name(seed: int) -> str:
-    return f"features-{seed:08x}"
+def _name(key: str) -> str:
+    """Name the files: a run of another seed, or on other images, has others."""
+    return f"features-{key}"
 
 
 def features_to_state(features: BackboneFeatures) -> dict[str, Any]:

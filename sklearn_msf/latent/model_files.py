@@ -132,9 +132,15 @@ def fetch_model(
 def read_json(kind: ModelKind, name: str, path: Path) -> dict[str, Any]:
     """Read an object of JSON, such as a configuration."""
     if not path.is_file():
+        of_cache = ""
+        if path.with_name("snapshots").is_dir():
+            of_cache = (
+                " It is a folder of the hub's cache: pass that of a commit inside of its folder "
+                "snapshots, copied with what its links lead to."
+            )
         raise kind.error(
             f"{kind.parameter}={name!r} is a folder without {path.name}: it holds no "
-            f"{kind.parameter} that {kind.library} saved. {kind.ways_out}"
+            f"{kind.parameter} that {kind.library} saved.{of_cache} {kind.ways_out}"
         )
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:

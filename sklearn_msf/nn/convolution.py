@@ -8,12 +8,18 @@ from torch.nn import functional as F
 
 from sklearn_msf.runtime.tensor_axes import align_axes, channels_last
 
-__all__ = ["CONVOLUTIONS", "INPUT_CONVOLUTIONS", "Conv3d", "convolve_volumes"]
+__all__ = [
+    "CONVOLUTIONS",
+    "INPUT_CONVOLUTIONS",
+    "Conv3d",
+    "InputConvolution",
+    "convolve_volumes",
+    "convolve_with_constants",
+    "summed_weights",
+]
 
 # Side of the kernels.
 _SIDE = 3
-# Tensor cores want multiples of so many channels; on a CPU padding to them only takes time.
-_CHANNELS_MULTIPLE = {"cuda": 8}
 
 
 def convolve_volumes(h: Tensor, weight: Tensor, bias: Tensor | None, **settings: Any) -> Tensor:
@@ -49,7 +55,7 @@ class Conv3d(nn.Conv3d):
         return convolve_volumes(h, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
-class _InputConvolution(nn.Module):
+class InputConvolution(nn.Module):
     """Convolution of an image, and of values that are the same at all of its pixels.
 
     The weights are those of a convolution of both as images, folded into patches. All pixels of a
@@ -64,28 +70,46 @@ class _InputConvolution(nn.Module):
         """Map z, (n, C, H, W), and constants, (n, C'), to (n, C_out, H, W)."""
         weight = self.weight
         if constant is not None:
-            n, n_z, *size = z.shape
-            n_constant = constant.shape[1]
-            of_constant = weight[:, n_z:].unflatten(1, (n_constant, -1)).sum(dim=2)
-            weights = [weight[:, :n_z], of_constant]
-            n_missing = -(n_z + n_constant) % _CHANNELS_MULTIPLE.get(z.device.type, 1)
-            if n_missing:
-                weights.append(weight.new_zeros(len(weight), n_missing, *weight.shape[2:]))
-                constant = F.pad(constant, (0, n_missing))
-            weight = torch.cat(weights, dim=1)
-            constant = align_axes(constant.to(z.dtype), z)
-            z = torch.cat([z, constant.expand(n, -1, *size)], dim=1)
-        z = z.contiguous(memory_format=channels_last(z.ndim))
-        if z.ndim == 4:
-            return F.conv2d(z, weight, self.bias, padding=1)
-        return convolve_volumes(z, weight, self.bias, padding=1)
+            weight = summed_weights(weight, z.shape[1], constant.shape[1])
+        return convolve_with_constants(z, constant, weight, self.bias)
 
 
-class _InputConvolution2d(_InputConvolution, nn.Conv2d):
+def summed_weights(weight: Tensor, n_channels: int, n_constants: int) -> Tensor:
+    """Sum the weights of each constant, which come after those of the other input channels."""
+    of_constants = weight[:, n_channels:].unflatten(1, (n_constants, -1)).sum(dim=2)
+    return torch.cat([weight[:, :n_channels], of_constants], dim=1)
+
+
+def convolve_with_constants(
+    z: Tensor, constant: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Convolve z, (n, C, H, W), and constants, (n, C'), with weights for C + C' channels."""
+    if constant is not None:
+        missing = -weight.shape[1] % _channels_multiple(z)
+        if missing:
+            weight = torch.cat(
+                [weight, weight.new_zeros(len(weight), missing, *weight.shape[2:])], 1
+            )
+            constant = F.pad(constant, (0, missing))
+        constant = align_axes(constant.to(z.dtype), z)
+        z = torch.cat([z, constant.expand(z.shape[0], -1, *z.shape[2:])], dim=1)
+    layout = channels_last(z.ndim)
+    z, weight = z.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+    if z.ndim == 4:
+        return F.conv2d(z, weight, bias, padding=1)
+    return convolve_volumes(z, weight, bias, padding=1)
+
+
+def _channels_multiple(z: Tensor) -> int:
+    """Return the multiple of channels that kernels want: tensor cores 8 of 16 bits."""
+    return 8 if z.device.type == "cuda" and z.element_size() == 2 else 1
+
+
+class _InputConvolution2d(InputConvolution, nn.Conv2d):
     """Of images."""
 
 
-class _InputConvolution3d(_InputConvolution, nn.Conv3d):
+class _InputConvolution3d(InputConvolution, nn.Conv3d):
     """Of volumes."""
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,8 @@ class BestWeights:
     Parameters
     ----------
     n_iter_no_change : int
-        Epochs without a better score after which training stops.
+        Epochs without a better score after which training stops. Those in which the learning rate
+        rises do not count: many scores are still that of the largest class, and so equal.
     """
 
     def __init__(self, n_iter_no_change: int):
@@ -27,16 +29,18 @@ class BestWeights:
         self._n_worse = 0
         self._weights: dict[str, Tensor] = {}
 
-    def ends_with(self, epoch_log: dict[str, Any], average: VelocityField) -> bool:
-        """Take the score of an epoch into account, and return whether training should stop."""
-        score = epoch_log.get("validation_score")
+    def ends_with(self, history: Sequence[Mapping[str, Any]], average: VelocityField) -> bool:
+        """Take the score of the last epoch into account, and return whether to stop training."""
+        score = history[-1].get("validation_score")
         if score is None:
             return False
         self._n_worse += 1
         if score > self._score:
             self._score, self._n_worse = score, 0
             self._weights = copy.deepcopy(average.state_dict())
-        return self._n_worse >= self._patience
+        rates = [epoch_log["learning_rate"] for epoch_log in history]
+        n_since_peak = len(rates) - 1 - rates.index(max(rates))
+        return min(self._n_worse, n_since_peak) >= self._patience
 
     @property
     def are_older(self) -> bool:

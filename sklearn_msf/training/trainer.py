@@ -305,7 +305,7 @@ class Trainer:
                 self.was_ended = callback is not None and self._ends_by(callback)
                 ends += [
                     epoch + 1 >= settings.max_epochs,
-                    self._best is not None and self._best.ends_with(epoch_log, self.average),
+                    self._best is not None and self._best.ends_with(self.history, self.average),
                     self.was_ended,
                 ]
             self.budget.end_pause(self.budget.elapsed - start)
