@@ -242,7 +242,7 @@ def check_reject_label(label: Any, classes: np.ndarray) -> None:
             f"reject_label={label!r} must be a label of the type of the classes {known}; "
             "without one rejected rows are masked."
         )
-    is_known = _is_date_of(label, classes) if classes.dtype.kind in "mM" else label in known
+    is_known = _is_known_date(label, classes) if classes.dtype.kind in "mM" else label in known
     if is_known:
         raise ValueError(f"reject_label={label!r} is one of the classes {known}: choose another.")
 
@@ -256,8 +256,8 @@ def _as_date(label: Any, kind: str) -> np.ndarray:
     return value.astype(f"{kind}8[us]") if has_finer_unit(value.dtype) else value
 
 
-def _is_date_of(label: Any, classes: np.ndarray) -> bool:
-    """Tell whether a label is one of the classes; refuse one that no dtype holds beside them."""
+def _is_known_date(label: Any, classes: np.ndarray) -> bool:
+    """Tell whether a date is one of the classes; refuse one that no dtype holds beside them."""
     try:
         value = _as_date(label, classes.dtype.kind)
         common = np.result_type(value, classes)

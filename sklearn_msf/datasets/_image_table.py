@@ -25,9 +25,9 @@ from sklearn_msf.runtime.user_warnings import warn_user
 __all__ = ["table_contents"]
 
 _COLUMNS = ("file", "label", "group", "volume")
-# What programs write for a missing value in a CSV file, in lower case. "none" may be a class.
 # What columns are called that should be the group, without "_" and in lower case.
 _PATIENTS = {"patient", "patientid", "patientnumber", "subject", "subjectid"}
+# What programs write for a missing value in a CSV file, in lower case. "none" may be a class.
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 
 
