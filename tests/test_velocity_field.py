@@ -46,7 +46,7 @@ class SureUNet(nn.Module):
         self.times = []
         self.image = torch.zeros(len(logits), 1, *SIZE) if image is None else image
 
-    def encode(self, z, t, n_dropped=None):
+    def encode(self, z, t, n_dropped=None, constant=None):
         self.times.append(t[0].item())
         features = self.logits[:, :, None, None]
         return SimpleNamespace(features=features, rows=lambda start, stop: None)
