@@ -178,8 +178,8 @@ def fit(
 
     held_out = None
     if unseen is not None:
-        kept_inputs = partial(model.space.kept_inputs, unseen.rows, model.device)
-        held_out = _held_out(p, model, unseen, kept_inputs)
+        inputs_of_unseen = partial(model.space.inputs, unseen.rows, model.device, repeated=True)
+        held_out = _held_out(p, model, unseen, inputs_of_unseen)
     final = held_out if calibrates else None
     was_over = _divide_time(state, trainer, plan, final)
 

@@ -366,7 +366,8 @@ class LatentPreparation:
         assert isinstance(data, LatentTrainingData)
         if len(flips) > data.n_flips:
             # The first of several processes had the time to encode more flips than this one.
-            return space.kept_inputs(samples.take(indices).rows, self._device, precision, flips)
+            rows = samples.take(indices).rows
+            return space.inputs(rows, self._device, precision, flips, repeated=True)
         return data.inputs_of(torch.from_numpy(indices), flips)
 
     @property

@@ -190,7 +190,8 @@ class PixelPreparation:
         flips: Sequence[tuple[int, ...]],
     ) -> FieldInputs:
         """Return the images themselves."""
-        return space.kept_inputs(samples.take(indices).rows, self._device, precision, flips)
+        rows = samples.take(indices).rows
+        return space.inputs(rows, self._device, precision, flips, repeated=True)
 
     @property
     def origin(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sklearn_msf._estimator.preparation import Run
-from sklearn_msf.data.augmentation import mirror_images
+from sklearn_msf.data.augmentation import flipped_axes
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.latent.latent_space import LatentSpace
@@ -29,7 +29,7 @@ _FILE = "latents-number-of-variations-{:08x}.txt"
 
 def count_flips(augment: str | None) -> int:
     """Count the flips of an image, the unflipped one included."""
-    return len(mirror_images(torch.empty(0, 1, 1, 1), augment))
+    return 2 ** len(flipped_axes(augment, 2))
 
 
 def count_variations(

@@ -186,30 +186,31 @@ class LatentSpace:
         device: torch.device,
         precision: str,
         flips: Sequence[tuple[int, ...]],
+        *,
+        repeated: bool = False,
     ) -> FieldInputs:
-        """Prepare images that are encoded batch by batch, when a batch is needed.
+        """Prepare images that are encoded batch by batch, or now if they are needed repeatedly.
 
-        On a CPU images whose latents take little memory are encoded now, a few on each core: a
+        On a CPU those whose latents take little memory are encoded now too, a few on each core: a
         batch of the field runs on one core, and may hold all of them.
         """
-        n_bytes = len(rows) * len(flips) * math.prod(self.shape) * torch.float32.itemsize
-        if device.type == "cpu" and n_bytes <= _BYTES_KEPT:
-            return self.kept_inputs(rows, device, precision, flips)
         pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
+        n_bytes = len(rows) * len(flips) * math.prod(self.shape) * torch.float32.itemsize
+        if repeated or (device.type == "cpu" and n_bytes <= _BYTES_KEPT):
+            return self._kept(pixels, device, precision, flips)
         # Passes of encoders are padded, so that slices must not be small.
         n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self.bytes_of_image)
         return EncodedInputs(pixels, partial(self.encode, precision=precision), n_at_once)
 
-    def kept_inputs(
+    def _kept(
         self,
-        rows: RowsOnDemand,
+        pixels: PixelInputs,
         device: torch.device,
         precision: str,
         flips: Sequence[tuple[int, ...]],
-    ) -> FieldInputs:
+    ) -> KeptInputs:
         """Encode images and their flips now, and keep their latents."""
-        pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
-        n = len(rows)
+        n = len(pixels)
         latents = torch.empty(len(flips) * n, *self.shape)
 
         # One flip after the other, as if they were images: few of them fill a pass together.

@@ -66,17 +66,10 @@ class ImageSpace(Protocol):
         device: torch.device,
         precision: str,
         flips: Sequence[tuple[int, ...]],
+        *,
+        repeated: bool = False,
     ) -> FieldInputs:
-        """Prepare images, (n, n_features), and their `flips` for a single classification."""
-
-    def kept_inputs(
-        self,
-        rows: RowsOnDemand,
-        device: torch.device,
-        precision: str,
-        flips: Sequence[tuple[int, ...]],
-    ) -> FieldInputs:
-        """Prepare images, (n, n_features), and their `flips` for repeated classification."""
+        """Prepare images, (n, n_features), and their `flips` for one or repeated classification."""
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return the reader that computes class probabilities from predicted masks."""
@@ -167,23 +160,15 @@ class PixelSpace:
         device: torch.device,
         precision: str,
         flips: Sequence[tuple[int, ...]],
+        *,
+        repeated: bool = False,
     ) -> FieldInputs:
-        """Prepare images that are converted and moved to the device batch by batch."""
+        """Prepare images that are converted and moved to the device batch by batch, each time."""
         return PixelInputs(self.resized(rows), device)
 
     def resized(self, rows: RowsOnDemand) -> ImagesOnDemand:
         """Prepare images, (n, n_features), in the size that the field gets."""
         return ImagesOnDemand(self.image_format, rows, self.input_size)
-
-    def kept_inputs(
-        self,
-        rows: RowsOnDemand,
-        device: torch.device,
-        precision: str,
-        flips: Sequence[tuple[int, ...]],
-    ) -> FieldInputs:
-        """Prepare images as :meth:`inputs` does: pixels need no costly preparation."""
-        return self.inputs(rows, device, precision, flips)
 
     def move_to(self, device: torch.device) -> None:
         """Move nothing."""
