@@ -37,6 +37,17 @@ def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypa
     assert len(calls) == 1
 
 
+def test_where_torch_refuses_to_compile_at_all_the_function_runs_as_it_is(monkeypatch):
+    def refuse(function, **options):
+        raise RuntimeError("torch.compile is not supported on Python 3.99")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    function = compile_or_not(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match=r"could not be compiled .*not supported on Python 3.99"):
+        assert function(torch.tensor(2)) == 4
+    assert function(torch.tensor(3)) == 6
+
+
 def test_errors_of_the_function_itself_are_raised(compiles):
     def fail(x):
         raise ZeroDivisionError

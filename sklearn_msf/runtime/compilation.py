@@ -30,12 +30,15 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     callable
         The same function, compiled if that works.
     """
-    compiled: Callable[..., Any] | None = torch.compile(function, fullgraph=True, dynamic=False)
+    compiled: Callable[..., Any] | None = None
+    works = True
 
     def call(*arguments: Any) -> Any:
-        nonlocal compiled
-        if compiled is not None:
+        nonlocal compiled, works
+        if works:
             try:
+                # This alone is refused where torch does not know the version of Python yet.
+                compiled = compiled or torch.compile(function, fullgraph=True, dynamic=False)
                 with torch._dynamo.config.patch(_LIMITS):
                     return compiled(*arguments)
             except torch.OutOfMemoryError:
@@ -43,7 +46,7 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
             # Backends raise various exceptions when they find no compiler or cannot compile, so
             # catch all. The plain call below raises errors of the function itself again.
             except Exception as error:
-                compiled = None
+                works, compiled = False, None
                 warn_user(
                     f"The network could not be compiled and runs as it is: {error}",
                 )
