@@ -6,8 +6,10 @@ import torch
 from conftest import CLASSIFIERS, three_digits, tiny_model
 from device_without_float64 import device_without_float64
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from sklearn_msf.flow.ode_solver import OdeSettings
+from sklearn_msf.flow import ode_solver
+from sklearn_msf.flow.ode_solver import OdeSettings, integrate
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.sampling import change_class
@@ -49,6 +51,30 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
         on_cpu = answers(pickle.loads(pickled))
     for there, here in zip(on_device, on_cpu, strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
+class Types(TorchDispatchMode):
+    """Notes the types of all results."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)}
+        return result
+
+
+def test_adaptive_steps_are_taken_in_a_precision_that_the_device_has(monkeypatch):
+    # torchdiffeq makes tensors in ways that the stand-in does not see.
+    ode = OdeSettings(0.0, 1.0, 1, "dopri5")
+    for there_is in (True, False):
+        monkeypatch.setattr(ode_solver, "has_float64", lambda device, has=there_is: has)
+        with Types() as types:
+            (z,) = integrate(lambda t, state: state, (torch.ones(1, 2),), ode)
+        assert (torch.float64 in types.seen) == there_is
+        np.testing.assert_allclose(z, np.e, rtol=1e-3)
 
 
 class Copies(TorchDispatchMode):

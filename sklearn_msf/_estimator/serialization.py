@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_msf._estimator.auto_settings import classification_ode
 from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.model_card import CARD_START, model_card
 from sklearn_msf._estimator.parameters import (
@@ -343,7 +344,8 @@ def _checked(
         raise ArchiveError(f"The model has parameters {unknown} that cannot be set from a file.")
     parameters = {**saved_class.default_parameters, **given}
     p = resolve_parameters(parameters, saved_class.group_defaults)
-    check_passes(p.n_draws, p.n_steps)
+    # An adaptive solver has a limit of its own.
+    check_passes(p.n_draws, classification_ode(p).n_evaluations or 1)
     image_format = ImageFormat.from_plain(metadata["image_format"])
     check_image_shape(image_format.shape)
     plain_layout = {name: from_plain(value) for name, value in metadata["layout"].items()}

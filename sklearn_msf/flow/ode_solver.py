@@ -8,10 +8,13 @@ and cannot be captured as a CUDA graph.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
+
+from sklearn_msf.runtime.device import has_float64
 
 __all__ = [
     "ADAPTIVE_SOLVERS",
@@ -27,6 +30,8 @@ Velocity = Callable[[Tensor, State], State]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
 ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
+# Fields that have been trained need some tens; a field from elsewhere could ask for any number.
+_MAX_ADAPTIVE_STEPS = 2000
 
 
 def _euler(v: Velocity, t: Tensor, dt: Tensor, t_end: Tensor, z: State) -> State:
@@ -174,6 +179,11 @@ def integrate(velocity: Velocity, state: State, ode: OdeSettings) -> State:
     -------
     tuple of Tensor
         State at the end time.
+
+    Raises
+    ------
+    ValueError
+        If an adaptive method does not come to the end.
     """
     times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
     if not ode.is_adaptive:
@@ -181,9 +191,19 @@ def integrate(velocity: Velocity, state: State, ode: OdeSettings) -> State:
         for start, end in pairwise(times.unbind()):
             state = step(velocity, start, end - start, end, state)
         return state
-    ends = times[[0, -1]]
+    ends = torch.stack([times[0], times[-1]])
     # Without this it steps past the end, where there is no field, and interpolates.
-    options = {"step_t": ends[1:]}
+    options: dict[str, Any] = {"step_t": ends[1:], "max_num_steps": _MAX_ADAPTIVE_STEPS}
+    if not has_float64(ends.device):
+        # Times and tolerances are float64 otherwise.
+        options["dtype"] = torch.float32
     tolerances = _ADAPTIVE[ode.method]
-    path = odeint(velocity, state, ends, method=ode.method, options=options, **tolerances)
+    try:
+        path = odeint(velocity, state, ends, method=ode.method, options=options, **tolerances)
+    # So torchdiffeq says that there are too many steps, too short ones, or values without end.
+    except AssertionError as error:
+        raise ValueError(
+            f"ode_solver={ode.method!r} cannot follow this field ({error}): set 'euler', "
+            "'midpoint' or 'rk4'."
+        ) from error
     return tuple(part[-1] for part in path)

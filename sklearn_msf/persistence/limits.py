@@ -72,12 +72,17 @@ def check_resized_size(name: str, size: Sequence[int], image_size: Sequence[int]
         )
 
 
-def check_passes(n_draws: int, n_steps: int) -> None:
-    """Refuse parameters with which a prediction would hardly end."""
-    if n_draws * n_steps > MAX_PASSES:
+def check_passes(n_draws: int, n_evaluations: int) -> None:
+    """Refuse parameters with which a prediction would hardly end.
+
+    `n_evaluations` is the number of evaluations of the field that `n_steps` steps of `ode_solver`
+    take for one draw.
+    """
+    if n_draws * n_evaluations > MAX_PASSES:
         raise ValueError(
-            f"n_draws={n_draws} and n_steps={n_steps} make {n_draws * n_steps:,} passes of the "
-            f"network; models with at most {MAX_PASSES:,} can be opened: set smaller ones."
+            f"n_draws={n_draws} draws of {n_evaluations:,} evaluations each (n_steps and "
+            f"ode_solver) make {n_draws * n_evaluations:,} passes of the network; models with at "
+            f"most {MAX_PASSES:,} can be opened: set smaller ones."
         )
 
 
