@@ -251,6 +251,22 @@ def test_what_lies_beyond_a_palette_has_its_last_colour(tmp_path):
     np.testing.assert_array_equal(load_one(tmp_path)[..., 0], [[0, 255], [255, 255]])
 
 
+def test_palettes_are_read_in_the_byte_order_of_the_file(tmp_path):
+    indices = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    for name, values, bits in (("upper", np.arange(256) << 8, 16), ("lower", np.arange(256), 8)):
+        palette = palette_of(values, bits=bits, dtype=">u2")
+        folder = tmp_path / name
+        write_dicom(
+            folder / "a.dcm",
+            indices,
+            photometric="PALETTE COLOR",
+            bits=8,
+            syntax=ExplicitVRBigEndian,
+            **palette,
+        )
+        np.testing.assert_array_equal(load_one(folder)[..., 0], indices)
+
+
 def test_long_palettes_of_8_bits_are_refused(tmp_path):
     indices = np.array([[0, 300]], dtype=np.uint16)
     palette = palette_of(np.arange(512) % 256, bits=8, dtype=np.uint8)

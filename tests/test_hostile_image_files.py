@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom.uid import RLELossless
 from test_dicom_folder import DEFLATED, HEADER, STORED, write_dicom
 from test_image_folder import GRAY, write
 
-from sklearn_msf.datasets import _image_headers, load_image_folder
+from sklearn_msf.datasets import _image_headers, _pillow_files, load_image_folder
 from sklearn_msf.persistence.limits import MAX_VALUES
 
 
@@ -69,6 +70,28 @@ def test_all_pages_of_a_file_count(tmp_path, monkeypatch):
 def test_a_dicom_file_that_claims_too_many_pixels_is_refused(tmp_path, elements):
     write_dicom(tmp_path / "a.dcm", STORED, **elements)
     assert "values (frames, height, width and channels are" in reason(tmp_path, volumes=True)
+
+
+def test_more_frames_than_the_header_says_are_not_decoded(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", STORED, syntax=RLELossless)
+    dataset = pydicom.dcmread(path)
+    (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    # All entries are of one frame, so the file hardly grows.
+    n = 1000
+    dataset.ExtendedOffsetTable = bytes(8 * n)
+    dataset.ExtendedOffsetTableLengths = len(frame).to_bytes(8, "little") * n
+    dataset.save_as(path)
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", None)
+    assert "holds more frames than its header says (1)" in reason(tmp_path)
+
+
+def test_pages_unlike_the_first_are_refused_at_the_first_of_them(tmp_path, monkeypatch):
+    pages = [Image.new("L", (1, 1)), *[Image.new("1", (300, 300))] * 5]
+    write(tmp_path / "a.tif", pages[0], save_all=True, append_images=pages[1:])
+    read, values = [], _pillow_files._values
+    monkeypatch.setattr(_pillow_files, "_values", lambda i: read.append(i.size) or values(i))
+    assert "has pages of different shapes or bits" in reason(tmp_path, volumes=True)
+    assert read == [(1, 1), (300, 300)]
 
 
 def test_a_deflated_dicom_file_is_measured_before_it_is_inflated(tmp_path, monkeypatch):

@@ -276,6 +276,9 @@ def test_a_column_of_patients_that_is_not_the_group_is_warned_of(images, name):
         load_image_folder(images, labels=table(**{name: patients}))
     bunch = load_image_folder(images, labels=table(**{name: patients, "group": patients}))
     assert bunch.groups.tolist() == patients
+    # Where the groups come from elsewhere nothing is ignored, and warnings are errors here.
+    bunch = load_image_folder(images, labels=table(**{name: patients}), groups=lambda file: "p")
+    assert set(bunch.groups) == {"p"}
 
 
 def test_another_column_may_be_named_alike_beside_the_one_that_counts(images):

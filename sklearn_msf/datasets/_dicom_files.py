@@ -3,6 +3,7 @@
 import copy
 import math
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def read_pixels(path: Path, window: Window) -> np.ndarray:
     dataset = _opened(path)
     header = _header(dataset, window)
     try:
-        stored = _pydicom().pixels.pixel_array(dataset)
+        stored = _stored(dataset, header.n_frames)
     except NotImplementedError as error:
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         raise ValueError(
@@ -101,6 +102,24 @@ def read_pixels(path: Path, window: Window) -> np.ndarray:
     if header.n_channels == 3:
         return frames.astype(header.dtype)
     return np.stack([_gray(frames[i, ..., 0], dataset, i, window) for i in range(len(frames))])
+
+
+def _stored(dataset: Any, n_frames: int) -> np.ndarray:
+    """Decode the frames; refuse more of them than the header says before they take memory."""
+    pydicom = _pydicom()
+    decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
+    if not decoder.is_encapsulated:
+        # The size of the file bounds them.
+        return pydicom.pixels.pixel_array(dataset)
+    tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    frames = pydicom.encaps.generate_frames(
+        dataset.PixelData,
+        number_of_frames=n_frames,
+        extended_offsets=None if None in tables else tables,
+    )
+    if sum(1 for _ in islice(frames, n_frames + 1)) > n_frames:
+        raise ValueError(f"holds more frames than its header says ({n_frames})")
+    return pydicom.pixels.pixel_array(dataset, allow_excess_frames=False)
 
 
 def _opened(path: Path, **options: Any) -> Any:
@@ -203,6 +222,11 @@ def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
     # pydicom counts positions in the type of the entries: of 8 bits, 256 would be 0.
     indices = np.clip(indices.astype(np.int64), first, last)
     colors = np.stack([_pydicom().pixels.apply_color_lut(frame, dataset) for frame in indices])
+    stored = dataset.get("RedPaletteColorLookupTableData")
+    is_swapped = stored is not None and not dataset.file_meta.TransferSyntaxUID.is_little_endian
+    if is_swapped and colors.dtype == np.uint16:
+        # pydicom reads the entries in the byte order of the machine.
+        colors = colors.byteswap()
     if colors.dtype == np.uint8:
         if last - first > np.iinfo(np.uint8).max:
             raise ValueError(
@@ -210,7 +234,7 @@ def _with_palette(indices: np.ndarray, dataset: Any) -> np.ndarray:
             )
         return colors
     # Entries of 8 bits may be stored in 16, as they are or in the upper half.
-    palette = np.frombuffer(dataset.get("RedPaletteColorLookupTableData", b""), "<u2")
+    palette = np.frombuffer(stored or b"", ">u2" if is_swapped else "<u2")
     in_lower_half = n_bits == 8 and palette.max(initial=0) < 256
     return (colors if in_lower_half else colors >> 8).astype(np.uint8)
 

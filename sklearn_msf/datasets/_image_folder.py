@@ -148,7 +148,7 @@ def load_image_folder(
     root = as_path("path", path)
     request = checked_request(size, color, fit, window, volumes)
     file = checked_file(mmap_file, root)
-    contents = _contents(root, labels, volumes)
+    contents = _contents(root, labels, volumes, has_groups=groups is not None)
     _check_groups(groups, contents)
     report = ImageFolderReport(unreadable=contents.refused, ignored=contents.ignored)
     described = _with_groups(_described(root, contents, request, report, verbose), groups)
@@ -177,14 +177,14 @@ def load_image_folder(
     return bunch
 
 
-def _contents(root: Path, labels: Any, volumes: bool) -> FolderContents:
+def _contents(root: Path, labels: Any, volumes: bool, has_groups: bool) -> FolderContents:
     """List the samples of a folder or of a table."""
     if not root.is_dir():
         error = NotADirectoryError if root.exists() else FileNotFoundError
         raise error(f"path={str(root)!r} is no folder.")
     if labels is None:
         return folder_contents(root, volumes=volumes)
-    return table_contents(root, labels, volumes=volumes)
+    return table_contents(root, labels, volumes=volumes, has_groups=has_groups)
 
 
 def _check_groups(groups: Any, contents: FolderContents) -> None:

@@ -31,7 +31,9 @@ _PATIENTS = {"patient", "patientid", "patientnumber", "subject", "subjectid"}
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 
 
-def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
+def table_contents(
+    root: Path, table: Any, *, volumes: bool, has_groups: bool = False
+) -> FolderContents:
     """List the samples that a table names, in the order of its rows.
 
     Parameters
@@ -43,6 +45,8 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
     volumes : bool
         Whether rows with the same volume are slices of one volume, and a folder in the column
         "file" holds the slices of one.
+    has_groups : bool
+        Whether the groups come from elsewhere: a column of patients then needs no other name.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def table_contents(root: Path, table: Any, *, volumes: bool) -> FolderContents:
     OSError
         If `table` is a path, but of no file that can be read.
     """
-    columns = _columns(table)
+    columns = _columns(table, has_groups)
     _check_columns(columns, volumes)
     files = _checked_files(root, columns["file"], volumes)
     labels = _checked_labels("label", columns)
@@ -96,21 +100,21 @@ def _add(contents: FolderContents, root: Path, sample: Sample) -> None:
         contents.samples.append(sample)
 
 
-def _columns(table: Any) -> dict[str, list[Any]]:
+def _columns(table: Any, has_groups: bool) -> dict[str, list[Any]]:
     """Read the columns that have a meaning here."""
     if isinstance(table, (str, os.PathLike)):
-        return _csv_columns(as_path("labels", table))
+        return _csv_columns(as_path("labels", table), has_groups)
     if isinstance(table, Mapping) or not hasattr(table, "columns"):
         raise ValueError(
             "labels must be None, the path of a CSV file or a data frame with the columns file, "
             f"label and group, got {type(table).__name__}."
         )
     names = [str(name) for name in table.columns]
-    _check_file_column(names)
+    _check_file_column(names, has_groups)
     return {name: np.asarray(table[name]).tolist() for name in _COLUMNS if name in names}
 
 
-def _csv_columns(path: Path) -> dict[str, list[Any]]:
+def _csv_columns(path: Path, has_groups: bool) -> dict[str, list[Any]]:
     """Read the columns of a CSV file; all values are text, and missing ones None."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -123,7 +127,7 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
         raise ValueError(
             f"labels={str(path)!r} is no CSV file in UTF-8 with commas: {error}."
         ) from error
-    _check_file_column(names)
+    _check_file_column(names, has_groups)
     wrong = [i for i, row in enumerate(rows) if len(row) != len(names)]
     if wrong:
         raise ValueError(
@@ -144,7 +148,7 @@ def _given(column: str, value: str) -> str | None:
     return None if value.strip().lower() in missing else value
 
 
-def _check_file_column(names: list[str]) -> None:
+def _check_file_column(names: list[str], has_groups: bool) -> None:
     doubled = sorted({name for name in names if name in _COLUMNS and names.count(name) > 1})
     if "file" not in names or doubled:
         raise ValueError(
@@ -159,7 +163,8 @@ def _check_file_column(names: list[str]) -> None:
                 f"labels has a column {name!r}, which would be ignored: call it {meant!r}, or "
                 "leave it out."
             )
-        if meant.replace("_", "").replace(" ", "") in _PATIENTS and "group" not in names:
+        names_patients = meant.replace("_", "").replace(" ", "") in _PATIENTS
+        if names_patients and not has_groups and "group" not in names:
             warn_user(
                 f"labels has a column {name!r}, which is ignored: call it 'group' if fit is to "
                 "keep the images of a patient together."
