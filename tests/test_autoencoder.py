@@ -236,6 +236,38 @@ def test_latents_of_another_kind_are_refused(encode, message):
         ImageAutoencoder(module)
 
 
+class Draws(Averages):
+    """Returns a draw of its posterior."""
+
+    deviation = 0.3
+
+    def encode(self, images):
+        mean = super().encode(images)
+        return mean + self.deviation * torch.randn_like(mean)
+
+
+def test_latents_that_are_drawn_at_random_are_refused():
+    with pytest.raises(AutoencoderError, match="Draws makes other latents of the same image"):
+        ImageAutoencoder(Draws())
+    # Deviations that change nothing are no reason to refuse an autoencoder.
+    nearly_the_same = Draws()
+    nearly_the_same.deviation = 1e-6
+    assert ImageAutoencoder(nearly_the_same).latent_channels == 3
+
+
+class LogVariances(Averages):
+    """Returns the logarithm of the variance where the deviation belongs."""
+
+    def encode(self, images):
+        mean = super().encode(images)
+        return mean, torch.full_like(mean, -6.0)
+
+
+def test_log_variances_are_not_taken_for_deviations():
+    with pytest.raises(AutoencoderError, match=r"negative standard deviations: .*logvar"):
+        ImageAutoencoder(LogVariances())
+
+
 def test_decoded_images_of_another_kind_are_refused():
     module = Averages()
     autoencoder = ImageAutoencoder(module)

@@ -2,11 +2,13 @@
 
 import builtins
 import json
+import math
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ from sklearn_msf.latent.backbone_features import (
 from sklearn_msf.latent.backbone_opening import (
     _KIND,
     _as_preprocessing,
+    _preprocessing_of_object,
     as_backbone,
     open_backbone,
     open_hub_backbone,
@@ -100,6 +103,15 @@ def test_hierarchical_models_give_their_last_map(tmp_path, kind, grid):
     wanted = last_tokens(model, IMAGES)
     wanted = wanted if wanted.ndim == 4 else wanted.transpose(1, 2).unflatten(2, grid)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 33, 39, 40])
+def test_patches_that_an_image_does_not_fill_are_part_of_the_map(side):
+    model = tiny_vision_model("Swin")
+    model.image_mean, model.image_std = [0.5] * 3, [0.5] * 3
+    found = as_backbone(model).encode(torch.zeros(1, 3, side, side))
+    # 8 to 10 patches a side, of which 4 are merged once.
+    assert found.shape[2:] == (math.ceil(math.ceil(side / 4) / 2),) * 2
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2", "SiglipVision", "Swin", "ConvNext"])
@@ -384,6 +396,25 @@ def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
     ):
         with pytest.raises(BackboneError, match=r"blue, green and red: .*flip\(1\)"):
             as_preprocessing(entries)
+
+
+def test_an_efficientnet_as_an_object_gets_the_images_that_its_file_asks_for():
+    normal = {"image_mean": [0.4] * 3, "image_std": [0.5] * 3}
+    model = SimpleNamespace(config=SimpleNamespace(model_type="efficientnet"), **normal)
+    model.image_size = 32
+    of_file = as_preprocessing({**normal, "image_processor_type": "EfficientNetImageProcessor"})
+    assert _preprocessing_of_object(model) == of_file
+
+
+def test_the_fitted_backbone_of_a_folder_can_be_passed_to_another_fit(folder):
+    first = as_backbone(folder)
+    second = as_backbone(first.module)
+    assert second.preprocessing == first.preprocessing
+    assert torch.equal(second.encode(IMAGES), first.encode(IMAGES))
+    assert second.fingerprint()[0] == first.fingerprint()[0]
+    # What a user says counts more than the file.
+    first.module.image_mean, first.module.image_std = [0.0] * 3, [1.0] * 3
+    assert as_backbone(first.module).preprocessing != first.preprocessing
 
 
 def test_an_object_whose_images_are_to_be_bgr_is_refused():

@@ -122,6 +122,17 @@ class ImageAutoencoder(FrozenNetwork):
                 f"autoencoder={type(autoencoder).__name__} makes NaN or infinite latents of an "
                 "image in [-1, 1]: use another one."
             )
+        if encoded.deviation is not None and bool((encoded.deviation < 0).any()):
+            raise AutoencoderError(
+                f"autoencoder={type(autoencoder).__name__} makes negative standard deviations: of "
+                "a log-variance return (0.5 * logvar).exp() beside the mean."
+            )
+        if not is_same_output(self._probe().mean, encoded.mean):
+            raise AutoencoderError(
+                f"autoencoder={type(autoencoder).__name__} makes other latents of the same image "
+                "in each call: let encode return the mean of its posterior, or a pair of mean and "
+                "standard deviation, and no random draw."
+            )
         if torch.equal(encoded.mean, self._probe(other=True).mean):
             raise AutoencoderError(
                 f"autoencoder={type(autoencoder).__name__} makes the same latents of different "

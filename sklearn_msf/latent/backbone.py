@@ -282,6 +282,8 @@ def _tokens_as_map(tokens: Tensor, size: torch.Size, config: Any) -> Tensor | No
     n_extra = tokens.shape[1] - math.prod(grid)
     if n_extra in {n_registers + n for n in _EXTRA_TOKENS}:
         return tokens[:, n_extra:].transpose(1, 2).unflatten(2, grid)
+    # These models fill up the last patches, where others cut them off.
+    grid = [math.ceil(side / patch) for side, patch in zip(size, sides, strict=True)]
     for _ in range(_MAX_HALVINGS):
         grid = [math.ceil(side / 2) for side in grid]
         if math.prod(grid) == tokens.shape[1]:

@@ -69,6 +69,8 @@ _OF_TIMM = ("timm_wrapper", "timm_backbone")
 # Longest list in a configuration.
 _MAX_LENGTH = 1024
 _N_COLOURS = 3
+# Attribute of a model that was opened from files: what these say of its images.
+_READ = "_preprocessing_of_files"
 
 
 def as_backbone(given: Any) -> ImageBackbone:
@@ -177,6 +179,8 @@ def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) ->
             f"backbone={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
     source["licence"] = stated_licence(files.get(CARD_NAME))
+    # The model does not know its files, and the fitted backbone_ can be passed to another fit.
+    setattr(module, _READ, preprocessing)
     return ImageBackbone(module, preprocessing, source)
 
 
@@ -317,9 +321,14 @@ def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
         raise _wants_bgr(kind)
     mean, deviation = getattr(model, "image_mean", None), getattr(model, "image_std", None)
     if mean is not None and deviation is not None:
-        own = {"image_mean": mean, "image_std": deviation}
+        # Only of a file the name of its class tells it.
+        divides_twice = getattr(model.config, "model_type", "") == "efficientnet"
+        own = {"image_mean": mean, "image_std": deviation, "include_top": divides_twice}
         size = getattr(model, "image_size", getattr(vision_model(model).config, "image_size", None))
         return _as_preprocessing(kind, own if size is None else {**own, "size": size})
+    read = getattr(model, _READ, None)
+    if isinstance(read, Preprocessing):
+        return read
     if not origin:
         raise BackboneError(
             f"backbone={kind} does not say how its images are to be normalised: open it by its id "
