@@ -34,11 +34,26 @@ def test_epochs_in_which_the_learning_rate_rises_are_not_waited_for(make_tiny_fi
     scores, rates = [0.7] * 6, [0.1, 0.2, 0.3, 0.4, 0.3, 0.2]
     answers = told(BestWeights(2), make_tiny_field(), scores, rates)
     assert answers == [False, False, False, False, False, True]
-    # The first of equal scores has the best weights, wherever it was.
-    best, field = BestWeights(2), make_tiny_field()
-    told(best, field, scores, rates)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        # Of the largest class everywhere: what has learned most has the best weights.
+        ([0.7] * 6, 4),
+        ([0.7, 0.7, 0.6, 0.5, 0.7, 0.7], 2),
+        ([0.5, 0.8, 0.7, 0.7, 0.8, 0.7], 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.6, 0.6], 5),
+    ],
+)
+def test_of_equal_scores_the_last_counts_while_the_rate_rises_and_then_the_first(
+    make_tiny_field, scores, kept
+):
+    best, field = BestWeights(9), make_tiny_field()
+    told(best, field, scores, [0.1, 0.2, 0.3, 0.4, 0.3, 0.2])
+    assert best.n_epochs_since == 6 - kept
     best.restore(field)
-    assert all((parameter == 1.0).all() for parameter in field.parameters())
+    assert all((parameter == float(kept)).all() for parameter in field.parameters())
 
 
 def test_the_best_weights_come_back(make_tiny_field):

@@ -402,6 +402,23 @@ def test_images_of_fits_that_warm_start_has_continued_count(make_classifier, dig
             opened.sample("one", n_steps=1)
 
 
+def test_epochs_whose_weights_early_stopping_did_not_keep_do_not_count(
+    make_classifier, digits, tmp_path
+):
+    X, y = digits[0][:60], digits[1][:60]
+    settings = {"early_stopping": True, "n_iter_no_change": 50, "max_epochs": 12}
+    trained = make_classifier(learning_rate=1e-9, **settings).fit(X, y)
+    # Nothing is learned, so scores are equal and the weights of the first peak of the rate count.
+    rates = [log["learning_rate"] for log in trained.history_]
+    n_kept = rates.index(max(rates)) + 1
+    assert n_kept < len(rates)
+    seen = images_of_image_branch(trained.history_[:n_kept])
+    trained.save_pretrained(tmp_path)
+    for classifier in (trained, type(trained).from_pretrained(tmp_path)):
+        with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+            classifier.sample("one", n_steps=1)
+
+
 def test_epochs_that_did_not_train_the_image_branch_do_not_count(make_classifier, digits):
     X, y = digits[0][:60], digits[1][:60]
     trained = make_classifier(max_epochs=2, warm_start=True, image_weight=0.0).fit(X, y)

@@ -38,6 +38,8 @@ class Continuation:
         Digest of what it was split by that seed; empty if the model was trained on others too.
     lacks_epochs : bool, default=False
         Whether the history is that of the last of several calls of fit alone.
+    n_epochs_unused : int, default=0
+        Epochs at the end of the history whose weights early stopping did not keep.
     """
 
     optimizer: str | None
@@ -48,6 +50,7 @@ class Continuation:
     split_seed: int | None = None
     split_of: str = ""
     lacks_epochs: bool = False
+    n_epochs_unused: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Return what files hold: all but the moments."""
@@ -59,6 +62,7 @@ class Continuation:
             "split_seed": self.split_seed,
             "split_of": self.split_of,
             "lacks_epochs": self.lacks_epochs,
+            "n_epochs_unused": self.n_epochs_unused,
         }
 
     @classmethod
@@ -91,6 +95,7 @@ class Continuation:
             split_seed=None if split_seed is None else integer_from_plain("split_seed", split_seed),
             split_of=split_of,
             lacks_epochs=bool(plain.get("lacks_epochs", False)),
+            n_epochs_unused=integer_from_plain("n_epochs_unused", plain.get("n_epochs_unused", 0)),
         )
 
 
@@ -118,7 +123,8 @@ class FitResult:
     @property
     def n_images_of_image_branch(self) -> float:
         """Number of images that the image branch has learned from, repeated ones included."""
-        of_history = count_images_of_image_branch(self.history)
+        n_used = max(0, len(self.history) - self.continuation.n_epochs_unused)
+        of_history = count_images_of_image_branch(self.history[:n_used])
         return self.continuation.n_images_before + of_history
 
     def attributes(self) -> dict[str, Any]:

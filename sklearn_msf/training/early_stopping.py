@@ -16,11 +16,15 @@ __all__ = ["BestWeights"]
 class BestWeights:
     """The weights of the epoch with the best validation score.
 
+    Of epochs of one score the first counts, but the last of those in which the learning rate rises:
+    many of their scores are still that of the largest class, and so equal, and the first of them
+    has learned next to nothing.
+
     Parameters
     ----------
     n_iter_no_change : int
         Epochs without a better score after which training stops. Those in which the learning rate
-        rises do not count: many scores are still that of the largest class, and so equal.
+        rises do not count.
     """
 
     def __init__(self, n_iter_no_change: int):
@@ -34,18 +38,18 @@ class BestWeights:
         score = history[-1].get("validation_score")
         if score is None:
             return False
-        self._n_worse += 1
-        if score > self._score:
-            self._score, self._n_worse = score, 0
-            self._weights = copy.deepcopy(average.state_dict())
         rates = [epoch_log["learning_rate"] for epoch_log in history]
         n_since_peak = len(rates) - 1 - rates.index(max(rates))
+        self._n_worse += 1
+        if score > self._score or (score == self._score and n_since_peak == 0):
+            self._score, self._n_worse = score, 0
+            self._weights = copy.deepcopy(average.state_dict())
         return min(self._n_worse, n_since_peak) >= self._patience
 
     @property
-    def are_older(self) -> bool:
-        """Whether the best weights are those of an epoch before the last one."""
-        return bool(self._weights) and self._n_worse > 0
+    def n_epochs_since(self) -> int:
+        """Number of epochs after the one whose weights are the best; 0 if there are none."""
+        return self._n_worse if self._weights else 0
 
     def restore(self, average: VelocityField) -> None:
         """Load the best weights into `average`, if there are any."""

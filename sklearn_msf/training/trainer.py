@@ -170,9 +170,14 @@ class Trainer:
         self._optimizer.check_moments(tensors, metadata["n_steps"])
 
     @property
+    def n_epochs_unused(self) -> int:
+        """Number of the last epochs whose weights early stopping does not keep."""
+        return 0 if self._best is None else self._best.n_epochs_since
+
+    @property
     def is_at_its_best(self) -> bool:
         """Whether the averaged weights are those of the last epoch, and not of an earlier one."""
-        return self._best is None or not (self._best.are_older or self.interrupted)
+        return self._best is None or not (self.n_epochs_unused or self.interrupted)
 
     # Training
 
