@@ -55,7 +55,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "patch_size" ("auto"): side of the squares of pixels, of volumes the cubes, that are
           folded into channels before the U-Net; 1 folds nothing. "auto": the smallest power of 2,
           from 2 on, that leaves at most 512 positions: 2 up to 44 pixels a side, 4 for 64 pixels
-          and for 28 voxels, 8 for 128 pixels; if longer than 2, no longer than the shortest side.
+          and for 28 voxels, 8 for 128 pixels; if longer than 2, no longer than the shortest side;
+          1 up to 2 pixels a side.
           The more is folded, the faster is training, and the less detail do generated images have.
         - "dropout" (0.2): dropout in the residual blocks, in [0, 1), in steps of 1/256. It applies
           only to samples at t = 1; with ``classification_fraction=0`` it applies to all samples.
@@ -125,7 +126,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         - "max_grad_norm" (1.0): largest norm of the gradient; longer gradients are scaled down to
           it. None disables this.
         - "ema_decay" (0.99): fraction of the moving average of the weights that each step keeps, in
-          [0, 1). Predictions and generated images come from the average.
+          [0, 1), but at most n / (n + 9) in step n: 0.99 counts from step 891 on, 0.999 from step
+          8,991. Predictions and generated images come from the average.
         - "warmup" ("linear"): how the learning rate rises in the first tenth of training. "cosine":
           by half a cosine (the paper's code).
         - "even_batches" (True): whether an epoch is split into batches of one size near to
@@ -189,7 +191,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
         moment and is called again with the same data and parameters, by the same version of this
         package, it continues from the newest checkpoint and gives the same model. If the run had
-        ended, its result is returned. A `time_budget` includes the seconds up to that checkpoint,
+        ended, its result is returned. With `warm_start` a fitted estimator, and one whose fit was
+        interrupted is fitted, begins another run: to go on with the old one, fit a clone. A
+        `time_budget` includes the seconds up to that checkpoint,
         but not those that were lost after it, nor those in which data are prepared again.
     checkpoint_every : int, default=5
         Number of epochs between two checkpoints; the two newest are kept.

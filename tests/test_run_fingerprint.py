@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
+from sklearn.base import clone
 
 from sklearn_msf._estimator import fit as fitting
 from sklearn_msf.exceptions import CheckpointMismatchError
@@ -234,6 +235,15 @@ def test_a_warm_start_has_checkpoints_of_its_own(tmp_path):
     with pytest.raises(CheckpointMismatchError, match="weights to start from"):
         classifier.fit(X, Y)
     classifier.set_params(checkpoint_dir=second).fit(X, Y)
+
+
+def test_an_interrupted_run_goes_on_in_a_clone(tmp_path):
+    classifier = make(tmp_path, warm_start=True)
+    classifier.fit(X, Y)
+    # Fitted, as after Ctrl-C: fit would begin another run from here.
+    with pytest.raises(CheckpointMismatchError, match="interrupted run, fit a clone"):
+        classifier.fit(X, Y)
+    assert torch.equal(weights(clone(classifier).fit(X, Y)), weights(classifier))
 
 
 # Windows has no SIGKILL, and ends a process at once at any signal.

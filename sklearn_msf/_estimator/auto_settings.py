@@ -18,6 +18,7 @@ from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
 from sklearn_msf.nn.precision import resolve_precision
+from sklearn_msf.nn.unet import count_groups
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import count_batches
 from sklearn_msf.training.settings import TrainingSettings
@@ -31,6 +32,7 @@ __all__ = [
     "initial_fraction",
     "resolve_augmentation",
     "training_settings",
+    "warn_of_one_position",
 ]
 
 # "auto" epochs: so many that training shows this many images at t = 1, but each image at least and
@@ -117,7 +119,8 @@ def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
     def n_positions(patch_size: int) -> int:
         return math.prod(math.ceil(side / patch_size) for side in size)
 
-    patch_size = 1 if is_over_latents(vars(p)) else 2
+    # A network of one position could learn linear functions only.
+    patch_size = 1 if is_over_latents(vars(p)) or n_positions(2) == 1 else 2
     while n_positions(patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
@@ -136,6 +139,21 @@ def _levels_with_positions(
         return math.prod(math.ceil(side / (patch_size * 2**level)) for side in size)
 
     return [m for level, m in enumerate(channel_mult) if level == 0 or n_positions(level) > 1]
+
+
+def warn_of_one_position(layout: FieldLayout, size: Sequence[int]) -> None:
+    """Warn of images that are a single position of a network whose norms keep nothing of one.
+
+    With as many groups as channels a group norm returns its bias there, whatever it gets.
+    """
+    n_positions = math.prod(math.ceil(side / layout.patch_size) for side in size)
+    if n_positions == 1 and count_groups(layout.channels) == layout.channels:
+        shown = " x ".join(map(str, size))
+        warn_user(
+            f"Images of {shown} are one position of a network with patch_size={layout.patch_size}. "
+            "It can learn nothing but linear functions of them, and what it generates is always "
+            "the same. Set a smaller patch_size in network_params, or use another classifier."
+        )
 
 
 def _typed(record: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sklearn_msf._estimator.auto_settings import (
     initial_fraction,
     resolve_augmentation,
     training_settings,
+    warn_of_one_position,
 )
 from sklearn_msf._estimator.calibration import (
     MODEL_FRACTION,
@@ -554,6 +555,7 @@ def _prepare_training(
     seed = draw_seed(random_state)
     if previous is None:
         layout = field_layout(p, len(state.samples.classes), space.shape)
+        warn_of_one_position(layout, space.shape[1:])
         noise_seed, temperature, trained_by = draw_seed(random_state), 1.0, None
         field = build_field(layout, seed, space.mask_codes)
     else:
@@ -671,6 +673,7 @@ def _outcome(
         split_seed=state.split_seed,
         split_of=state.split_of,
         lacks_epochs=lacks_epochs,
+        n_epochs_unused=trainer.n_epochs_unused,
     )
     return FitResult(model, trainer.history, continuation, state.samples.features)
 

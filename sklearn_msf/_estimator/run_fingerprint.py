@@ -17,7 +17,7 @@ from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.persistence.paths import as_path
-from sklearn_msf.training.checkpoints import stored_fingerprint
+from sklearn_msf.training.checkpoints import START, stored_fingerprint
 
 __all__ = [
     "describe_samples",
@@ -107,7 +107,7 @@ def run_fingerprint(
         fingerprint["validation set"] = digest_arrays(*of_validation)
     if start_from is not None:
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
-        fingerprint["weights to start from"] = digest_arrays(*weights)
+        fingerprint[START] = digest_arrays(*weights)
     return fingerprint
 
 

@@ -29,15 +29,27 @@ from sklearn_msf.nn.group_norm import modulated_group_norm
 from sklearn_msf.nn.patches import fold_patches, unfold_patches
 from sklearn_msf.runtime.tensor_axes import align_axes
 
-__all__ = ["TIME_MODULATIONS", "UPSAMPLINGS", "Encoding", "UNet", "count_blocks_up"]
+__all__ = [
+    "TIME_MODULATIONS",
+    "UPSAMPLINGS",
+    "Encoding",
+    "UNet",
+    "count_blocks_up",
+    "count_groups",
+]
 
 UPSAMPLINGS = ("adm", "light")
 # How the time embedding acts in a residual block, and the numbers of it for each channel.
 TIME_MODULATIONS = {"scale_shift": 2, "shift": 1}
 
 
+def count_groups(channels: int) -> int:
+    """Return the largest power of two, up to 32, that divides a number of channels."""
+    return math.gcd(32, channels)
+
+
 class GroupNorm(nn.Module):
-    """GroupNorm over as many groups as the largest power of two, up to 32, that divides channels.
+    """GroupNorm over as many groups as :func:`count_groups` says.
 
     Parameters
     ----------
@@ -49,7 +61,7 @@ class GroupNorm(nn.Module):
 
     def __init__(self, channels: int, least: int = 1):
         super().__init__()
-        self.n_groups = math.gcd(32, channels // least)
+        self.n_groups = count_groups(channels // least)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 

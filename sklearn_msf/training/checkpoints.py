@@ -27,7 +27,10 @@ from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
 from sklearn_msf.training.state import TrainingState
 
-__all__ = ["Checkpoints", "measured", "stored_fingerprint"]
+__all__ = ["START", "Checkpoints", "measured", "stored_fingerprint"]
+
+# Entry of a fingerprint: the weights of the model that a run continues.
+START = "weights to start from"
 
 # The newest checkpoint, and one to fall back to if it is damaged.
 _N_KEPT = 2
@@ -244,9 +247,15 @@ class Checkpoints:
                 "there"
                 for name in differing
             )
+            ways_out = "Use another folder, or delete this one to start anew."
+            if differing == [START]:
+                ways_out = (
+                    "With warm_start=True fit goes on from the fitted model, in another folder. To "
+                    "go on with an interrupted run, fit a clone of the estimator."
+                )
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(self._folder)!r} holds checkpoints of another run: "
-                f"{details}. Use another folder, or delete this one to start anew."
+                f"{details}. {ways_out}"
             )
 
 

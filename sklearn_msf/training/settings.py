@@ -29,7 +29,8 @@ class TrainingSettings:
     max_grad_norm : float or None
         Longer gradients are scaled down to this norm; None does not limit them.
     ema_decay : float
-        Fraction of the moving average of the weights that is kept at each step.
+        Fraction of the moving average of the weights that is kept at each step; at most
+        n / (n + 9) in step n.
     image_weight : float
         w, the weight of the image branch in the loss; the label branch has 1 - w.
     classification_fraction : float
