@@ -432,6 +432,19 @@ def test_what_fails_or_does_not_fit_is_said_and_the_rest_is_done(gpu, checks, re
     assert gpu.do_jobs(jobs[1:2], 1e300, results, lambda: None)
 
 
+def test_after_an_error_that_loses_the_gpu_nothing_is_tried_in_vain(gpu, results, monkeypatch):
+    monkeypatch.setattr(gpu, "gpu_answers", lambda: False)
+    jobs = [
+        job(gpu, "figure", lambda: {"minutes": 2.5}),
+        job(gpu, "bad figure", fail),
+        job(gpu, "next figure", fail),
+    ]
+    assert not gpu.do_jobs(jobs, 1e300, results, lambda: None)
+    assert results["table"] == {"figure": {"minutes": 2.5}}
+    assert set(results["failed"]) == {"bad figure"}
+    assert "lost the GPU" in results["left_out"]["next figure"]
+
+
 def test_without_a_gpu_it_says_so_and_does_nothing(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--output", str(tmp_path / "new")]) == 0

@@ -444,10 +444,13 @@ def do_jobs(
     save : callable
         Called after each job.
     """
-    succeeded = True
+    succeeded, is_lost = True, False
     for job in jobs:
         start = time.perf_counter()
-        if start + job.seconds > deadline:
+        if is_lost:
+            text = "left out: this process lost the GPU in a job before"
+            results["left_out"][job.name] = text
+        elif start + job.seconds > deadline:
             text = f"left out: takes up to {job.seconds:g} s"
             results["left_out"][job.name] = text
         else:
@@ -464,6 +467,7 @@ def do_jobs(
             except Exception as error:
                 succeeded = False
                 text = f"FAILED: {type(error).__name__}: {error}"
+                is_lost = is_lost or not gpu_answers()
                 if job.kind == "table":
                     results["failed"][job.name] = text
             if job.kind == "checks" and job.name not in results["left_out"]:
@@ -471,6 +475,17 @@ def do_jobs(
         print(f"{job.name} ({time.perf_counter() - start:.1f} s): {text}", flush=True)
         save()
     return succeeded
+
+
+def gpu_answers() -> bool:
+    """Whether this process can still use CUDA, which some errors end for good."""
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def shown(entry: tuple[str, Any]) -> str:
@@ -606,8 +621,10 @@ def main(arguments: list[str] | None = None) -> int:
     given.output.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
-        (given.output / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
-        (given.output / "gpu.md").write_text(page(results, work))
+        (given.output / "gpu.json").write_text(
+            json.dumps(results, indent=1) + "\n", encoding="utf-8"
+        )
+        (given.output / "gpu.md").write_text(page(results, work), encoding="utf-8")
 
     jobs = make_jobs(device, Size(), work, dict(given.npz))
     succeeded = do_jobs(jobs, deadline, results, save)

@@ -22,7 +22,7 @@ from _common import (
 
 __all__ = ["about", "images_a_second", "paper_tables", "save_figure_2", "summary_table"]
 
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
+PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 # Sets of MedMNIST that stand in the tables, measured or not.
 SHOWN = {
     "retinamnist": "RetinaMNIST",

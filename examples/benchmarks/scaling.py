@@ -26,12 +26,12 @@ from _common import (
     Benchmark,
     Records,
     asked_parameters,
+    counted_flops,
     describe_data,
     described,
     gemm_gflops,
     machines,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.auto_settings import field_layout, training_settings
@@ -92,7 +92,7 @@ def work(n_images, seconds, path):
         ).precision,
     }
     if int(os.environ.get("RANK", "0")) == 0:
-        path.write_text(json.dumps(measured))
+        path.write_text(json.dumps(measured), encoding="utf-8")
 
 
 def in_processes(n_processes, n_threads, n_images, seconds):
@@ -106,7 +106,7 @@ def in_processes(n_processes, n_threads, n_images, seconds):
         options = ["--images", str(n_images), "--seconds", str(seconds), "--worker", str(path)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(n_threads)}
         subprocess.run([*launcher, __file__, *options], env=environment, check=True)
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def measure(n_images, seconds, n_cores, folder):
@@ -181,7 +181,7 @@ def step_gflop(field, channels, side, *, at_one, n=2):
     masks = field.codes.masks(labels, x.shape[2:])
     t = torch.full((n,), 1.0 if at_one else 0.5)
     sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         sum(field_losses(field, sample, labels, n if at_one else 0)).backward()
     return counter.get_total_flops() / n / 1e9
 
@@ -191,7 +191,7 @@ def encoder_gflop():
     with torch.device("meta"):
         module = build_autoencoder("AutoencoderKL", AUTOENCODER)
         image = torch.empty(1, 3, SIDE, SIDE)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counted_flops() as counter:
         module.encode(image)
     return counter.get_total_flops() / 1e9
 

@@ -25,6 +25,7 @@ from _common import (
     Records,
     as_tensor,
     asked_parameters,
+    counted_flops,
     describe_data,
     described,
     gemm_gflops,
@@ -37,7 +38,6 @@ from _common import (
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.flow.ode_solver import OdeSettings
@@ -262,7 +262,7 @@ def step_flops(classifier, X, y):
     n_at_one = int(classifier.history_[-1]["classification_fraction"] * n)
     t = torch.rand(n)
     sample = sample_path(x, masks, torch.randn_like(x), torch.randn_like(masks), t)
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         sum(field_losses(field, sample, labels, n_at_one)).backward()
     return counter.get_total_flops() / n
 
@@ -272,7 +272,7 @@ def classify_flops(field, X):
     field = copy.deepcopy(field).move_to(torch.device("cpu"))
     x = as_tensor(X)
     e_y = torch.randn(len(x), field.codes.n_channels, *x.shape[2:])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counted_flops() as counter:
         field.class_evidence(x, e_y, CLASSIFICATION)
     return counter.get_total_flops() / len(x)
 

@@ -80,7 +80,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 def faults(root: Path = ROOT) -> Iterator[str]:
     """Say what in the pages is not as the records have it."""
     for page in pages(root):
-        text, name = page.read_text(), page.relative_to(root)
+        text, name = page.read_text(encoding="utf-8"), page.relative_to(root)
         if with_tables(text, root) != text:
             yield f"{name}: a table is not that of the records; run tables.py"
         if page.name != EARLIER_PAGE:
@@ -122,9 +122,9 @@ def rewrite_pages(root: Path = ROOT) -> list[Path]:
     """Write the tables into the pages; returns the pages that changed."""
     changed = []
     for page in pages(root):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         if (new := with_tables(text, root)) != text:
-            page.write_text(new)
+            page.write_text(new, encoding="utf-8", newline="\n")
             changed.append(page)
     return changed
 

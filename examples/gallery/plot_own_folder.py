@@ -46,7 +46,7 @@ def write_folders(folder, rng):
             for image in range(4):
                 name = f"{kind[:2]}{patient}_{image}.png"
                 draw(kind, rng).save(folder / "train" / kind / name)
-    (folder / "train" / "scratched" / "notes.txt").write_text("no image")
+    (folder / "train" / "scratched" / "notes.txt").write_text("no image", encoding="utf-8")
     (folder / "new").mkdir()
     for i in range(6):
         draw(["scratched", "smooth"][i % 2], rng).save(folder / "new" / f"{i}.jpg")

@@ -36,6 +36,7 @@ from _common.data import (
     name_of_first,
     resized,
 )
+from _common.flops import counted_flops
 from _common.generated import (
     DEFAULT_SAMPLER,
     PAPERS_SAMPLER,
@@ -141,6 +142,7 @@ __all__ = [
     "budget_of",
     "calibration_error",
     "chance_calibration_error",
+    "counted_flops",
     "counts_of",
     "describe_data",
     "describe_machine",

@@ -97,7 +97,7 @@ def describe_machine(gflops: float) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -118,7 +118,11 @@ def peak_memory_mib() -> float:
     status = Path("/proc/self/status")
     if status.is_file():
         # getrusage would count the memory of the parent process too, from before the exec.
-        peaks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        peaks = [
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        ]
         return int(peaks[0].split()[1]) / 1024
     # Bytes on macOS, KiB elsewhere.
     unit = 2**20 if sys.platform == "darwin" else 2**10

@@ -387,7 +387,7 @@ def describe_picture(path: Path) -> dict[str, str]:
 
 def read_records(path: Path) -> list[dict]:
     """Records of a JSON file; none where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -399,7 +399,7 @@ def write_json(path: Path, content: Any) -> None:
     part = path.with_name(f".{path.name}.part")
     # Text in JSON has no line breaks, so only lists match.
     text = _LIST_OF_NUMBERS.sub(_on_one_line, json.dumps(content, indent=1))
-    part.write_text(text + "\n")
+    part.write_text(text + "\n", encoding="utf-8", newline="\n")
     os.replace(part, path)
 
 

@@ -1,0 +1,17 @@
+"""Floating-point operations of a network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["counted_flops"]
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Count the operations of convolutions and matrix products, those of attention too."""
+    # torch does not count the products inside its fast attention for CPUs.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
