@@ -7,7 +7,7 @@ RELEASE := build/release
 DIST := $(RELEASE)/dist
 # The source distribution without the package: its tests must find the installed one.
 UNPACKED := $(RELEASE)/unpacked
-SOURCES := $(shell git ls-files -- . ':!.ci' ':!.github' 2>/dev/null)
+SOURCES := $(shell git ls-files -- . ':!.ci' 2>/dev/null)
 # The time limit of a test is for a machine that does nothing else.
 PYTEST_OPTIONS := -q --timeout 900
 TEST_FILES := $(notdir $(basename $(wildcard tests/test_*.py)))
