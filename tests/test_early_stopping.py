@@ -41,12 +41,12 @@ def test_epochs_in_which_the_learning_rate_rises_are_not_waited_for(make_tiny_fi
     [
         # Of the largest class everywhere: what has learned most has the best weights.
         ([0.7] * 6, 4),
-        ([0.7, 0.7, 0.6, 0.5, 0.7, 0.7], 2),
-        ([0.5, 0.8, 0.7, 0.7, 0.8, 0.7], 2),
+        ([0.7, 0.7, 0.6, 0.5, 0.7, 0.7], 5),
+        ([0.5, 0.8, 0.7, 0.7, 0.7, 0.7], 2),
         ([0.5, 0.5, 0.5, 0.5, 0.6, 0.6], 5),
     ],
 )
-def test_of_equal_scores_the_last_counts_while_the_rate_rises_and_then_the_first(
+def test_of_equal_scores_the_first_counts_that_is_not_before_the_peak_of_the_rate(
     make_tiny_field, scores, kept
 ):
     best, field = BestWeights(9), make_tiny_field()

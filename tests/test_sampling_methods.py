@@ -417,6 +417,11 @@ def test_epochs_whose_weights_early_stopping_did_not_keep_do_not_count(
     for classifier in (trained, type(trained).from_pretrained(tmp_path)):
         with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
             classifier.sample("one", n_steps=1)
+    # Further epochs are added to those that count.
+    trained.set_params(early_stopping=False).partial_fit(X, y)
+    seen += images_of_image_branch(trained.history_[-1:])
+    with pytest.warns(ConvergenceWarning, match=f"has seen {seen:,.0f} images"):
+        trained.sample("one", n_steps=1)
 
 
 def test_epochs_that_did_not_train_the_image_branch_do_not_count(make_classifier, digits):

@@ -38,8 +38,9 @@ class Continuation:
         Digest of what it was split by that seed; empty if the model was trained on others too.
     lacks_epochs : bool, default=False
         Whether the history is that of the last of several calls of fit alone.
-    n_epochs_unused : int, default=0
-        Epochs at the end of the history whose weights early stopping did not keep.
+    n_images_unused : float, default=0.0
+        Number of images in the history from which the image branch had learned, and whose epochs
+        early stopping did not keep.
     """
 
     optimizer: str | None
@@ -50,7 +51,7 @@ class Continuation:
     split_seed: int | None = None
     split_of: str = ""
     lacks_epochs: bool = False
-    n_epochs_unused: int = 0
+    n_images_unused: float = 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """Return what files hold: all but the moments."""
@@ -62,7 +63,7 @@ class Continuation:
             "split_seed": self.split_seed,
             "split_of": self.split_of,
             "lacks_epochs": self.lacks_epochs,
-            "n_epochs_unused": self.n_epochs_unused,
+            "n_images_unused": self.n_images_unused,
         }
 
     @classmethod
@@ -81,22 +82,25 @@ class Continuation:
         if optimizer not in (None, *OPTIMIZERS):
             expected = f"expected one of {OPTIMIZERS}"
             raise ArchiveError(f"The model has optimizer={optimizer!r}; {expected}.")
-        n_images = plain.get("n_images_before", 0.0)
-        if not is_finite_number(n_images) or n_images < 0:
-            raise ArchiveError(
-                f"The model has n_images_before={n_images!r}; expected a number >= 0."
-            )
         return cls(
             optimizer=optimizer,
             n_continued=integer_from_plain("n_continued", plain["n_continued"]),
             training_state=None,
             origin=origin,
-            n_images_before=float(n_images),
+            n_images_before=_number_from_plain(plain, "n_images_before"),
             split_seed=None if split_seed is None else integer_from_plain("split_seed", split_seed),
             split_of=split_of,
             lacks_epochs=bool(plain.get("lacks_epochs", False)),
-            n_epochs_unused=integer_from_plain("n_epochs_unused", plain.get("n_epochs_unused", 0)),
+            n_images_unused=_number_from_plain(plain, "n_images_unused"),
         )
+
+
+def _number_from_plain(plain: Mapping[str, Any], name: str) -> float:
+    """Read a number of images, which older files lack."""
+    n_images = plain.get(name, 0.0)
+    if not is_finite_number(n_images) or n_images < 0:
+        raise ArchiveError(f"The model has {name}={n_images!r}; expected a number >= 0.")
+    return float(n_images)
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ class FitResult:
     @property
     def n_images_of_image_branch(self) -> float:
         """Number of images that the image branch has learned from, repeated ones included."""
-        n_used = max(0, len(self.history) - self.continuation.n_epochs_unused)
-        of_history = count_images_of_image_branch(self.history[:n_used])
+        of_history = count_images_of_image_branch(self.history)
+        of_history = max(0.0, of_history - self.continuation.n_images_unused)
         return self.continuation.n_images_before + of_history
 
     def attributes(self) -> dict[str, Any]:

@@ -16,9 +16,9 @@ __all__ = ["BestWeights"]
 class BestWeights:
     """The weights of the epoch with the best validation score.
 
-    Of epochs of one score the first counts, but the last of those in which the learning rate rises:
-    many of their scores are still that of the largest class, and so equal, and the first of them
-    has learned next to nothing.
+    Of epochs of one score the first counts from the peak of the learning rate on. An earlier one
+    gives way to every later one: while the rate rises many scores are that of the largest class,
+    and so equal, and these epochs have learned next to nothing.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ class BestWeights:
         rates = [epoch_log["learning_rate"] for epoch_log in history]
         n_since_peak = len(rates) - 1 - rates.index(max(rates))
         self._n_worse += 1
-        if score > self._score or (score == self._score and n_since_peak == 0):
+        is_before_peak = self._n_worse > n_since_peak
+        if score > self._score or (score == self._score and is_before_peak):
             self._score, self._n_worse = score, 0
             self._weights = copy.deepcopy(average.state_dict())
         return min(self._n_worse, n_since_peak) >= self._patience
