@@ -9,6 +9,7 @@ import numpy as np
 from sklearn_msf.datasets._folder_request import FolderRequest
 from sklearn_msf.datasets._image_headers import MAX_VALUES, ImageHeader
 from sklearn_msf.datasets._image_reading import Sample
+from sklearn_msf.datasets._shortened_lists import first_of
 
 __all__ = ["Described", "common_layout", "sample_size"]
 
@@ -87,5 +88,4 @@ def _by(described: list[Described], key: Callable[[ImageHeader], Any]) -> dict[A
 
 def _listed(names: dict[Any, list[str]]) -> str:
     texts = [f"{key} ({len(files)}, such as {files[0]!r})" for key, files in names.items()]
-    shown = ", ".join(texts[:_N_LISTED])
-    return shown + (f" and {len(texts) - _N_LISTED} more" * (len(texts) > _N_LISTED))
+    return first_of(texts, _N_LISTED)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sklearn_msf.datasets._image_reading import Sample, is_image
+from sklearn_msf.datasets._shortened_lists import examples
 
 __all__ = [
     "LINK",
@@ -187,10 +188,3 @@ def check_case(what: str, names: Iterable[str]) -> None:
                 f"The {what} {other!r} and {name!r} have the same name but for its case or "
                 "spaces: give one class one name."
             )
-
-
-def examples(names: Iterable[object], n_shown: int = 3) -> str:
-    """Write the first of some names, and the number of the others."""
-    names = list(names)
-    shown = ", ".join(repr(name) for name in names[:n_shown])
-    return shown if len(names) <= n_shown else f"{shown} and {len(names) - n_shown} more"

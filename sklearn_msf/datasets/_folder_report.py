@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sklearn_msf.datasets._image_headers import ImageHeader
+from sklearn_msf.datasets._shortened_lists import first_of
 
 __all__ = ["ImageFolderReport"]
 
@@ -76,6 +77,4 @@ class ImageFolderReport:
 
 
 def _counts(counts: Counter[Any]) -> str:
-    most = [f"{key} ({n})" for key, n in counts.most_common(_N_SHOWN)]
-    n_others = len(counts) - len(most)
-    return ", ".join(most) + (f" and {n_others} more" if n_others > 0 else "")
+    return first_of([f"{key} ({n})" for key, n in counts.most_common()], _N_SHOWN)

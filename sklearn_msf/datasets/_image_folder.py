@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sklearn_msf._evaluation.labels import as_labels
 from sklearn_msf.datasets._collecting import collect
 from sklearn_msf.datasets._common_layout import Described, common_layout, sample_size
-from sklearn_msf.datasets._folder_contents import FolderContents, examples, folder_contents
+from sklearn_msf.datasets._folder_contents import FolderContents, folder_contents
 from sklearn_msf.datasets._folder_report import ImageFolderReport
 from sklearn_msf.datasets._folder_request import FolderRequest, checked_file, checked_request
 from sklearn_msf.datasets._image_headers import ImageHeader
@@ -24,6 +24,7 @@ from sklearn_msf.datasets._image_reading import Sample, read_sample, read_sample
 from sklearn_msf.datasets._image_table import table_contents
 from sklearn_msf.datasets._pillow_files import REDUCED
 from sklearn_msf.datasets._resizing import fit_to_size, to_gray, to_rgb
+from sklearn_msf.datasets._shortened_lists import examples, first_of
 from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -296,8 +297,7 @@ def _reasons(report: ImageFolderReport) -> str:
         f"{name!r}: {reason}" + (f" (and {counts[reason] - 1} more)" * (counts[reason] > 1))
         for reason, name in first.items()
     ]
-    shown = "; ".join(texts[:_N_LISTED])
-    return shown + (f" and {len(texts) - _N_LISTED} other reasons" * (len(texts) > _N_LISTED))
+    return first_of(texts, _N_LISTED, "; ", "other reasons")
 
 
 def _with_groups(described: list[Described], groups: Any) -> list[Described]:

@@ -15,10 +15,10 @@ from sklearn_msf.datasets._folder_contents import (
     add_volume,
     check_case,
     composed,
-    examples,
     scan,
 )
 from sklearn_msf.datasets._image_reading import Sample
+from sklearn_msf.datasets._shortened_lists import examples, first_of
 from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -240,9 +240,8 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
 
 def _rows(named: list[tuple[int, str]]) -> str:
     """Write how many rows of a table name such files, and the first of them."""
-    shown = ", ".join(f"row {row}: {name!r}" for row, name in named[:3])
-    others = f" and {len(named) - 3} more" * (len(named) > 3)
-    return f"in {len(named)} of its rows ({shown}{others})"
+    shown = first_of([f"row {row}: {name!r}" for row, name in named], 3)
+    return f"in {len(named)} of its rows ({shown})"
 
 
 def _is_there(path: Path, volumes: bool) -> bool:
