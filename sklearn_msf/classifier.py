@@ -191,8 +191,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Folder for the checkpoints of this run, and of no other. If fit was interrupted at any
         moment and is called again with the same data and parameters, by the same version of this
         package, it continues from the newest checkpoint and gives the same model. If the run had
-        ended, its result is returned. With `warm_start` a fitted estimator, and one whose fit was
-        interrupted is fitted, begins another run: to go on with the old one, fit a clone. A
+        ended, its result is returned. With `warm_start` a fitted estimator, as one is whose first
+        fit was interrupted, begins another run: to go on with that fit, fit a clone. A
         `time_budget` includes the seconds up to that checkpoint,
         but not those that were lost after it, nor those in which data are prepared again.
     checkpoint_every : int, default=5

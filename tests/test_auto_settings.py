@@ -83,6 +83,23 @@ def test_images_of_one_position_are_warned_of():
         tiny_classifier(patch_size="auto", **settings).fit(X[:, :1], y)
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_position_of_several_channels_a_group_is_not_warned_of():
+    X, y = np.random.default_rng(0).random((8, 2)), np.arange(8) % 2
+    settings = {"patch_size": 2, "channels": 32, "max_epochs": 1}
+    tiny_classifier(channel_mult=(2,), **settings).fit(X, y)
+
+
+@pytest.mark.filterwarnings("ignore:Images of 1 x 2 are one position")
+def test_where_training_goes_on_auto_stands_for_the_patches_that_the_model_has():
+    X, y = np.random.default_rng(0).random((8, 2)), np.arange(8) % 2
+    # As in earlier versions, where "auto" was 2 here.
+    classifier = tiny_classifier(patch_size=2, max_epochs=1, warm_start=True).fit(X, y)
+    network = {**classifier.network_params, "patch_size": "auto"}
+    classifier.set_params(network_params=network).fit(X, y)
+    assert classifier.model_.field.layout.patch_size == 2
+
+
 @pytest.mark.parametrize("goes_on", ["fit", "partial_fit"])
 def test_where_training_goes_on_auto_stands_for_the_levels_that_the_model_has(digits, goes_on):
     X, y = digits

@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY, grouped, tiny_classifier
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator import fit as fitting
@@ -233,6 +234,13 @@ def test_early_stopping_ends_before_the_last_epoch(digits, make_classifier):
     ).fit(X, y)
     assert classifier.n_iter_ < 60
     assert all(0 <= epoch_log["validation_score"] <= 1 for epoch_log in classifier.history_)
+
+
+def test_partial_fit_says_when_its_time_was_over_before_all_images_were_seen():
+    X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
+    classifier = tiny_classifier(time_budget=1e-6, batch_size=10)
+    with pytest.warns(ConvergenceWarning, match="after 10 of 60 images"):
+        classifier.partial_fit(X, y, [0, 1])
 
 
 def test_time_budget_limits_fit(digits, monkeypatch, make_classifier):

@@ -172,6 +172,19 @@ def test_a_time_budget_counts_what_encoding_takes(monkeypatch, short_fitting):
     assert now[0] < 200
 
 
+def test_waiting_for_other_processes_is_no_time_of_the_budget(monkeypatch, short_fitting):
+    now, join = [0.0], fit_module.join_process_group
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def late(device):
+        now[0] += 1000
+        return join(device)
+
+    monkeypatch.setattr(fit_module, "join_process_group", late)
+    classifier = tiny_latent_classifier(autoencoder=Averages(), time_budget=200.0)
+    assert classifier.fit(X, Y).n_iter_ > 0
+
+
 @pytest.fixture
 def encoding_a_second_an_image(monkeypatch, short_fitting):
     """Encoding is all that takes time, a second for each image; gives the encoder."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.nn.dropout import Dropout
@@ -88,6 +89,18 @@ def test_torchrun_starts_them_and_a_run_goes_on_with_another_number(tmp_path):
     assert together.pop("n_steps") < whole.pop("n_steps")
     for name, value in whole.items():
         np.testing.assert_allclose(together[name], value, rtol=2e-3, atol=2e-3)
+
+
+def test_a_group_that_was_initialized_without_a_backend_is_taken(tmp_path):
+    # Without a name torch takes the backend of the accelerator, where there is one.
+    wanted = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    meeting = (tmp_path / "meeting").as_uri()
+    dist.init_process_group(init_method=meeting, rank=0, world_size=1)
+    try:
+        group, device = process_group.join_process_group(wanted)
+    finally:
+        dist.destroy_process_group()
+    assert (group.size, device.type) == (1, wanted.type)
 
 
 def test_only_the_first_process_writes_and_shows_progress(tmp_path):

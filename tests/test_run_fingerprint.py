@@ -246,6 +246,14 @@ def test_an_interrupted_run_goes_on_in_a_clone(tmp_path):
     assert torch.equal(weights(clone(classifier).fit(X, Y)), weights(classifier))
 
 
+def test_a_run_that_began_with_another_model_says_so(tmp_path):
+    classifier = make(warm_start=True).fit(X, Y)
+    classifier.set_params(checkpoint_dir=tmp_path).fit(X, Y)
+    for other in (classifier, clone(classifier)):
+        with pytest.raises(CheckpointMismatchError, match="had begun with another model"):
+            other.fit(X, Y)
+
+
 # Windows has no SIGKILL, and ends a process at once at any signal.
 DEADLY = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = """
@@ -339,6 +347,9 @@ def test_only_the_first_process_needs_the_checkpoints(tmp_path, monkeypatch):
     compared = {}
 
     class First(ProcessGroup):
+        def gather(self, value):
+            return [value]
+
         def check_same(self, values):
             compared.update(values)
 

@@ -84,7 +84,7 @@ def field_layout(
     shape : sequence of int
         (C, H, W) of the images or latents, (C, D, H, W) of volumes.
     continued : FieldLayout or None
-        Layout of the field whose training goes on: "auto" levels are those that it has.
+        Layout of the field whose training goes on: "auto" levels and patches are those that it has.
 
     Raises
     ------
@@ -94,6 +94,8 @@ def field_layout(
     _check_unconditional(p, n_classes)
     given = {name: getattr(p, name) for name in affecting("network")}
     given["patch_size"] = _resolve_patch_size(p, shape[1:])
+    if p.patch_size == "auto" and continued is not None:
+        given["patch_size"] = continued.patch_size
     if isinstance(p.channel_mult, str):
         levels: Sequence[int] = default_levels(vars(p))
         if continued is not None:
@@ -147,12 +149,16 @@ def warn_of_one_position(layout: FieldLayout, size: Sequence[int]) -> None:
     With as many groups as channels a group norm returns its bias there, whatever it gets.
     """
     n_positions = math.prod(math.ceil(side / layout.patch_size) for side in size)
-    if n_positions == 1 and count_groups(layout.channels) == layout.channels:
+    widths = [m * layout.channels for m in layout.channel_mult]
+    keeps_nothing = [count_groups(width) == width for width in widths]
+    # The norms of the first level come last.
+    if n_positions == 1 and keeps_nothing[0]:
         shown = " x ".join(map(str, size))
+        linear = "It can learn nothing but linear functions of them. " * all(keeps_nothing)
         warn_user(
             f"Images of {shown} are one position of a network with patch_size={layout.patch_size}. "
-            "It can learn nothing but linear functions of them, and what it generates is always "
-            "the same. Set a smaller patch_size in network_params, or use another classifier."
+            f"{linear}What it generates is always the same. Set a smaller patch_size in "
+            "network_params, or use another classifier."
         )
 
 

@@ -40,7 +40,12 @@ from sklearn_msf._estimator.data_validation import (
 )
 from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
-from sklearn_msf._estimator.parameters import Parameters, draw_seed, make_random_state
+from sklearn_msf._estimator.parameters import (
+    Parameters,
+    draw_seed,
+    is_over_latents,
+    make_random_state,
+)
 from sklearn_msf._estimator.preparation import Preparation, Run
 from sklearn_msf._estimator.run_fingerprint import (
     describe_samples,
@@ -64,6 +69,7 @@ from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData, smallest_batch
 from sklearn_msf.training.checkpoints import Checkpoints
+from sklearn_msf.training.epoch_logs import count_images_of_image_branch
 from sklearn_msf.training.trainer import Trainer
 
 __all__ = ["TrainingArguments", "fit", "fit_partially"]
@@ -215,7 +221,9 @@ def fit(
         temperature = temperature_of(held_out, trainer)
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
-    return _outcome(state, trainer, model, keep_state=bool(p.warm_start)), failure
+    n_unused = trainer.n_epochs_unused
+    keeps = bool(p.warm_start)
+    return _outcome(state, trainer, model, keep_state=keeps, n_epochs_unused=n_unused), failure
 
 
 @standard_torch()
@@ -254,6 +262,14 @@ def fit_partially(
         warn_of_mirroring(p, state.samples, kind, trainer, n_images, model.space.shape)
     trainer.history = [] if previous is None else list(previous.history)
     trainer.fit_epoch(data)
+    if trainer.was_cut_short:
+        n_seen = trainer.history[-1]["n_images"]
+        warn_user(
+            f"time_budget={p.time_budget!r} was over after {n_seen:,} of {data.epoch_size:,} "
+            "images, and the others were not trained on: set a larger time_budget for partial_fit, "
+            "or None.",
+            ConvergenceWarning,
+        )
     model = model.with_field(trainer.average, model.temperature)
     return _outcome(state, trainer, model, keep_state=True, keeps_history=True)
 
@@ -276,7 +292,10 @@ def _begin(
     with telling_others():
         samples, validation = _checked_samples(estimator, p, given, classes, previous)
         wanted_device = resolve_device(p.device)
+    checked = time.perf_counter() - started
     group, device = join_process_group(wanted_device)
+    # Waiting for other processes is no time of the budget, and all have the same clock.
+    started = time.perf_counter() - max(group.gather(checked))
     _check_same_in_all(group, p, samples, validation)
     # Early stopping may hold out some, of which more is known later.
     holds_out = p.early_stopping and validation is None
@@ -555,7 +574,8 @@ def _prepare_training(
     seed = draw_seed(random_state)
     if previous is None:
         layout = field_layout(p, len(state.samples.classes), space.shape)
-        warn_of_one_position(layout, space.shape[1:])
+        if not is_over_latents(vars(p)):
+            warn_of_one_position(layout, space.shape[1:])
         noise_seed, temperature, trained_by = draw_seed(random_state), 1.0, None
         field = build_field(layout, seed, space.mask_codes)
     else:
@@ -648,19 +668,22 @@ def _outcome(
     *,
     keep_state: bool = False,
     keeps_history: bool = False,
+    n_epochs_unused: int = 0,
 ) -> FitResult:
     """Collect the result.
 
     `keep_state` keeps the state that an exact continuation needs. With `keeps_history` the history
-    of the trainer begins with that of the previous fit.
+    of the trainer begins with that of the previous fit. `n_epochs_unused` is the number of the last
+    epochs whose weights are not those of `model`.
     """
     previous, n_images_before = state.previous, 0.0
-    if previous is not None:
-        n_images_before = (
-            previous.continuation.n_images_before
-            if keeps_history
-            else previous.n_images_of_image_branch
-        )
+    n_kept = len(trainer.history) - n_epochs_unused
+    n_images_unused = count_images_of_image_branch(trainer.history[n_kept:])
+    if previous is not None and keeps_history:
+        n_images_before = previous.continuation.n_images_before
+        n_images_unused += previous.continuation.n_images_unused
+    elif previous is not None:
+        n_images_before = previous.n_images_of_image_branch
     lacks_epochs = previous is not None and (
         not keeps_history or previous.continuation.lacks_epochs
     )
@@ -673,7 +696,7 @@ def _outcome(
         split_seed=state.split_seed,
         split_of=state.split_of,
         lacks_epochs=lacks_epochs,
-        n_epochs_unused=trainer.n_epochs_unused,
+        n_images_unused=n_images_unused,
     )
     return FitResult(model, trainer.history, continuation, state.samples.features)
 

@@ -194,8 +194,10 @@ def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device
         _check_none_refuses(_initialized_group().gather(""))
     else:
         _initialize(device)
-    backend = str(dist.get_backend())
-    if device.type not in _BACKENDS or _BACKENDS[device.type] not in backend:
+    # By device: a group that was initialized without a backend has no name for it.
+    backend = str(dist.get_backend_config())
+    wanted = f"{device.type}:{_BACKENDS.get(device.type)}"
+    if wanted not in backend.split(","):
         raise ProcessGroupError(
             f"The process group has the backend {backend!r}, which is not for training on "
             f"{device}: initialize it with {_BACKENDS.get(device.type, 'gloo')!r}, or set "

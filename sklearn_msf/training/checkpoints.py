@@ -248,10 +248,15 @@ class Checkpoints:
                 for name in differing
             )
             ways_out = "Use another folder, or delete this one to start anew."
-            if differing == [START]:
+            if differing == [START] and START not in found:
                 ways_out = (
                     "With warm_start=True fit goes on from the fitted model, in another folder. To "
                     "go on with an interrupted run, fit a clone of the estimator."
+                )
+            elif differing == [START]:
+                ways_out += (
+                    " The run in it had begun with another model (warm_start), and goes on if fit "
+                    "begins with that one."
                 )
             raise CheckpointMismatchError(
                 f"checkpoint_dir={str(self._folder)!r} holds checkpoints of another run: "
