@@ -283,6 +283,22 @@ def test_an_unknown_class_is_named(on_bytes, class_id):
         on_bytes.sample(class_id)
 
 
+def test_a_single_label_of_any_form_is_one(make_classifier):
+    fitted = make_classifier(max_epochs=1).fit(X, np.array(list("ababab"), dtype=object))
+    for label in ("a", np.str_("a"), np.array("a"), np.array("a", dtype=object)):
+        assert fitted.sample(label, n_steps=1).shape == X[:1].shape
+
+
+@pytest.mark.parametrize("classes", [{0, 1}, {0: 5}.keys(), {0: 5}, {5: 0}.values()])
+def test_classes_without_positions_are_refused(on_bytes, classes):
+    for name, ask in (
+        ("class_id", lambda: on_bytes.sample(classes)),
+        ("to_class", lambda: on_bytes.counterfactual(X, classes)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be a label, or a list or an array of"):
+            ask()
+
+
 @pytest.mark.parametrize("argument", ["n_samples", "n_steps"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
 def test_counts_of_sample_are_positive_integers(on_bytes, argument, value):
@@ -556,7 +572,7 @@ def test_what_is_no_path_is_refused_by_name_and_nothing_is_written(
         ("network_params__dropout", 0.1, r"network_params=\{'dropout': 0\.1\}"),
         ("dropout", 0.1, r"network_params=\{'dropout': 0\.1\}"),
         ("flow_params__beta", 2, r"flow_params=\{'beta': 2\}"),
-        ("optimizer_params__unknown", 1, r"optimizer_params=\{'unknown': 1\}"),
+        ("optimizer_params__unknown", 1, "optimizer_params has no entry 'unknown'; its entries"),
     ],
 )
 def test_an_entry_of_a_dict_by_itself_says_how_it_is_set(estimator, name, value, remedy):
@@ -567,3 +583,9 @@ def test_an_entry_of_a_dict_by_itself_says_how_it_is_set(estimator, name, value,
     assert (classifier.channels, classifier.network_params) == (8, {"dropout": 0.1})
     with pytest.raises(ValueError, match="Invalid parameter 'nothing'"):
         classifier.set_params(nothing=1)
+
+
+def test_the_size_over_latents_is_a_parameter_of_its_own():
+    for name in ("input_size", "network_params__input_size"):
+        with pytest.raises(ValueError, match=r"no entry 'input_size'; .* parameter encoded_size"):
+            LatentMedSymmFlowClassifier().set_params(**{name: 256})

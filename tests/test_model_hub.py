@@ -14,6 +14,7 @@ from hub_server import TOKEN, HubServer
 from test_hub import client, set_endpoint  # noqa: F401
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
+from sklearn_msf._estimator.hub import check_upload
 from sklearn_msf.exceptions import HubError
 
 NAME = "someone/eyes"
@@ -185,6 +186,11 @@ def test_a_licence_that_is_no_identifier_is_refused_before_any_request(hub, lice
     with pytest.raises(ValueError, match="license must be an identifier"):
         fitted().push_to_hub(NAME, license=license)
     assert hub.asked == []
+
+
+@pytest.mark.parametrize("license", [None, "mit", "cc-by-4.0", "openrail++", "c-uda"])
+def test_every_identifier_of_the_hub_is_a_licence(hub, license):
+    check_upload(NAME, license)
 
 
 # A hub that does not give or take

@@ -47,6 +47,27 @@ def test_a_method_evaluates_the_velocity_as_often_as_it_says(method):
     assert len(times) == ode.n_evaluations == 5 * N_EVALUATIONS_PER_STEP[method]
 
 
+def test_an_adaptive_method_that_does_not_come_to_the_end_gives_an_error():
+    ode, times = OdeSettings(0.0, 1.0, 1, "dopri5"), []
+
+    def velocity(t, state):
+        times.append(t)
+        return (1e4 * torch.cos(1e6 * t).expand(1),)
+
+    with pytest.raises(ValueError, match="'dopri5' cannot follow this field .*set 'euler'"):
+        integrate(velocity, (torch.zeros(1),), ode)
+    # Two more choose the first step.
+    assert len(times) <= ode.most_evaluations + 2
+
+
+def test_the_number_of_steps_does_not_count_for_an_adaptive_method():
+    few, many = (
+        integrate(lambda t, z: z, (torch.ones(1),), OdeSettings(0.0, 1.0, n, "dopri5"))
+        for n in (1, 10**15)
+    )
+    assert torch.equal(*few, *many)
+
+
 def test_parts_of_the_state_move_together():
     a, b = torch.ones(2), torch.zeros(3)
     _, found = integrate(

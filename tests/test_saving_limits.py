@@ -227,9 +227,13 @@ def with_weights(classifier, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.set_params(n_draws=10**6), "n_draws=1000000 draws of 1 evaluations each"),
+        (
+            lambda c: c.set_params(n_draws=10**6),
+            "n_draws=1000000 draws of up to 1 evaluations each",
+        ),
         (lambda c: c.set_params(n_draws=400, n_steps=400), "make 160,000 passes.*set smaller"),
         (lambda c: c.set_params(n_steps=30_000, ode_solver="rk4"), "120,000 evaluations each"),
+        (lambda c: c.set_params(n_draws=34, ode_solver="dopri5"), "make 102,000 passes"),
         (lambda c: c.set_params(learning_rate=-1), "learning_rate must be"),
         (lambda c: c.set_params(channels=3), "channels must be an even integer, got 3"),
         (lambda c: c.set_params(flow_params={"beta": -1}), r"flow_params\['beta'\] must be"),

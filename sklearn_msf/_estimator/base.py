@@ -145,6 +145,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             if not entry and name in PARAMETERS and name not in self.get_params(deep=False):
                 group, entry = PARAMETERS[name].group or "", name
             if group in GROUPS and entry:
+                checked_entries(group, {entry: value}, self._group_defaults[group])
                 raise ValueError(
                     f"{name}={value!r}: {entry!r} is an entry of the dict {group}, which is set as "
                     f"a whole: {group}={{{entry!r}: {value!r}}}, with all other entries that are "

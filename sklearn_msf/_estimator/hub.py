@@ -95,7 +95,7 @@ def check_upload(name: Any, license: Any) -> None:
         raise ValueError(f"repo_id must be an id on the hub such as 'user/model', got {name!r}.")
     # It is written into the card as it is.
     is_text = isinstance(license, str)
-    if license is not None and not (is_text and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license)):
+    if license is not None and not (is_text and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license)):
         raise ValueError(
             f"license must be an identifier of the hub such as 'mit' or 'cc-by-4.0', got "
             f"{license!r}."

@@ -402,8 +402,12 @@ def checked_entries(group: str, entries: Any, known: Mapping[str, Any]) -> Mappi
         _fail(group, entries, "a dict or None")
     unknown = [key for key in entries if key not in known]
     if unknown:
+        # Over latents it is not the network that resizes.
+        is_size = (group, unknown[0]) == ("network_params", "input_size")
+        hint = " Set the parameter encoded_size." * is_size
         raise ValueError(
             f"{group} has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
+            f"{hint}"
         )
     return dict(entries)
 

@@ -344,8 +344,7 @@ def _checked(
         raise ArchiveError(f"The model has parameters {unknown} that cannot be set from a file.")
     parameters = {**saved_class.default_parameters, **given}
     p = resolve_parameters(parameters, saved_class.group_defaults)
-    # An adaptive solver has a limit of its own.
-    check_passes(p.n_draws, classification_ode(p).n_evaluations or 1)
+    check_passes(p.n_draws, classification_ode(p).most_evaluations)
     image_format = ImageFormat.from_plain(metadata["image_format"])
     check_image_shape(image_format.shape)
     plain_layout = {name: from_plain(value) for name, value in metadata["layout"].items()}

@@ -5,6 +5,7 @@ Here numbers are equal as in Python, so that 1, 1.0 and True are one label.
 """
 
 import datetime
+from collections.abc import Iterable
 from numbers import Number
 from typing import Any
 
@@ -38,10 +39,15 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        For labels of several kinds, NaN, and masked labels; the message names them.
+        For labels of several kinds, NaN, masked labels, and a set or a view of a dict, which have
+        no positions; the message names them.
     """
     check_unmasked(name, values)
     labels = _as_array(values)
+    if labels.dtype.kind == "O" and labels.ndim == 0 and _is_collection(labels[()]):
+        raise ValueError(
+            f"{name} must be a label, or a list or an array of labels, got {values!r}."
+        )
     n_missing = 0
     if labels.dtype.kind in "fcmM":
         n_missing = int((labels != labels).sum())
@@ -56,6 +62,10 @@ def as_labels(name: str, values: Any) -> np.ndarray:
     if labels.dtype.kind in "mM" and has_finer_unit(labels.dtype):
         labels = labels.astype(f"{labels.dtype.kind}8[us]")
     return labels
+
+
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
 def has_finer_unit(dtype: np.dtype) -> bool:

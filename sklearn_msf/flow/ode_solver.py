@@ -31,7 +31,9 @@ Velocity = Callable[[Tensor, State], State]
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
 ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
 # Fields that have been trained need some tens; a field from elsewhere could ask for any number.
-_MAX_ADAPTIVE_STEPS = 2000
+_MAX_ADAPTIVE_STEPS = 500
+# Evaluations in a step of it.
+_ADAPTIVE_EVALUATIONS = 6
 
 
 def _euler(v: Velocity, t: Tensor, dt: Tensor, t_end: Tensor, z: State) -> State:
@@ -102,6 +104,11 @@ class OdeSettings:
     def n_evaluations(self) -> int | None:
         """Number of function evaluations; None if an adaptive method chooses it."""
         return None if self.is_adaptive else self.n_steps * _FIXED_STEPS[self.method][1]
+
+    @property
+    def most_evaluations(self) -> int:
+        """Number of function evaluations after which the result is there, or an error."""
+        return self.n_evaluations or _MAX_ADAPTIVE_STEPS * _ADAPTIVE_EVALUATIONS
 
     def last_step(self, least: float) -> tuple["OdeSettings | None", float]:
         """Separate the last step, with a length of at least `least`.
@@ -185,21 +192,21 @@ def integrate(velocity: Velocity, state: State, ode: OdeSettings) -> State:
     ValueError
         If an adaptive method does not come to the end.
     """
-    times = torch.linspace(ode.start, ode.end, ode.n_steps + 1, device=state[0].device)
+    n_steps = 1 if ode.is_adaptive else ode.n_steps
+    times = torch.linspace(ode.start, ode.end, n_steps + 1, device=state[0].device)
     if not ode.is_adaptive:
         step, _ = _FIXED_STEPS[ode.method]
         for start, end in pairwise(times.unbind()):
             state = step(velocity, start, end - start, end, state)
         return state
-    ends = torch.stack([times[0], times[-1]])
     # Without this it steps past the end, where there is no field, and interpolates.
-    options: dict[str, Any] = {"step_t": ends[1:], "max_num_steps": _MAX_ADAPTIVE_STEPS}
-    if not has_float64(ends.device):
+    options: dict[str, Any] = {"step_t": times[1:], "max_num_steps": _MAX_ADAPTIVE_STEPS}
+    if not has_float64(times.device):
         # Times and tolerances are float64 otherwise.
         options["dtype"] = torch.float32
     tolerances = _ADAPTIVE[ode.method]
     try:
-        path = odeint(velocity, state, ends, method=ode.method, options=options, **tolerances)
+        path = odeint(velocity, state, times, method=ode.method, options=options, **tolerances)
     # So torchdiffeq says that there are too many steps, too short ones, or values without end.
     except AssertionError as error:
         raise ValueError(

@@ -31,7 +31,7 @@ MAX_VALUES = 2**28
 # Images are resized to up to this many pixels, or to this many times their own.
 _MAX_ENLARGED = 1024**2
 _MAX_ENLARGEMENT = 16**2
-# Passes of the network for one prediction: draws times steps.
+# Passes of the network for one prediction: draws times evaluations of the solver.
 MAX_PASSES = 100_000
 # Characters of a class label. Arrays of strings give every label the length of the longest one.
 MAX_LABEL_LENGTH = 10_000
@@ -76,13 +76,13 @@ def check_passes(n_draws: int, n_evaluations: int) -> None:
     """Refuse parameters with which a prediction would hardly end.
 
     `n_evaluations` is the number of evaluations of the field that `n_steps` steps of `ode_solver`
-    take for one draw.
+    take for one draw, at most.
     """
     if n_draws * n_evaluations > MAX_PASSES:
         raise ValueError(
-            f"n_draws={n_draws} draws of {n_evaluations:,} evaluations each (n_steps and "
-            f"ode_solver) make {n_draws * n_evaluations:,} passes of the network; models with at "
-            f"most {MAX_PASSES:,} can be opened: set smaller ones."
+            f"n_draws={n_draws} draws of up to {n_evaluations:,} evaluations each (ode_solver and "
+            f"n_steps) make {n_draws * n_evaluations:,} passes of the network; models with at most "
+            f"{MAX_PASSES:,} can be opened: set smaller ones, or a solver of fixed steps."
         )
 
 
