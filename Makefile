@@ -7,18 +7,27 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What the demo needs, which takes half of the time to install.
+DEMO_INSTALLED := $(VENV)/.installed-demo
+# medmnist brings torchvision, which has no build for every torch; only its table of data sets is
+# needed here, and that works without.
+INSTALL_MEDMNIST := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps medmnist
 
 .PHONY: demo test lint docs docs-links clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
-	# medmnist brings torchvision, which has no build for every torch; only its table of
-	# data sets is needed here, and that works without.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps medmnist
+	$(INSTALL_MEDMNIST)
 	touch $@
 
-demo: $(INSTALLED)
+$(DEMO_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[plot]"
+	$(INSTALL_MEDMNIST)
+	touch $@
+
+demo: $(DEMO_INSTALLED)
 	$(BIN)/python examples/demo.py
 
 lint: $(INSTALLED)

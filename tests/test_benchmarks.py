@@ -61,7 +61,7 @@ def test_scores_equal_those_of_the_medmnist_evaluator(common, capsys, task, n_cl
 
 
 @pytest.mark.parametrize(
-    "system", ["defaults", "alone", "balanced", "voting", "msf", "resnet18", "boosting"]
+    "system", ["defaults", "alone", "balanced", "adjusted", "voting", "msf", "resnet18", "boosting"]
 )
 def test_every_system_trains_and_its_probabilities_are_scored(
     accuracy, common, system, monkeypatch

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from _common import (
+    ADJUSTED,
     ALONE_MUON,
     BALANCED,
     FOLLOWED,
@@ -57,6 +58,7 @@ COMPARED = {
     **{key: SYSTEMS[key] for key in ("alone", "wide")},
     "voting": VOTING,
     "balanced": BALANCED,
+    "adjusted": ADJUSTED,
     **{key: SYSTEMS[key] for key in STANDARD[1:]},
 }
 # Earlier records call the paper's settings "paper".

@@ -69,9 +69,12 @@ def fit_and_score(
     """Train on some volumes and score on others; returns the scores and what "auto" became."""
     start, cpu_start = time.perf_counter(), time.process_time()
     classifier = make(variant, settings).set_params(random_state=seed).fit(*train)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    # Of a run that goes on from a checkpoint only the end is in this process.
+    whole = max(seconds, sum(epoch_log["seconds"] for epoch_log in classifier.history_))
     scores: dict[str, Any] = {
-        "seconds": round(time.perf_counter() - start, 1),
-        "core_seconds": round(time.process_time() - cpu_start),
+        "seconds": round(whole, 1),
+        "core_seconds": round(cpu_seconds * whole / seconds),
     }
     for name, (X, y) in parts.items():
         p = classifier.predict_proba(X)
@@ -99,6 +102,7 @@ def run(variant: str, seed: int, n_folds: int, data: dict[str, tuple], settings:
             name: round(float(np.mean([s[name] for s, _ in of_folds])), 2)
             for name in of_folds[0][0]
         }
+        scores["core_seconds"] *= n_folds
     identity = {"variant": variant, "seed": seed, "n_folds": n_folds}
     identity["precision"] = settings["precision"]
     record = described(

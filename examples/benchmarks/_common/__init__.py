@@ -36,7 +36,7 @@ from _common.data import (
     name_of_first,
     resized,
 )
-from _common.flops import counted_flops
+from _common.flops import COUNTED, counted_flops
 from _common.generated import (
     DEFAULT_SAMPLER,
     PAPERS_SAMPLER,
@@ -93,6 +93,7 @@ from _common.scores import (
     resampled_interval,
 )
 from _common.systems import (
+    ADJUSTED,
     ALONE_MUON,
     BALANCED,
     RESNET18,
@@ -107,8 +108,10 @@ from _common.systems import (
 )
 
 __all__ = [
+    "ADJUSTED",
     "ALONE_MUON",
     "BALANCED",
+    "COUNTED",
     "DEFAULT_SAMPLER",
     "FOLLOWED",
     "MEDMNIST_RECIPE",
