@@ -4,10 +4,10 @@
     python examples/benchmarks/scaling.py --count   # bytes and FLOP of a large run
 
 The first measures the defaults, with one share of samples at t = 1, on random images of 28 px: one
-process with all threads, one with a single thread, and as many processes with one thread each, which torchrun starts. The second times
-nothing: it counts for eight GPUs and a million images of 224 px, with the assumptions that are
-constants below, and its table shows. Records are scaling.json and scaling_paper.json in
-docs/benchmarks.
+process with all threads, one with a single thread, and as many processes with one thread each,
+which torchrun starts. The second times nothing: it counts for eight GPUs and a million images of
+224 px, with the assumptions that are constants below, and its table shows. Records are scaling.json
+and scaling_paper.json in docs/benchmarks.
 """
 
 import argparse
