@@ -1,6 +1,6 @@
 """Fit, evaluate, reject, generate: the whole package on RetinaMNIST in a few minutes.
 
-Run ``make demo``, or ``python examples/demo.py [--seconds 200] [--output demo.png]``. The
+Run ``make demo``, or ``python examples/demo.py [--seconds 170] [--output demo.png]``. The
 images come from MEDMNIST_ROOT or medmnist's cache, else from the network; where there is
 neither, from scikit-learn's bundled digits.
 """
@@ -69,7 +69,7 @@ def time_for_better_pictures(classifier):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=200, help="training time")
+    parser.add_argument("--seconds", type=float, default=170, help="training time")
     parser.add_argument("--output", default="demo.png", help="picture to write")
     arguments = parser.parse_args()
 
