@@ -281,7 +281,7 @@ def test_a_folder_without_a_model_is_named(tmp_path, folder, message):
         (lambda d: d["parameters"].update(checkpoint_dir="/tmp/x"), "cannot be set from a file"),
         (
             lambda d: d["parameters"].update(n_draws=10**9),
-            "n_draws=1000000000 and n_steps=1 make 1,000,000,000 passes .* at most 100,000",
+            "n_draws=1000000000 draws .* make 1,000,000,000 passes .* at most 100,000",
         ),
         (lambda d: d["parameters"].update(n_draws=9_999, n_steps=9_999), "at most 100,000"),
         (lambda d: d["image_format"].update(shape=[10**8, 8, 3]), "Images of shape"),
