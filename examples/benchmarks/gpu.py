@@ -469,7 +469,7 @@ def do_jobs(
             except Exception as error:
                 succeeded = False
                 text = f"FAILED: {type(error).__name__}: {error}"
-                is_lost = is_lost or not gpu_answers()
+                is_lost = not gpu_answers()
                 if job.kind == "table":
                     results["failed"][job.name] = text
             if job.kind == "checks" and job.name not in results["left_out"]:

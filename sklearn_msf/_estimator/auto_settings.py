@@ -93,9 +93,7 @@ def field_layout(
     """
     _check_unconditional(p, n_classes)
     given = {name: getattr(p, name) for name in affecting("network")}
-    given["patch_size"] = _resolve_patch_size(p, shape[1:])
-    if p.patch_size == "auto" and continued is not None:
-        given["patch_size"] = continued.patch_size
+    given["patch_size"] = _resolve_patch_size(p, shape[1:], continued)
     if isinstance(p.channel_mult, str):
         levels: Sequence[int] = default_levels(vars(p))
         if continued is not None:
@@ -113,19 +111,24 @@ def default_levels(parameters: Mapping[str, Any]) -> tuple[int, ...]:
     return _AUTO_LEVELS_OF_FEATURES if has_features_alone(parameters) else _AUTO_LEVELS
 
 
-def _resolve_patch_size(p: Parameters, size: Sequence[int]) -> int:
+def _resolve_patch_size(
+    p: Parameters, size: Sequence[int], continued: FieldLayout | None = None
+) -> int:
     """Choose how many pixels a side are folded into channels; "auto" depends on the size."""
     if p.patch_size != "auto":
         return int(p.patch_size)
-
-    def n_positions(patch_size: int) -> int:
-        return math.prod(math.ceil(side / patch_size) for side in size)
-
+    if continued is not None:
+        return continued.patch_size
     # A network of one position could learn linear functions only.
-    patch_size = 1 if is_over_latents(vars(p)) or n_positions(2) == 1 else 2
-    while n_positions(patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
+    patch_size = 1 if is_over_latents(vars(p)) or _count_positions(size, 2) == 1 else 2
+    while _count_positions(size, patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
+
+
+def _count_positions(size: Sequence[int], patch_size: int) -> int:
+    """Count the squares, or cubes, that cover an image."""
+    return math.prod(math.ceil(side / patch_size) for side in size)
 
 
 def _levels_with_positions(
@@ -136,11 +139,11 @@ def _levels_with_positions(
     There a group norm keeps little more of each channel than its sign, and small images are
     recognised less well (docs/trials.md).
     """
-
-    def n_positions(level: int) -> int:
-        return math.prod(math.ceil(side / (patch_size * 2**level)) for side in size)
-
-    return [m for level, m in enumerate(channel_mult) if level == 0 or n_positions(level) > 1]
+    return [
+        m
+        for level, m in enumerate(channel_mult)
+        if level == 0 or _count_positions(size, patch_size * 2**level) > 1
+    ]
 
 
 def warn_of_one_position(layout: FieldLayout, size: Sequence[int]) -> None:
@@ -148,11 +151,10 @@ def warn_of_one_position(layout: FieldLayout, size: Sequence[int]) -> None:
 
     With as many groups as channels a group norm returns its bias there, whatever it gets.
     """
-    n_positions = math.prod(math.ceil(side / layout.patch_size) for side in size)
     widths = [m * layout.channels for m in layout.channel_mult]
     keeps_nothing = [count_groups(width) == width for width in widths]
     # The norms of the first level come last.
-    if n_positions == 1 and keeps_nothing[0]:
+    if _count_positions(size, layout.patch_size) == 1 and keeps_nothing[0]:
         shown = " x ".join(map(str, size))
         linear = "It can learn nothing but linear functions of them. " * all(keeps_nothing)
         warn_user(
