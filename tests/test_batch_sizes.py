@@ -12,6 +12,11 @@ CPU = torch.device("cpu")
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def nothing_checked(monkeypatch):
+    monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+
+
 def rows(start, n):
     return X[start : start + n]
 
@@ -42,10 +47,10 @@ def test_a_batch_gets_the_next_power_of_two(n_rows, size):
 
 @pytest.mark.parametrize("n_draws", [1, 3])
 @pytest.mark.parametrize("only_inside", [False, True])
-def test_sizes_at_which_any_operation_gives_other_bits_are_passed_over(n_draws, only_inside):
-    runs = Runs(differs_below=4, n_draws=n_draws, only_inside=only_inside)
-    assert size_for(runs, 1) == 4
-    assert size_for(Runs(differs_below=16, n_draws=n_draws), 1) == 16
+@pytest.mark.parametrize("size", [4, 16])
+def test_sizes_at_which_any_operation_gives_other_bits_are_passed_over(n_draws, only_inside, size):
+    runs = Runs(differs_below=size, n_draws=n_draws, only_inside=only_inside)
+    assert size_for(runs, 1) == size
 
 
 def test_a_size_is_tried_again_only_for_more_rows():
@@ -72,10 +77,35 @@ def test_what_a_batch_is_computed_from_is_prepared_once_and_not_watched():
     assert prepared == [(0, 1)]
 
 
-def test_what_was_seen_of_one_module_says_nothing_of_another():
-    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
-    assert size_for(Runs(), 1, first) == 1
-    assert size_for(Runs(differs_below=8), 1, second) == 8
+def test_what_was_seen_of_a_module_holds_for_others_of_its_form_alone():
+    runs = Runs()
+    assert size_for(runs, 1, nn.Conv2d(4, 4, 3)) == 1
+    assert runs.sizes == [16, 1]
+    for other in (
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 5, 3),
+        nn.Conv2d(4, 4, 3).double(),
+        nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last),
+    ):
+        assert size_for(Runs(differs_below=8), 1, other) == 8
+    assert size_for(runs, 1, nn.Conv2d(4, 4, 3)) == 1
+    assert runs.sizes == [16, 1]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_digest_sees_each_bit_of_each_element_in_any_memory_format(dtype, memory_format):
+    values = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = batch_sizes._digest(values)
+    assert len(before.unique()) == 3
+    bits = values.view(batch_sizes._BITS[values.element_size()])
+    for element in ((0, 0, 0, 0), (1, 2, 3, 4), (2, 3, 4, 5)):
+        for bit in (0, 9, 8 * values.element_size() - 1):
+            changed = bits.clone()
+            # The sign is the last bit; as a shifted 1 it would be no number of this type.
+            changed[element] ^= torch.tensor(1, dtype=bits.dtype) << bit
+            after = batch_sizes._digest(changed.view(dtype).to(memory_format=memory_format))
+            assert (after != before).nonzero().flatten().tolist() == [element[0]]
 
 
 def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from recorded_graphs import RecordedCuda
 
+from sklearn_msf.data.images import learn_format
 from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS, VelocityRegressionField
@@ -21,13 +20,20 @@ from sklearn_msf.model.classification import (
     predict,
 )
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import PixelInputs
+from sklearn_msf.model.image_space import PixelInputs, PixelSpace
 from sklearn_msf.model.temperature import apply_temperature
 from sklearn_msf.nn.unet import UNet
+from sklearn_msf.runtime import batch_sizes
 
 N = 21
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)
 NOISE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+# One batch padded to each size, full batches with a rest, other orders, repeated images.
+ROWS = [
+    *([3], [20, 0], [7, 5, 6], [9, 1, 8, 2, 4], list(range(11, 2, -1)), list(range(16))),
+    list(range(N))[::-1],
+    np.random.default_rng(0).integers(0, N, 40).tolist(),
+]
 CPU = torch.device("cpu")
 ONE_STEP = OdeSettings(1.0, 0.0)
 
@@ -61,14 +67,37 @@ def test_a_prediction_is_the_same_to_the_last_bit_whatever_images_are_beside_it(
     field = make_tiny_field(label_prediction, label_encoding=encoding)
     together = classified(field, IMAGES, NOISE, precision=precision)
 
-    @settings(max_examples=20)
-    @given(st.lists(st.integers(0, N - 1), min_size=1, max_size=40))
-    def check(rows):
+    for rows in ROWS:
         chosen = classified(field, IMAGES[rows], NOISE, precision=precision)
         np.testing.assert_array_equal(chosen.probabilities, together.probabilities[rows])
         np.testing.assert_array_equal(chosen.distances, together.distances[rows])
 
-    check()
+
+def test_the_smallest_batches_of_one_model_are_those_of_its_form_and_of_its_images(
+    make_tiny_field, monkeypatch
+):
+    monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+    tried, digests = [], batch_sizes._Digests
+    monkeypatch.setattr(
+        batch_sizes, "_Digests", lambda trial, size: tried.append(size) or digests(trial, size)
+    )
+
+    def is_tried_anew(field, side=8):
+        tried.clear()
+        image_format = learn_format(np.zeros((1, side**2), np.uint8), (side, side), flat=False)
+        model = tiny_model(field, image_format=image_format, space=PixelSpace(image_format))
+        how = ClassificationSettings(ONE_STEP, 1, "float32", "latent")
+        images = np.zeros((3, 1, side, side), dtype=np.uint8)
+        classify(model, PixelInputs(images, CPU), how)
+        return bool(tried)
+
+    assert is_tried_anew(make_tiny_field())
+    assert not is_tried_anew(make_tiny_field())
+    assert is_tried_anew(make_tiny_field(), side=12)
+    assert is_tried_anew(make_tiny_field(n_classes=4))
+    # Other rounding, and weights of the same shapes.
+    assert is_tried_anew(make_tiny_field(time_scale=25.0))
+    assert not is_tried_anew(make_tiny_field())
 
 
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)

@@ -24,7 +24,6 @@ from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
 from sklearn_msf.model.temperature import apply_temperature
-from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
@@ -197,7 +196,8 @@ def classify(
         return evaluate(prepare(start, min(size, n_images - start)), size)
 
     batch_size = images_a_pass(model, n_different, settings.ode)
-    small = SmallBatches(field, (settings, keep_draws, type(inputs)), prepare, evaluate)
+    kind = settings, keep_draws, len(noise), type(inputs), type(reader)
+    small = model.small_batches(kind, prepare, evaluate)
     parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 

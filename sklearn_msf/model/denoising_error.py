@@ -14,7 +14,6 @@ from torch import Tensor
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
-from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast
@@ -93,7 +92,7 @@ def denoising_errors(
 
     # A pass for one class at one time has all kernels: those of the others are the same.
     trial = partial(evaluate, n_tried=1, n_times=1)
-    small = SmallBatches(field, ("errors", precision, type(inputs)), prepare, trial)
+    small = model.small_batches(("errors", precision, type(inputs)), prepare, trial)
     return torch.cat(in_batches(run, n_images, batch_size, noise.device, small=small)).numpy()
 
 

@@ -1,5 +1,6 @@
 """A fitted model: everything that predictions need, and nothing else."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn_msf.data.augmentation import flips_along
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.image_space import ImageSpace
+from sklearn_msf.runtime.batch_sizes import Prepared, SmallBatches
 
 __all__ = ["FittedModel"]
 
@@ -59,6 +61,26 @@ class FittedModel:
     def with_field(self, field: VelocityField, temperature: float = 1.0) -> "FittedModel":
         """Return a copy of the model with another field."""
         return replace(self, field=field, temperature=temperature)
+
+    def small_batches(
+        self,
+        kind: Hashable,
+        prepare: Callable[[int, int], Prepared],
+        trial: Callable[[Prepared, int], object],
+    ) -> SmallBatches[Prepared]:
+        """Find the sizes to which batches may be padded that are not full.
+
+        Parameters
+        ----------
+        kind : hashable
+            What the operations depend on besides the field, its device and the format of images.
+        prepare, trial : callable
+            As in :class:`~sklearn_msf.runtime.batch_sizes.SmallBatches`.
+        """
+        field, images = self.field, self.image_format
+        of_field = field.layout, type(field.codes), self.space.shape, self.device
+        of_images = images.shape, images.flat, images.dtype
+        return SmallBatches(field, (kind, of_field, of_images), prepare, trial)
 
     def flips(self, n_draws: int) -> list[tuple[int, ...]]:
         """Return the flips that draws see in turn: those of training, first the image as it is.

@@ -13,7 +13,6 @@ from sklearn_msf.model.captured_integration import captured, shortened
 from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
-from sklearn_msf.runtime.batch_sizes import SmallBatches
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch
@@ -80,7 +79,7 @@ def sample(
         _generate(model, torch.zeros(size, dtype=torch.int64), noise, shortened(ode))
 
     # A trial needs none of the images.
-    small = SmallBatches(field, ("generate", ode), lambda start, n: None, trial)
+    small = model.small_batches(("generate", ode), lambda start, n: None, trial)
     in_batches(run, len(classes), _batch_size(model, ode), model.device, report, small)
     return images
 
@@ -179,7 +178,7 @@ def change_class(
         images[start : start + len(x)] = _as_in_x(model, x)
 
     kind = "change", ode, type(inputs)
-    small = SmallBatches(field, kind, prepare, partial(change, shorten=shortened))
+    small = model.small_batches(kind, prepare, partial(change, shorten=shortened))
     in_batches(run, n_images, _batch_size(model, ode), model.device, small=small)
     return images
 

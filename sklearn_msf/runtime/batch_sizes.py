@@ -5,9 +5,12 @@ samples beside it. Batches that are not full are therefore padded: to the full s
 smaller one at which every operation was seen to give the same bits on this device. The check
 runs a real batch both ways and compares the result of each operation, row by row. What the batch
 is computed from, such as latents, is prepared once for all sizes that are tried. A kernel chooses
-its order by shapes and not by values, so what holds for one batch holds for others.
+its order by shapes and not by values, so what holds for one batch holds for others, and what holds
+for one module holds for others of its form: for the fits of a search or of a cross-validation.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -18,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["SmallBatches"]
+__all__ = ["Prepared", "SmallBatches"]
 
-# By module: how many rows of the batches of a kind and size were seen to have the right bits.
-_CHECKED: WeakKeyDictionary[nn.Module, dict[Hashable, int]] = WeakKeyDictionary()
+# How many rows of the batches of a form, kind and size were seen to have the right bits.
+_CHECKED: dict[Hashable, int] = {}
+_FORMS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -35,9 +39,11 @@ class SmallBatches(Generic[Prepared]):
     Parameters
     ----------
     module : nn.Module
-        The module whose passes are meant; what was seen is kept as long as the module.
+        The module whose passes are meant. What was seen holds for all modules of its form: with
+        the same printed structure, and weights of the same shapes and memory formats.
     kind : hashable
-        Everything else that the operations of a batch depend on, but for its size.
+        Everything else that the operations of a batch depend on, but for its size and for values:
+        the device, the shapes, and what the printed structure does not show.
     prepare : callable
         Makes what a batch is computed from, which does not depend on its size: given the index of
         its first sample and the number of its samples. It may be costly, and is not compared.
@@ -53,8 +59,7 @@ class SmallBatches(Generic[Prepared]):
         prepare: Callable[[int, int], Prepared],
         trial: Callable[[Prepared, int], object],
     ):
-        self._checked = _CHECKED.setdefault(module, {})
-        self._kind = kind
+        self._module, self._kind = module, kind
         self._prepare, self._trial = prepare, trial
 
     def size(self, start: int, n_rows: int, full_size: int) -> int:
@@ -62,17 +67,30 @@ class SmallBatches(Generic[Prepared]):
         trial, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
-                key = self._kind, full_size, size
-                n_checked = self._checked.get(key)
+                key = _form_of(self._module), self._kind, full_size, size
+                n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
                     trial = trial or partial(self._trial, self._prepare(start, n_rows))
                     full = full or _Digests(trial, full_size)
                     same = _Digests(trial, size).are_those_of(full, n_rows)
-                    n_checked = self._checked[key] = n_rows if same else 0
+                    n_checked = _CHECKED[key] = n_rows if same else 0
                 if n_checked:
                     return size
             size *= 2
         return full_size
+
+
+def _form_of(module: nn.Module) -> str:
+    """Digest what the kernels of a module are chosen by, apart from its input."""
+    form = _FORMS.get(module)
+    if form is None:
+        weights = [
+            (name, weight.shape, weight.stride(), weight.dtype)
+            for name, weight in (*module.named_parameters(), *module.named_buffers())
+        ]
+        described = f"{module}{weights}".encode()
+        form = _FORMS[module] = hashlib.sha256(described).hexdigest()
+    return form
 
 
 class _Digests(TorchDispatchMode):
@@ -89,7 +107,8 @@ class _Digests(TorchDispatchMode):
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = operation(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        # A view has the bits of what it shows, which are digested already.
+        for value in [] if operation.is_view else tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
                 self._digests.append(_digest(value))
         return result
@@ -103,10 +122,15 @@ class _Digests(TorchDispatchMode):
 
 
 def _digest(value: Tensor) -> Tensor:
-    """Compute one number of the bits of each row, (n,)."""
-    bits = value.contiguous().flatten(1).view(_BITS[value.element_size()]).long()
+    """Compute one number of the bits of each row, (n,), whatever the memory format."""
+    bits = value.view(_BITS[value.element_size()])
+    if bits.dtype == torch.int16:
+        bits = bits.int()
     # Odd factors: each bit of each element changes the sum, which wraps around.
-    return (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(dim=1)
+    n_elements = math.prod(bits.shape[1:])
+    factors = 2 * torch.arange(n_elements, dtype=bits.dtype, device=bits.device) + 1
+    weighted = bits * factors.view(bits.shape[1:])
+    return weighted.sum(dim=tuple(range(1, bits.ndim)), dtype=bits.dtype)
 
 
 def _same_rows(mine: Tensor, size: int, other: Tensor, full_size: int, n_rows: int) -> bool:
