@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,64 @@ def test_a_digest_sees_each_bit_of_each_element_in_any_memory_format(dtype, memo
             changed[element] ^= torch.tensor(1, dtype=bits.dtype) << bit
             after = batch_sizes._digest(changed.view(dtype).to(memory_format=memory_format))
             assert (after != before).nonzero().flatten().tolist() == [element[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_digest_sees_changes_that_would_cancel_in_a_sum(dtype):
+    values = 1 + torch.rand(1, 64, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = batch_sizes._digest(values)
+    swapped = values.clone()
+    swapped[0, 0, 0] = values[0, 0, 0].flip(0)
+    bits = values.view(batch_sizes._BITS[values.element_size()])
+    for changed in (swapped, (bits + 1).view(dtype), (bits + 8).view(dtype)):
+        assert batch_sizes._digest(changed) != before
+
+
+def hooked(module):
+    module.register_forward_hook(lambda *arguments: None)
+    return module
+
+
+def with_another_forward(module):
+    module.forward = lambda x: x
+    return module
+
+
+@pytest.mark.parametrize("change", [hooked, with_another_forward])
+def test_a_module_that_a_user_changed_is_of_no_other_form(change):
+    runs = Runs()
+    size_for(runs, 1, nn.Linear(2, 2))
+    size_for(runs, 1, change(nn.Linear(2, 2)))
+    assert runs.sizes == [16, 1, 16, 1]
+
+
+@contextlib.contextmanager
+def one_thread_more():
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(n_threads + 1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@contextlib.contextmanager
+def products_of_medium_precision():
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [one_thread_more, products_of_medium_precision, lambda: torch.backends.mkldnn.flags(False)],
+    ids=["threads", "products", "kernels"],
+)
+def test_what_was_seen_holds_for_the_settings_of_torch(settings):
+    runs = Runs()
+    size_for(runs, 1)
+    with settings():
+        size_for(runs, 1)
+    assert runs.sizes == [16, 1, 16, 1]
 
 
 def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():

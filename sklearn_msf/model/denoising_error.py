@@ -84,7 +84,8 @@ def denoising_errors(
                 with autocast(x.device, precision):
                     v_x = replay(field, key, field.image_velocity, point.x_t, point.y_t, point.t)
                 error = (v_x.float() - point.u_x).square()
-                errors[:, i, j] = error.flatten(1).mean(dim=1)
+                # With two axes, so that a trial of batch sizes compares its rows.
+                errors[:, i, j] = error.flatten(1).mean(dim=1, keepdim=True)[:, 0]
         return errors[:n_real].cpu().double()
 
     def run(start: int, size: int) -> Tensor:

@@ -79,7 +79,7 @@ def sample(
         _generate(model, torch.zeros(size, dtype=torch.int64), noise, shortened(ode))
 
     # A trial needs none of the images.
-    small = model.small_batches(("generate", ode), lambda start, n: None, trial)
+    small = model.small_batches(("generate", _kind_of(ode)), lambda start, n: None, trial)
     in_batches(run, len(classes), _batch_size(model, ode), model.device, report, small)
     return images
 
@@ -177,7 +177,7 @@ def change_class(
         x = change(prepare(start, min(size, n_images - start)), size)
         images[start : start + len(x)] = _as_in_x(model, x)
 
-    kind = "change", ode, type(inputs)
+    kind = "change", _kind_of(ode), type(inputs)
     small = model.small_batches(kind, prepare, partial(change, shorten=shortened))
     in_batches(run, n_images, _batch_size(model, ode), model.device, small=small)
     return images
@@ -185,6 +185,11 @@ def change_class(
 
 def _unchanged(ode: OdeSettings) -> OdeSettings:
     return ode
+
+
+def _kind_of(ode: OdeSettings) -> OdeSettings:
+    """Return the integration that stands for all with its kernels: guided ones, or the others."""
+    return replace(shortened(ode), guidance=float(ode.guidance != 0))
 
 
 def _generate(model: FittedModel, classes: Tensor, noise: Tensor, ode: OdeSettings) -> Tensor:

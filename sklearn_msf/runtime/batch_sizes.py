@@ -27,6 +27,9 @@ __all__ = ["Prepared", "SmallBatches"]
 _CHECKED: dict[Hashable, int] = {}
 _FORMS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
+# Of a multiplicative hash: 2**32 divided by the golden ratio, as a signed number.
+_SCATTERING = 0x9E3779B1 - 2**32
+
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -67,7 +70,7 @@ class SmallBatches(Generic[Prepared]):
         trial, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
-                key = _form_of(self._module), self._kind, full_size, size
+                key = _form_of(self._module), self._kind, _settings_of_torch(), full_size, size
                 n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
                     trial = trial or partial(self._trial, self._prepare(start, n_rows))
@@ -88,9 +91,28 @@ def _form_of(module: nn.Module) -> str:
             (name, weight.shape, weight.stride(), weight.dtype)
             for name, weight in (*module.named_parameters(), *module.named_buffers())
         ]
-        described = f"{module}{weights}".encode()
+        # What a user has hooked to it is seen in nothing else: such a module has its own form.
+        changed = [id(part) for part in module.modules() if _runs_more_than_its_class_says(part)]
+        described = f"{module}{weights}{changed}".encode()
         form = _FORMS[module] = hashlib.sha256(described).hexdigest()
     return form
+
+
+def _runs_more_than_its_class_says(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
+
+
+def _settings_of_torch() -> tuple[Any, ...]:
+    """Return what kernels are chosen by in the whole process or thread."""
+    mkldnn: Any = torch.backends.mkldnn
+    return (
+        torch.get_num_threads(),
+        torch._C._get_mkldnn_enabled(),
+        mkldnn.matmul.fp32_precision,
+        mkldnn.conv.fp32_precision,
+        torch.backends.cudnn.enabled,
+    )
 
 
 class _Digests(TorchDispatchMode):
@@ -126,9 +148,11 @@ def _digest(value: Tensor) -> Tensor:
     bits = value.view(_BITS[value.element_size()])
     if bits.dtype == torch.int16:
         bits = bits.int()
-    # Odd factors: each bit of each element changes the sum, which wraps around.
+    # Odd factors without a pattern: each bit of each element changes the sum, which wraps around.
     n_elements = math.prod(bits.shape[1:])
-    factors = 2 * torch.arange(n_elements, dtype=bits.dtype, device=bits.device) + 1
+    numbers = torch.arange(n_elements, dtype=bits.dtype, device=bits.device)
+    scattered = numbers * _SCATTERING
+    factors = (scattered ^ (scattered >> 16)) | 1
     weighted = bits * factors.view(bits.shape[1:])
     return weighted.sum(dim=tuple(range(1, bits.ndim)), dtype=bits.dtype)
 
