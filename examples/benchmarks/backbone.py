@@ -378,15 +378,20 @@ def resampled_auc(y, p, counts):
     """Mean AUC of one class against the rest, for each row of numbers of repetitions.
 
     The AUC is the fraction of the pairs of an image of the class and another one that are in
-    order; repeated images are in as many pairs.
+    order, with half of those of equal scores; repeated images are in as many pairs.
     """
+    # Rows are images: sums over them are sums of whole rows.
+    repetitions = np.ascontiguousarray(counts.T, dtype=np.int32)
     aucs = []
     for c in range(p.shape[1]):
-        of_class, others = counts[:, y == c], counts[:, y != c]
-        mine, theirs = p[y == c, c][:, None], p[y != c, c]
-        in_order = (mine > theirs) + 0.5 * (mine == theirs)
-        pairs = of_class.sum(axis=1) * others.sum(axis=1)
-        aucs.append(((of_class @ in_order) * others).sum(axis=1) / pairs)
+        of_class, others = np.flatnonzero(y == c), np.flatnonzero(y != c)
+        others = others[p[others, c].argsort()]
+        n_below = np.zeros((len(others) + 1, len(counts)), dtype=np.int32)
+        repetitions[others].cumsum(axis=0, out=n_below[1:])
+        places = [np.searchsorted(p[others, c], p[of_class, c], side) for side in ("left", "right")]
+        twice_in_order = n_below[places[0]] + n_below[places[1]]
+        in_order = (repetitions[of_class] * twice_in_order).sum(axis=0) / 2
+        aucs.append(in_order / (repetitions[of_class].sum(axis=0) * n_below[-1]))
     return np.mean(aucs, axis=0)
 
 
