@@ -4,9 +4,15 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_of_a_test"
+
+
+def serve(server):
+    """Answer in a thread until `server.shutdown()`, which waits for the next poll."""
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class HubServer(ThreadingHTTPServer):

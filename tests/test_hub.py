@@ -8,9 +8,6 @@ import shutil
 import socket
 import socketserver
 import struct
-import subprocess
-import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +16,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 from conftest import autoencoder_folder, tiny_latent_classifier
+from forked_scripts import LIBRARIES, run_script
+from hub_server import serve
 from safetensors.torch import load_file
 
 from sklearn_msf._estimator.latent_preparation import _open_autoencoder
@@ -83,30 +82,25 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     Hub.folder, Hub.asked = Path(autoencoder_folder()), []
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve(server)
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_a_model_over_an_autoencoder_of_the_hub_names_its_commit_and_opens_again(hub, tmp_path):
+def test_a_model_over_an_autoencoder_of_the_hub_names_its_commit_and_opens_again(
+    hub, tmp_path, monkeypatch
+):
     # The address is read when the client is imported: a process of its own.
     foreign = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    environment = {k: v for k, v in os.environ.items() if not k.upper().startswith(foreign)} | {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    model = tmp_path / "model"
-    done = subprocess.run(
-        [sys.executable, "-c", FIT_SAVE_OPEN, str(model)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    for name in [name for name in os.environ if name.upper().startswith(foreign)]:
+        monkeypatch.delenv(name)
+    cache = str(tmp_path / "cache")
+    script, model = tmp_path / "script.py", tmp_path / "model"
+    script.write_text(FIT_SAVE_OPEN)
+    environment = {"HF_ENDPOINT": hub, "HF_HOME": cache, "HF_HUB_DISABLE_XET": "1"}
+    done = run_script(LIBRARIES, script, model, **environment)
+    assert done.code == 0, done.errors
+    answer = json.loads(done.output)
     assert answer["source"] == {"kind": "hub", "id": "someone/tiny", "revision": COMMIT}
     assert answer["same"]
     weights = f"/someone/tiny/resolve/{COMMIT}/diffusion_pytorch_model.safetensors"
@@ -156,7 +150,7 @@ def listening(answer):
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve(server)
         yield f"127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

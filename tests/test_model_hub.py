@@ -4,13 +4,12 @@ import functools
 import json
 import os
 import pickle
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny_classifier, tiny_latent_classifier
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, serve
 from test_hub import client, set_endpoint  # noqa: F401
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
@@ -31,7 +30,7 @@ def fitted(seed=0):
 def hub(client, monkeypatch):  # noqa: F811
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with HubServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve(server)
         set_endpoint(monkeypatch, server.address)
         monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.address)
         yield server

@@ -1,6 +1,5 @@
 """Training by two processes, as torchrun starts them."""
 
-import os
 import queue
 import re
 import socket
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked_scripts import PACKAGE, run_script, script_environment, start_script
 
 from sklearn_msf.exceptions import ProcessGroupError
 from sklearn_msf.nn.dropout import Dropout
@@ -35,14 +35,9 @@ KINDS = [
 ]
 
 
-def environment(**variables):
-    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
-
-
 def run_alone(folder, *kinds):
-    command = [sys.executable, SCRIPT, folder, *kinds]
-    subprocess.run(command, env=environment(), check=True, timeout=100)
+    ended = run_script(PACKAGE, SCRIPT, folder, *kinds)
+    assert ended.code == 0, ended.errors
     return [dict(np.load(folder / f"{kind}-alone.npz")) for kind in kinds]
 
 
@@ -51,14 +46,15 @@ def run_together(folder, *kinds):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    processes = []
-    for rank in ("0", "1"):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
-        command = [sys.executable, SCRIPT, folder, *kinds]
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    return [process.returncode for process in processes], errors
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [
+        start_script(
+            PACKAGE, SCRIPT, folder, *kinds, server=i, RANK=str(i), LOCAL_RANK=str(i), **meeting
+        )
+        for i in range(2)
+    ]
+    ended = [wait() for wait in processes]
+    return [each.code for each in ended], [each.errors for each in ended]
 
 
 def of_process(folder, kind, rank):
@@ -80,11 +76,10 @@ def test_two_processes_train_the_model_of_one(tmp_path):
 
 def test_torchrun_starts_them_and_a_run_goes_on_with_another_number(tmp_path):
     (whole,) = run_alone(tmp_path, "whole")
-    with pytest.raises(subprocess.CalledProcessError):
-        run_alone(tmp_path, "cut off")
+    assert run_script(PACKAGE, SCRIPT, tmp_path, "cut off").code == 3
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--standalone", SCRIPT, tmp_path, "goes on"]
-    subprocess.run(command, env=environment(), check=True, timeout=110)
+    subprocess.run(command, env=script_environment(), check=True, timeout=110)
     together = of_process(tmp_path, "goes on", 0)
     assert together.pop("n_steps") < whole.pop("n_steps")
     for name, value in whole.items():
