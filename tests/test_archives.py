@@ -4,8 +4,6 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sklearn_msf.persistence.archives import (
     ArchiveError,
@@ -138,15 +136,13 @@ def test_weights_that_are_missing_are_named(archive):
         read_archive(archive, "model")
 
 
-@given(st.data())
-def test_any_truncation_of_the_weights_is_noticed(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("archive")
-    write_archive(folder, "model", TENSORS, {})
-    path = weights_file(folder)
+def test_any_truncation_of_the_weights_is_noticed(archive):
+    path = weights_file(archive)
     content = path.read_bytes()
-    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    with pytest.raises(ArchiveError, match="cut off"):
-        read_archive(folder, "model")
+    for n_bytes in range(len(content)):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(ArchiveError, match="cut off"):
+            read_archive(archive, "model")
 
 
 def test_changed_weights_are_noticed(archive):

@@ -3,12 +3,13 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from conftest import tiny_autoencoder, tiny_latent_classifier
+from conftest import autoencoder_folder, tiny_autoencoder, tiny_latent_classifier
 from safetensors.torch import load_file, save_file
 
 from sklearn_msf.exceptions import AutoencoderError
@@ -23,7 +24,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_autoencoder().save_pretrained(tmp_path)
+    shutil.copytree(autoencoder_folder(), tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

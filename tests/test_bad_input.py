@@ -139,6 +139,10 @@ def test_an_unknown_entry_is_named_with_those_there_are(group, make_classifier):
 def test_a_dict_parameter_is_a_dict_or_none(group, value, make_classifier):
     with pytest.raises(ValueError, match=f"^{group} must be a dict or None, got"):
         make_classifier().set_params(**{group: value}).fit(X, Y)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_dict_parameter_may_be_none(group, make_classifier):
     make_classifier().set_params(**{"max_epochs": 1, group: None}).fit(X, Y)
 
 

@@ -71,12 +71,21 @@ def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
     assert len(n_compiled) == 24
 
 
+VELOCITIES = {"label_prediction": "velocity", "image_prediction": "velocity"}
+
+
+# Each pair of these once.
 @pytest.mark.parametrize(
-    "layout",
-    [{}, {"label_prediction": "velocity", "image_prediction": "velocity"}, {"patch_size": 1}],
+    ("layout", "channel_parts", "precision"),
+    [
+        ({}, (), "float32"),
+        ({}, (1, 2), "bfloat16"),
+        (VELOCITIES, (), "bfloat16"),
+        (VELOCITIES, (1, 2), "float32"),
+        ({"patch_size": 2}, (), "float32"),
+        ({"patch_size": 2}, (1, 2), "bfloat16"),
+    ],
 )
-@pytest.mark.parametrize("channel_parts", [(), (1, 2)])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_losses_are_one_graph(make_tiny_field, layout, channel_parts, precision):
     from sklearn_msf.flow.path import sample_path, sample_times
     from sklearn_msf.runtime.device import autocast

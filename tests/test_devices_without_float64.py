@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from sklearn_msf.flow import ode_solver
 from sklearn_msf.flow.ode_solver import OdeSettings, integrate
+from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.sampling import change_class
@@ -29,7 +30,7 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
     weights = np.linspace(0.5, 2, 12)
     parameters = {"max_epochs": 1, "optimizer": "muon", "augment": "flip+affine", "dropout": 0.1}
     # Each operation of a full pass is looked at, which takes a minute at the usual sizes.
-    monkeypatch.setattr("sklearn_msf.model.classification._MAX_ROWS", 8)
+    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 8))
     monkeypatch.setattr("sklearn_msf.model.sampling._MAX_SAMPLED_ON_GPU", 2)
 
     def answers(classifier):

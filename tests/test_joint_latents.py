@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pickle
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -464,12 +465,19 @@ def test_a_model_card_says_what_the_model_can_do(tmp_path):
         assert ("generates new images" in (tmp_path / "README.md").read_text()) is draws
 
 
-def test_weights_that_changed_since_the_model_was_saved_are_refused_by_name(tmp_path):
-    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of a model over joint latents, to read only."""
+    folder = tmp_path_factory.mktemp("joint")
+    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(folder)
+    return folder
+
+
+def test_weights_that_changed_since_the_model_was_saved_are_refused_by_name(saved):
     other = TinyBackbone()
     other.conv.bias.data[0] += 1e-6
     with pytest.raises(BackboneError, match="backbone=TinyBackbone has other weights than the one"):
-        LatentMedSymmFlowClassifier.from_pretrained(tmp_path, backbone=other)
+        LatentMedSymmFlowClassifier.from_pretrained(saved, backbone=other)
 
 
 class Louder(TinyBackbone):
@@ -479,16 +487,14 @@ class Louder(TinyBackbone):
         return 1.1 * super().forward(images)
 
 
-def test_features_that_changed_since_the_model_was_saved_are_refused_by_name(tmp_path):
-    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+def test_features_that_changed_since_the_model_was_saved_are_refused_by_name(saved):
     with pytest.raises(BackboneError, match="backbone=Louder makes other features than the one"):
-        LatentMedSymmFlowClassifier.from_pretrained(tmp_path, backbone=Louder())
+        LatentMedSymmFlowClassifier.from_pretrained(saved, backbone=Louder())
 
 
-def test_a_backbone_that_files_lack_is_asked_for(tmp_path):
-    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+def test_a_backbone_that_files_lack_is_asked_for(saved):
     with pytest.raises(BackboneError, match=r"from_pretrained\(folder, backbone=\.\.\.\)"):
-        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+        LatentMedSymmFlowClassifier.from_pretrained(saved)
 
 
 def test_an_encoder_that_the_model_lacks_is_not_taken(tmp_path):
@@ -523,10 +529,10 @@ def test_an_encoder_that_the_model_lacks_is_not_taken(tmp_path):
         (lambda plain: plain.update(grid="ab"), "grid='ab'"),
     ],
 )
-def test_what_is_wrong_with_a_changed_model_is_said(tmp_path, change, message):
+def test_what_is_wrong_with_a_changed_model_is_said(saved, tmp_path, change, message):
     from test_serialization import edit
 
-    tiny_joint_classifier(max_epochs=1).fit(X, Y).save_pretrained(tmp_path)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     edit(tmp_path, lambda d: change(d["space"]["backbone"]))
     with pytest.raises(ArchiveError, match=message):
         LatentMedSymmFlowClassifier.from_pretrained(tmp_path, backbone=TinyBackbone())
@@ -576,12 +582,12 @@ def test_training_that_goes_on_names_the_autoencoder_and_not_what_depends_on_it(
             method(X, Y)
 
 
-@pytest.mark.parametrize("method", DRAWING)
-def test_images_asked_of_a_model_without_autoencoder_name_the_way_out(method):
+def test_images_asked_of_a_model_without_autoencoder_name_the_way_out():
     classifier = tiny_feature_classifier(max_epochs=1).fit(X, Y)
-    message = rf"^{method.split()[0]} makes images, .*autoencoder=None.* autoencoder='fit'"
-    with pytest.raises(ValueError, match=message):
-        DRAWING[method](classifier)
+    for method, draw in DRAWING.items():
+        message = rf"^{method.split()[0]} makes images, .*autoencoder=None.* autoencoder='fit'"
+        with pytest.raises(ValueError, match=message):
+            draw(classifier)
 
 
 @pytest.mark.parametrize(

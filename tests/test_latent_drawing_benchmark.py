@@ -113,6 +113,7 @@ def test_each_sampler_is_measured_and_stands_in_its_column(benchmark, monkeypatc
     )
 
 
+@pytest.mark.parametrize("file", [()], indirect=True, ids=["gray"])
 def test_a_run_has_one_picture_of_all_seeds(benchmark, monkeypatch, file):
     system = ("--systems", "TAEF2")
     first = run(benchmark, monkeypatch, file, "--seeds", "1", "2", *system)
@@ -126,6 +127,7 @@ def test_a_run_has_one_picture_of_all_seeds(benchmark, monkeypatch, file):
     assert (file.parent / first[0]["picture"]["file"]).read_bytes() == content
 
 
+@pytest.mark.parametrize("file", [()], indirect=True, ids=["gray"])
 def test_a_trial_with_few_images_leaves_the_other_records_in_place(benchmark, monkeypatch, file):
     system = ("--systems", "TAEF2")
     run(benchmark, monkeypatch, file, *system)

@@ -91,7 +91,7 @@ def through_joblib(classifier):
     return file.getvalue(), joblib.load(io.BytesIO(file.getvalue()))
 
 
-@pytest.fixture(params=OBJECTS)
+@pytest.fixture(scope="module", params=OBJECTS)
 def classifier(request):
     torch.manual_seed(0)
     module = OBJECTS[request.param]()

@@ -27,7 +27,7 @@ from torch import nn
 
 from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
-from sklearn_msf._estimator.rejection import RejectionRule
+from sklearn_msf._estimator.rejection import RejectionRule, prediction_parameters
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.exporting import onnx_files
 from sklearn_msf.exporting.conversion import to_onnx
@@ -36,6 +36,7 @@ from sklearn_msf.model.sampling import image_noise
 SERVICE = Path(__file__).parents[1] / "examples" / "onnx_service.py"
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+HALVES = rng.random((24, 28, 28, 3)).astype(np.float16)
 LABELS = np.array(["cyst", "mass", "none"])[np.arange(24) % 3]
 
 
@@ -155,18 +156,6 @@ def test_the_service_answers_only_what_is_certified(exported, rule, abstains):
     assert service(RGB[:2])[1].tolist() == abstains
 
 
-@pytest.mark.parametrize("kind", ["draws", "distance"])
-def test_other_uncertainties_are_those_of_the_estimator(classifier, tmp_path, kind):
-    other = copy.copy(classifier)
-    other.rejection_ = replace(classifier.rejection_, kind=kind)
-    other.export_onnx(tmp_path / "m.onnx")
-    session, metadata = session_of(tmp_path / "m.onnx")
-    _, found = session.run(None, {"images": RGB})
-    np.testing.assert_allclose(found, classifier.predict_uncertainty(RGB, kind), atol=1e-4)
-    assert metadata["uncertainty"] == kind
-    assert np.ptp(found) > 0
-
-
 def test_the_service_refuses_images_of_another_kind(exported):
     service = runpy.run_path(str(SERVICE))["Service"](exported)
     with pytest.raises(ValueError, match="uint8"):
@@ -185,16 +174,33 @@ def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
     classifier = tiny_latent_classifier(
-        autoencoder=autoencoder, encoded_size=(10, 8), image_shape=(9, 7), n_draws=1
+        autoencoder=autoencoder,
+        encoded_size=(10, 8),
+        image_shape=(9, 7),
+        n_draws=2,
+        augment="flip",
     ).fit(X, np.arange(24) % 3)
+    # Another uncertainty than that of the fixture.
+    rejects_by(classifier, "draws")
     classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
-    session, metadata = session_of(tmp_path / "model.onnx")
+    metadata = check_answers(tmp_path / "model.onnx", classifier, X, "draws")
+    assert metadata["autoencoder"] == {"class": "AutoencoderKL", "kind": "embedded"}
+
+
+def rejects_by(classifier, kind):
+    settings = prediction_parameters(classifier._parameters())
+    classifier.rejection_ = RejectionRule(0.5, kind, settings)
+
+
+def check_answers(path, classifier, X, kind):
+    """Compare probabilities and uncertainties of an exported classifier; return its metadata."""
+    session, metadata = session_of(path)
     p, uncertainty = session.run(None, {"images": X})
     np.testing.assert_allclose(p, classifier.predict_proba(X), atol=1e-4)
-    np.testing.assert_allclose(uncertainty, classifier.predict_uncertainty(X), atol=1e-4)
-    assert metadata["autoencoder"] == {"class": "AutoencoderKL", "kind": "embedded"}
-    assert metadata["rejection"] is None
-    assert metadata["uncertainty"] == "margin"
+    np.testing.assert_allclose(uncertainty, classifier.predict_uncertainty(X, kind), atol=1e-4)
+    assert np.ptp(uncertainty) > 0
+    assert metadata["uncertainty"] == kind
+    return metadata
 
 
 @pytest.mark.parametrize("label_prediction", ["posterior", "velocity"])
@@ -221,25 +227,19 @@ def test_a_sampler_draws_the_images_of_its_noise(tmp_path, label_prediction):
     np.testing.assert_allclose(last, images[4:], atol=1e-4)
 
 
-def test_a_latent_sampler_by_velocities_decodes_its_images(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "form", "X", "rounding"),
+    [
+        # One level of gray is the rounding of whole numbers.
+        ("AutoencoderKL", "velocity", RGB, 1),
+        ("AutoencoderTiny", "posterior", HALVES, np.finfo(np.float16).eps),
+    ],
+    ids=["KL-velocity-uint8", "Tiny-posterior-float16"],
+)
+def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, form, X, rounding, tmp_path):
     classifier = tiny_latent_classifier(
-        autoencoder=Averages(), label_prediction="velocity", classification_fraction=0.5
-    ).fit(RGB, LABELS)
-    classifier.export_onnx(tmp_path / "model.onnx", "sampler")
-    session, metadata = session_of(tmp_path / "model.onnx")
-    labels, noise = np.array([2, 2, 2]), noise_of(classifier, 3)
-    (images,) = session.run(None, {"labels": labels, "noise": noise})
-    wanted = classifier.sample("none", 3, random_state=0)
-    # One level of gray is the rounding of whole numbers.
-    np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
-    assert metadata["autoencoder"]["class"] == "Averages"
-
-
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
-def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, tmp_path):
-    classifier = tiny_latent_classifier(
-        autoencoder=tiny_autoencoder(kind), classification_fraction=0.5
-    ).fit(RGB, LABELS)
+        autoencoder=tiny_autoencoder(kind), label_prediction=form, classification_fraction=0.5
+    ).fit(X, LABELS)
     classifier.export_onnx(tmp_path / "model.onnx", "sampler")
     session, _ = session_of(tmp_path / "model.onnx")
     # More images than diffusers decodes without a copy.
@@ -247,22 +247,25 @@ def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, tmp_path):
         labels, noise = np.full(n, 2), noise_of(classifier, n)
         (images,) = session.run(None, {"labels": labels, "noise": noise})
         wanted = classifier.sample("none", n, random_state=0)
-        np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
+        assert images.dtype == X.dtype
+        difference = np.abs(images.astype(float) - wanted.astype(float)).max()
+        assert difference <= rounding + 1e-4
 
 
 def test_a_classifier_decodes_masks_by_an_autoencoder_of_diffusers(tmp_path):
     classifier = tiny_latent_classifier(label_prediction="velocity", label_decoding="pixel")
     classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx")
-    session, _ = session_of(tmp_path / "model.onnx")
     X = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
-    p, _ = session.run(None, {"images": X})
-    np.testing.assert_allclose(p, classifier.predict_proba(X), atol=1e-4)
+    # Without a rule.
+    metadata = check_answers(tmp_path / "model.onnx", classifier, X, "margin")
+    assert metadata["rejection"] is None
 
 
 def test_a_sampler_of_joint_latents_needs_no_backbone(tmp_path):
     classifier = tiny_joint_classifier(autoencoder=Averages(), classification_fraction=0.5)
     classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx", "sampler")
-    session, _ = session_of(tmp_path / "model.onnx")
+    session, metadata = session_of(tmp_path / "model.onnx")
+    assert metadata["autoencoder"]["class"] == "Averages"
     labels, noise = np.array([2, 2, 2]), noise_of(classifier, 3)
     (images,) = session.run(None, {"labels": labels, "noise": noise})
     wanted = classifier.sample(classifier.classes_[2], 3, random_state=0)
@@ -329,13 +332,6 @@ def test_a_dtype_that_onnx_lacks_is_refused(tmp_path):
     classifier = tiny_classifier(max_epochs=1, classification_fraction=0.5).fit(X, LABELS)
     for kind in ("classifier", "sampler"):
         refused(classifier, tmp_path / "m.onnx", "dtype .*which ONNX lacks", kind)
-
-
-def test_samples_of_float16_may_differ_by_a_rounding(tmp_path):
-    X = np.random.default_rng(0).random((24, 28, 28)).astype(np.float16)
-    classifier = tiny_classifier(class_dropout=0.1, classification_fraction=0.5, max_epochs=1)
-    classifier.fit(X, np.arange(24) % 3).export_onnx(tmp_path / "m.onnx", "sampler")
-    assert (tmp_path / "m.onnx").is_file()
 
 
 def test_labels_that_a_file_cannot_hold_are_refused_first(tmp_path, monkeypatch):
@@ -461,7 +457,6 @@ def test_a_network_that_resizes_its_images_is_refused(tmp_path):
 def test_volumes_are_exported(tmp_path):
     X = rng.integers(0, 256, (12, 6, 6, 6), dtype=np.uint8)
     classifier = tiny_classifier(max_epochs=1, n_spatial_dims=3).fit(X, LABELS[:12])
+    rejects_by(classifier, "distance")
     classifier.export_onnx(tmp_path / "model.onnx")
-    session, _ = session_of(tmp_path / "model.onnx")
-    (found,) = session.run(["probabilities"], {"images": X})
-    np.testing.assert_allclose(found, classifier.predict_proba(X), atol=1e-4)
+    check_answers(tmp_path / "model.onnx", classifier, X, "distance")

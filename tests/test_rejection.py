@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import itertools
 import pickle
 import time
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import fitted_classifier
+from conftest import fitted_classifier, three_digits
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -31,23 +32,39 @@ from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
 
 
-@pytest.fixture
-def calibration(digits, fitted):
-    """Images and labels, of which the wrong ones are where the classifier is least certain."""
-    X, y = digits
+@functools.cache
+def calibration_labels(fitted):
+    X, y = three_digits()
     unsure = fitted.predict_uncertainty(X).argsort()[-len(y) // 3 :]
     y = y.copy()
     y[unsure] = np.where(y[unsure] == "one", "two", "one")
-    return X, y
+    return y
 
 
 @pytest.fixture
-def rejecting(fitted, calibration):
-    """A copy of the fitted classifier that learned to abstain, and sometimes does."""
+def calibration(digits, fitted):
+    """Images and labels, of which the wrong ones are where the classifier is least certain."""
+    return digits[0], calibration_labels(fitted).copy()
+
+
+@functools.cache
+def pickled_that_rejects(fitted):
+    X, y = three_digits()[0], calibration_labels(fitted)
     copy = pickle.loads(pickle.dumps(fitted))
-    copy.fit_reject(*calibration, target_risk=0.15)
-    assert 0 < copy.predict_with_reject(calibration[0]).count() < len(calibration[0])
-    return copy
+    copy.fit_reject(X, y, target_risk=0.15)
+    assert 0 < copy.predict_with_reject(X).count() < len(X)
+    return pickle.dumps(copy)
+
+
+@pytest.fixture
+def rejecting(fitted):
+    """A copy of the fitted classifier that learned to abstain, and sometimes does."""
+    return pickle.loads(pickled_that_rejects(fitted))
+
+
+@functools.cache
+def fitted_without_calibration(make_classifier):
+    return make_classifier().fit(*three_digits())
 
 
 # Uncertainty
@@ -92,7 +109,7 @@ def test_a_pipeline_passes_score_samples_on(fitted, digits):
 
 def test_calibration_changes_the_probabilities_and_nothing_else(make_classifier, digits):
     X, y = digits
-    plain = make_classifier().fit(X, y)
+    plain = fitted_without_calibration(make_classifier)
     calibrated = make_classifier(calibration="temperature").fit(X, y)
     assert calibrated.model_.temperature != 1
     assert calibrated.history_[-1]["n_images"] == len(X)
@@ -169,7 +186,7 @@ def test_a_part_that_cannot_be_split_off_is_named_before_training(make_classifie
 )
 def test_a_calibration_that_fails_leaves_the_model(make_classifier, digits, monkeypatch, error):
     X, y = digits
-    plain = make_classifier().fit(X, y)
+    plain = fitted_without_calibration(make_classifier)
     fit = Trainer.fit
 
     def failing(trainer, *arguments, **settings):
@@ -189,7 +206,7 @@ def test_a_calibration_on_a_validation_set_that_fails_leaves_the_model(
     make_classifier, digits, monkeypatch, error
 ):
     X, y = digits
-    plain = make_classifier().fit(X, y)
+    plain = fitted_without_calibration(make_classifier)
 
     def failing(*arguments):
         raise error

@@ -4,8 +4,6 @@ import copy
 import functools
 import json
 import signal
-import subprocess
-import sys
 import warnings
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
+from forked_scripts import PACKAGE, run_script
 from sklearn.base import clone
 
 from sklearn_msf._estimator import fit as fitting
@@ -257,7 +256,7 @@ def test_a_run_that_began_with_another_model_says_so(tmp_path):
 # Windows has no SIGKILL, and ends a process at once at any signal.
 DEADLY = getattr(signal, "SIGKILL", signal.SIGTERM)
 KILLED = """
-import os, sys
+import os
 import torch
 from sklearn_msf.training.step import TrainingStep
 
@@ -274,7 +273,6 @@ def step_or_die(self, *arguments):
     return step(self, *arguments)
 
 TrainingStep._step = step_or_die
-sys.path.insert(0, {tests!r})
 from test_run_fingerprint import X, Y, make
 make({folder!r}, batch_size=8).fit(X, Y)
 """
@@ -301,18 +299,15 @@ def test_a_warm_start_of_a_file_goes_on_with_the_run_of_the_model_it_was_saved_o
 
 
 def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
-    from pathlib import Path
-
     # Three steps an epoch: in the middle of epoch 4, after the checkpoint of epoch 2.
     code = KILLED.format(
         deadly_step=11,
         deadly_signal=int(DEADLY),
         n_threads=torch.get_num_threads(),
-        tests=str(Path(__file__).parent),
         folder=str(tmp_path / "run"),
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert abs(ended.returncode) == DEADLY
+    (tmp_path / "script.py").write_text(code)
+    assert abs(run_script(PACKAGE, tmp_path / "script.py").code) == DEADLY
     assert (tmp_path / "run" / "checkpoint-0000002.json").exists()
     resumed = make(tmp_path / "run", batch_size=8).fit(X, Y)
     assert torch.equal(weights(resumed), weights(make(batch_size=8).fit(X, Y)))

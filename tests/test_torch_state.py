@@ -1,10 +1,12 @@
 """The caller may have set torch's global settings to anything: results keep their bits."""
 
 import contextlib
+import functools
 import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -95,30 +97,39 @@ def state(request):
     return STATES[request.param]
 
 
+@functools.cache
+def usual_answers(kind):
+    return answers(fitted_classifier(kind), three_digits()[0])
+
+
 def test_a_fitted_model_answers_with_the_same_bits(kind, state):
     classifier, (X, _) = fitted_classifier(kind), three_digits()
-    wanted = answers(classifier, X)
+    wanted = usual_answers(kind)
     with state():
         before = settings()
         assert answers(classifier, X) == wanted
         assert settings() == before
 
 
-def test_training_learns_the_same_bits(kind, state):
+def trained(kind):
+    """Train in each way, and return what is learned."""
     X, y = three_digits()
+    parameters = {"max_epochs": 1, "calibration": "temperature", "warm_start": True}
+    classifier = CLASSIFIERS[kind](optimizer="muon", channels=16, **parameters)
+    classifier.fit(X[:60], y[:60]).fit(X[:60], y[:60])
+    classifier.set_params(calibration=None)
+    classifier.partial_fit(X[:60], y[:60])
+    return classifier.predict_proba(X[:9]).tobytes(), classifier.history_[0]["loss"]
 
-    def train():
-        parameters = {"max_epochs": 1, "calibration": "temperature", "warm_start": True}
-        classifier = CLASSIFIERS[kind](optimizer="muon", channels=16, **parameters)
-        classifier.fit(X[:60], y[:60]).fit(X[:60], y[:60])
-        classifier.set_params(calibration=None)
-        classifier.partial_fit(X[:60], y[:60])
-        return classifier.predict_proba(X[:9]).tobytes(), classifier.history_[0]["loss"]
 
-    wanted = train()
+usually_trained = functools.cache(trained)
+
+
+def test_training_learns_the_same_bits(kind, state):
+    wanted = usually_trained(kind)
     with state():
         before = settings()
-        assert train() == wanted
+        assert trained(kind) == wanted
         assert settings() == before
 
 
@@ -136,19 +147,21 @@ def test_training_in_bfloat16_reads_the_weights_of_each_step_in_the_callers_auto
         assert train() == wanted
 
 
-@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
-def test_an_autoencoder_is_trained_to_the_same_bits(state, monkeypatch):
-    short = [stage._replace(n_steps=1, batch_size=2) for stage in _STAGES]
-    monkeypatch.setattr("sklearn_msf.latent.autoencoder_training._STAGES", short)
+def trained_with_an_autoencoder():
     X, y = three_digits()
-
-    def train():
-        classifier = CLASSIFIERS["latents"](autoencoder="fit", time_budget=None, max_epochs=1)
+    short = [stage._replace(n_steps=1, batch_size=2) for stage in _STAGES]
+    classifier = CLASSIFIERS["latents"](autoencoder="fit", time_budget=None, max_epochs=1)
+    with patch("sklearn_msf.latent.autoencoder_training._STAGES", short):
         return classifier.fit(X[:30], y[:30]).predict_proba(X[:9]).tobytes()
 
-    wanted = train()
+
+usually_trained_with_an_autoencoder = functools.cache(trained_with_an_autoencoder)
+
+
+def test_an_autoencoder_is_trained_to_the_same_bits(state):
+    wanted = usually_trained_with_an_autoencoder()
     with state():
-        assert train() == wanted
+        assert trained_with_an_autoencoder() == wanted
 
 
 def test_saved_and_pickled_models_open_with_the_same_bits(kind, state, tmp_path):

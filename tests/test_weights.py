@@ -1,6 +1,7 @@
 """Weights of samples and classes: what counts is their proportion."""
 
 import datetime
+import functools
 import math
 import warnings
 
@@ -102,10 +103,15 @@ def test_classes_that_are_dates_are_weighted_by_dates_of_any_unit(unit):
         assert_array_equal(found, [1, 10, 10])
 
 
+@functools.cache
+def fitted_without_weights(make_classifier, class_weight=None):
+    return make_classifier(class_weight=class_weight).fit(IMAGES, LABELS)
+
+
 @pytest.mark.parametrize("weight", [1000.0, 0.001, 1e12, 1e308, 1e-200])
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 def test_one_weight_for_all_is_none(make_classifier, weight, class_weight):
-    plain = make_classifier(class_weight=class_weight).fit(IMAGES, LABELS)
+    plain = fitted_without_weights(make_classifier, class_weight)
     weighted = make_classifier(class_weight=class_weight)
     weighted.fit(IMAGES, LABELS, sample_weight=np.full(12, weight))
     assert n_images_of(weighted) == 12
@@ -117,7 +123,7 @@ def test_one_weight_for_all_is_none(make_classifier, weight, class_weight):
     [(1.0, 1e308), (1e308, 1e308), (1e-200, 1e-200), (1e-300, 1e300), (1e12, 1e-320)],
 )
 def test_products_of_weights_neither_overflow_nor_vanish(make_classifier, weight, class_weight):
-    plain = make_classifier().fit(IMAGES, LABELS)
+    plain = fitted_without_weights(make_classifier)
     weighted = make_classifier(class_weight=dict.fromkeys(range(3), class_weight))
     weighted.fit(IMAGES, LABELS, sample_weight=np.full(12, weight))
     assert_array_equal(weighted.predict_proba(IMAGES), plain.predict_proba(IMAGES))
