@@ -7,9 +7,11 @@ copied (Windows) or not safely (macOS), a script is started as usual.
 import atexit
 import functools
 import importlib
+import itertools
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +33,7 @@ PACKAGE = (
 # Of a script; pytest gives a test 120.
 SECONDS = 100
 FORKS = sys.platform == "linux"
+_NUMBERS = itertools.count()
 FOLDERS = [Path(__file__).parent, Path(__file__).parents[1]]
 
 
@@ -56,12 +59,11 @@ def start_script(imported, script, *arguments, server=0, **environment):
     wait = begin(imported, server, command, environment, outputs)
 
     def ended():
-        code = wait()
-        texts = [path.read_text() for path in outputs]
-        for path in outputs:
-            path.unlink()
-        folder.rmdir()
-        return Ended(code, *texts)
+        try:
+            code = wait()
+            return Ended(code, *[path.read_text() for path in outputs])
+        finally:
+            shutil.rmtree(folder)
 
     return ended
 
@@ -84,20 +86,36 @@ def _popen(imported, server, command, environment, outputs):
     )
 
     def wait():
-        code = process.wait(SECONDS)
-        for stream in streams:
-            stream.close()
-        return code
+        try:
+            return process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+        finally:
+            for stream in streams:
+                stream.close()
 
     return wait
 
 
 def _fork(imported, server, command, environment, outputs):
-    process = _server(imported, server)
+    process, number = _server(imported, server), next(_NUMBERS)
+    for path in outputs:
+        path.touch()
     task = {"command": command, "environment": environment, "outputs": list(map(str, outputs))}
-    process.stdin.write(json.dumps(task) + "\n")
+    process.stdin.write(json.dumps({"number": number, **task}) + "\n")
     process.stdin.flush()
-    return lambda: int(process.stdout.readline())
+
+    def wait():
+        answered = None
+        # A test that failed may have left an answer.
+        while answered != number:
+            answer = process.stdout.readline()
+            assert answer, f"The server of {command} ended: {process.wait()}"
+            answered, code = map(int, answer.split())
+        return code
+
+    return wait
 
 
 @functools.cache
@@ -118,10 +136,12 @@ def _serve(imported):
     for name in imported:
         importlib.import_module(name)
     for line in iter(sys.stdin.readline, ""):
+        task = json.loads(line)
         child = os.fork()
         if not child:
-            return json.loads(line)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            return task
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(task["number"], code, flush=True)
     return None
 
 

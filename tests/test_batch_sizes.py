@@ -3,6 +3,7 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from sklearn_msf.model.image_space import padded
@@ -135,30 +136,50 @@ def with_another_forward(module):
 def test_a_module_that_a_user_changed_is_of_no_other_form(change):
     runs = Runs()
     size_for(runs, 1, nn.Linear(2, 2))
-    size_for(runs, 1, change(nn.Linear(2, 2)))
-    assert runs.sizes == [16, 1, 16, 1]
+    for _ in range(2):
+        # One is gone before the next is made.
+        size_for(runs, 1, change(nn.Linear(2, 2)))
+    assert runs.sizes == [16, 1] * 3
+
+
+@pytest.mark.parametrize("change", [hooked, with_another_forward])
+def test_a_change_is_noticed_whenever_it_is_made(change):
+    runs, module = Runs(), nn.Linear(2, 2)
+    size_for(runs, 1, module)
+    size_for(Runs(differs_below=8), 1, change(module))
+    assert size_for(runs, 1, nn.Linear(2, 2)) == 1
+    assert size_for(runs, 1, module) == 8
 
 
 @contextlib.contextmanager
 def one_thread_more():
     n_threads = torch.get_num_threads()
     torch.set_num_threads(n_threads + 1)
-    yield
-    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @contextlib.contextmanager
 def products_of_medium_precision():
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [one_thread_more, products_of_medium_precision, lambda: torch.backends.mkldnn.flags(False)],
-    ids=["threads", "products", "kernels"],
+    [
+        one_thread_more,
+        products_of_medium_precision,
+        lambda: torch.backends.mkldnn.flags(False),
+        lambda: sdpa_kernel(SDPBackend.MATH),
+    ],
+    ids=["threads", "products", "kernels", "attention"],
 )
 def test_what_was_seen_holds_for_the_settings_of_torch(settings):
     runs = Runs()

@@ -19,6 +19,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 # The checks classify, and have a second for it.
@@ -72,6 +73,11 @@ def test_scikit_learns_checks(estimator, check):
     if check.func.__name__ not in CHECKS_OF_WHAT_IS_LEARNED:
         estimator = clone(estimator).set_params(max_epochs=2)
     check(estimator)
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS_OF_WHAT_IS_LEARNED))
+def test_the_checks_of_what_is_learned_have_these_names(name):
+    assert hasattr(estimator_checks, name)
 
 
 def test_a_pipeline_scales_and_classifies(digits, make_classifier):

@@ -14,6 +14,7 @@ import torch
 from conftest import CLASSIFIERS, fitted_classifier, three_digits
 
 from sklearn_msf.latent.autoencoder_training import _STAGES
+from sklearn_msf.runtime import batch_sizes
 from sklearn_msf.runtime.torch_state import standard_torch, whole_float32
 
 
@@ -93,8 +94,13 @@ def kind(request):
 
 
 @pytest.fixture(params=STATES)
-def state(request):
-    return STATES[request.param]
+def state(request, monkeypatch):
+    def entered():
+        # Sizes of batches that were seen outside would hold here too.
+        monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+        return STATES[request.param]()
+
+    return entered
 
 
 @functools.cache

@@ -10,6 +10,7 @@ for one module holds for others of its form: for the fits of a search or of a cr
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -26,6 +27,9 @@ __all__ = ["Prepared", "SmallBatches"]
 # How many rows of the batches of a form, kind and size were seen to have the right bits.
 _CHECKED: dict[Hashable, int] = {}
 _FORMS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+# Numbers of modules that users have changed.
+_CHANGED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_NUMBERS = itertools.count()
 
 # Of a multiplicative hash: 2**32 divided by the golden ratio, as a signed number.
 _SCATTERING = 0x9E3779B1 - 2**32
@@ -70,7 +74,8 @@ class SmallBatches(Generic[Prepared]):
         trial, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
-                key = _form_of(self._module), self._kind, _settings_of_torch(), full_size, size
+                form = _form_of(self._module), _changes_of(self._module), _settings_of_torch()
+                key = form, self._kind, full_size, size
                 n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
                     trial = trial or partial(self._trial, self._prepare(start, n_rows))
@@ -91,11 +96,18 @@ def _form_of(module: nn.Module) -> str:
             (name, weight.shape, weight.stride(), weight.dtype)
             for name, weight in (*module.named_parameters(), *module.named_buffers())
         ]
-        # What a user has hooked to it is seen in nothing else: such a module has its own form.
-        changed = [id(part) for part in module.modules() if _runs_more_than_its_class_says(part)]
-        described = f"{module}{weights}{changed}".encode()
+        described = f"{module}{weights}".encode()
         form = _FORMS[module] = hashlib.sha256(described).hexdigest()
     return form
+
+
+def _changes_of(module: nn.Module) -> tuple[int, ...]:
+    """Return numbers of the parts that a user has changed, of which each is one of its kind."""
+    return tuple(
+        _CHANGED.setdefault(part, next(_NUMBERS))
+        for part in module.modules()
+        if _runs_more_than_its_class_says(part)
+    )
 
 
 def _runs_more_than_its_class_says(module: nn.Module) -> bool:
@@ -104,14 +116,20 @@ def _runs_more_than_its_class_says(module: nn.Module) -> bool:
 
 
 def _settings_of_torch() -> tuple[Any, ...]:
-    """Return what kernels are chosen by in the whole process or thread."""
+    """Return what kernels are chosen by besides their input, in the whole process or thread."""
     mkldnn: Any = torch.backends.mkldnn
+    attention = torch.backends.cuda
     return (
         torch.get_num_threads(),
         torch._C._get_mkldnn_enabled(),
         mkldnn.matmul.fp32_precision,
         mkldnn.conv.fp32_precision,
         torch.backends.cudnn.enabled,
+        torch.are_deterministic_algorithms_enabled(),
+        attention.flash_sdp_enabled(),
+        attention.mem_efficient_sdp_enabled(),
+        attention.math_sdp_enabled(),
+        attention.cudnn_sdp_enabled(),
     )
 
 
