@@ -71,10 +71,12 @@ class SmallBatches(Generic[Prepared]):
 
     def size(self, start: int, n_rows: int, full_size: int) -> int:
         """Return the size to which to pad the `n_rows` samples from the index `start` on."""
+        if n_rows >= full_size:
+            return full_size
+        form = _form_of(self._module), _changes_of(self._module), _settings_of_torch()
         trial, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
-                form = _form_of(self._module), _changes_of(self._module), _settings_of_torch()
                 key = form, self._kind, full_size, size
                 n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
