@@ -73,6 +73,14 @@ def run_script(imported, script, *arguments, **environment):
     return start_script(imported, script, *arguments, **environment)()
 
 
+def run_code(imported, code, *arguments, **environment):
+    """Run the text of a script to its end."""
+    with tempfile.TemporaryDirectory(prefix="sklearn_msf") as folder:
+        script = Path(folder, "script.py")
+        script.write_text(code)
+        return run_script(imported, script, *arguments, **environment)
+
+
 def script_environment():
     """Return the environment of a script, which may import the package and what tests share."""
     path = os.pathsep.join([*map(str, FOLDERS), os.environ.get("PYTHONPATH", "")])

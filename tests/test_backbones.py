@@ -23,7 +23,7 @@ from conftest import (
     tiny_joint_classifier,
     tiny_vision_model,
 )
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 from safetensors.torch import load_file, save_file
 from test_hub import COMMIT, Hub, client, hub, listening, set_endpoint, silent
 
@@ -712,16 +712,15 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     assert as_backbone(TinyBackbone()).n_features == 12
 
 
-def test_a_model_is_opened_without_torchvision_and_nothing_is_printed(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"""
+def test_a_model_is_opened_without_torchvision_and_nothing_is_printed():
+    code = f"""
 import sys
 from sklearn_msf.latent.backbone_opening import open_backbone
 assert "transformers" not in sys.modules
 open_backbone({backbone_folder()!r})
 assert "torchvision" not in sys.modules and "transformers" in sys.modules
-""")
-    assert run_script(LIBRARIES, script) == (0, "", "")
+"""
+    assert run_code(LIBRARIES, code) == (0, "", "")
 
 
 # Precision

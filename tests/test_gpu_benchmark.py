@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, grouped
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -468,11 +468,8 @@ def test_the_command_writes_its_results_with_the_name_of_the_device(
     assert "One run on card cuda:0, torch" in (tmp_path / "gpu.md").read_text()
 
 
-def test_the_script_needs_no_package_that_downloads(tmp_path):
-    script = tmp_path / "script.py"
+def test_the_script_needs_no_package_that_downloads():
     folder = str(BENCHMARKS)
-    script.write_text(
-        f"import sys; sys.modules['pooch'] = None; sys.path.insert(0, {folder!r}); import gpu"
-    )
-    ended = run_script(LIBRARIES, script)
+    code = f"import sys; sys.modules['pooch'] = None; sys.path.insert(0, {folder!r}); import gpu"
+    ended = run_code(LIBRARIES, code)
     assert ended.code == 0, ended.errors

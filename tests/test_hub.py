@@ -16,7 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from conftest import autoencoder_folder, tiny_latent_classifier
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 from hub_server import serve
 from safetensors.torch import load_file
 
@@ -95,10 +95,9 @@ def test_a_model_over_an_autoencoder_of_the_hub_names_its_commit_and_opens_again
     for name in [name for name in os.environ if name.upper().startswith(foreign)]:
         monkeypatch.delenv(name)
     cache = str(tmp_path / "cache")
-    script, model = tmp_path / "script.py", tmp_path / "model"
-    script.write_text(FIT_SAVE_OPEN)
+    model = tmp_path / "model"
     environment = {"HF_ENDPOINT": hub, "HF_HOME": cache, "HF_HUB_DISABLE_XET": "1"}
-    done = run_script(LIBRARIES, script, model, **environment)
+    done = run_code(LIBRARIES, FIT_SAVE_OPEN, model, **environment)
     assert done.code == 0, done.errors
     answer = json.loads(done.output)
     assert answer["source"] == {"kind": "hub", "id": "someone/tiny", "revision": COMMIT}

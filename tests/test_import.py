@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 
 import pytest
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 
 import sklearn_msf
 
@@ -26,18 +26,11 @@ PUBLIC_MODULES = [
 OPTIONAL = {"diffusers", "medmnist", "matplotlib", "PIL", "pydicom", "transformers"}
 
 
-@pytest.fixture
-def modules_loaded_by(tmp_path):
-    """Function that runs a statement where some modules are imported, and names all that are."""
-
-    def run_statement(statement, imported=LIBRARIES):
-        script = tmp_path / "script.py"
-        script.write_text(f"import sys; {statement}; print(*sys.modules)")
-        ended = run_script(imported, script)
-        assert ended.code == 0, ended.errors
-        return set(ended.output.split())
-
-    return run_statement
+def modules_loaded_by(statement, imported=LIBRARIES):
+    """Run a statement where some modules are imported, and name all that are afterwards."""
+    ended = run_code(imported, f"import sys; {statement}; print(*sys.modules)")
+    assert ended.code == 0, ended.errors
+    return set(ended.output.split())
 
 
 def top_level_modules():
@@ -46,20 +39,20 @@ def top_level_modules():
     return [f"sklearn_msf.{name}" for name in names if not name.startswith("_")]
 
 
-def test_importing_the_package_loads_next_to_nothing(modules_loaded_by):
+def test_importing_the_package_loads_next_to_nothing():
     loaded = modules_loaded_by("import sklearn_msf", imported=())
     assert not loaded & {*OPTIONAL, "pandas", "torch", "sklearn"}
 
 
 @pytest.mark.parametrize("name", ["MedSymmFlowClassifier", "LatentMedSymmFlowClassifier"])
-def test_the_classifiers_load_no_optional_dependency(modules_loaded_by, name):
+def test_the_classifiers_load_no_optional_dependency(name):
     loaded = modules_loaded_by(f"from sklearn_msf import {name}, datasets")
     # scikit-learn itself imports pandas where there is one.
     assert not loaded & OPTIONAL
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
-def test_no_public_module_loads_an_optional_dependency(modules_loaded_by, module):
+def test_no_public_module_loads_an_optional_dependency(module):
     assert not modules_loaded_by(f"import {module}") & OPTIONAL
 
 

@@ -80,6 +80,10 @@ def memory_of(call, first=None):
         tracemalloc.stop()
 
 
+def memory_of_predicting(clf, X):
+    return memory_of(lambda: clf.predict_proba(X), lambda: clf.predict_proba(X[:6]))
+
+
 def largest_tensor(call):
     with LargestTensor() as largest:
         call()
@@ -146,7 +150,7 @@ def test_fit_trains_on_one_tensor_that_is_no_second_copy(no_training):
 def test_predicting_holds_a_few_batches_whatever_the_dtype_and_the_order(dtype, order):
     X = images(dtype, order)
     clf = fitted(X)
-    arrays = memory_of(lambda: clf.predict_proba(X), lambda: clf.predict_proba(X[:6]))
+    arrays = memory_of_predicting(clf, X)
     assert arrays < SMALL * max(X.itemsize, 2)
 
 
@@ -154,20 +158,20 @@ def test_predicting_holds_a_few_batches_whatever_the_dtype_and_the_order(dtype, 
 def test_rows_of_pixels_are_not_copied_either(order):
     X = np.asarray(images().reshape(N, -1), order=order)
     clf = fitted(X, image_shape=(40, 40, 3))
-    arrays = memory_of(lambda: clf.predict_proba(X), lambda: clf.predict_proba(X[:6]))
+    arrays = memory_of_predicting(clf, X)
     assert arrays < SMALL * X.itemsize
 
 
 def test_whole_floats_for_a_model_of_bytes_are_not_copied():
     clf, X = fitted(images("uint8")), images("float32")
-    arrays = memory_of(lambda: clf.predict_proba(X), lambda: clf.predict_proba(X[:6]))
+    arrays = memory_of_predicting(clf, X)
     assert arrays < SMALL * X.itemsize
 
 
 def test_a_list_of_images_is_stacked_once():
     X = images()
     clf, listed = fitted(X), list(X)
-    arrays = memory_of(lambda: clf.predict_proba(listed), lambda: clf.predict_proba(listed[:6]))
+    arrays = memory_of_predicting(clf, listed)
     assert arrays < X.nbytes + SMALL * X.itemsize
 
 
@@ -181,7 +185,7 @@ def test_a_file_that_is_mapped_into_memory_is_read_batch_by_batch(tmp_path, dtyp
     with warnings.catch_warnings():
         # torch warns of arrays that it cannot write to.
         warnings.simplefilter("error")
-        arrays = memory_of(lambda: clf.predict_proba(mapped), lambda: clf.predict_proba(mapped[:6]))
+        arrays = memory_of_predicting(clf, mapped)
     assert arrays < SMALL * 4
     np.testing.assert_array_equal(clf.predict_proba(mapped[:9]), clf.predict_proba(X[:9]))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
-from forked_scripts import PACKAGE, run_script
+from forked_scripts import PACKAGE, run_code
 from sklearn.base import clone
 
 from sklearn_msf._estimator import fit as fitting
@@ -306,8 +306,7 @@ def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
         n_threads=torch.get_num_threads(),
         folder=str(tmp_path / "run"),
     )
-    (tmp_path / "script.py").write_text(code)
-    assert abs(run_script(PACKAGE, tmp_path / "script.py").code) == DEADLY
+    assert abs(run_code(PACKAGE, code).code) == DEADLY
     assert (tmp_path / "run" / "checkpoint-0000002.json").exists()
     resumed = make(tmp_path / "run", batch_size=8).fit(X, Y)
     assert torch.equal(weights(resumed), weights(make(batch_size=8).fit(X, Y)))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CLASSIFIERS, tiny_classifier
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
@@ -140,14 +140,13 @@ def test_saving_again_replaces_the_model(saved, tmp_path):
 def test_a_saved_model_opens_in_another_process(saved, tmp_path):
     classifier, folder = saved
     np.save(tmp_path / "X.npy", X)
-    script = tmp_path / "script.py"
-    script.write_text(
+    code = (
         "import sys, numpy as np;"
         f"from sklearn_msf import {type(classifier).__name__} as M;"
         "p = M.from_pretrained(sys.argv[1]).predict_proba(np.load(sys.argv[2]));"
         "np.save(sys.argv[3], p)"
     )
-    ended = run_script(LIBRARIES, script, folder, tmp_path / "X.npy", tmp_path / "p.npy")
+    ended = run_code(LIBRARIES, code, folder, tmp_path / "X.npy", tmp_path / "p.npy")
     assert ended.code == 0, ended.errors
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), classifier.predict_proba(X))
 

@@ -8,7 +8,7 @@ import pytest
 import sklearn
 import skops.io
 from conftest import tiny_classifier, tiny_latent_classifier
-from forked_scripts import LIBRARIES, run_script
+from forked_scripts import LIBRARIES, run_code
 from numpy.testing import assert_array_equal
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -146,14 +146,13 @@ def test_a_model_opens_in_another_process(fitted, digits, tmp_path):
     X = digits[0][:10]
     joblib.dump(fitted, tmp_path / "model.joblib")
     np.save(tmp_path / "X.npy", X)
-    script = tmp_path / "script.py"
-    script.write_text(
+    code = (
         "import joblib, numpy as np, sys\n"
         "p = joblib.load(sys.argv[1]).predict_proba(np.load(sys.argv[2]))\n"
         "np.save(sys.argv[3], p)"
     )
     files = [tmp_path / name for name in ("model.joblib", "X.npy", "p.npy")]
-    ended = run_script(LIBRARIES, script, *files)
+    ended = run_code(LIBRARIES, code, *files)
     assert ended.code == 0, ended.errors
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), fitted.predict_proba(X), rtol=1e-6)
 
