@@ -9,7 +9,7 @@ from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf.data.images import learn_format
-from sklearn_msf.flow.label_codes import LABEL_ENCODINGS
+from sklearn_msf.flow.label_codes import LABEL_ENCODINGS, CodeReader
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import LABEL_PREDICTIONS, VelocityRegressionField
 from sklearn_msf.model import classification
@@ -18,6 +18,7 @@ from sklearn_msf.model.classification import (
     classify,
     images_a_pass,
     predict,
+    read_evidence,
 )
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelInputs, PixelSpace
@@ -178,6 +179,24 @@ def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+def test_reading_one_large_mask_in_several_threads_does_not_change_a_bit(make_tiny_field, encoding):
+    # As on a GPU, whose masks are read in the thread of the user. Torch splits sums of so many
+    # values, but only those of a single mask.
+    field, before = make_tiny_field("velocity", label_encoding=encoding), torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(3, field.codes.n_channels, 300, 300, generator=generator)
+    reader = CodeReader(field.codes_on_cpu)
+    torch.set_num_threads(4)
+    try:
+        together = read_evidence(field, masks, 3, reader)
+        alone = [read_evidence(field, mask[None], 1, reader) for mask in masks]
+    finally:
+        torch.set_num_threads(before)
+    for part, parts in zip(together, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(torch.cat(parts), part)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)

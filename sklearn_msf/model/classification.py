@@ -35,6 +35,7 @@ __all__ = [
     "images_a_pass",
     "inputs_of",
     "predict",
+    "read_evidence",
 ]
 
 # Size of a forward pass in samples, where each draw of an image counts: larger passes are not
@@ -186,9 +187,10 @@ def classify(
         by_draw = torch.cat([by_draw] * math.ceil(settings.n_draws / len(noise)))
         by_draw = by_draw[: settings.n_draws]
         # Draws are averaged in a fixed order.
-        decoded = _decode(field, by_draw.mean(dim=0), n_real, reader)
+        averaged = by_draw.mean(dim=0)
+        decoded: tuple[Tensor, ...] = read_evidence(field, averaged, n_real, reader)
         if keep_draws:
-            p_of_draws = [_decode(field, draw, n_real, reader)[0] for draw in by_draw]
+            p_of_draws = [read_evidence(field, draw, n_real, reader)[0] for draw in by_draw]
             decoded = *decoded, torch.stack(p_of_draws, dim=1)
         return tuple(part[:n_real] for part in decoded)
 
@@ -248,8 +250,31 @@ def _draws(views: Sequence[Tensor], size: int, noise: Tensor) -> tuple[Tensor, T
     return torch.cat(images), noise.repeat_interleave(size, dim=0)
 
 
-def _decode(
+def read_evidence(
     field: VelocityField, evidence: Tensor, n_rows: int, reader: MaskReader
-) -> tuple[Tensor, ...]:
-    """Compute probabilities and distances in float64 on the CPU."""
-    return field.decode(reader.prepare(evidence, n_rows).cpu().double(), reader)
+) -> tuple[Tensor, Tensor]:
+    """Read classes from the evidence in float64 on the CPU.
+
+    Parameters
+    ----------
+    field : VelocityField
+        The field that made the evidence.
+    evidence : Tensor
+        Result of :meth:`VelocityField.class_evidence`, on any device.
+    n_rows : int
+        How many rows are needed.
+    reader : MaskReader
+        Compares masks with codes.
+
+    Returns
+    -------
+    probabilities, distances : Tensor of shape (n, K), float64
+        At least `n_rows` rows, each the same whatever the others are.
+    """
+    masks = reader.prepare(evidence, n_rows).cpu().double()
+    if len(masks) > 1 or torch.get_num_threads() == 1:
+        return field.decode(masks, reader)
+    # Torch splits the sums of a single large mask over its threads, which rounds otherwise than the
+    # sums of the same mask beside others.
+    probabilities, distances = field.decode(torch.cat([masks, masks]), reader)
+    return probabilities[:1], distances[:1]
