@@ -1,6 +1,7 @@
 """scikit-learn's callbacks, and what training tells them."""
 
 import copy
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,18 @@ class Recorder:
         return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
 
 
+class Keeping(Recorder):
+    """Keeps a model of each task, and a pickle of it and of the estimator."""
+
+    def __init__(self, stop_after=None):
+        super().__init__(stop_after)
+        self.kept = []
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+        pickled = [pickle.dumps(model) for model in (estimator, fitted_estimator)]
+        self.kept.extend([fitted_estimator, *map(pickle.loads, pickled)])
+
+
 def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_classifier):
     recorder = Recorder()
     classifier = make_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
@@ -60,6 +73,55 @@ def test_callbacks_are_told_of_every_epoch_and_see_a_model_that_predicts(make_cl
     for found, wanted in zip(recorder.probabilities, [first, classifier, classifier], strict=True):
         np.testing.assert_array_equal(found, wanted.predict_proba(X))
     assert not np.array_equal(*recorder.probabilities[:2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"early_stopping": True, "n_iter_no_change": 1}, {"X_val": X[::-1], "y_val": Y[::-1]}],
+)
+def test_at_the_end_of_a_fit_callbacks_see_the_calibrated_model(make_classifier, settings):
+    given = {name: settings[name] for name in settings if name.endswith("_val")}
+    settings = {name: settings[name] for name in settings if name not in given}
+    seen = []
+
+    class Seeing(Recorder):
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            seen.append((context.task_name, fitted_estimator))
+
+    classifier = make_classifier(max_epochs=4, calibration="temperature", **settings)
+    classifier.set_callbacks(Seeing()).fit(X, Y, **given)
+    (name, at_the_end), epochs = seen[-1], seen[:-1]
+    assert name == "fit"
+    np.testing.assert_array_equal(at_the_end.predict_proba(X), classifier.predict_proba(X))
+    assert at_the_end.model_.temperature == classifier.model_.temperature != 1
+    assert at_the_end.history_ == classifier.history_
+    # The temperature of the result is not known earlier.
+    assert {fitted.model_.temperature for _, fitted in epochs} == {1.0}
+
+
+def test_a_calibration_run_leaves_time_for_the_call_at_the_end(monkeypatch, make_classifier):
+    kept, reserve = [], TimeBudget.reserve
+
+    def noted(self, seconds):
+        kept.append(seconds)
+        reserve(self, seconds)
+
+    monkeypatch.setattr(TimeBudget, "reserve", noted)
+    settings = {"max_epochs": 2, "time_budget": 600.0, "calibration": "temperature"}
+    make_classifier(**settings).set_callbacks(Recorder()).fit(X, Y)
+    # That of the training, and that of the calibration run, for its predictions and the call.
+    assert len(kept) == 3
+    assert kept[2] == kept[0] > 0
+
+
+@pytest.mark.filterwarnings("ignore:None can be certified")
+def test_what_a_callback_keeps_is_in_no_fit(make_classifier):
+    keeping = Keeping()
+    make_classifier(max_epochs=1).fit(X, Y).set_callbacks(keeping).fit(X, Y)
+    assert len(keeping.kept) == 6
+    for opened in keeping.kept:
+        opened.fit_reject(X, Y, target_risk=0.5)
+        assert copy.copy(opened).rejection_ is opened.rejection_
 
 
 def test_time_is_kept_for_the_call_at_the_end_of_a_fit(monkeypatch, make_classifier):
@@ -211,6 +273,19 @@ def test_an_interrupt_in_the_last_callback_loses_no_model(make_classifier):
         classifier = make_classifier(max_epochs=2).set_callbacks(Interrupted()).fit(X, Y)
     plain = make_classifier(max_epochs=2).fit(X, Y)
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.predict_proba(X))
+
+
+def test_an_interrupt_in_the_last_callback_loses_no_temperature(make_classifier):
+    class Interrupted(Recorder):
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            if context.task_name == "fit":
+                raise KeyboardInterrupt
+
+    settings = {"max_epochs": 2, "calibration": "temperature"}
+    with pytest.warns(UserWarning, match="callbacks were interrupted at the end"):
+        classifier = make_classifier(**settings).set_callbacks(Interrupted()).fit(X, Y)
+    plain = make_classifier(**settings).fit(X, Y)
+    assert classifier.model_.temperature == plain.model_.temperature != 1
 
 
 @pytest.mark.parametrize(

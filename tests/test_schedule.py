@@ -145,6 +145,15 @@ def test_the_factor_is_continuous(warmup):
     assert np.abs(np.diff(factors)).max() < 0.016
 
 
+def test_what_is_reserved_is_left_out_before_the_budget_is_divided(clock):
+    budget = TimeBudget(100.0)
+    budget.divide(0.6)
+    clock(40.0)
+    budget.begin()
+    budget.reserve(10.0)
+    assert budget.seconds == pytest.approx(40 + 0.6 * 50)
+
+
 def test_time_that_is_reserved_is_not_trained_in(clock):
     budget = TimeBudget(10.0)
     budget.reserve(4.0)

@@ -17,6 +17,7 @@ from sklearn_msf._estimator.callbacks import (
     all_or_nothing,
     is_in_a_fit,
     with_callbacks,
+    without_fit_context,
 )
 from sklearn_msf._estimator.data_validation import OF_FEATURES, check_prediction_rows
 from sklearn_msf._estimator.fit import TrainingArguments, fit, fit_partially
@@ -177,7 +178,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state with fitted attributes as plain data and arrays."""
-        return fitted_state(super().__getstate__())
+        return fitted_state(without_fit_context(super().__getstate__()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the fitted attributes, with the network on a device of this machine."""
@@ -190,8 +191,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         stale = _OF_A_FIT if is_in_a_fit(self) else ()
         copied = object.__new__(type(self))
-        kept = {name: value for name, value in vars(self).items() if name not in stale}
-        copied.__dict__.update(kept)
+        kept = without_fit_context(vars(self)).items()
+        copied.__dict__.update({name: value for name, value in kept if name not in stale})
         return copied
 
     @property

@@ -169,6 +169,8 @@ def learn_temperature(
         )
         if left is not None:
             calibrating.reserve_time_of(held_out.probabilities)
+            # The callbacks of the fit are called once more after this run.
+            calibrating.budget.reserve(trainer.budget.reserved)
         as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))

@@ -1,6 +1,6 @@
 """Support of scikit-learn's callbacks (1.9 and later), called at every epoch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,15 +26,23 @@ __all__ = [
     "all_or_nothing",
     "is_in_a_fit",
     "with_callbacks",
+    "without_fit_context",
 ]
 
-# Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself.
+# Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself,
+# from the estimator but not from its copies.
 _CONTEXT, _TO_TEARDOWN = "_callback_fit_ctx", "_skl_callbacks_to_teardown"
 
 
 def is_in_a_fit(estimator: BaseEstimator) -> bool:
     """Tell whether scikit-learn's callbacks accompany a fit of the estimator now."""
     return _CONTEXT in vars(estimator)
+
+
+def without_fit_context(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that a copy may have, which is in no fit."""
+    of_fit = (_CONTEXT, _TO_TEARDOWN)
+    return {name: value for name, value in attributes.items() if name not in of_fit}
 
 
 @contextmanager
@@ -101,16 +109,16 @@ class FitCallbacks:
         if self._epoch is None:
             return False
         ended, self._epoch = self._epoch, None
-        return bool(self._end(ended))
+        return bool(self._end(ended, self._attributes))
 
-    def end(self) -> None:
-        """Tell the callbacks that training has ended."""
+    def end(self, attributes: Callable[[], dict[str, Any]]) -> None:
+        """Tell the callbacks that the fit has ended, with the fitted attributes of its end."""
         if self._fit is not None:
             # An interrupt can end training in the middle of an epoch.
             self.end_epoch()
-            self._end(self._fit)
+            self._end(self._fit, attributes)
 
-    def _end(self, context: Any) -> Any:
+    def _end(self, context: Any, attributes: Callable[[], dict[str, Any]]) -> Any:
         return context.call_on_fit_task_end(
-            estimator=self._estimator, reconstruction_attributes=self._attributes, **self._data
+            estimator=self._estimator, reconstruction_attributes=attributes, **self._data
         )

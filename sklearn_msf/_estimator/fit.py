@@ -190,14 +190,14 @@ def fit(
     final = held_out if calibrates else None
     was_over = _divide_time(state, trainer, plan, final)
 
-    def attributes_now() -> dict[str, Any]:
+    def attributes_of(model: FittedModel, n_epochs_unused: int = 0) -> dict[str, Any]:
         # A copy, because further training changes the averages.
-        field = copy.deepcopy(trainer.average)
-        now = _outcome(state, trainer, model.with_field(field, model.temperature))
+        model = model.with_field(copy.deepcopy(trainer.average), model.temperature)
+        now = _outcome(state, trainer, model, n_epochs_unused=n_epochs_unused)
         return {**now.attributes(), "history_": list(trainer.history)}
 
     callbacks = FitCallbacks(
-        estimator, given.X, given.y, given.sample_weight, trainer, attributes_now
+        estimator, given.X, given.y, given.sample_weight, trainer, partial(attributes_of, model)
     )
     validate = held_out.accuracy if p.early_stopping and held_out is not None else None
     name = type(estimator).__name__
@@ -222,6 +222,7 @@ def fit(
     temperature = state.group.of_first(temperature)
     model = model.with_field(trainer.average, 1.0 if temperature is None else temperature)
     n_unused = trainer.n_epochs_unused
+    _end_callbacks(callbacks, state.group, partial(attributes_of, model, n_unused))
     keeps = bool(p.warm_start)
     return _outcome(state, trainer, model, keep_state=keeps, n_epochs_unused=n_unused), failure
 
@@ -650,15 +651,19 @@ def _train(
             if not trainer.history:
                 raise
             failure = error
-    try:
-        callbacks.end()
-    except KeyboardInterrupt:
-        if trainer.group.size > 1:
-            raise
-        # No second run begins.
-        trainer.interrupted = True
-        warn_user("Training has ended, but its callbacks were interrupted at the end of it.")
     return failure
+
+
+def _end_callbacks(
+    callbacks: FitCallbacks, group: ProcessGroup, attributes: Callable[[], dict[str, Any]]
+) -> None:
+    """Tell the callbacks that the fit has ended; an interrupt of them loses no model."""
+    try:
+        callbacks.end(attributes)
+    except KeyboardInterrupt:
+        if group.size > 1:
+            raise
+        warn_user("Training has ended, but its callbacks were interrupted at the end of it.")
 
 
 def _outcome(

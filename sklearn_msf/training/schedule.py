@@ -47,12 +47,15 @@ class TimeBudget:
     ----------
     begun : float
         Seconds that the schedule leaves out: those before the first step, and of compilation.
+    reserved : float
+        Seconds at the end that are kept for other things than steps.
     """
 
     def __init__(self, seconds: float | None, started: float | None = None):
         self._whole = seconds
-        # What of the time after the preparation is for steps, and what is reserved for later.
-        self._fraction, self._reserved = 1.0, 0.0
+        self.reserved = 0.0
+        # What of the time after the preparation is for steps.
+        self._fraction = 1.0
         self._started = time.perf_counter() if started is None else started
         self.begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
@@ -64,7 +67,7 @@ class TimeBudget:
         """Seconds from the start to the end of the steps; None without a limit."""
         if self._whole is None:
             return None
-        return self.begun + self._fraction * (self._whole - self.begun) - self._reserved
+        return self.begun + self._fraction * (self._whole - self.begun - self.reserved)
 
     def divide(self, fraction: float) -> None:
         """Leave a part of the time after the preparation to something else.
@@ -104,7 +107,7 @@ class TimeBudget:
 
     def reserve(self, seconds: float) -> None:
         """Shorten the budget by the seconds that are needed after the run."""
-        self._reserved += seconds
+        self.reserved += seconds
 
     def is_over(self) -> bool:
         """Return whether all of the time has passed."""
