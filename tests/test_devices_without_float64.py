@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, three_digits, tiny_model
+from conftest import CLASSIFIERS, JOINT_CLASSIFIERS, three_digits, tiny_model
 from device_without_float64 import device_without_float64
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,6 +14,8 @@ from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.sampling import change_class
+
+WITH_ENCODERS = {"latents": CLASSIFIERS["latents"], **JOINT_CLASSIFIERS}
 
 
 def test_the_stand_in_refuses_float64_and_tensors_of_two_devices(monkeypatch):
@@ -52,6 +54,20 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
         on_cpu = answers(pickle.loads(pickled))
     for there, here in zip(on_device, on_cpu, strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", WITH_ENCODERS)
+def test_a_fit_that_goes_on_on_another_device_moves_the_encoders(kind, monkeypatch):
+    X, y = three_digits()
+    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 8))
+    classifier = WITH_ENCODERS[kind](max_epochs=1).fit(X[:12], y[:12])
+    with device_without_float64(monkeypatch) as device:
+        classifier.set_params(device=device, warm_start=True).fit(X[:12], y[:12])
+        assert classifier.model_.space.device == classifier.model_.device == device
+        on_device, pickled = classifier.predict_proba(X[:4]), pickle.dumps(classifier)
+    with pytest.warns(UserWarning, match="opened on the CPU"):
+        on_cpu = pickle.loads(pickled).predict_proba(X[:4])
+    np.testing.assert_allclose(on_device, on_cpu, rtol=1e-4, atol=1e-4)
 
 
 class Types(TorchDispatchMode):

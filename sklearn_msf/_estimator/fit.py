@@ -553,8 +553,9 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
         space = state.group.of_first(
             state.preparation.learn_space(state.samples, random_state, state.run)
         )
-        # That of the first process has come to all of them.
-        space.move_to(state.device)
+    # That of the first process has come to all of them, and an earlier fit may have had another
+    # device.
+    space.move_to(state.device)
     return space
 
 

@@ -156,7 +156,7 @@ class ImageBackbone(FrozenNetwork):
         """Make maps, (n, C, h, w), of the images of one pass, (n, 3, H, W) in [-1, 1]."""
         device, expected = self.device, self.preprocessing
         mean, deviation = (
-            torch.tensor(values, device=device)[:, None, None]
+            torch.tensor(values).to(device)[:, None, None]
             for values in (expected.mean, expected.deviation)
         )
         x = (images.to(device) - mean) / deviation
