@@ -495,6 +495,8 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     X[y == 1] += 128
     network = {"channel_mult": (1,), "attention_levels": ()}
     settings = {"max_epochs": 1, "augment": None, "precision": "float32", "random_state": 0}
+    # The scripts train on the CPU.
+    settings["device"] = "cpu"
     cls = getattr(module, name)
     classifier = cls(tiny_autoencoder(), channels=8, network_params=network, **settings).fit(X, y)
     (data,) = made

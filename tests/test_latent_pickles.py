@@ -73,8 +73,8 @@ def kl_with_marks():
 def marks_of(module):
     """The bytes of 64 random weights."""
     if hasattr(module, "marks"):
-        return module.marks.numpy().tobytes()
-    return module.encoder.mid_block.resnets[0].norm1.bias.detach().numpy().tobytes()
+        return module.marks.cpu().numpy().tobytes()
+    return module.encoder.mid_block.resnets[0].norm1.bias.detach().cpu().numpy().tobytes()
 
 
 OBJECTS = {"module": Own, "KL": kl_with_marks, "plain object": PlainObject}
@@ -178,7 +178,7 @@ def test_a_module_that_was_trained_further_after_the_fit_is_kept_beside_its_copy
     module.marks.mul_(2)
     _, opened = through_pickle(classifier)
     assert torch.equal(opened.autoencoder.marks, module.marks)
-    assert torch.equal(opened.autoencoder_.marks, module.marks / 2)
+    assert torch.equal(opened.autoencoder_.marks.cpu(), module.marks / 2)
     np.testing.assert_array_equal(opened.predict_proba(X), wanted)
 
 

@@ -276,7 +276,7 @@ def test_a_sampler_of_joint_latents_needs_no_backbone(tmp_path):
 
 def noise_of(classifier, n):
     """Noise of the first images of seed 0, as `sample` draws it."""
-    return image_noise(classifier.model_, draw_seed(make_random_state(0)), 0, n).numpy()
+    return image_noise(classifier.model_, draw_seed(make_random_state(0)), 0, n).cpu().numpy()
 
 
 # What is refused
