@@ -9,21 +9,23 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What the demo needs, which takes half of the time to install.
 DEMO_INSTALLED := $(VENV)/.installed-demo
+# pip would compile 18,000 modules, of which a part is imported: Python compiles those then.
+PIP_INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 # medmnist brings torchvision, which has no build for every torch; only its table of data sets is
 # needed here, and that works without.
-INSTALL_MEDMNIST := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps medmnist
+INSTALL_MEDMNIST := $(PIP_INSTALL) --quiet --no-deps medmnist
 
 .PHONY: demo test lint docs docs-links clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(PIP_INSTALL) -e ".[test]"
 	$(INSTALL_MEDMNIST)
 	touch $@ $(DEMO_INSTALLED)
 
 $(DEMO_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[plot]"
+	$(PIP_INSTALL) -e ".[plot]"
 	$(INSTALL_MEDMNIST)
 	touch $@
 
@@ -42,7 +44,7 @@ test: lint
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
 $(DOCS_INSTALLED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(PIP_INSTALL) --quiet -e ".[docs]"
 	touch $@
 
 # Runs the examples of examples/gallery that have changed; needs no network.
