@@ -36,6 +36,14 @@ def test_epochs_in_which_the_learning_rate_rises_are_not_waited_for(make_tiny_fi
     assert answers == [False, False, False, False, False, True]
 
 
+def test_after_a_restart_in_the_warmup_the_rate_rises_to_a_lower_peak(make_tiny_field):
+    # The first rate after the restart is a quarter of what it would have been.
+    rates = [0.1, 0.2, 0.3, 0.1, 0.125, 0.15, 0.14, 0.13]
+    best, field = BestWeights(2), make_tiny_field()
+    assert told(best, field, [0.7] * 8, rates) == [False] * 7 + [True]
+    assert best.n_epochs_since == 2
+
+
 @pytest.mark.parametrize(
     ("scores", "kept"),
     [

@@ -38,8 +38,7 @@ class BestWeights:
         score = history[-1].get("validation_score")
         if score is None:
             return False
-        rates = [epoch_log["learning_rate"] for epoch_log in history]
-        n_since_peak = len(rates) - 1 - rates.index(max(rates))
+        n_since_peak = _epochs_since_peak([epoch_log["learning_rate"] for epoch_log in history])
         self._n_worse += 1
         is_before_peak = self._n_worse > n_since_peak
         if score > self._score or (score == self._score and is_before_peak):
@@ -78,3 +77,12 @@ class BestWeights:
         self._n_worse = metadata["n_worse"]
         weights = part_of(tensors, "best")
         self._weights = {name: value.clone() for name, value in weights.items()}
+
+
+def _epochs_since_peak(rates: Sequence[float]) -> int:
+    """Count the epochs since the learning rate last rose.
+
+    Its largest value can be one of before a restart, which lowers all rates that follow.
+    """
+    rises = [i for i in range(1, len(rates)) if rates[i] > rates[i - 1]]
+    return len(rates) - 1 - (rises[-1] if rises else 0)
