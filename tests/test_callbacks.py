@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.training.schedule import TimeBudget
@@ -97,6 +98,30 @@ def test_at_the_end_of_a_fit_callbacks_see_the_calibrated_model(make_classifier,
     assert at_the_end.history_ == classifier.history_
     # The temperature of the result is not known earlier.
     assert {fitted.model_.temperature for _, fitted in epochs} == {1.0}
+
+
+def test_what_a_callback_keeps_is_in_no_fit_of_a_pipeline(make_classifier):
+    keeping = Keeping()
+    classifier = make_classifier(max_epochs=1).set_callbacks(keeping)
+    make_pipeline("passthrough", classifier).fit(X, Y)
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    for opened in keeping.kept:
+        opened.set_callbacks(monitor).fit(X, Y)
+    # A run of each, and none that goes on in the pipeline's.
+    runs = monitor.get_logs("all")
+    assert [len(run.data) for run in runs] == [2] * len(keeping.kept)
+
+
+def test_an_epoch_for_which_there_is_no_time_has_not_ended(monkeypatch, make_classifier):
+    # Before the second step, after the first epoch, and before the second epoch.
+    answers = iter([False, False, True])
+    monkeypatch.setattr(TimeBudget, "is_up", lambda self, n_running: next(answers))
+    recorder = Recorder()
+    classifier = make_classifier(max_epochs=9, batch_size=12, time_budget=600.0)
+    classifier.set_callbacks(recorder).fit(X, Y)
+    assert classifier.n_iter_ == 1
+    epochs = [event for event in recorder.events if "epoch" in event]
+    assert epochs == ["begin epoch 0", "end epoch 0", "begin epoch 1"]
 
 
 def test_a_calibration_run_leaves_time_for_the_call_at_the_end(monkeypatch, make_classifier):

@@ -270,6 +270,24 @@ def test_an_interrupt_ends_training_with_a_usable_model(make_tiny_field, bright_
     assert torch.isfinite(all_weights(trainer.average)).all()
 
 
+def test_an_interrupt_after_a_validation_keeps_what_was_validated(make_tiny_field, bright_and_dark):
+    trainer = make_trainer(make_tiny_field(n_classes=2), max_epochs=9, early_stopping=True)
+    kept = []
+
+    def validate(field):
+        kept.append(all_weights(field).clone())
+        return [0.1, 0.9][len(kept) - 1]
+
+    def interrupt(done, epoch_log):
+        if epoch_log is not None and epoch_log["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after 2 whole epochs"):
+        trainer.fit(bright_and_dark, validate=validate, report=interrupt)
+    assert torch.equal(all_weights(trainer.average), kept[1])
+    assert trainer.n_epochs_unused == 0
+
+
 def test_an_interrupt_before_the_first_step_is_one(make_tiny_field, bright_and_dark):
     trainer = make_trainer(make_tiny_field(n_classes=2), time_budget=10.0)
 
@@ -320,6 +338,9 @@ class CountingCallback:
     def end_epoch(self):
         self.ended += 1
         return self.ended == self.stop_after
+
+    def leave_epoch(self):
+        self.begun -= 1
 
 
 def test_epochs_end_where_the_callback_says_so(make_tiny_field, bright_and_dark):

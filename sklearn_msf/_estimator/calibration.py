@@ -242,3 +242,6 @@ class _AsLong:
     def end_epoch(self) -> bool:
         """Tell whether the run has had as many epochs."""
         return len(self.calibration_run.history) >= len(self.model_run.history)
+
+    def leave_epoch(self) -> None:
+        """Do nothing."""

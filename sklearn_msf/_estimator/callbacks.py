@@ -32,6 +32,8 @@ __all__ = [
 # Attributes in which scikit-learn keeps the callbacks of a fit; scikit-learn removes them itself,
 # from the estimator but not from its copies.
 _CONTEXT, _TO_TEARDOWN = "_callback_fit_ctx", "_skl_callbacks_to_teardown"
+# And that of the fit of a pipeline or search around it.
+_OF_PARENT = "_parent_callback_ctx"
 
 
 def is_in_a_fit(estimator: BaseEstimator) -> bool:
@@ -41,7 +43,7 @@ def is_in_a_fit(estimator: BaseEstimator) -> bool:
 
 def without_fit_context(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes that a copy may have, which is in no fit."""
-    of_fit = (_CONTEXT, _TO_TEARDOWN)
+    of_fit = (_CONTEXT, _TO_TEARDOWN, _OF_PARENT)
     return {name: value for name, value in attributes.items() if name not in of_fit}
 
 
@@ -110,6 +112,10 @@ class FitCallbacks:
             return False
         ended, self._epoch = self._epoch, None
         return bool(self._end(ended, self._attributes))
+
+    def leave_epoch(self) -> None:
+        """Forget the epoch: there was no time for it."""
+        self._epoch = None
 
     def end(self, attributes: Callable[[], dict[str, Any]]) -> None:
         """Tell the callbacks that the fit has ended, with the fitted attributes of its end."""

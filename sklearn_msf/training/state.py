@@ -45,3 +45,6 @@ class EpochCallback(Protocol):
 
     def end_epoch(self) -> bool:
         """Handle the end of an epoch; return True to end training."""
+
+    def leave_epoch(self) -> None:
+        """Forget an epoch that was begun, and in which there was no time for a step."""

@@ -298,27 +298,38 @@ class Trainer:
             if epoch_log is None:
                 continue
             start = self.budget.elapsed
-            # Do not count an epoch in which no step ran.
-            ends = [not epoch_log["n_images"]]
-            if not ends[0]:
-                if validate is not None:
-                    epoch_log["validation_score"] = self.group.of_first(validate(self.average))
-                self.history.append(epoch_log)
-                if self._report is not None:
-                    self._report(self._progress((epoch + 1) / settings.max_epochs), epoch_log)
-                # Use a list, not `or`: early stopping and the callback must see every epoch.
-                self.was_ended = callback is not None and self._ends_by(callback)
-                ends += [
-                    epoch + 1 >= settings.max_epochs,
-                    self._best is not None and self._best.ends_with(self.history, self.average),
-                    self.was_ended,
-                ]
+            ends = True
+            if epoch_log["n_images"]:
+                ends = self._take_epoch(epoch_log, validate, callback)
+            elif callback is not None:
+                # An epoch in which no step ran does not count.
+                callback.leave_epoch()
             self.budget.end_pause(self.budget.elapsed - start)
-            finished = self.group.of_first(any(ends)) or self._time_is_up()
+            finished = self.group.of_first(ends) or self._time_is_up()
             if checkpoints is not None:
                 checkpoints.save(self.state, n_epochs=len(self.history), finished=finished)
             # Reserve time for validation and checkpointing.
             self.budget.end_pause(self.budget.elapsed - start)
+
+    def _take_epoch(
+        self,
+        epoch_log: dict[str, Any],
+        validate: Callable[[VelocityField], float] | None,
+        callback: EpochCallback | None,
+    ) -> bool:
+        """Add an epoch to the history, and return whether training ends with it."""
+        if validate is not None:
+            epoch_log["validation_score"] = self.group.of_first(validate(self.average))
+        self.history.append(epoch_log)
+        ends = [len(self.history) >= self.settings.max_epochs]
+        # Before all that a user may interrupt: the history has the epoch already.
+        if self._best is not None:
+            ends.append(self._best.ends_with(self.history, self.average))
+        if self._report is not None:
+            done = self._progress(len(self.history) / self.settings.max_epochs)
+            self._report(done, epoch_log)
+        self.was_ended = callback is not None and self._ends_by(callback)
+        return any([*ends, self.was_ended])
 
     def _ends_by(self, callback: EpochCallback) -> bool:
         """Tell whether the callback ends training; keep time for its call at the end of the run."""
