@@ -14,6 +14,7 @@ from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.sampling import change_class
+from sklearn_msf.training.trainer import Trainer
 
 WITH_ENCODERS = {"latents": CLASSIFIERS["latents"], **JOINT_CLASSIFIERS}
 
@@ -68,6 +69,23 @@ def test_a_fit_that_goes_on_on_another_device_moves_the_encoders(kind, monkeypat
     with pytest.warns(UserWarning, match="opened on the CPU"):
         on_cpu = pickle.loads(pickled).predict_proba(X[:4])
     np.testing.assert_allclose(on_device, on_cpu, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fit_on_another_device_that_fails_leaves_the_model_where_it_was(monkeypatch):
+    X, y = three_digits()
+    classifier = WITH_ENCODERS["joint"](max_epochs=1).fit(X[:12], y[:12])
+    wanted = classifier.predict_proba(X[:4])
+
+    def fail(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    with device_without_float64(monkeypatch) as device:
+        monkeypatch.setattr(Trainer, "fit", fail)
+        classifier.set_params(device=device, warm_start=True)
+        with pytest.raises(KeyboardInterrupt):
+            classifier.fit(X[:12], y[:12])
+    assert classifier.model_.space.device == classifier.model_.device == torch.device("cpu")
+    np.testing.assert_array_equal(classifier.predict_proba(X[:4]), wanted)
 
 
 class Types(TorchDispatchMode):

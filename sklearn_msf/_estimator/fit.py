@@ -548,13 +548,12 @@ def _calibrates(p: Parameters, previous: FitResult | None, *, has_validation: bo
 def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
-        space = state.previous.model.space
-    else:
-        space = state.group.of_first(
-            state.preparation.learn_space(state.samples, random_state, state.run)
-        )
-    # That of the first process has come to all of them, and an earlier fit may have had another
-    # device.
+        # The earlier fit may have had another device, where its model stays if this one fails.
+        return state.previous.model.space.on(state.device)
+    space = state.group.of_first(
+        state.preparation.learn_space(state.samples, random_state, state.run)
+    )
+    # That of the first process has come to all of them.
     space.move_to(state.device)
     return space
 

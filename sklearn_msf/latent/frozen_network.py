@@ -82,6 +82,13 @@ class FrozenNetwork:
             self._device = device
         return self
 
+    def on(self, device: torch.device) -> Self:
+        """Return the network on a device: itself if it stays where it is, else a copy."""
+        if not isinstance(self.module, nn.Module) or self._device == device:
+            return self
+        # With a module of its own, as in a pickle.
+        return copy.copy(self).to(device)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes of a copy, or for other processes: its module is on the CPU."""
         module = copy_to_pickle(self.module)

@@ -438,3 +438,12 @@ class LatentSpace:
         """Move the encoders."""
         for encoder in self._encoders:
             encoder.to(device)
+
+    def on(self, device: torch.device) -> "LatentSpace":
+        """Return the space with encoders on a device: copies of those that are on another one."""
+        latents, features = self.latents, self.features
+        if latents is not None:
+            latents = replace(latents, autoencoder=latents.autoencoder.on(device))
+        if features is not None:
+            features = replace(features, backbone=features.backbone.on(device))
+        return replace(self, latents=latents, features=features)

@@ -89,6 +89,9 @@ class ImageSpace(Protocol):
     def move_to(self, device: torch.device) -> None:
         """Move what converts images."""
 
+    def on(self, device: torch.device) -> "ImageSpace":
+        """Return the space with what converts images on a device; this one stays as it is."""
+
     def for_graphs(self) -> "ImageSpace":
         """Return the space on the CPU, with operations that do not depend on the batch size."""
 
@@ -172,6 +175,10 @@ class PixelSpace:
 
     def move_to(self, device: torch.device) -> None:
         """Move nothing."""
+
+    def on(self, device: torch.device) -> "PixelSpace":
+        """Return the space."""
+        return self
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks with the codes."""
