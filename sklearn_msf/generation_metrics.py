@@ -316,7 +316,9 @@ def copying_check(
     Parameters
     ----------
     generated, training, held_out : array-like of shape (n, ...)
-        Images or features; they are flattened. At least two training images must differ.
+        Images or features; they are flattened. At least two training images must differ. Of
+        images with fill values or hot pixels, which `fit` leaves out of its range, clip the real
+        ones to this range first.
     quantile : float, default=0.05
         Quantile of the distances of held-out images, in (0, 1). Generated images that are nearer
         to a training image count as near duplicates.

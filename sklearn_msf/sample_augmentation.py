@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
+from sklearn_msf._estimator.given_images import as_generated, check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._evaluation.external_classifier import check_judge, judge_agrees
 from sklearn_msf._evaluation.labels import check_same_kind, label_indices
@@ -90,6 +90,9 @@ def augment_with_samples(
     -----
     ConvergenceWarning
         As :meth:`~sklearn_msf.MedSymmFlowClassifier.sample`, once.
+    UserWarning
+        If fewer images are added than wanted, and if X has values that no generated image has, as
+        fill values and hot pixels that `fit` left out of its range.
     """
     check_is_fitted(estimator, "classes_")
     X, y = check_pairs(X, y)
@@ -108,7 +111,8 @@ def augment_with_samples(
         if judge is not None:
             check_judge(judge, np.array([label for label, n in wanted.items() if n]))
         check_like(X, estimator)
-        is_copy = _CopyFilter(X) if remove_copies else None
+        comparable = _comparable(estimator, X)
+        is_copy = _CopyFilter(comparable) if remove_copies else None
     images, labels = [X], [y]
     # The first call of `sample` may warn of too short a training, the others would repeat it.
     warned = False
@@ -160,6 +164,18 @@ def _counts(n_per_class: Any, indices: np.ndarray, classes: np.ndarray) -> dict[
                 f"of {names}; got {n_per_class!r}."
             )
     return {label: int(n) for label, n in counts.items()}
+
+
+def _comparable(estimator: Any, X: np.ndarray) -> np.ndarray:
+    """Return images within the range of generated ones; warn if they have values beyond it."""
+    within = as_generated(estimator, X)
+    if within is not X:
+        warn_user(
+            f"X has values from {X.min()} to {X.max()}, and generated images only those from "
+            f"{within.min():g} to {within.max():g}: a classifier could tell real and generated "
+            "images apart by that. Clip X to them for whatever learns from the result.",
+        )
+    return within
 
 
 class _CopyFilter:

@@ -277,6 +277,7 @@ def tiny_model(field, model_class=FittedModel, **changes):
         "noise_seed": 0,
         "temperature": 1.0,
         "flipped_axes": (),
+        "ever_flipped_axes": (),
         "generates": True,
         "generates_unconditionally": False,
     }

@@ -290,12 +290,25 @@ def test_the_nearest_image_may_be_a_mirror_image_and_blocks_have_their_titles(
 ):
     X, y = digits
     mirrored = copy.copy(fitted)
-    mirrored.model_ = replace(fitted.model_, flipped_axes=(-1,))
+    mirrored.model_ = replace(fitted.model_, ever_flipped_axes=(-1,))
     monkeypatch.setattr(type(fitted), "sample", lambda *_, **__: np.flip(X[:3], 2))
     display = SampleGridDisplay.from_estimator(mirrored, X=X, y=y, n_columns=1)
     np.testing.assert_allclose(display.blocks["nearest training image"][:, 0] * 16, X[:3])
     titles = [label.get_text() for label in display.ax_.get_xticklabels()]
     assert titles == ["real", "generated", "nearest training image"]
+
+
+def test_fill_values_do_not_decide_which_image_is_nearest(fitted, digits, monkeypatch):
+    X, y = digits
+    filled = np.where(
+        np.arange(len(X))[:, None, None] % 2,
+        X,
+        np.pad(X[:, 1:], [(0, 0), (1, 0), (0, 0)], constant_values=-9e4),
+    )
+    monkeypatch.setattr(type(fitted), "sample", lambda *_, **__: np.clip(filled[:3], 0, 16))
+    display = SampleGridDisplay.from_estimator(fitted, X=filled, y=y, n_columns=1)
+    shown = display.blocks["nearest training image"][:, 0]
+    np.testing.assert_allclose(shown * 16, np.clip(filled[:3], 0, 16))
 
 
 def test_a_trajectory_shows_the_images_of_its_times_and_a_grid_is_guided(fitted):

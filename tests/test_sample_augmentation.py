@@ -5,7 +5,16 @@ import pytest
 from sklearn.base import BaseEstimator
 
 from sklearn_msf._estimator.given_images import mirrored
+from sklearn_msf.data.images import learn_format
 from sklearn_msf.sample_augmentation import augment_with_samples
+
+
+def model(X, axes=()):
+    """What is asked of the model of images of one kind."""
+    rows = X.reshape(len(X), -1)
+    n_spatial_dims = 3 if X.shape[-1] == 5 else 2
+    image_format = learn_format(rows, X.shape[1:], flat=False, n_spatial_dims=n_spatial_dims)
+    return SimpleNamespace(ever_flipped_axes=axes, image_format=image_format)
 
 
 class Painter(BaseEstimator):
@@ -105,9 +114,7 @@ def test_copies_are_left_out_and_too_few_are_said(few_bright):
 @pytest.mark.parametrize(("axes", "turn"), [((-1,), np.s_[:, :, ::-1]), ((-1, -2), np.s_[:, ::-1])])
 def test_copies_are_mirrored_where_training_mirrored_images(few_bright, axes, turn):
     class Copyist(Painter):
-        model_ = SimpleNamespace(
-            flipped_axes=axes, image_format=SimpleNamespace(shape=(4, 4), n_spatial_dims=2)
-        )
+        model_ = model(few_bright[0], axes)
 
         def sample(self, class_id, n_samples, **settings):
             return np.repeat(few_bright[0][:1][turn], n_samples, axis=0)
@@ -118,14 +125,35 @@ def test_copies_are_mirrored_where_training_mirrored_images(few_bright, axes, tu
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 5)])
 def test_flips_are_those_of_an_image_in_its_own_axes(shape):
-    n_spatial_dims = 3 if shape[-1] == 5 else 2
-    image_format = SimpleNamespace(shape=shape, n_spatial_dims=n_spatial_dims)
-    model = SimpleNamespace(flipped_axes=(-1,), image_format=image_format)
     images = np.random.default_rng(0).random((2, *shape))
     rows = images.reshape(2, -1)
-    same, flipped = mirrored(SimpleNamespace(model_=model), rows)
+    fitted = SimpleNamespace(model_=model(images, (-1,)))
+    same, flipped = mirrored(fitted, rows)
     np.testing.assert_array_equal(same, rows)
-    np.testing.assert_array_equal(flipped.reshape(images.shape), np.flip(images, n_spatial_dims))
+    last_axis = fitted.model_.image_format.n_spatial_dims
+    np.testing.assert_array_equal(flipped.reshape(images.shape), np.flip(images, last_axis))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_values_that_no_generated_image_has_do_not_hide_copies(few_bright, turn):
+    X, y = 30 * few_bright[0].astype(np.int16), few_bright[1]
+    X[:, :2, :2] = -32768
+    with pytest.warns(UserWarning, match="-32768"):
+        of_model = model(X, (-1,))
+
+    class Copyist(Painter):
+        model_ = of_model
+
+        def sample(self, class_id, n_samples, **settings):
+            copied = np.repeat(X[:1, :, ::turn], n_samples, axis=0)
+            return of_model.image_format.within_range(copied).astype(np.int16)
+
+    with (
+        pytest.warns(UserWarning, match="only 0 passed"),
+        pytest.warns(UserWarning, match="X has values from -32768 to 7650, .* from 0 to 7650"),
+    ):
+        X_new, _ = augment_with_samples(Copyist(), X, y, random_state=0)
+    np.testing.assert_array_equal(X_new, X)
 
 
 def test_images_may_be_an_object_array(few_bright):

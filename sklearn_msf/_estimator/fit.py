@@ -590,6 +590,8 @@ def _prepare_training(
     settings = training_settings(p, data.epoch_size, device, trained_by, n_epochs)
     settings = state.group.of_first(settings)
     before = None if previous is None else previous.model
+    # How many flips are encoded may depend on measured times.
+    flips = state.group.of_first(_seen_flips(state, data))
     model = FittedModel(
         field=field,
         classes=state.samples.classes,
@@ -597,8 +599,9 @@ def _prepare_training(
         image_format=state.samples.image_format,
         noise_seed=noise_seed,
         temperature=temperature,
-        # How many flips are encoded may depend on measured times.
-        flipped_axes=state.group.of_first(_seen_flips(state, data)),
+        flipped_axes=flips,
+        # The axes always come in the same order, and the last one first.
+        ever_flipped_axes=max(flips, () if before is None else before.ever_flipped_axes, key=len),
         generates=settings.trains_images or (before is not None and before.generates),
         generates_unconditionally=settings.trains_unconditionally
         or (before is not None and before.generates_unconditionally),

@@ -11,7 +11,7 @@ from sklearn_msf._evaluation.labels import label_column
 from sklearn_msf.data.augmentation import flips_along
 from sklearn_msf.data.stacking import stack_images
 
-__all__ = ["check_like", "check_pairs", "mirrored"]
+__all__ = ["as_generated", "check_like", "check_pairs", "mirrored"]
 
 
 def check_pairs(X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +48,15 @@ def check_like(X: np.ndarray, estimator: Any) -> None:
         )
 
 
+def as_generated(estimator: Any, images: np.ndarray) -> np.ndarray:
+    """Return images with their values clipped to those that generated images can have.
+
+    Fill values and hot pixels, which the range leaves out, would hide what is alike.
+    """
+    model = getattr(estimator, "model_", None)
+    return images if model is None else model.image_format.within_range(images)
+
+
 def mirrored(estimator: Any, images: np.ndarray) -> list[np.ndarray]:
     """Return images and all flips of them that training made, in the shape of the images.
 
@@ -59,5 +68,6 @@ def mirrored(estimator: Any, images: np.ndarray) -> list[np.ndarray]:
     shape, n_axes = model.image_format.shape, model.image_format.n_spatial_dims
     whole = images.reshape(len(images), *shape)
     # Axes are counted from the last one of an image without channels.
-    flips = [tuple(1 + n_axes + a for a in axes) for axes in flips_along(model.flipped_axes)]
+    flips = flips_along(model.ever_flipped_axes)
+    flips = [tuple(1 + n_axes + a for a in axes) for axes in flips]
     return [np.flip(whole, axes).reshape(images.shape) for axes in flips]

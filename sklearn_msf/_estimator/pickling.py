@@ -164,7 +164,7 @@ def _model_from_state(state: Mapping[str, Any], device: Any) -> FittedModel:
         space = PixelSpace.from_plain(state["space"], image_format)
     else:
         space = LatentSpace.from_state(_arrays_to_tensors(state["space"]), image_format)
-    state["flipped_axes"] = flipped_axes_from_plain(state)
+    state |= flipped_axes_from_plain(state)
     state.pop("mirrored", None)
     layout = layout_from_plain(state.pop("layout"))
     weights = _arrays_to_tensors(state.pop("field"))

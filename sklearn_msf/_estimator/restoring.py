@@ -72,14 +72,18 @@ def integer_from_plain(name: str, value: Any) -> int:
     return value
 
 
-def flipped_axes_from_plain(plain: Mapping[str, Any]) -> tuple[int, ...]:
-    """Read along which axes training flipped images.
+def flipped_axes_from_plain(plain: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Read along which axes the last training, and any training, flipped images.
 
-    Models of before say only whether there were mirror images, and predict with no other flips.
+    Models of before know only the last one, and older ones say only whether there were mirror
+    images, and predict with no other flips.
     """
     if "flipped_axes" in plain:
-        return tuple(plain["flipped_axes"])
-    return (-1,) if plain["mirrored"] else ()
+        last = tuple(plain["flipped_axes"])
+    else:
+        last = (-1,) if plain["mirrored"] else ()
+    ever = tuple(plain.get("ever_flipped_axes", last))
+    return {"flipped_axes": last, "ever_flipped_axes": ever}
 
 
 def _device_at_hand(device: Any) -> torch.device:

@@ -175,6 +175,7 @@ def save_model(
         "noise_seed": model.noise_seed,
         **fit.continuation.to_plain(),
         "flipped_axes": list(model.flipped_axes),
+        "ever_flipped_axes": list(model.ever_flipped_axes),
         "generates": model.generates,
         "generates_unconditionally": model.generates_unconditionally,
         "temperature": model.temperature,
@@ -376,7 +377,7 @@ def _checked(
     numbers = {
         "noise_seed": integer_from_plain("noise_seed", metadata["noise_seed"]),
         "temperature": _temperature(metadata["temperature"]),
-        "flipped_axes": _flipped_axes(metadata, len(image_format.size)),
+        **_flipped_axes(metadata, len(image_format.size)),
         **{name: bool(metadata[name]) for name in _FLAGS},
     }
     history, rule = metadata["history"], metadata["rejection"]
@@ -396,13 +397,14 @@ def _checked(
     )
 
 
-def _flipped_axes(metadata: Mapping[str, Any], n_spatial_dims: int) -> tuple[int, ...]:
-    axes = flipped_axes_from_plain(metadata)
+def _flipped_axes(metadata: Mapping[str, Any], n_spatial_dims: int) -> dict[str, tuple[int, ...]]:
+    found = flipped_axes_from_plain(metadata)
     possible = {flipped_axes(kind, n_spatial_dims) for kind in (None, *AUGMENTATIONS)}
-    # A float may equal an axis, and no tensor can be flipped along it.
-    if axes not in possible or not all(type(axis) is int for axis in axes):
-        raise ArchiveError(f"The model has flipped_axes={list(axes)}, along which no image flips.")
-    return axes
+    for name, axes in found.items():
+        # A float may equal an axis, and no tensor can be flipped along it.
+        if axes not in possible or not all(type(axis) is int for axis in axes):
+            raise ArchiveError(f"The model has {name}={list(axes)}, along which no image flips.")
+    return found
 
 
 # Entries that the layout got later, in the groups that came together.

@@ -311,6 +311,15 @@ class ImageFormat:
         width = self.high - self.low
         return np.clip((np.asarray(images, dtype=float) - self.low) / (width or 1), 0, 1)
 
+    def within_range(self, images: np.ndarray) -> np.ndarray:
+        """Return images of X with the values that generated images can have, clipped to them.
+
+        Outliers that were left out of the range are values which no generated image has.
+        """
+        if images.min() >= self.low and images.max() <= self.high:
+            return images
+        return np.clip(images, self.low, self.high)
+
     def from_tensor(self, images: Tensor) -> np.ndarray:
         """Convert images in [-1, 1] to arrays in the dtype, layout and range of the training X.
 

@@ -37,6 +37,8 @@ class FittedModel:
     flipped_axes : tuple of int
         Axes along which the last training flipped images, as negative numbers, the last axis
         first.
+    ever_flipped_axes : tuple of int
+        The same of all trainings together: a field can go on to draw flipped images.
     generates : bool
         Whether the image branch was trained.
     generates_unconditionally : bool
@@ -50,6 +52,7 @@ class FittedModel:
     noise_seed: int
     temperature: float
     flipped_axes: tuple[int, ...]
+    ever_flipped_axes: tuple[int, ...]
     generates: bool
     generates_unconditionally: bool
 

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_msf._estimator.given_images import check_like, check_pairs, mirrored
+from sklearn_msf._estimator.given_images import as_generated, check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
@@ -162,7 +162,8 @@ class SampleGridDisplay:
         )
         blocks = {"generated": generated}
         if X is not None:
-            search = NearestNeighbors(n_neighbors=1).fit(images.reshape(len(images), -1))
+            searched = as_generated(estimator, images).reshape(len(images), -1)
+            search = NearestNeighbors(n_neighbors=1).fit(searched)
             found = [
                 search.kneighbors(each.reshape(len(each), -1))
                 for each in mirrored(estimator, generated)
