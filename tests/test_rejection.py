@@ -7,13 +7,15 @@ import functools
 import itertools
 import pickle
 import time
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import fitted_classifier, three_digits
+import skops.io
+from conftest import fitted_classifier, three_digits, tiny_classifier
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -21,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
+from sklearn_msf._estimator import base
 from sklearn_msf._estimator.calibration import HeldOut, temperature_of
 from sklearn_msf._estimator.rejection import RejectionRule, rejects
 from sklearn_msf.exceptions import DivergenceError
@@ -763,3 +766,48 @@ def test_a_threshold_of_another_kind_is_not_used(rejecting, digits):
 def test_an_unknown_calibration_is_named(make_classifier, digits):
     with pytest.raises(ValueError, match="calibration must be one of None, 'temperature'"):
         make_classifier(calibration="platt").fit(*digits)
+
+
+@pytest.mark.parametrize("labels", [[False, True], ["1999-01-01", "2000-01-01"]])
+def test_risks_of_classes_whose_labels_are_no_text_come_back_from_skops(labels):
+    X, y = three_digits()
+    labels = np.array(labels, dtype=bool if labels == [False, True] else "M8[D]")
+    y = labels[(y == "one").astype(int)]
+    classifier = tiny_classifier(max_epochs=1).fit(X, y)
+    risks = dict(zip(classifier.classes_.tolist(), [0.9, 0.8], strict=True))
+    with warnings.catch_warnings():
+        # Whatever so short a training can certify.
+        warnings.simplefilter("ignore", UserWarning)
+        classifier.fit_reject(X, y, target_risk=risks)
+    data = skops.io.dumps(classifier)
+    opened = skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
+    assert opened.rejection_ == classifier.rejection_
+    assert opened.rejection_.target_risk == risks
+
+
+# Threads
+
+
+@pytest.mark.filterwarnings("ignore:None can be certified")
+def test_a_threshold_is_of_one_model_even_if_another_thread_fits_meanwhile(
+    rejecting, digits, calibration, monkeypatch
+):
+    X, y = digits
+
+    def as_in_another_thread(name):
+        function = getattr(base, name)
+
+        def fitted_meanwhile(*arguments, **settings):
+            monkeypatch.setattr(base, name, function)
+            rejecting.partial_fit(X[:30], y[:30])
+            return function(*arguments, **settings)
+
+        monkeypatch.setattr(base, name, fitted_meanwhile)
+
+    as_in_another_thread("check_rule")
+    with pytest.raises(RuntimeError, match="fitted the estimator meanwhile"):
+        rejecting.predict_with_reject(X)
+    as_in_another_thread("learn_rule")
+    with pytest.raises(RuntimeError, match="fitted the estimator meanwhile"):
+        rejecting.fit_reject(*calibration, target_risk=0.15)
+    assert not hasattr(rejecting, "rejection_")

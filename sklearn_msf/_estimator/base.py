@@ -660,6 +660,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             classes, for a `kind` as in :meth:`predict_uncertainty`, for labels of a single class
             (with one risk for all) or of a class that fit did not see, and for so few images or
             groups that nothing could be certified even if every prediction was right.
+        RuntimeError
+            If another thread fits the estimator meanwhile.
 
         Warns
         -----
@@ -672,7 +674,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
         model, rows, settings = self._checked(X_cal)
         calibration = check_calibration(y_cal, groups, model, len(rows), target)
-        self.rejection_ = learn_rule(
+        rule = learn_rule(
             predict(model, inputs_of(model, rows, settings), settings, kind),
             calibration,
             kind,
@@ -681,6 +683,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             classes=model.classes,
             target=target,
         )
+        _check_same_model(model, self.model_)
+        self.rejection_ = rule
         return self
 
     def predict_with_reject(
@@ -729,6 +733,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             (0, 1], and for a `kind` as in :meth:`predict_uncertainty`. If the threshold of
             :meth:`fit_reject` is used: for another `kind`, and if `n_draws` or another parameter of
             predictions has changed since.
+        RuntimeError
+            If another thread fits the estimator meanwhile, and `coverage` is None.
 
         Warns
         -----
@@ -741,7 +747,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_is_fitted(self)
         if reject_label is not None:
             check_reject_label(reject_label, self.classes_)
-        learned = getattr(self, "rejection_", None)
+        # A fit in another thread replaces all attributes at once.
+        fitted = vars(self)
+        learned = fitted.get("rejection_")
         rule = learned if coverage is None else None
         if rule is not None:
             check_rule(rule, kind, prediction_parameters(self._parameters()))
@@ -749,6 +757,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             kind = "margin" if learned is None else learned.kind
         self._checked_kind(kind)
         model, inputs, of_prediction = self._prepared(X)
+        if coverage is None:
+            _check_same_model(fitted["model_"], model)
         if rule is not None:
             warn_of_precision(rule, of_prediction.precision)
         prediction = predict(model, inputs, of_prediction, kind)
@@ -1269,3 +1279,12 @@ def _labels(model: FittedModel, prediction: Prediction) -> np.ndarray:
     """Return the most probable class of each image."""
     labels: np.ndarray = model.classes[prediction.class_indices]
     return labels
+
+
+def _check_same_model(before: FittedModel, now: FittedModel) -> None:
+    """Refuse to use a threshold of another model, after a fit in another thread."""
+    if before is not now:
+        raise RuntimeError(
+            "Another thread has fitted the estimator meanwhile, and a threshold belongs to one "
+            "model: call this again, or fit a clone instead."
+        )

@@ -49,7 +49,10 @@ def fitted_state(state: Mapping[str, Any]) -> dict[str, Any]:
     if "model_" in state:
         state["model_"] = _model_to_state(state["model_"])
     if "rejection_" in state:
-        state["rejection_"] = dict(vars(state["rejection_"]))
+        state["rejection_"] = rule = dict(vars(state["rejection_"]))
+        if isinstance(rule["target_risk"], Mapping):
+            # JSON, to which skops writes dicts, has no keys but text: True would become "true".
+            rule["target_risk"] = [list(pair) for pair in rule["target_risk"].items()]
     if "_continuation" in state:
         continuation = state["_continuation"]
         origin = continuation.origin
@@ -79,7 +82,11 @@ def restore_fitted_state(state: Mapping[str, Any], device: Any) -> dict[str, Any
     if "model_" in state:
         state["model_"] = _model_from_state(state["model_"], device)
     if "rejection_" in state:
-        state["rejection_"] = RejectionRule(**state["rejection_"])
+        rule = dict(state["rejection_"])
+        # Older pickles have a dict.
+        if isinstance(rule.get("target_risk"), list):
+            rule["target_risk"] = dict(rule["target_risk"])
+        state["rejection_"] = RejectionRule(**rule)
     if "_continuation" in state:
         plain = _arrays_to_tensors(state["_continuation"])
         training_state = plain["training_state"]
