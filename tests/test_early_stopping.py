@@ -45,6 +45,24 @@ def test_after_a_restart_in_the_warmup_the_rate_rises_to_a_lower_peak(make_tiny_
 
 
 @pytest.mark.parametrize(
+    "rates",
+    [
+        # The first epoch after the first one of the warm-up, and a later one, are repeated.
+        [0.05, 0.0375, 0.0625, 0.0875, 0.08, 0.07],
+        [0.05, 0.15, 0.0625, 0.0875, 0.08, 0.07],
+    ],
+)
+def test_a_warmup_goes_on_after_a_restart_at_its_beginning(make_tiny_field, rates):
+    assert told(BestWeights(2), make_tiny_field(), [0.7] * 6, rates) == [False] * 5 + [True]
+
+
+def test_a_rate_that_rises_once_in_a_resumed_run_is_no_new_peak(make_tiny_field):
+    best, rates = BestWeights(4), [0.1, 0.3, 0.29, 0.28, 0.285, 0.27]
+    assert told(best, make_tiny_field(), [0.7] * 6, rates) == [False] * 5 + [True]
+    assert best.n_epochs_since == 4
+
+
+@pytest.mark.parametrize(
     ("scores", "kept"),
     [
         # Of the largest class everywhere: what has learned most has the best weights.

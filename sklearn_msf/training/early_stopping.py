@@ -12,6 +12,10 @@ from sklearn_msf.persistence.archives import part_of
 
 __all__ = ["BestWeights"]
 
+# A restart quarters the rate. From the first epoch of the warm-up to the second it rises to three
+# times its value at most, so after a restart between them at least a quarter is missing.
+_RESTARTED = 0.75
+
 
 class BestWeights:
     """The weights of the epoch with the best validation score.
@@ -80,9 +84,17 @@ class BestWeights:
 
 
 def _epochs_since_peak(rates: Sequence[float]) -> int:
-    """Count the epochs since the learning rate last rose.
+    """Count the epochs since the warm-up, in which the learning rate rises.
 
-    Its largest value can be one of before a restart, which lowers all rates that follow.
+    A restart lowers all rates that follow, and the warm-up goes on. Of a run that was resumed with
+    a time budget the rate can rise once more after it.
     """
-    rises = [i for i in range(1, len(rates)) if rates[i] > rates[i - 1]]
-    return len(rates) - 1 - (rises[-1] if rises else 0)
+    peak, rises = 0, True
+    for i in range(1, len(rates)):
+        if rates[i] <= _RESTARTED * rates[i - 1]:
+            rises = True
+        elif rises and rates[i] > rates[i - 1]:
+            peak = i
+        else:
+            rises = False
+    return len(rates) - 1 - peak
