@@ -170,10 +170,11 @@ def _comparable(estimator: Any, X: np.ndarray) -> np.ndarray:
     """Return images within the range of generated ones; warn if they have values beyond it."""
     within = as_generated(estimator, X)
     if within is not X:
+        image_format = estimator.model_.image_format
         warn_user(
             f"X has values from {X.min()} to {X.max()}, and generated images only those from "
-            f"{within.min():g} to {within.max():g}: a classifier could tell real and generated "
-            "images apart by that. Clip X to them for whatever learns from the result.",
+            f"{image_format.low:g} to {image_format.high:g}: a classifier could tell real and "
+            "generated images apart by that. Clip X to them for whatever learns from the result.",
         )
     return within
 

@@ -202,6 +202,16 @@ def test_validation_sets_that_do_not_fit_are_named(make_classifier, arguments, m
         make_classifier(early_stopping=True).fit(X, Y, **arguments)
 
 
+def test_a_warning_of_the_validation_set_names_it(make_classifier):
+    pixels, masks = (255 * X).astype(np.uint8), (X_VAL > 0.5).astype(np.uint8)
+    message = r"^The validation set X_val, y_val, here called X, y: X is uint8 in \[0, 1\]"
+    classifier = make_classifier(early_stopping=True, max_epochs=1)
+    with pytest.warns(UserWarning, match=message):
+        classifier.fit(pixels, Y, X_val=masks, y_val=Y_VAL)
+    with pytest.warns(UserWarning, match="^X is uint8"):
+        classifier.predict(masks)
+
+
 def test_a_validation_set_that_would_not_be_used_is_refused(make_classifier):
     with pytest.raises(ValueError, match="X_val and y_val would not be used, as early_stopping=Fa"):
         make_classifier().fit(X, Y, X_val=X_VAL, y_val=Y_VAL)

@@ -221,6 +221,8 @@ def test_another_scale_is_refused_with_both_ranges(trained, X, message):
         ("uint16", TRAINED["float bytes"], r"254.887\], .*uint16 in \[0, 4093\]"),
         ("digits", DIGITS / 16, r"float64 in \[0, 1\], .*float64 in \[0, 16\]"),
         ("bytes", (RANDOM > 0.5).astype(np.uint8), r"uint8 in \[0, 1\], .*uint8 is \[0, 255\]"),
+        # 12-bit values of which the highest 8 bits were meant.
+        ("bytes", TRAINED["bytes"] // 16, r"uint8 in \[0, 15\], .*uint8 in \[0, 255\]: .*flat"),
         # One of 8 columns, 12.5 % of the values, is more than hot pixels.
         ("CT", put(TRAINED["CT"], 30000, np.s_[:, :, :1]), r"12.5% of its values are clipped"),
     ],

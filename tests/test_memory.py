@@ -132,6 +132,17 @@ def test_predicting_holds_a_few_batches_beside_x(method, make_classifier):
 
 
 @pytest.mark.parametrize("method", ["predict_proba", "reconstruct"])
+def test_images_that_are_resized_are_held_a_few_at_a_time(method):
+    # One batch of so small images is all of X.
+    X = images()
+    clf = fitted(X, input_size=(8, 8))
+    arguments = {"n_steps": 1} if method == "reconstruct" else {}
+    arrays = memory_of(lambda: getattr(clf, method)(X, **arguments))
+    made = X.nbytes if method == "reconstruct" else 0
+    assert arrays < made + SMALL * X.itemsize
+
+
+@pytest.mark.parametrize("method", ["predict_proba", "reconstruct"])
 def test_no_tensor_is_as_large_as_half_of_x(method):
     X = images()
     clf = fitted(X)
@@ -213,6 +224,12 @@ def many(dtype="float32", order="C"):
 
 # Objects of Python, mostly networks: 1 MB. A copy of the images as bytes is 3 MB.
 OF_A_FIT = 2**21
+
+
+def test_fit_holds_a_few_of_the_images_that_it_resizes(no_training):
+    X, y = many(), np.tile(Y, 10)
+    clf = tiny_classifier(max_epochs=1, input_size=(8, 8))
+    assert memory_of(lambda: clf.fit(X, y), lambda: clf.fit(X[:40], y[:40])) < OF_A_FIT
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_values_that_no_generated_image_has_do_not_hide_copies(few_bright, turn)
 
     with (
         pytest.warns(UserWarning, match="only 0 passed"),
-        pytest.warns(UserWarning, match="X has values from -32768 to 7650, .* from 0 to 7650"),
+        pytest.warns(UserWarning, match="X has values from -32768 to 7650, .* from 0 to 7650:"),
     ):
         X_new, _ = augment_with_samples(Copyist(), X, y, random_state=0)
     np.testing.assert_array_equal(X_new, X)

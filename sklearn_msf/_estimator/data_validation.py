@@ -40,7 +40,7 @@ from sklearn_msf.data.images import (
     row_shape,
 )
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
-from sklearn_msf.runtime.user_warnings import warn_user
+from sklearn_msf.runtime.user_warnings import warn_user, warnings_about
 
 __all__ = [
     "OF_FEATURES",
@@ -295,23 +295,24 @@ def check_validation_samples(
     others = {name: value for name, value in vars(estimator).items() if name not in OF_FEATURES}
     vars(shell).update({**others, **training.features})
     try:
-        samples = check_training_samples(
-            shell,
-            X_val,
-            y_val,
-            sample_weight_val,
-            image_shape=None,
-            n_spatial_dims=training.image_format.n_spatial_dims,
-            class_weight=class_weight,
-            classes=training.classes,
-            image_format=training.image_format,
-            of_training=False,
-        )
+        # The checks name X, y and sample_weight.
+        with warnings_about("The validation set X_val, y_val, here called X, y"):
+            samples = check_training_samples(
+                shell,
+                X_val,
+                y_val,
+                sample_weight_val,
+                image_shape=None,
+                n_spatial_dims=training.image_format.n_spatial_dims,
+                class_weight=class_weight,
+                classes=training.classes,
+                image_format=training.image_format,
+                of_training=False,
+            )
     except ValueError as error:
         numbered = ""
         if isinstance(error, _OtherLabelsError) and are_numbers_of_classes(training.classes):
             numbered = f" {WHERE_NUMBERED}, pass y_val as such numbers too."
-        # The checks name X, y and sample_weight.
         raise ValueError(
             f"The validation set X_val, y_val does not fit X, y: {error}{numbered}"
         ) from error

@@ -17,6 +17,7 @@ from sklearn_msf.data.parts import parts_of
 from sklearn_msf.data.ranges import (
     CLIP,
     ValueRange,
+    check_flatness,
     check_scale,
     is_whole,
     learn_range,
@@ -246,7 +247,9 @@ class ImageFormat:
         """
         dtype, learned = dtype or rows.dtype, ValueRange(self.dtype, self.low, self.high)
         if self.dtype == np.uint8 and rows.dtype == np.uint8:
-            warn_of_low_contrast(rows, _BYTES_OF_MASKS)
+            if not warn_of_low_contrast(rows, _BYTES_OF_MASKS):
+                found = ValueRange(rows.dtype, float(rows.min()), float(rows.max()))
+                check_flatness(rows, found, learned)
             return
         if self.dtype == np.uint8:
             self._check_whole_pixels(rows, dtype)
@@ -316,9 +319,11 @@ class ImageFormat:
 
         Outliers that were left out of the range are values which no generated image has.
         """
-        if images.min() >= self.low and images.max() <= self.high:
+        if not images.size or (images.min() >= self.low and images.max() <= self.high):
             return images
-        return np.clip(images, self.low, self.high)
+        # In their own dtype, in which they are smallest.
+        low, high = np.array([self.low, self.high]).astype(images.dtype)
+        return np.clip(images, low, high)
 
     def from_tensor(self, images: Tensor) -> np.ndarray:
         """Convert images in [-1, 1] to arrays in the dtype, layout and range of the training X.
@@ -332,12 +337,14 @@ class ImageFormat:
         -------
         ndarray of shape (n, H, W), (n, H, W, C) or (n, n_features)
         """
-        values = images.clamp(-1, 1).movedim(1, -1).cpu().double().numpy()
-        values = (values + 1) / 2 * (self.high - self.low) + self.low
-        if self.dtype.kind in "iub":
-            values = np.rint(values)
-        shape = (len(values), -1) if self.flat else (len(values), *self.shape)
-        return _in_dtype(values, self.dtype).reshape(shape)
+        made = self.empty(len(images))
+        for part in parts_of(images):
+            values = images[part].clamp(-1, 1).movedim(1, -1).cpu().double().numpy()
+            values = (values + 1) / 2 * (self.high - self.low) + self.low
+            if self.dtype.kind in "iub":
+                values = np.rint(values)
+            made[part] = _in_dtype(values, self.dtype).reshape(len(values), *made.shape[1:])
+        return made
 
     def empty(self, n_images: int) -> np.ndarray:
         """Make an array for so many images in the dtype and layout of the training X."""

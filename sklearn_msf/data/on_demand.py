@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sklearn_msf.data.images import ImageFormat
-from sklearn_msf.data.parts import parts_of
+from sklearn_msf.data.parts import parts_of, parts_of_shape
 from sklearn_msf.data.resizing import resize_bilinear
 
 __all__ = ["ImagesOnDemand", "RowsOnDemand"]
@@ -123,10 +123,15 @@ class ImagesOnDemand:
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
         """Convert some of the images as :meth:`ImageFormat.to_numpy_images` does."""
-        images = self._format.to_numpy_images(self._rows[chosen])
         if self._size == self._format.size:
-            return images
-        return resize_bilinear(torch.from_numpy(images), self._size).numpy()
+            return self._format.to_numpy_images(self._rows[chosen])
+        indices = np.arange(len(self))[chosen]
+        resized = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        # Of large images a few at a time, however many small ones are made.
+        for part in parts_of_shape(len(indices), self._rows.shape[1:]):
+            images = self._format.to_numpy_images(self._rows[indices[part]])
+            resized[part] = resize_bilinear(torch.from_numpy(images), self._size).numpy()
+        return resized
 
     def to_array(self) -> np.ndarray:
         """Convert all images, with no other large array on the way."""

@@ -13,6 +13,7 @@ from sklearn_msf.runtime.user_warnings import warn_user
 __all__ = [
     "CLIP",
     "ValueRange",
+    "check_flatness",
     "check_scale",
     "inlying_range",
     "is_whole",
@@ -408,7 +409,7 @@ def check_scale(
         _check_constant(rows, highest, learned)
         return
     found = ValueRange(dtype, float(rows.min()), float(highest.max()))
-    _check_flatness(rows, _within_clip(rows, found, learned, has_outliers), learned)
+    check_flatness(rows, _within_clip(rows, found, learned, has_outliers), learned)
     warn_of_several_scales(rows, highest)
 
 
@@ -503,8 +504,21 @@ def _without_outliers(
     return float(low), float(np.nanmax([values.high for values in kept]))
 
 
-def _check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
-    """Refuse or warn of images whose values are all near zero on the learned range."""
+def check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> None:
+    """Refuse or warn of images whose values are all near zero on the learned range.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+        Images, as numbers.
+    found, learned : ValueRange
+        dtype and range of these images and of the training images.
+
+    Raises
+    ------
+    ValueError
+        If they also have values that the training images cannot have had.
+    """
     peak, width = max(abs(found.low), abs(found.high)), learned.high - learned.low
     if not found.low < found.high or not peak < _DARK * width:
         return
