@@ -1,10 +1,13 @@
 """Confusion matrices with a column of rejected samples."""
 
+import datetime
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import config_context
 from sklearn.metrics import confusion_matrix
 
 from sklearn_msf.selective import confusion_matrix_with_reject
@@ -97,9 +100,20 @@ def test_weights_that_count_nothing_are_named(weights, message):
         confusion_matrix_with_reject([0, 1], [0, 1], sample_weight=weights)
 
 
-def test_other_ways_to_normalize_are_refused():
-    with pytest.raises(ValueError, match="normalize"):
+@pytest.mark.parametrize("skips", [False, True])
+def test_other_ways_to_normalize_are_refused(skips):
+    with (
+        config_context(skip_parameter_validation=skips),
+        pytest.raises(ValueError, match="normalize must be None, .* got 'rows'"),
+    ):
         confusion_matrix_with_reject([0, 1], [0, 1], normalize="rows")
+
+
+@pytest.mark.parametrize("unit", ["D", "us"])
+def test_dates_of_python_and_numpy_are_the_same_classes(unit):
+    days = [datetime.date(2020, 1, 1), datetime.date(2020, 1, 2)]
+    matrix = confusion_matrix_with_reject(days, np.array(days, dtype=f"M8[{unit}]"))
+    np.testing.assert_array_equal(matrix, [[1, 0, 0], [0, 1, 0]])
 
 
 @pytest.mark.parametrize("dtype", ["category", "string", "object", None])

@@ -18,6 +18,7 @@ from sklearn_msf.plotting import AccuracyRejectionDisplay, RiskCoverageDisplay, 
 from sklearn_msf.sample_augmentation import augment_with_samples
 from sklearn_msf.selective import (
     accuracy_rejection_curve,
+    certified_threshold,
     confusion_matrix_with_reject,
     costs_of,
     errors_of,
@@ -365,3 +366,13 @@ def test_dates_of_python_and_of_numpy_are_compared_as_dates():
     days = [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 2)]
     wrong = errors_of(days, np.array(["2020-01-01", "2020-01-03"], dtype="M8[ns]"))
     assert wrong.tolist() == [False, True]
+
+
+def test_durations_of_python_and_numpy_are_the_same_labels():
+    days = np.array([1, 2], dtype="m8[D]")
+    assert errors_of(days.tolist(), days[[0, 0]]).tolist() == [False, True]
+    right, risks = np.zeros(100), {days[0].item(): 0.1}
+    threshold = certified_threshold(
+        right, np.arange(100.0), y_true=np.tile(days, 50), target_risk=risks
+    )
+    assert threshold == 99

@@ -13,6 +13,7 @@ from sklearn_msf._evaluation.labels import (
     check_same_kind,
     label_column,
     label_indices,
+    with_dates_of_one_type,
 )
 from sklearn_msf._evaluation.validation import as_numbers, checked_weights
 
@@ -76,6 +77,8 @@ def confusion_matrix_with_reject(
     array([[1, 1, 0],
            [1, 0, 1]])
     """
+    if normalize not in (None, "true", "pred", "all"):
+        raise ValueError(f"normalize must be None, 'true', 'pred' or 'all', got {normalize!r}.")
     truth, answers, rejected = _truth_and_answers(y_true, y_pred)
     classes = occurring_classes(y_true, y_pred) if labels is None else _distinct(labels, truth)
     if sample_weight is not None:
@@ -102,7 +105,9 @@ def confusion_matrix_with_reject(
 def occurring_classes(y_true: ArrayLike, y_pred: Any) -> np.ndarray:
     """Return all labels that occur in labels and predictions that are not masked, sorted."""
     truth, answers, _ = _truth_and_answers(y_true, y_pred)
-    return np.unique(np.concatenate([truth, answers]) if len(answers) else truth)
+    if not len(answers):
+        return np.unique(truth)
+    return np.unique(np.concatenate(with_dates_of_one_type(truth, answers)))
 
 
 def costs_of(

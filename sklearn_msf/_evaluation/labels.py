@@ -22,6 +22,7 @@ __all__ = [
     "is_missing",
     "label_column",
     "label_indices",
+    "with_dates_of_one_type",
 ]
 
 # Name of the labels of an array, by the kind of its dtype.
@@ -165,8 +166,7 @@ def check_same_kind(name: str, values: Any, other_name: str, others: Any) -> Non
 
 def label_indices(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Find the index of each label among the classes; -1 for labels that are no class."""
-    if "M" in (labels.dtype.kind, classes.dtype.kind):
-        labels, classes = _as_dates(labels), _as_dates(classes)
+    labels, classes = with_dates_of_one_type(labels, classes)
     if labels.dtype.kind == classes.dtype.kind == "M":
         # Dates of different units are different objects in Python.
         unit = np.promote_types(labels.dtype, classes.dtype)
@@ -209,6 +209,13 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
     return np.asarray(labels != compared)
 
 
+def with_dates_of_one_type(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Convert dates of Python to those of numpy if the other labels are dates of numpy."""
+    if "M" in (first.dtype.kind, second.dtype.kind):
+        return _as_dates(first), _as_dates(second)
+    return first, second
+
+
 def _as_dates(labels: np.ndarray) -> np.ndarray:
     """Convert dates of Python to those of numpy; return other labels as they are."""
     is_of_dates = labels.dtype.kind == "O" and _examples(labels).keys() == {"dates"}
@@ -238,6 +245,9 @@ def _examples(values: Any) -> dict[str, Any]:
 
 
 def _kind_of_type(kind: type) -> str:
+    # Before numbers, of which numpy takes its durations to be some.
+    if issubclass(kind, (datetime.timedelta, np.timedelta64)):
+        return "durations"
     if issubclass(kind, (Number, np.bool_)):
         return "numbers"
     if issubclass(kind, (datetime.date, np.datetime64)):

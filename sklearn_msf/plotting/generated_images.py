@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.given_images import as_generated, check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import check_positive_integer
-from sklearn_msf._evaluation.labels import check_same_kind
+from sklearn_msf._evaluation.labels import check_same_kind, label_indices
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
 from sklearn_msf.plotting.pyplot import pyplot_for
 
@@ -148,7 +148,8 @@ class SampleGridDisplay:
             images, labels = check_pairs(X, y)
             check_same_kind("y", labels, "the estimator", classes)
             check_like(images, estimator)
-            chosen = [np.flatnonzero(labels == label)[:n_columns] for label in classes]
+            indices = label_indices(labels, classes)
+            chosen = [np.flatnonzero(indices == i)[:n_columns] for i in range(len(classes))]
             # Names may occur twice.
             counts = zip(names, map(len, chosen), strict=True)
             few = [f"{name!r}: {n}" for name, n in counts if n < n_columns]
