@@ -66,6 +66,7 @@ from sklearn_msf.latent.latent_batches import _variation
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.runtime.device import resolve_device
 from sklearn_msf.sample_augmentation import augment_with_samples
+from sklearn_msf.training.step import TrainingStep
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -265,6 +266,20 @@ def test_a_run_that_goes_on_keeps_its_principal_components(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="scaling of the features .* is damaged"):
         again = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
     np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
+    for path in tmp_path.glob("features-*"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="scaling of the features of this run is not in"):
+        again = tiny_joint_classifier(checkpoint_dir=tmp_path).fit(X, Y)
+    np.testing.assert_array_equal(again.predict_proba(X), whole.predict_proba(X))
+
+
+def test_training_over_features_alone_that_runs_out_of_memory_names_the_backbone(monkeypatch):
+    def too_large(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TrainingStep, "_sample", too_large)
+    with pytest.raises(MemoryError, match="a smaller encoded_size, or take a backbone with a coar"):
+        tiny_feature_classifier().fit(X, Y)
 
 
 class Listed(TinyBackbone):

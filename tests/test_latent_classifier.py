@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -228,6 +229,42 @@ def test_time_that_encoding_has_used_up_is_told_and_a_step_is_made(encoding_a_se
         classifier.fit(X, Y)
     (epoch_log,) = classifier.history_
     assert epoch_log["learning_rate"] > 0
+
+
+def test_images_of_a_validation_set_count_among_those_that_there_is_time_to_encode(
+    encoding_a_second_an_image,
+):
+    n_variations = []
+    for given in ({}, {"X_val": np.concatenate([X, X]), "y_val": np.concatenate([Y, Y])}):
+        classifier = tiny_latent_classifier(
+            autoencoder=encoding_a_second_an_image,
+            augment="hflip+affine",
+            n_draws=2,
+            time_budget=12.0 * len(X),
+            calibration="temperature",
+            early_stopping=bool(given),
+        )
+        with mock.patch.object(
+            latent_preparation, "encode_variations", wraps=latent_preparation.encode_variations
+        ) as encoded:
+            classifier.fit(X, Y, **given)
+        n_variations.append(encoded.call_args.args[0].shape[1])
+    # Four images of the validation set and its mirror images stand for each one of X.
+    assert 1 < n_variations[1] < n_variations[0]
+
+
+class Full(Averages):
+    """Has no memory for an image of X."""
+
+    def encode(self, images):
+        if images.shape[-2:] == X.shape[1:3]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().encode(images)
+
+
+def test_where_memory_for_encoding_runs_out_the_error_says_what_to_lower():
+    with pytest.raises(MemoryError, match="Encoding the images ran out of memory .* encoded_size"):
+        tiny_latent_classifier(autoencoder=Full()).fit(X, Y)
 
 
 def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_image, monkeypatch):

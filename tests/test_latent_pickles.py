@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -180,6 +181,26 @@ def test_a_module_that_was_trained_further_after_the_fit_is_kept_beside_its_copy
     assert torch.equal(opened.autoencoder.marks, module.marks)
     assert torch.equal(opened.autoencoder_.marks.cpu(), module.marks / 2)
     np.testing.assert_array_equal(opened.predict_proba(X), wanted)
+
+
+class AsTuple(NamedTuple):
+    """An autoencoder that is a container too."""
+
+    gain: torch.Tensor
+
+    def encode(self, images):
+        return self.gain * Averages().encode(images)
+
+    def decode(self, latents):
+        return Averages().decode(latents / self.gain)
+
+
+def test_an_object_that_is_a_tuple_comes_back_from_a_pickle():
+    autoencoder = AsTuple(torch.full((1,), 2.0))
+    classifier = tiny_latent_classifier(autoencoder=autoencoder, max_epochs=1).fit(X, Y)
+    for opened in (through_pickle(classifier)[1], copy.deepcopy(classifier)):
+        assert isinstance(opened.autoencoder, AsTuple)
+        np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
 def test_a_module_in_another_dtype_and_mode_is_known_again():

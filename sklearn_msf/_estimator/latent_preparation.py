@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -52,6 +53,7 @@ from sklearn_msf.persistence.hub import is_hub_id
 from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.persistence.paths import as_path
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.checkpoints import measured
@@ -207,6 +209,25 @@ class LatentPreparation:
         self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
     ) -> LatentSpace:
         """Open or train the encoders, and learn the scaling of what they make."""
+        with self._naming_what_takes_memory():
+            return self._learn_space(samples, random_state, run)
+
+    @contextmanager
+    def _naming_what_takes_memory(self) -> Iterator[None]:
+        """Say what to lower if memory runs out."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"Encoding the images ran out of memory on {self._device}: set a smaller "
+                f"encoded_size, or resize X. ({error})"
+            ) from error
+
+    def _learn_space(
+        self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
+    ) -> LatentSpace:
         image_format = samples.image_format
         images = samples.images_of_an_epoch
         palette = _mask_palette(self._p, len(samples.classes))
@@ -248,7 +269,9 @@ class LatentPreparation:
             made = f"{backbone.digest_of_weights()} {size} {self._origin.variation_seed}"
             key = digest_arrays(samples.images, samples.weights, np.array(made))
         if folder is not None and run.goes_on:
-            features = read_features(folder, key, image_size, backbone)
+            features = read_features(
+                folder, key, image_size, backbone, is_expected=run.has_checkpoints
+            )
         if features is None:
             images = samples.images_of_an_epoch
             features = learn_features(images, backbone, size, self._precision)
@@ -299,20 +322,19 @@ class LatentPreparation:
         )
         channels, height, width = space.shape
         channels += space.n_deviations
-        latents = keep_latents(
-            (len(images), n_variations, channels, height, width),
-            lambda latents: encode_variations(
-                latents, images, space, augment, seed, self._precision
-            ),
-            fingerprint=lambda: digest_arrays(
-                images,
-                np.array(
-                    f"{space.digest()} {augment} {n_variations} {seed} {self._precision} {_RECIPE}"
+        of_latents = f"{augment} {n_variations} {seed} {self._precision} {_RECIPE}"
+        with self._naming_what_takes_memory():
+            latents = keep_latents(
+                (len(images), n_variations, channels, height, width),
+                lambda latents: encode_variations(
+                    latents, images, space, augment, seed, self._precision
                 ),
-            ),
-            folder=self._folder,
-            max_bytes=int(self._p.cache_bytes),
-        )
+                fingerprint=lambda: digest_arrays(
+                    images, np.array(f"{space.digest()} {of_latents}")
+                ),
+                folder=self._folder,
+                max_bytes=int(self._p.cache_bytes),
+            )
         return LatentTrainingData(
             latents,
             min(count_flips(augment), n_variations),
@@ -340,6 +362,7 @@ class LatentPreparation:
                 self._precision,
                 self._device,
                 run.started + p.time_budget,
+                run.n_unseen * min(int(p.n_draws), count_flips(augment)),
             )
             assert self._origin is not None
             seed = self._origin.variation_seed

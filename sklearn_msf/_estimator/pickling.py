@@ -183,9 +183,9 @@ def _tensors_to_arrays(value: Any) -> Any:
     """Convert every tensor in a nested state to an array."""
     if isinstance(value, torch.Tensor):
         return value.cpu().numpy()
-    if isinstance(value, dict):
+    if _is_nested(value, dict):
         return {key: _tensors_to_arrays(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if _is_nested(value, (list, tuple)):
         return [_tensors_to_arrays(item) for item in value]
     return value
 
@@ -194,8 +194,13 @@ def _arrays_to_tensors(value: Any) -> Any:
     """Convert every array in a nested state to a tensor."""
     if isinstance(value, np.ndarray):
         return torch.tensor(value)
-    if isinstance(value, dict):
+    if _is_nested(value, dict):
         return {key: _arrays_to_tensors(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if _is_nested(value, list):
         return [_arrays_to_tensors(item) for item in value]
     return value
+
+
+def _is_nested(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Tell whether a value is a container, and no autoencoder of the user's that is one too."""
+    return isinstance(value, kinds) and not hasattr(value, "encode")

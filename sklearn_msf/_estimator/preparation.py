@@ -33,12 +33,15 @@ class Run:
         Whether the run goes on from checkpoints.
     has_checkpoints : bool, default=False
         Whether this process has them: of several processes only the first one may.
+    n_unseen : int, default=0
+        Images that training does not see, which are prepared too.
     """
 
     started: float
     is_first: bool
     goes_on: bool = False
     has_checkpoints: bool = False
+    n_unseen: int = 0
 
 
 class Preparation(Protocol):

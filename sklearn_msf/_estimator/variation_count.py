@@ -112,6 +112,7 @@ def affordable_variations(
     precision: str,
     device: torch.device,
     deadline: float,
+    n_others: int = 0,
 ) -> int:
     """Measure how many variations can be encoded in a fraction of the remaining time.
 
@@ -127,6 +128,8 @@ def affordable_variations(
         Device of the encoders.
     deadline : float
         Time at which the budget ends, by `time.perf_counter`.
+    n_others : int, default=0
+        Other images that are encoded too, once.
 
     Returns
     -------
@@ -141,4 +144,5 @@ def affordable_variations(
     space.encode(some, precision)
     now = time.perf_counter()
     seconds_each = (now - before) / len(some)
-    return max(1, int(_ENCODING_FRACTION * (deadline - now) / (seconds_each * len(images))))
+    left = deadline - now - seconds_each * n_others
+    return max(1, int(_ENCODING_FRACTION * left / (seconds_each * len(images))))

@@ -267,6 +267,8 @@ class ImageAutoencoder(FrozenNetwork):
         except AutoencoderError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise AutoencoderError(
                 f"autoencoder={type(self.module).__name__} cannot encode an image of shape "
                 f"{tuple(image.shape)}: {error}. If it needs another number of channels, set its "

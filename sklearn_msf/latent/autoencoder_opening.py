@@ -5,6 +5,7 @@ in safetensors; of the hub a README.md is read for the licence, and nothing else
 """
 
 import inspect
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ _KIND = ModelKind(
     "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
     "one that diffusers saved (with safetensors), or pass an object with encode and decode.",
     AutoencoderError,
+)
+# Of a saved model, which needs the very same weights.
+_KIND_OF_A_MODEL = replace(
+    _KIND,
+    ways_out="Instead, pass a folder or an object with the same weights: "
+    "from_pretrained(folder, autoencoder=...).",
 )
 # Names that attention had in files of diffusers before version 0.15, as that of the paper.
 _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -145,7 +152,7 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
     name : str
         Id on the Hugging Face hub.
     revision : str, optional
-        Commit on the hub.
+        Commit on the hub, if it is that of a saved model.
 
     Returns
     -------
@@ -160,7 +167,8 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
         If diffusers is not installed.
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
-    found = fetch_model(_KIND, name, revision, optional=[CARD_NAME])
+    kind = _KIND if revision is None else _KIND_OF_A_MODEL
+    found = fetch_model(kind, name, revision, optional=[CARD_NAME])
     opened = _from_files(name, found.files[CONFIG_NAME], found.files[_KIND.weights_name])
     opened.source = {"kind": "hub", "id": name, "revision": found.revision}
     licence = stated_licence(found.files.get(CARD_NAME))

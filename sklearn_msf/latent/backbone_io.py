@@ -125,13 +125,23 @@ def write_features(folder: Path, key: str, features: BackboneFeatures) -> None:
 
 
 def read_features(
-    folder: Path, key: str, image_size: Sequence[int], backbone: ImageBackbone
+    folder: Path,
+    key: str,
+    image_size: Sequence[int],
+    backbone: ImageBackbone,
+    *,
+    is_expected: bool,
 ) -> BackboneFeatures | None:
-    """Read the features that were saved under a key; None if there are none, or damaged ones."""
+    """Read the features that were saved under a key; None if there are none, or damaged ones.
+
+    There is a warning of damaged ones, and of none where some are expected.
+    """
     try:
         tensors, plain = read_archive(folder, _name(key))
         return features_from_plain(plain, tensors, image_size, None, backbone)
     except FileNotFoundError:
+        if is_expected:
+            warn_user(f"The scaling of the features of this run is not in {folder}: {_ANEW}.")
         return None
     # A changed file can hold any value in any place.
     except (OSError, *UNEXPECTED_VALUE_ERRORS) as error:

@@ -74,6 +74,8 @@ class LatentTrainingData(TrainingData):
     @property
     def smaller_samples(self) -> str:
         """How a user gets samples that need less memory."""
+        if self._n_features == self._n_channels:
+            return "set a smaller encoded_size, or take a backbone with a coarser map"
         return "take an autoencoder with smaller latents"
 
     def select(self, rows: Tensor, n_varied: int, generator: torch.Generator) -> tuple[Tensor, ...]:
