@@ -337,10 +337,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     def _fit_so_far(self) -> FitResult | None:
         """Collect the result of an earlier fit, if there is one."""
-        if not hasattr(self, "model_"):
-            return None
-        features = {name: vars(self)[name] for name in OF_FEATURES if name in vars(self)}
-        return FitResult(self.model_, self.history_, self._continuation, features)
+        return _fit_result(vars(self))
 
     def _take(self, done: FitResult) -> None:
         """Store the result of a fit, and delete the rejection rule, which is of an older model."""
@@ -671,8 +668,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         self._checked_kind(kind)
         check_is_fitted(self)
-        target = checked_target(target_risk, confidence, cost_matrix, self.classes_)
+        fitted = self.model_
+        target = checked_target(target_risk, confidence, cost_matrix, fitted.classes)
         model, rows, settings = self._checked(X_cal)
+        _check_same_model(fitted, model)
         calibration = check_calibration(y_cal, groups, model, len(rows), target)
         rule = learn_rule(
             predict(model, inputs_of(model, rows, settings), settings, kind),
@@ -734,7 +733,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             :meth:`fit_reject` is used: for another `kind`, and if `n_draws` or another parameter of
             predictions has changed since.
         RuntimeError
-            If another thread fits the estimator meanwhile, and `coverage` is None.
+            If the threshold of :meth:`fit_reject` is used, and another thread fits the estimator
+            meanwhile.
 
         Warns
         -----
@@ -757,9 +757,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             kind = "margin" if learned is None else learned.kind
         self._checked_kind(kind)
         model, inputs, of_prediction = self._prepared(X)
-        if coverage is None:
-            _check_same_model(fitted["model_"], model)
         if rule is not None:
+            _check_same_model(fitted["model_"], model)
             warn_of_precision(rule, of_prediction.precision)
         prediction = predict(model, inputs, of_prediction, kind)
         rejected = rejects(UNCERTAINTIES[kind](prediction), rule, coverage)
@@ -1080,14 +1079,16 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
                 f"The parameter {others[0]!r} of {type(self).__name__} is not saved, as "
                 "save_pretrained knows those of this package alone: pickle the estimator."
             )
-        done = self._fit_so_far()
+        # At once: a fit in another thread replaces all attributes.
+        fitted = vars(self)
+        done = _fit_result(fitted)
         assert done is not None
         save_model(
             folder,
             self._saved_class(self, self._preparation.read_space),
             self._saved_parameters(),
             done,
-            getattr(self, "rejection_", None),
+            fitted.get("rejection_"),
             **of_card,
         )
 
@@ -1256,10 +1257,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """
         check_is_fitted(self)
         check_kind_of_export(kind)
-        model = self.model_ if kind == "classifier" else self._sampling_model(f"kind={kind!r}")
+        # At once: a fit in another thread replaces all attributes.
+        fitted = vars(self)
+        model = fitted["model_"] if kind == "classifier" else self._sampling_model(f"kind={kind!r}")
         if kind == "sampler":
             self._warn_of_few_images(model)
-        export_model(path, kind, model, self._parameters(), getattr(self, "rejection_", None))
+        export_model(path, kind, model, self._parameters(), fitted.get("rejection_"))
 
     # The paper's settings
 
@@ -1279,6 +1282,15 @@ def _labels(model: FittedModel, prediction: Prediction) -> np.ndarray:
     """Return the most probable class of each image."""
     labels: np.ndarray = model.classes[prediction.class_indices]
     return labels
+
+
+def _fit_result(attributes: Mapping[str, Any]) -> FitResult | None:
+    """Collect the result of a fit from the attributes of an estimator; None before a fit."""
+    if "model_" not in attributes:
+        return None
+    features = {name: attributes[name] for name in OF_FEATURES if name in attributes}
+    model, history = attributes["model_"], attributes["history_"]
+    return FitResult(model, history, attributes["_continuation"], features)
 
 
 def _check_same_model(before: FittedModel, now: FittedModel) -> None:
