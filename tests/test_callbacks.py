@@ -103,7 +103,10 @@ def test_at_the_end_of_a_fit_callbacks_see_the_calibrated_model(make_classifier,
 def test_what_a_callback_keeps_is_in_no_fit_of_a_pipeline(make_classifier):
     keeping = Keeping()
     classifier = make_classifier(max_epochs=1).set_callbacks(keeping)
-    make_pipeline("passthrough", classifier).fit(X, Y)
+    pipeline = make_pipeline("passthrough", classifier).set_callbacks(callback.ProgressBar())
+    pipeline.fit(X, Y)
+    for opened in keeping.kept:
+        assert [type(each).__name__ for each in opened._skl_callbacks] == ["Keeping"]
     monitor = callback.ScoringMonitor(scoring="accuracy")
     for opened in keeping.kept:
         opened.set_callbacks(monitor).fit(X, Y)
@@ -137,6 +140,30 @@ def test_a_calibration_run_leaves_time_for_the_call_at_the_end(monkeypatch, make
     # That of the training, and that of the calibration run, for its predictions and the call.
     assert len(kept) == 3
     assert kept[2] == kept[0] > 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e4])
+def test_the_calibration_run_has_no_time_that_callbacks_took_from_the_model(
+    make_classifier, monkeypatch, seconds
+):
+    # Every look at the clock takes a second, and each call of the callback so many more.
+    clock, limits = iter(range(10**9)), []
+    waited = [0.0]
+
+    class Slow(Recorder):
+        def on_fit_task_end(self, estimator, context):
+            waited[0] += seconds
+
+    monkeypatch.setattr(
+        "sklearn_msf.training.schedule.time.perf_counter", lambda: next(clock) + waited[0]
+    )
+    monkeypatch.setattr(TimeBudget, "limit", lambda self, most: limits.append(most))
+    settings = {"max_epochs": 4, "time_budget": 1e6, "calibration": "temperature"}
+    make_classifier(**settings).set_callbacks(Slow()).fit(X, Y)
+    # Of two thirds of the images, in three fifths of the time: so much if there is no pause.
+    (most,) = limits
+    share = most / (2 / 3 * 3 / 5 * 1e6)
+    assert 0 < share < 0.02 if seconds else 0.8 < share < 1
 
 
 @pytest.mark.filterwarnings("ignore:None can be certified")

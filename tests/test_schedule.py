@@ -154,6 +154,18 @@ def test_what_is_reserved_is_left_out_before_the_budget_is_divided(clock):
     assert budget.seconds == pytest.approx(40 + 0.6 * 50)
 
 
+def test_steps_may_have_a_limit_of_their_own(clock):
+    budget = TimeBudget(100.0)
+    clock(40.0)
+    budget.begin()
+    budget.limit(30.0)
+    clock(15.0)
+    assert budget.seconds == pytest.approx(70.0)
+    assert budget.fraction_passed() == pytest.approx(0.5)
+    budget.limit(90.0)
+    assert budget.seconds == pytest.approx(100.0)
+
+
 def test_time_that_is_reserved_is_not_trained_in(clock):
     budget = TimeBudget(10.0)
     budget.reserve(4.0)

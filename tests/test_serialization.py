@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.training.step import TrainingStep
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
@@ -358,6 +359,26 @@ def test_models_that_know_only_of_mirror_images_predict_the_same_bits(
     for opened in (type(classifier).from_pretrained(tmp_path), unpickled):
         assert opened.model_.flipped_axes == opened.model_.ever_flipped_axes == axes
         np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
+
+
+def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opened(
+    tmp_path, make_classifier, monkeypatch
+):
+    divisions, division = [], TrainingStep._division
+
+    def noted(self, n):
+        divisions.append(division(self, n))
+        return divisions[-1]
+
+    classifier = make_classifier(classification_fraction=0.15).fit(X, LABELS["strings"])
+    monkeypatch.setattr(TrainingStep, "_division", noted)
+    for _ in range(8):
+        classifier.save_pretrained(tmp_path)
+        classifier = type(classifier).from_pretrained(tmp_path)
+        classifier.partial_fit(X[:5], LABELS["strings"][:5])
+    assert len(divisions) == 8
+    # 15 % of the 40 images are at t = 1, where the class is learned.
+    assert sum(division.n_at_one for division in divisions) == 6
 
 
 def test_flips_come_back(tmp_path, make_classifier):

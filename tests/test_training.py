@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sklearn_msf.exceptions import DivergenceError
+from sklearn_msf.training import step
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import TrainingState
@@ -139,6 +140,24 @@ def test_a_fraction_of_the_samples_holds_over_the_steps_of_any_batch_size(n, fra
         assert 0 <= n_rows <= n
         total += n_rows
     assert abs(total - 50 * n * fraction) <= 1
+
+
+@given(st.integers(1, 9), st.floats(0, 1), st.floats(0, 0.9))
+def test_of_small_batches_too_a_fraction_of_those_before_time_one_is_unconditional(
+    n, fraction, dropout
+):
+    settings = SimpleNamespace(
+        classification_fraction=fraction,
+        class_dropout=dropout,
+        unconditional_fraction=dropout * (1 - fraction),
+    )
+    generating = unconditional = 0
+    for n_steps in range(50):
+        of_step = n - count_of_step(fraction, n, n_steps)
+        found = step._unconditional_of_step(settings, n, n_steps)
+        assert 0 <= found <= of_step
+        generating, unconditional = generating + of_step, unconditional + found
+    assert abs(unconditional - dropout * generating) <= 2
 
 
 def test_a_fraction_of_the_samples_before_time_one_is_unconditional(

@@ -252,7 +252,7 @@ def _optimizer_and_epochs(p: Parameters, n_images: int, trained_by: str | None) 
     wanted = str(p.optimizer)
     if wanted == "auto" and trained_by is None:
         max_epochs = _max_epochs(p, n_images, "muon")
-        if max_epochs * n_images >= _MIN_STEPS_FOR_MUON * p.batch_size:
+        if max_epochs * n_images >= _MIN_STEPS_FOR_MUON * int(p.batch_size):
             return "muon", max_epochs
         wanted = "adamw"
     elif wanted == "auto":

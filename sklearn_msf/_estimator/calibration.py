@@ -171,6 +171,8 @@ def learn_temperature(
             calibrating.reserve_time_of(held_out.probabilities)
             # The callbacks of the fit are called once more after this run.
             calibrating.budget.reserve(trainer.budget.reserved)
+            kept_fraction = len(plan.kept) / (len(plan.kept) + len(plan.held_out))
+            calibrating.budget.limit(kept_fraction * _seconds_for_steps(trainer))
         as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))
@@ -227,6 +229,15 @@ def _warn_not_calibrated(reason: str) -> None:
         ' method="sigmoid"), or method="temperature" (scikit-learn 1.8, with an array of labels '
         "that are text or 0 to K - 1).",
     )
+
+
+def _seconds_for_steps(trainer: Trainer) -> float:
+    """Return the seconds that the schedule of a run had for steps, without pauses for callbacks."""
+    budget = trainer.budget
+    assert budget.seconds is not None
+    passed = budget.elapsed - budget.begun
+    of_callbacks = trainer.callback_seconds / passed if trainer.callback_seconds < passed else 0.0
+    return (1 - of_callbacks) * (budget.seconds - budget.begun)
 
 
 @dataclass(frozen=True)

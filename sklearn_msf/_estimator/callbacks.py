@@ -33,7 +33,7 @@ __all__ = [
 # from the estimator but not from its copies.
 _CONTEXT, _TO_TEARDOWN = "_callback_fit_ctx", "_skl_callbacks_to_teardown"
 # And that of the fit of a pipeline or search around it.
-_OF_PARENT = "_parent_callback_ctx"
+_OF_PARENT, _CALLBACKS = "_parent_callback_ctx", "_skl_callbacks"
 
 
 def is_in_a_fit(estimator: BaseEstimator) -> bool:
@@ -44,7 +44,13 @@ def is_in_a_fit(estimator: BaseEstimator) -> bool:
 def without_fit_context(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes that a copy may have, which is in no fit."""
     of_fit = (_CONTEXT, _TO_TEARDOWN, _OF_PARENT)
-    return {name: value for name, value in attributes.items() if name not in of_fit}
+    kept = {name: value for name, value in attributes.items() if name not in of_fit}
+    # Those of the pipeline or search, which scikit-learn adds to the estimator for its fit.
+    added = getattr(attributes.get(_OF_PARENT), "_propagated_callbacks", [])
+    if added:
+        own = [each for each in kept.pop(_CALLBACKS, []) if not any(each is one for one in added)]
+        kept |= {_CALLBACKS: own} if own else {}
+    return kept
 
 
 @contextmanager
@@ -91,7 +97,7 @@ class FitCallbacks:
         self._data = {"X": X, "y": y, "metadata": metadata}
         self._fit: Any = None
         self._epoch: Any = None
-        if getattr(estimator, "_skl_callbacks", None):
+        if getattr(estimator, _CALLBACKS, None):
             self._fit = estimator._init_callback_context(max_subtasks=trainer.settings.max_epochs)
             self._fit.call_on_fit_task_begin(estimator=estimator, **self._data)
 

@@ -169,6 +169,8 @@ def fit(
     state = replace(state, run=replace(state.run, goes_on=goes_on, has_checkpoints=has_checkpoints))
     random_state = np.random.RandomState(seed)
     state, unseen = _hold_out(state, random_state, seed)
+    if unseen is not None:
+        state = replace(state, run=replace(state.run, n_unseen=unseen.n_images))
     _check_batches(state.group, p, state.samples.n_images)
     calibrates = _calibrates(p, previous, has_validation=given.has_validation)
     if calibrates and unseen is not None:
@@ -608,8 +610,12 @@ def _prepare_training(
     )
     generator = torch.Generator(device).manual_seed(seed)
     trainer = Trainer(field.move_to(device), settings, generator, state.run.started, state.group)
-    if previous is not None and previous.continuation.training_state is not None:
-        trainer.load_weights(previous.continuation.training_state)
+    if previous is not None:
+        before_this = previous.continuation
+        if before_this.training_state is not None:
+            trainer.load_weights(before_this.training_state)
+        else:
+            trainer.begin_after(before_this.n_continued + 1)
     return data, trainer, model
 
 

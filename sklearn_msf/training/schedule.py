@@ -54,8 +54,8 @@ class TimeBudget:
     def __init__(self, seconds: float | None, started: float | None = None):
         self._whole = seconds
         self.reserved = 0.0
-        # What of the time after the preparation is for steps.
-        self._fraction = 1.0
+        # What of the time after the preparation is for steps, and the longest time for them.
+        self._fraction, self._most = 1.0, math.inf
         self._started = time.perf_counter() if started is None else started
         self.begun = 0.0
         # Estimated durations of a step and of a pause, which must still fit into the budget.
@@ -67,7 +67,8 @@ class TimeBudget:
         """Seconds from the start to the end of the steps; None without a limit."""
         if self._whole is None:
             return None
-        return self.begun + self._fraction * (self._whole - self.begun - self.reserved)
+        for_steps = self._fraction * (self._whole - self.begun - self.reserved)
+        return self.begun + min(for_steps, self._most)
 
     def divide(self, fraction: float) -> None:
         """Leave a part of the time after the preparation to something else.
@@ -78,6 +79,10 @@ class TimeBudget:
             Fraction for the steps, in (0, 1].
         """
         self._fraction = fraction
+
+    def limit(self, seconds: float) -> None:
+        """Leave the steps so many seconds at most, however large the budget is."""
+        self._most = seconds
 
     @property
     def elapsed(self) -> float:

@@ -75,6 +75,11 @@ class TrainingStep:
     group : ProcessGroup
         The processes that train together. Each draws everything for the whole batch, and computes
         the gradients of its part.
+
+    Attributes
+    ----------
+    n_steps_before : int
+        Steps before those that the optimizer knows of: samples at t = 1 are spread over all.
     """
 
     # Losses wait in a buffer on the device, because reading them waits for the device.
@@ -99,6 +104,7 @@ class TrainingStep:
         self._losses = torch.zeros(self.capacity, 2, device=self._device)
         self._position = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._n_unread = 0
+        self.n_steps_before = 0
         self._dropout = _layers_with_dropout(field)
         self._dropout_up = _layers_with_dropout(field.unet.up)
         self._graphs = CapturedSteps(self._device, generator)
@@ -198,12 +204,12 @@ class TrainingStep:
                 torch.cuda.manual_seed(seed)
 
     def _division(self, n: int) -> BatchDivision:
-        settings, n_steps = self.settings, self._optimizer.n_steps
+        settings, n_steps = self.settings, self.n_steps_before + self._optimizer.n_steps
         n_at_one = count_of_step(settings.classification_fraction, n, n_steps)
         return BatchDivision(
             n_samples=n,
             n_at_one=n_at_one,
-            n_unconditional=count_of_step(settings.unconditional_fraction, n, n_steps),
+            n_unconditional=_unconditional_of_step(settings, n, n_steps),
             # Affine changes and dropout are for classification, so only samples at t = 1 have
             # them. If training has no samples at t = 1, all samples have them.
             n_varied=n_at_one if settings.classification_fraction > 0 else n,
@@ -302,6 +308,16 @@ def count_of_step(fraction: float, n: int, n_steps: int) -> int:
     """
     exact = fraction * n
     return math.floor((n_steps + 1) * exact) - math.floor(n_steps * exact)
+
+
+def _unconditional_of_step(settings: TrainingSettings, n: int, n_steps: int) -> int:
+    """Round the number of unconditional samples, which are samples before t = 1, for one step."""
+    exact_at_one = settings.classification_fraction * n
+    if (n - exact_at_one) * (1 - settings.class_dropout) >= 2:
+        return count_of_step(settings.unconditional_fraction, n, n_steps)
+    # Some steps have too few samples before t = 1: count among those that there are.
+    before, after = (k * n - math.floor(k * exact_at_one) for k in (n_steps, n_steps + 1))
+    return math.floor(settings.class_dropout * after) - math.floor(settings.class_dropout * before)
 
 
 def _layers_with_dropout(module: nn.Module) -> list[Dropout]:

@@ -73,6 +73,8 @@ class Trainer:
         Whether the time budget ended the run before its last epoch.
     n_steps : int
         Steps that this call of :meth:`fit` has made.
+    callback_seconds : float
+        Seconds that the callback took at the ends of its epochs.
     """
 
     def __init__(
@@ -106,8 +108,8 @@ class Trainer:
         self._best = BestWeights(settings.n_iter_no_change) if settings.early_stopping else None
         self._last_good: TrainingState | None = None
         self.interrupted, self.was_ended, self.was_cut_short = False, False, False
-        self._has_called_back = False
         self.n_steps = 0
+        self.callback_seconds = 0.0
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     @property
@@ -136,6 +138,13 @@ class Trainer:
         """Start from the weights, averages and moments of another run."""
         self._optimizer.load(state.tensors, state.metadata["n_steps"])
         self._step.forget()
+
+    def begin_after(self, n_steps: int) -> None:
+        """Divide batches as after so many steps, whose state was not kept.
+
+        Steps of few samples would else never have one at t = 1, if each run makes one of them.
+        """
+        self._step.n_steps_before = n_steps
 
     def resume(self, state: TrainingState) -> None:
         """Restore the exact state of another run, except for the time it took."""
@@ -335,9 +344,10 @@ class Trainer:
         """Tell whether the callback ends training; keep time for its call at the end of the run."""
         start = self.budget.elapsed
         ends = callback.end_epoch()
-        if not self._has_called_back:
-            self.budget.reserve(self.budget.elapsed - start)
-            self._has_called_back = True
+        seconds = self.budget.elapsed - start
+        if not self.callback_seconds:
+            self.budget.reserve(seconds)
+        self.callback_seconds += seconds
         return ends
 
     def _after_interrupt(self) -> None:
