@@ -12,8 +12,7 @@ from sklearn_msf.persistence.archives import part_of
 
 __all__ = ["BestWeights"]
 
-# A restart quarters the rate. From the first epoch of the warm-up to the second it rises to three
-# times its value at most, so after a restart between them at least a quarter is missing.
+# A restart quarters the rate, which in the warm-up would have risen: mostly a quarter is missing.
 _RESTARTED = 0.75
 
 
@@ -87,14 +86,14 @@ def _epochs_since_peak(rates: Sequence[float]) -> int:
     """Count the epochs since the warm-up, in which the learning rate rises.
 
     A restart lowers all rates that follow, and the warm-up goes on. Of a run that was resumed with
-    a time budget the rate can rise once more after it.
+    a time budget the rate can rise after it too, but not twice in a row.
     """
     peak, rises = 0, True
     for i in range(1, len(rates)):
         if rates[i] <= _RESTARTED * rates[i - 1]:
             rises = True
-        elif rises and rates[i] > rates[i - 1]:
+            continue
+        rises = rates[i] > rates[i - 1] and (rises or (i > 1 and rates[i - 1] > rates[i - 2]))
+        if rises:
             peak = i
-        else:
-            rises = False
     return len(rates) - 1 - peak
