@@ -361,8 +361,9 @@ def test_models_that_know_only_of_mirror_images_predict_the_same_bits(
         np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
+@pytest.mark.parametrize("n_calls", [1, 2, 3])
 def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opened(
-    tmp_path, make_classifier, monkeypatch
+    tmp_path, make_classifier, monkeypatch, n_calls
 ):
     divisions, division = [], TrainingStep._division
 
@@ -372,13 +373,15 @@ def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opene
 
     classifier = make_classifier(classification_fraction=0.15).fit(X, LABELS["strings"])
     monkeypatch.setattr(TrainingStep, "_division", noted)
-    for _ in range(8):
+    for _ in range(6):
         classifier.save_pretrained(tmp_path)
         classifier = type(classifier).from_pretrained(tmp_path)
-        classifier.partial_fit(X[:5], LABELS["strings"][:5])
-    assert len(divisions) == 8
-    # 15 % of the 40 images are at t = 1, where the class is learned.
-    assert sum(division.n_at_one for division in divisions) == 6
+        for _ in range(n_calls):
+            classifier.partial_fit(X[:3], LABELS["strings"][:3])
+    assert len(divisions) == 6 * n_calls
+    # 15 % of the images are at t = 1, where the class is learned.
+    n_wanted = 0.15 * 3 * len(divisions)
+    assert abs(sum(division.n_at_one for division in divisions) - n_wanted) < 1
 
 
 def test_flips_come_back(tmp_path, make_classifier):

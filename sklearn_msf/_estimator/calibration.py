@@ -1,5 +1,6 @@
 """Calibration: a temperature, fitted to a second model that was trained without some samples."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -153,6 +154,7 @@ def learn_temperature(
     if trainer.interrupted:
         _warn_not_calibrated("training was interrupted")
         return None
+    for_steps = _seconds_for_steps(trainer)
     with _keeping_the_model("its run", trainer.group):
         held_out = held_out_of(plan.held_out)
         left = None
@@ -172,7 +174,7 @@ def learn_temperature(
             # The callbacks of the fit are called once more after this run.
             calibrating.budget.reserve(trainer.budget.reserved)
             kept_fraction = len(plan.kept) / (len(plan.kept) + len(plan.held_out))
-            calibrating.budget.limit(kept_fraction * _seconds_for_steps(trainer))
+            calibrating.budget.limit(kept_fraction * for_steps)
         as_long = _AsLong(trainer, calibrating) if trainer.was_ended else None
         with training_progress(f"{name}, calibration", verbose=verbose) as report:
             part = data.take(torch.from_numpy(plan.kept))
@@ -232,12 +234,17 @@ def _warn_not_calibrated(reason: str) -> None:
 
 
 def _seconds_for_steps(trainer: Trainer) -> float:
-    """Return the seconds that the schedule of a run had for steps, without pauses for callbacks."""
-    budget = trainer.budget
-    assert budget.seconds is not None
+    """Return the seconds that the schedule of a run had for steps, without pauses for callbacks.
+
+    Of a run that was resumed, the epochs since then stand for all; it is infinite without a limit.
+    """
+    budget, n_epochs = trainer.budget, trainer.n_called_back
+    if budget.seconds is None:
+        return math.inf
     passed = budget.elapsed - budget.begun
-    of_callbacks = trainer.callback_seconds / passed if trainer.callback_seconds < passed else 0.0
-    return (1 - of_callbacks) * (budget.seconds - budget.begun)
+    of_callbacks = trainer.callback_seconds * len(trainer.history) / max(n_epochs, 1)
+    fraction = 1 - of_callbacks / passed if of_callbacks < passed else 1.0
+    return fraction * (budget.seconds - budget.begun)
 
 
 @dataclass(frozen=True)

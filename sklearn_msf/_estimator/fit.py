@@ -614,8 +614,9 @@ def _prepare_training(
         before_this = previous.continuation
         if before_this.training_state is not None:
             trainer.load_weights(before_this.training_state)
+            trainer.begin_after(before_this.n_steps_before)
         else:
-            trainer.begin_after(before_this.n_continued + 1)
+            trainer.begin_after(before_this.n_continued)
     return data, trainer, model
 
 
@@ -711,6 +712,7 @@ def _outcome(
         split_of=state.split_of,
         lacks_epochs=lacks_epochs,
         n_images_unused=n_images_unused,
+        n_steps_before=trainer.n_steps_before,
     )
     return FitResult(model, trainer.history, continuation, state.samples.features)
 

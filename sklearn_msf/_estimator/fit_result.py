@@ -41,6 +41,8 @@ class Continuation:
     n_images_unused : float, default=0.0
         Number of images in the history from which the image branch had learned, and whose epochs
         early stopping did not keep.
+    n_steps_before : int, default=0
+        Steps before those of `training_state`, over all of which samples at t = 1 are spread.
     """
 
     optimizer: str | None
@@ -52,6 +54,7 @@ class Continuation:
     split_of: str = ""
     lacks_epochs: bool = False
     n_images_unused: float = 0.0
+    n_steps_before: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Return what files hold: all but the moments."""

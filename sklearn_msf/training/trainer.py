@@ -73,8 +73,10 @@ class Trainer:
         Whether the time budget ended the run before its last epoch.
     n_steps : int
         Steps that this call of :meth:`fit` has made.
+    n_called_back : int
+        Epochs at whose ends the callback was called in this call of :meth:`fit`.
     callback_seconds : float
-        Seconds that the callback took at the ends of its epochs.
+        Seconds that it took there.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Trainer:
         self._last_good: TrainingState | None = None
         self.interrupted, self.was_ended, self.was_cut_short = False, False, False
         self.n_steps = 0
-        self.callback_seconds = 0.0
+        self.n_called_back, self.callback_seconds = 0, 0.0
         self._report: Callable[[float, dict[str, Any] | None], None] | None = None
 
     @property
@@ -140,11 +142,17 @@ class Trainer:
         self._step.forget()
 
     def begin_after(self, n_steps: int) -> None:
-        """Divide batches as after so many steps, whose state was not kept.
+        """Divide batches as after so many steps more than the state knows of.
 
-        Steps of few samples would else never have one at t = 1, if each run makes one of them.
+        Steps of few samples would else never have one at t = 1, if each run makes one of them and
+        keeps no state.
         """
         self._step.n_steps_before = n_steps
+
+    @property
+    def n_steps_before(self) -> int:
+        """Steps before those that the state knows of."""
+        return self._step.n_steps_before
 
     def resume(self, state: TrainingState) -> None:
         """Restore the exact state of another run, except for the time it took."""
@@ -345,8 +353,9 @@ class Trainer:
         start = self.budget.elapsed
         ends = callback.end_epoch()
         seconds = self.budget.elapsed - start
-        if not self.callback_seconds:
+        if not self.n_called_back:
             self.budget.reserve(seconds)
+        self.n_called_back += 1
         self.callback_seconds += seconds
         return ends
 
