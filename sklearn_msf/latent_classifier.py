@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from sklearn_msf._estimator.base import BaseMedSymmFlowClassifier
+from sklearn_msf._estimator.fit_result import FitResult
 from sklearn_msf._estimator.latent_preparation import (
     ENCODERS,
     OBJECT,
@@ -191,10 +192,9 @@ loss_curve_, rejection_, hub_source_
         assert isinstance(space, LatentSpace)
         return space.module_of("backbone")
 
-    def _saved_parameters(self) -> dict[str, Any]:
-        parameters = super()._saved_parameters()
-        done = self._fit_so_far()
-        origin = None if done is None else done.continuation.origin
+    def _saved_parameters(self, done: FitResult) -> dict[str, Any]:
+        parameters = super()._saved_parameters(done)
+        origin = done.continuation.origin
         for name in ENCODERS:
             value = parameters[name]
             of_fit = value if origin is None else getattr(origin, name)

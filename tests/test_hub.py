@@ -21,9 +21,10 @@ from hub_server import serve
 from safetensors.torch import load_file
 
 from sklearn_msf._estimator.latent_preparation import _open_autoencoder
-from sklearn_msf.exceptions import AutoencoderError
+from sklearn_msf.exceptions import AutoencoderError, PretrainedModelError
 from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder_opening import open_autoencoder, open_hub_autoencoder
+from sklearn_msf.latent.backbone_opening import open_hub_backbone
 
 COMMIT = "c0ffee" * 6 + "beef"
 
@@ -339,6 +340,15 @@ def test_what_is_in_the_cache_is_opened_without_the_hub(client, hub, monkeypatch
     assert Hub.asked == []
     assert again.source == first.source
     assert again.fingerprint()[0] == first.fingerprint()[0]
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "backbone"])
+def test_the_network_of_a_saved_model_cannot_be_replaced_by_another(kind, monkeypatch):
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
+    open_hub = {"autoencoder": open_hub_autoencoder, "backbone": open_hub_backbone}[kind]
+    remedy = rf"with the same weights: from_pretrained\(folder, {kind}=\.\.\.\)"
+    with pytest.raises(PretrainedModelError, match=remedy):
+        open_hub("nobody/has-this", "0" * 40, of_model=True)
 
 
 def test_another_commit_than_the_one_asked_for_is_refused(client, hub, monkeypatch):

@@ -226,7 +226,9 @@ def many(dtype="float32", order="C"):
 OF_A_FIT = 2**21
 
 
-def test_fit_holds_a_few_of_the_images_that_it_resizes(no_training):
+def test_fit_holds_a_few_of_the_images_that_it_resizes(no_training, monkeypatch):
+    # So many values are a quarter of X once it is resized.
+    monkeypatch.setattr("sklearn_msf.data.parts._VALUES_AT_ONCE", 2**15)
     X, y = many(), np.tile(Y, 10)
     clf = tiny_classifier(max_epochs=1, input_size=(8, 8))
     assert memory_of(lambda: clf.fit(X, y), lambda: clf.fit(X[:40], y[:40])) < OF_A_FIT

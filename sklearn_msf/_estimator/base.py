@@ -117,8 +117,8 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     # Methods that subclasses override
 
-    def _saved_parameters(self) -> dict[str, Any]:
-        """Collect the constructor parameters, with values that a file can hold."""
+    def _saved_parameters(self, done: FitResult) -> dict[str, Any]:
+        """Collect the constructor parameters of a fit, with values that a file can hold."""
         return {name: getattr(self, name) for name in self._constructor_names()}
 
     # Parameters and state
@@ -1086,7 +1086,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         save_model(
             folder,
             self._saved_class(self, self._preparation.read_space),
-            self._saved_parameters(),
+            self._saved_parameters(done),
             done,
             fitted.get("rejection_"),
             **of_card,

@@ -221,8 +221,8 @@ class LatentPreparation:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(
-                f"Encoding the images ran out of memory on {self._device}: set a smaller "
-                f"encoded_size, or resize X. ({error})"
+                "Encoding the images, or training the autoencoder, ran out of memory: set a "
+                f"smaller encoded_size or n_variations, or resize X. ({error})"
             ) from error
 
     def _learn_space(
@@ -317,9 +317,10 @@ class LatentPreparation:
         if part is not None:
             seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
         images = samples.images
-        n_variations = self._count_variations(
-            space, images, augment, run, are_seen_once=part is not None
-        )
+        with self._naming_what_takes_memory():
+            n_variations = self._count_variations(
+                space, images, augment, run, are_seen_once=part is not None
+            )
         channels, height, width = space.shape
         channels += space.n_deviations
         of_latents = f"{augment} {n_variations} {seed} {self._precision} {_RECIPE}"

@@ -528,9 +528,11 @@ def check_flatness(rows: np.ndarray, found: ValueRange, learned: ValueRange) -> 
     flat, rescaled = peak < _FLAT * width, peak <= CLIP
     if not (flat or len(rows) >= _MANY or only_here):
         return
+    # Bytes have this range whatever the training images were.
+    known = "the range of the model is" if learned.dtype == np.uint8 else "the model was fitted on"
     text = (
-        f"X is {found}, but the model was fitted on {learned}: on that range all images of X are "
-        "nearly flat. Pass X on the scale of the training images"
+        f"X is {found}, but {known} {learned}: on that range all images of X are nearly flat. Pass "
+        "X on the scale of the training images"
     )
     if flat and rescaled and only_here:
         raise ValueError(f"{text}, as {learned.dtype}.")

@@ -108,7 +108,7 @@ def autoencoder_from_plain(
     if given is not None:
         return as_autoencoder(given)
     if kind == "hub":
-        return open_hub_autoencoder(metadata["id"], metadata["revision"])
+        return open_hub_autoencoder(metadata["id"], metadata["revision"], of_model=True)
     raise AutoencoderError(
         "The model was fitted with an autoencoder of the user's own, which files cannot "
         "hold: pass it, from_pretrained(folder, autoencoder=...)."

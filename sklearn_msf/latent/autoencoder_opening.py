@@ -144,7 +144,9 @@ def open_autoencoder(name: str | PathLike[str]) -> ImageAutoencoder:
     return _from_files(str(name), folder / CONFIG_NAME, folder / _KIND.weights_name)
 
 
-def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoencoder:
+def open_hub_autoencoder(
+    name: str, revision: str | None = None, *, of_model: bool = False
+) -> ImageAutoencoder:
     """Open an autoencoder of diffusers from the hub or its cache, never from another folder.
 
     Parameters
@@ -152,7 +154,9 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
     name : str
         Id on the Hugging Face hub.
     revision : str, optional
-        Commit on the hub, if it is that of a saved model.
+        Commit on the hub.
+    of_model : bool, default=False
+        Whether a saved model needs it, which changes what errors advise.
 
     Returns
     -------
@@ -167,7 +171,7 @@ def open_hub_autoencoder(name: str, revision: str | None = None) -> ImageAutoenc
         If diffusers is not installed.
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
-    kind = _KIND if revision is None else _KIND_OF_A_MODEL
+    kind = _KIND_OF_A_MODEL if of_model else _KIND
     found = fetch_model(kind, name, revision, optional=[CARD_NAME])
     opened = _from_files(name, found.files[CONFIG_NAME], found.files[_KIND.weights_name])
     opened.source = {"kind": "hub", "id": name, "revision": found.revision}

@@ -175,7 +175,7 @@ def _opened(source: dict[str, Any], given: Any) -> ImageBackbone:
     if given is not None:
         return as_backbone(given)
     if source["kind"] == "hub":
-        return open_hub_backbone(source["id"], source["revision"])
+        return open_hub_backbone(source["id"], source["revision"], of_model=True)
     raise BackboneError(
         "The model was fitted with a backbone of a folder or of the user's own, which files do not "
         f"hold: {_PASS_IT}."

@@ -11,6 +11,7 @@ opened.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ _KIND = ModelKind(
     "safetensors) beside its preprocessor_config.json, pass a torch module that makes feature maps "
     "of images, or leave it out with backbone=None.",
     BackboneError,
+)
+# Of a saved model, which needs the very same weights.
+_KIND_OF_A_MODEL = replace(
+    _KIND,
+    ways_out="Instead, pass a folder or a module with the same weights: "
+    "from_pretrained(folder, backbone=...).",
 )
 # Limits for the configuration in a file: any number, and an image's side.
 _MAX_NUMBER = 2**20
@@ -126,7 +133,9 @@ def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
     return _from_files(str(name), {file: folder / file for file in names}, {"kind": "folder"})
 
 
-def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
+def open_hub_backbone(
+    name: str, revision: str | None = None, *, of_model: bool = False
+) -> ImageBackbone:
     """Open a vision model of transformers from the hub or its cache, never from another folder.
 
     Parameters
@@ -135,6 +144,8 @@ def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
         Id on the Hugging Face hub.
     revision : str, optional
         Commit on the hub.
+    of_model : bool, default=False
+        Whether a saved model needs it, which changes what errors advise.
 
     Returns
     -------
@@ -148,7 +159,8 @@ def open_hub_backbone(name: str, revision: str | None = None) -> ImageBackbone:
         If transformers is not installed.
     """
     _transformers()
-    found = fetch_model(_KIND, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
+    kind = _KIND_OF_A_MODEL if of_model else _KIND
+    found = fetch_model(kind, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
     return _from_files(name, found.files, source)
 
