@@ -90,7 +90,9 @@ def _epochs_since_peak(rates: Sequence[float]) -> int:
     """
     peak, rises = 0, True
     for i in range(1, len(rates)):
-        if rates[i] <= _RESTARTED * rates[i - 1]:
+        # From the first epoch to the second the rate may rise to four times its value.
+        least = rates[i - 1] * (_RESTARTED if i > 1 else 1)
+        if rates[i] <= least:
             rises = True
             continue
         rises = rates[i] > rates[i - 1] and (rises or (i > 1 and rates[i - 1] > rates[i - 2]))
