@@ -162,7 +162,7 @@ def open_hub_backbone(
     kind = _KIND_OF_A_MODEL if of_model else _KIND
     found = fetch_model(kind, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
-    return _from_files(name, found.files, source)
+    return _from_files(name, found.files, source, kind)
 
 
 def _transformers() -> Any:
@@ -176,13 +176,15 @@ def _transformers() -> Any:
     return transformers
 
 
-def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) -> ImageBackbone:
+def _from_files(
+    name: str, files: Mapping[str, Path], source: dict[str, Any], kind: ModelKind = _KIND
+) -> ImageBackbone:
     """Build a backbone from the files in which transformers saves it."""
-    config_path, weights_path = files[CONFIG_NAME], files[_KIND.weights_name]
-    config = _vision_config(name, read_json(_KIND, name, config_path))
+    config_path, weights_path = files[CONFIG_NAME], files[kind.weights_name]
+    config = _vision_config(name, read_json(kind, name, config_path), kind.ways_out)
     entries = _preprocessor_entries(name, files[_PREPROCESSOR_NAME])
     preprocessing = _as_preprocessing(name, entries)
-    weights = read_weights(_KIND, name, weights_path)
+    weights = read_weights(kind, name, weights_path)
     try:
         module = _built(config, weights)
     # transformers checks configurations by error classes of its own, which differ by version.
@@ -199,7 +201,7 @@ def _from_files(name: str, files: Mapping[str, Path], source: dict[str, Any]) ->
 # Configuration and weights
 
 
-def _vision_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
+def _vision_config(name: str, config: dict[str, Any], ways_out: str) -> dict[str, Any]:
     """Select the configuration of the images' part, and refuse what would open something else."""
     is_quantized = config.get("quantization_config") is not None
     if isinstance(config.get("vision_config"), dict):
@@ -218,7 +220,7 @@ def _vision_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
         reason = f"names other models ({', '.join(others)})" if others else "is not one of its own"
         raise BackboneError(
             f"backbone={name!r} has model_type={kind!r}, which {reason}: expected a vision model "
-            f"that the installed transformers has. No code of a repository is run. {_KIND.ways_out}"
+            f"that the installed transformers has. No code of a repository is run. {ways_out}"
         )
     described: dict[str, Any] = _without_code(config)
     return described
