@@ -151,6 +151,9 @@ def test_the_calibration_run_has_no_time_that_callbacks_took_from_the_model(
     waited = [0.0]
 
     class Slow(Recorder):
+        def on_fit_task_begin(self, estimator, context):
+            waited[0] += seconds
+
         def on_fit_task_end(self, estimator, context):
             waited[0] += seconds
 

@@ -361,9 +361,10 @@ def test_models_that_know_only_of_mirror_images_predict_the_same_bits(
         np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
-@pytest.mark.parametrize("n_calls", [1, 2, 3])
+@pytest.mark.parametrize("begins", ["fit", "partial_fit"])
+@pytest.mark.parametrize("n_calls", [1, 3])
 def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opened(
-    tmp_path, make_classifier, monkeypatch, n_calls
+    tmp_path, make_classifier, monkeypatch, n_calls, begins
 ):
     divisions, division = [], TrainingStep._division
 
@@ -371,14 +372,19 @@ def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opene
         divisions.append(division(self, n))
         return divisions[-1]
 
-    classifier = make_classifier(classification_fraction=0.15).fit(X, LABELS["strings"])
-    monkeypatch.setattr(TrainingStep, "_division", noted)
+    classifier, y = make_classifier(classification_fraction=0.15), LABELS["strings"]
+    if begins == "partial_fit":
+        monkeypatch.setattr(TrainingStep, "_division", noted)
+        classifier.partial_fit(X[:3], y[:3], classes=np.unique(y))
+    else:
+        classifier.fit(X, y)
+        monkeypatch.setattr(TrainingStep, "_division", noted)
     for _ in range(6):
         classifier.save_pretrained(tmp_path)
         classifier = type(classifier).from_pretrained(tmp_path)
         for _ in range(n_calls):
-            classifier.partial_fit(X[:3], LABELS["strings"][:3])
-    assert len(divisions) == 6 * n_calls
+            classifier.partial_fit(X[:3], y[:3])
+    assert len(divisions) == 6 * n_calls + (begins == "partial_fit")
     # 15 % of the images are at t = 1, where the class is learned.
     n_wanted = 0.15 * 3 * len(divisions)
     assert abs(sum(division.n_at_one for division in divisions) - n_wanted) < 1

@@ -236,14 +236,16 @@ def _warn_not_calibrated(reason: str) -> None:
 def _seconds_for_steps(trainer: Trainer) -> float:
     """Return the seconds that the schedule of a run had for steps, without pauses for callbacks.
 
-    Of a run that was resumed, the epochs since then stand for all; it is infinite without a limit.
+    Of a run that was resumed, the epochs since then stand for all, and if there are none nothing is
+    known of pauses. Without a limit it is infinite.
     """
     budget, n_epochs = trainer.budget, trainer.n_called_back
     if budget.seconds is None:
         return math.inf
-    passed = budget.elapsed - budget.begun
+    of_steps = sum(epoch_log["seconds"] for epoch_log in trainer.history)
     of_callbacks = trainer.callback_seconds * len(trainer.history) / max(n_epochs, 1)
-    fraction = 1 - of_callbacks / passed if of_callbacks < passed else 1.0
+    passed = max(budget.elapsed - budget.begun, of_steps + of_callbacks)
+    fraction = 1 - of_callbacks / passed if passed > 0 else 1.0
     return fraction * (budget.seconds - budget.begun)
 
 

@@ -616,7 +616,7 @@ def _prepare_training(
             trainer.load_weights(before_this.training_state)
             trainer.begin_after(before_this.n_steps_before)
         else:
-            trainer.begin_after(before_this.n_continued)
+            trainer.begin_after(before_this.n_continued + 1)
     return data, trainer, model
 
 

@@ -76,7 +76,7 @@ class Trainer:
     n_called_back : int
         Epochs at whose ends the callback was called in this call of :meth:`fit`.
     callback_seconds : float
-        Seconds that it took there.
+        Seconds that it took there and at the beginnings of epochs.
     """
 
     def __init__(
@@ -310,7 +310,9 @@ class Trainer:
         while not finished:
             epoch = len(self.history)
             if callback is not None:
+                start = self.budget.elapsed
                 callback.begin_epoch()
+                self.callback_seconds += self.budget.elapsed - start
             epoch_log = self._restarting_epoch(data, epoch)
             if epoch_log is None:
                 continue
