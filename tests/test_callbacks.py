@@ -127,14 +127,20 @@ def test_an_epoch_for_which_there_is_no_time_has_not_ended(monkeypatch, make_cla
     assert epochs == ["begin epoch 0", "end epoch 0", "begin epoch 1"]
 
 
-def test_a_calibration_run_leaves_time_for_the_call_at_the_end(monkeypatch, make_classifier):
-    kept, reserve = [], TimeBudget.reserve
+@pytest.fixture
+def kept(monkeypatch):
+    """Seconds that budgets keep for later."""
+    seconds_kept, reserve = [], TimeBudget.reserve
 
     def noted(self, seconds):
-        kept.append(seconds)
+        seconds_kept.append(seconds)
         reserve(self, seconds)
 
     monkeypatch.setattr(TimeBudget, "reserve", noted)
+    return seconds_kept
+
+
+def test_a_calibration_run_leaves_time_for_the_call_at_the_end(kept, make_classifier):
     settings = {"max_epochs": 2, "time_budget": 600.0, "calibration": "temperature"}
     make_classifier(**settings).set_callbacks(Recorder()).fit(X, Y)
     # That of the training, and that of the calibration run, for its predictions and the call.
@@ -179,14 +185,7 @@ def test_what_a_callback_keeps_is_in_no_fit(make_classifier):
         assert copy.copy(opened).rejection_ is opened.rejection_
 
 
-def test_time_is_kept_for_the_call_at_the_end_of_a_fit(monkeypatch, make_classifier):
-    kept, reserve = [], TimeBudget.reserve
-
-    def noted(self, seconds):
-        kept.append(seconds)
-        reserve(self, seconds)
-
-    monkeypatch.setattr(TimeBudget, "reserve", noted)
+def test_time_is_kept_for_the_call_at_the_end_of_a_fit(kept, make_classifier):
     settings = {"max_epochs": 3, "time_budget": 600.0}
     make_classifier(**settings).fit(X, Y)
     assert kept == []
