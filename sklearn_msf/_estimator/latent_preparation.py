@@ -111,6 +111,20 @@ def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
     return make_label_codes(p.label_encoding, n_classes, 0.0)
 
 
+@contextmanager
+def _naming_what_takes_memory() -> Iterator[None]:
+    """Say what to lower if memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            "Encoding the images, or training the autoencoder, ran out of memory: set a smaller "
+            f"encoded_size or n_variations, or resize X. ({error})"
+        ) from error
+
+
 class LatentPreparation:
     """Opens or trains the autoencoder, opens the backbone, and encodes the training images.
 
@@ -205,29 +219,11 @@ class LatentPreparation:
                 found[f"what the {name} makes of a fixed image"] = measured(some_values(probe))
         return found
 
+    @_naming_what_takes_memory()
     def learn_space(
         self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
     ) -> LatentSpace:
         """Open or train the encoders, and learn the scaling of what they make."""
-        with self._naming_what_takes_memory():
-            return self._learn_space(samples, random_state, run)
-
-    @contextmanager
-    def _naming_what_takes_memory(self) -> Iterator[None]:
-        """Say what to lower if memory runs out."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryError(
-                "Encoding the images, or training the autoencoder, ran out of memory: set a "
-                f"smaller encoded_size or n_variations, or resize X. ({error})"
-            ) from error
-
-    def _learn_space(
-        self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
-    ) -> LatentSpace:
         image_format = samples.image_format
         images = samples.images_of_an_epoch
         palette = _mask_palette(self._p, len(samples.classes))
@@ -298,6 +294,7 @@ class LatentPreparation:
             return self._size_for_backbone(space, space.features.backbone)
         return self._size_for_autoencoder(space.image_format, space.autoencoder)
 
+    @_naming_what_takes_memory()
     def training_data(
         self,
         space: ImageSpace,
@@ -317,25 +314,21 @@ class LatentPreparation:
         if part is not None:
             seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
         images = samples.images
-        with self._naming_what_takes_memory():
-            n_variations = self._count_variations(
-                space, images, augment, run, are_seen_once=part is not None
-            )
+        n_variations = self._count_variations(
+            space, images, augment, run, are_seen_once=part is not None
+        )
         channels, height, width = space.shape
         channels += space.n_deviations
         of_latents = f"{augment} {n_variations} {seed} {self._precision} {_RECIPE}"
-        with self._naming_what_takes_memory():
-            latents = keep_latents(
-                (len(images), n_variations, channels, height, width),
-                lambda latents: encode_variations(
-                    latents, images, space, augment, seed, self._precision
-                ),
-                fingerprint=lambda: digest_arrays(
-                    images, np.array(f"{space.digest()} {of_latents}")
-                ),
-                folder=self._folder,
-                max_bytes=int(self._p.cache_bytes),
-            )
+        latents = keep_latents(
+            (len(images), n_variations, channels, height, width),
+            lambda latents: encode_variations(
+                latents, images, space, augment, seed, self._precision
+            ),
+            fingerprint=lambda: digest_arrays(images, np.array(f"{space.digest()} {of_latents}")),
+            folder=self._folder,
+            max_bytes=int(self._p.cache_bytes),
+        )
         return LatentTrainingData(
             latents,
             min(count_flips(augment), n_variations),

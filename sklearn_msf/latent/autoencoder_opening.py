@@ -5,7 +5,6 @@ in safetensors; of the hub a README.md is read for the licence, and nothing else
 """
 
 import inspect
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,6 @@ _KIND = ModelKind(
     "Instead, use autoencoder='fit' to train a small one on X, autoencoder='path/to/folder' for "
     "one that diffusers saved (with safetensors), or pass an object with encode and decode.",
     AutoencoderError,
-)
-# Of a saved model, which needs the very same weights.
-_KIND_OF_A_MODEL = replace(
-    _KIND,
-    ways_out="Instead, pass a folder or an object with the same weights: "
-    "from_pretrained(folder, autoencoder=...).",
 )
 # Names that attention had in files of diffusers before version 0.15, as that of the paper.
 _FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -171,7 +164,7 @@ def open_hub_autoencoder(
         If diffusers is not installed.
     """
     diffusers_class(AUTOENCODER_CLASSES[0])
-    kind = _KIND_OF_A_MODEL if of_model else _KIND
+    kind = _KIND.of_a_saved_model if of_model else _KIND
     found = fetch_model(kind, name, revision, optional=[CARD_NAME])
     opened = _from_files(name, found.files[CONFIG_NAME], found.files[_KIND.weights_name])
     opened.source = {"kind": "hub", "id": name, "revision": found.revision}

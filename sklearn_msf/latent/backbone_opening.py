@@ -11,7 +11,6 @@ opened.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -53,12 +52,6 @@ _KIND = ModelKind(
     "safetensors) beside its preprocessor_config.json, pass a torch module that makes feature maps "
     "of images, or leave it out with backbone=None.",
     BackboneError,
-)
-# Of a saved model, which needs the very same weights.
-_KIND_OF_A_MODEL = replace(
-    _KIND,
-    ways_out="Instead, pass a folder or a module with the same weights: "
-    "from_pretrained(folder, backbone=...).",
 )
 # Limits for the configuration in a file: any number, and an image's side.
 _MAX_NUMBER = 2**20
@@ -159,7 +152,7 @@ def open_hub_backbone(
         If transformers is not installed.
     """
     _transformers()
-    kind = _KIND_OF_A_MODEL if of_model else _KIND
+    kind = _KIND.of_a_saved_model if of_model else _KIND
     found = fetch_model(kind, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
     return _from_files(name, found.files, source, kind)

@@ -7,7 +7,7 @@ opened. Every error names the parameter, what it was and the ways out.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ class ModelKind:
     weights_name: str
     ways_out: str
     error: type[PretrainedModelError]
+
+    @property
+    def of_a_saved_model(self) -> "ModelKind":
+        """The same kind with the way out of a saved model, which needs the very same weights."""
+        way_out = (
+            "Instead, pass a folder or an object with the same weights: "
+            f"from_pretrained(folder, {self.parameter}=...)."
+        )
+        return replace(self, ways_out=way_out)
 
 
 def find_folder(kind: ModelKind, name: str | PathLike[str]) -> Path | None:
