@@ -99,7 +99,7 @@ def test_what_was_seen_of_a_module_holds_for_others_of_its_form_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_digest_sees_each_bit_of_each_element_in_any_memory_format(dtype, memory_format):
     values = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
-    before = batch_sizes._digest(values)
+    before = batch_sizes._digest(values, {})
     assert len(before.unique()) == 3
     bits = values.view(batch_sizes._BITS[values.element_size()])
     for element in ((0, 0, 0, 0), (1, 2, 3, 4), (2, 3, 4, 5)):
@@ -107,19 +107,19 @@ def test_a_digest_sees_each_bit_of_each_element_in_any_memory_format(dtype, memo
             changed = bits.clone()
             # The sign is the last bit; as a shifted 1 it would be no number of this type.
             changed[element] ^= torch.tensor(1, dtype=bits.dtype) << bit
-            after = batch_sizes._digest(changed.view(dtype).to(memory_format=memory_format))
+            after = batch_sizes._digest(changed.view(dtype).to(memory_format=memory_format), {})
             assert (after != before).nonzero().flatten().tolist() == [element[0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_a_digest_sees_changes_that_would_cancel_in_a_sum(dtype):
     values = 1 + torch.rand(1, 64, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
-    before = batch_sizes._digest(values)
+    before = batch_sizes._digest(values, {})
     swapped = values.clone()
     swapped[0, 0, 0] = values[0, 0, 0].flip(0)
     bits = values.view(batch_sizes._BITS[values.element_size()])
     for changed in (swapped, (bits + 1).view(dtype), (bits + 8).view(dtype)):
-        assert batch_sizes._digest(changed) != before
+        assert batch_sizes._digest(changed, {}) != before
 
 
 def hooked(module):
@@ -200,9 +200,9 @@ def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
 def test_convolutions_and_products_of_this_machine_are_watched_inside(monkeypatch):
     digested, digest = set(), batch_sizes._digest
 
-    def noted(value):
+    def noted(value, factors):
         digested.add(tuple(value.shape[1:]))
-        return digest(value)
+        return digest(value, factors)
 
     monkeypatch.setattr(batch_sizes, "_digest", noted)
     module = nn.Sequential(

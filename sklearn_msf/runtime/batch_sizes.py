@@ -142,6 +142,8 @@ class _Digests(TorchDispatchMode):
         super().__init__()
         self._size = size
         self._digests: list[Tensor] = []
+        # Many results of a network have rows of one shape, and the same factors.
+        self._factors: dict[Hashable, Tensor] = {}
         with self:
             trial(size)
 
@@ -150,9 +152,10 @@ class _Digests(TorchDispatchMode):
     ) -> Any:
         result = operation(*args, **(kwargs or {}))
         # A view has the bits of what it shows, which are digested already.
-        for value in [] if operation.is_view else tree_leaves(result):
-            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
-                self._digests.append(_digest(value))
+        if not operation.is_view:
+            for value in [result] if isinstance(result, Tensor) else tree_leaves(result):
+                if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
+                    self._digests.append(_digest(value, self._factors))
         return result
 
     def are_those_of(self, full: "_Digests", n_rows: int) -> bool:
@@ -163,18 +166,28 @@ class _Digests(TorchDispatchMode):
         )
 
 
-def _digest(value: Tensor) -> Tensor:
-    """Compute one number of the bits of each row, (n,), whatever the memory format."""
+def _digest(value: Tensor, factors: dict[Hashable, Tensor]) -> Tensor:
+    """Compute one number of the bits of each row, (n,), whatever the memory format.
+
+    What the elements are multiplied by is kept in `factors`, for other results with such rows.
+    """
     bits = value.view(_BITS[value.element_size()])
     if bits.dtype == torch.int16:
         bits = bits.int()
-    # Odd factors without a pattern: each bit of each element changes the sum, which wraps around.
-    n_elements = math.prod(bits.shape[1:])
-    numbers = torch.arange(n_elements, dtype=bits.dtype, device=bits.device)
+    key = bits.shape[1:], bits.dtype, bits.device
+    if key not in factors:
+        factors[key] = _draw_factors(*key)
+    return (bits * factors[key]).sum(dim=tuple(range(1, bits.ndim)), dtype=bits.dtype)
+
+
+def _draw_factors(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Compute odd numbers without a pattern, so that each bit of an element changes the sum.
+
+    The sum wraps around.
+    """
+    numbers = torch.arange(math.prod(shape), dtype=dtype, device=device)
     scattered = numbers * _SCATTERING
-    factors = (scattered ^ (scattered >> 16)) | 1
-    weighted = bits * factors.view(bits.shape[1:])
-    return weighted.sum(dim=tuple(range(1, bits.ndim)), dtype=bits.dtype)
+    return ((scattered ^ (scattered >> 16)) | 1).view(shape)
 
 
 def _same_rows(mine: Tensor, size: int, other: Tensor, full_size: int, n_rows: int) -> bool:
