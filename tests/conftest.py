@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import json
 import os
 import shutil
@@ -344,3 +345,9 @@ def pytest_collection_modifyitems(items):
     unstable = [name for name in ids if tempfile.gettempdir() in name or " at 0x" in name]
     if unstable:
         raise pytest.UsageError(f"Ids with a path or an address of this run: {unstable[:3]}")
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over half a million objects of imported modules."""
+    gc.collect()
+    gc.freeze()
