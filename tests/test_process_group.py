@@ -32,6 +32,8 @@ KINDS = [
     "part",
     "latents",
     "joint latents",
+    "rounded otherwise",
+    "weights in any order",
 ]
 
 
@@ -128,6 +130,12 @@ def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
             "other parameters",
             r"dropout of process 1 .*\(dropout: 0.3[0-9]*; process 0 has .*: 0.2\)",
         ),
+        (
+            "other model",
+            r"the model to go on with of process 1 differ .*: seed of noise [0-9]+, trained in 1 "
+            r"calls, state of the optimizer: [0-9]+ steps; process 0 has .*: seed of noise [0-9]+",
+        ),
+        ("one has a model", r"the model to go on with: none; process 0 has .*: seed of noise"),
     ],
 )
 def test_processes_with_other_data_or_parameters_do_not_train_together(tmp_path, kind, message):
@@ -315,3 +323,16 @@ def test_dropout_of_a_part_is_that_of_the_whole_batch():
         assert torch.equal(layer(h[rows]), whole[rows])
         # The generator goes on as if the whole batch had been here.
         assert torch.equal(layer.generator.get_state(), state)
+
+
+def test_a_compiler_in_another_thread_changes_no_dropout(monkeypatch):
+    # Torch raises this flag for all threads while one of them exports or compiles a model.
+    h = torch.ones(2, 4, 3, 3)
+    layer = Dropout(0.5).train()
+    layer.generator = torch.Generator().manual_seed(0)
+    alone, before = layer(h), torch.get_rng_state()
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+    layer.generator.manual_seed(0)
+    assert torch.equal(layer(h), alone)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -67,6 +67,10 @@ KINDS = {
     },
     "no pickle": {},
     "dies": {},
+    "rounded otherwise": {"warm_start": True},
+    "other model": {"warm_start": True},
+    "one has a model": {"warm_start": True},
+    "weights in any order": {},
 }
 
 
@@ -115,6 +119,24 @@ def settings_of(kind, rank, folder):
     return settings
 
 
+def fitted_before(kind, rank, settings):
+    """Fit the model that training goes on with, without the other processes."""
+    if kind == "one has a model" and rank:
+        return tiny_classifier(**settings)
+    seed = rank if kind == "other model" else 0
+    launched = {name: os.environ.pop(name, None) for name in ("RANK", "WORLD_SIZE")}
+    try:
+        classifier = tiny_classifier(**{**settings, "random_state": seed}).fit(X, Y)
+    finally:
+        os.environ.update({name: value for name, value in launched.items() if value is not None})
+    if kind == "rounded otherwise" and rank:
+        weights = classifier._continuation.training_state.tensors
+        for weight in (*classifier.model_.field.parameters(), *weights.values()):
+            if weight.is_floating_point():
+                weight.mul_(1.5)
+    return classifier.set_params(random_state=0)
+
+
 def fitted(kind, folder):
     rank = int(os.environ.get("RANK", "0"))
     images, settings = images_of(kind, rank), settings_of(kind, rank, folder)
@@ -135,6 +157,11 @@ def fitted(kind, folder):
     }
     make = over_latents.get(kind, tiny_classifier)
     n = len(images)
+    if KINDS[kind].get("warm_start"):
+        return fitted_before(kind, rank, settings).fit(images, Y)
+    if kind == "weights in any order":
+        names = np.unique(Y)[:: -1 if rank else 1]
+        return make(**settings, class_weight=dict.fromkeys(names, 1.5)).fit(images, Y)
     if kind == "part":
         return make(**settings).partial_fit(images, Y, np.unique(Y), np.linspace(0.5, 2, 40))
     return make(**settings).fit(images, Y[:n], sample_weight=np.linspace(0.5, 2, 40)[:n])

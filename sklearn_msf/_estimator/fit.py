@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -299,7 +299,7 @@ def _begin(
     group, device = join_process_group(wanted_device)
     # Waiting for other processes is no time of the budget, and all have the same clock.
     started = time.perf_counter() - max(group.gather(checked))
-    _check_same_in_all(group, p, samples, validation)
+    _check_same_in_all(group, p, samples, validation, previous)
     # Early stopping may hold out some, of which more is known later.
     holds_out = p.early_stopping and validation is None
     n_images = min(samples.n_images, int(p.batch_size)) if holds_out else samples.n_images
@@ -381,15 +381,35 @@ def _check_same_in_all(
     p: Parameters,
     samples: TrainingSamples,
     validation: TrainingSamples | None,
+    previous: FitResult | None,
 ) -> None:
-    """Refuse to train together with processes that have other data or parameters."""
+    """Refuse to train together with processes that have other data, parameters or models."""
     if group.size == 1:
         return
     described = describe_samples(samples, "X", "y", "sample_weight", "groups")
     if validation is not None:
         described |= describe_samples(validation, "X_val", "y_val", "sample_weight_val")
-    named = {name: repr(value) for name, value in vars(p).items() if name not in _MAY_DIFFER}
+    described["the model to go on with"] = _describe_model(previous)
+    named = {name: _described(value) for name, value in vars(p).items() if name not in _MAY_DIFFER}
     group.check_same({**described, **named})
+
+
+def _described(value: Any) -> str:
+    """Describe a parameter; the order of weights of classes means nothing."""
+    return repr(sorted(map(repr, value.items())) if isinstance(value, Mapping) else value)
+
+
+def _describe_model(previous: FitResult | None) -> str:
+    """Say which model it is, and not its weights: processors of two kinds round differently."""
+    if previous is None:
+        return "none"
+    before = previous.continuation
+    state = before.training_state
+    n_steps = "not kept" if state is None else f"{state.metadata['n_steps']} steps"
+    return (
+        f"seed of noise {previous.model.noise_seed}, trained in {before.n_continued + 1} calls, "
+        f"state of the optimizer: {n_steps}"
+    )
 
 
 def _check_batches(group: ProcessGroup, p: Parameters, n_images: int) -> None:
@@ -585,6 +605,8 @@ def _prepare_training(
         noise_seed, trained_by = previous.model.noise_seed, previous.continuation.optimizer
         temperature = 1.0 if p.calibration is None else previous.model.temperature
         field = copy.deepcopy(previous.model.field).requires_grad_(True).train()
+        if state.group.size > 1:
+            field.load_state_dict(state.group.tensors_of_first(field.state_dict()))
         # An integer random_state gives the same seed in each call, but the noise must differ.
         n_continued = previous.continuation.n_continued + 1
         seed = int(np.random.SeedSequence([seed, n_continued]).generate_state(1)[0])
@@ -612,8 +634,10 @@ def _prepare_training(
     trainer = Trainer(field.move_to(device), settings, generator, state.run.started, state.group)
     if previous is not None:
         before_this = previous.continuation
-        if before_this.training_state is not None:
-            trainer.load_weights(before_this.training_state)
+        kept = before_this.training_state
+        if kept is not None:
+            tensors = state.group.tensors_of_first(kept.tensors)
+            trainer.load_weights(kept._replace(tensors=tensors))
             trainer.begin_after(before_this.n_steps_before)
         else:
             trainer.begin_after(before_this.n_continued + 1)

@@ -50,7 +50,8 @@ class Dropout(nn.Module):
             dropped, others = h.split([n_rows, len(h) - n_rows])
             return torch.cat([self(dropped), others])
         n_zero = min(255, max(1, round(256 * self.p)))
-        if torch.compiler.is_compiling():
+        # The other flag is raised for all threads while one of them exports or compiles a model.
+        if torch.compiler.is_dynamo_compiling():
             # A compiler knows the global generator only, and joins torch's dropout to its kernels.
             return F.dropout(h, n_zero / 256)
         n, channels, *size = h.shape

@@ -107,7 +107,7 @@ def modulated_group_norm(
     Tensor of shape (n, C, H, W)
         In the dtype of `x`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return _as_formula(x, scale, shift, n_groups, eps)
     return _ModulatedGroupNorm.apply(x, scale, shift, n_groups, eps)
 

@@ -81,6 +81,12 @@ class ProcessGroup:
         received: Any = value if self.is_first else pickle.loads(pickled)
         return received
 
+    def tensors_of_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of the first process, in memory where there are others."""
+        if self.size == 1:
+            return dict(tensors)
+        return self.of_first({name: tensor.cpu() for name, tensor in tensors.items()})
+
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, which must be possible to pickle."""
         if self.size == 1:
@@ -115,7 +121,8 @@ class ProcessGroup:
                 raise ProcessGroupError(
                     f"{' and '.join(names)} of process {rank} differ from those of process 0 "
                     f"({other}; process 0 has {first}). All processes of a group need the same: "
-                    "load and split the data alike everywhere, with the same random_state; fit "
+                    "load and split the data alike everywhere, with the same random_state, and to "
+                    "go on with a saved model open it when the first process has saved it; fit "
                     "gives each process its part. For separate fits start separate programs "
                     "without torchrun."
                 )
