@@ -25,12 +25,14 @@ from conftest import (
 )
 from torch import nn
 
+from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
 from sklearn_msf._estimator.parameters import draw_seed, make_random_state
 from sklearn_msf._estimator.rejection import RejectionRule, prediction_parameters
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.exporting import onnx_files
 from sklearn_msf.exporting.conversion import to_onnx
+from sklearn_msf.exporting.graphs import ClassifierGraph, for_graphs
 from sklearn_msf.model.sampling import image_noise
 
 SERVICE = Path(__file__).parents[1] / "examples" / "onnx_service.py"
@@ -88,6 +90,14 @@ def test_whole_numbers_are_compared_on_images_of_all_values(dtype):
     expected = np.arange(image_format.low, image_format.high + 1)
     assert set(expected) - set(images.ravel().tolist()) == set()
     assert images.dtype == dtype
+
+
+def test_draws_that_are_equal_are_computed_once(classifier):
+    settings = classification_settings(classifier._parameters(), torch.device("cpu"))
+    graph = ClassifierGraph(for_graphs(classifier.model_), settings, "entropy")
+    assert settings.n_draws == 5
+    # Along two axes there are four views of an image.
+    assert len(graph.noise) == 4
 
 
 def test_the_axes_are_named_and_sized(classifier, exported):
@@ -340,6 +350,7 @@ def test_labels_that_a_file_cannot_hold_are_refused_first(tmp_path, monkeypatch)
     classifier = tiny_classifier(max_epochs=1, classification_fraction=0.5)
     classifier.fit(RGB, days[np.arange(len(RGB)) % 3])
     monkeypatch.setattr(onnx_files, "to_onnx", None)
+    classifier.fit_reject(RGB, days[np.arange(24) % 3], target_risk={days[0].item(): 0.9})
     for kind in ("classifier", "sampler"):
         with pytest.raises(TypeError, match="use labels that are numbers or strings"):
             classifier.export_onnx(tmp_path / "m.onnx", kind)
@@ -450,8 +461,10 @@ def test_a_threshold_below_the_rounding_of_float32_is_warned_of():
 
 def test_a_network_that_resizes_its_images_is_refused(tmp_path):
     classifier = tiny_classifier(max_epochs=1, input_size=10).fit(RGB, LABELS)
-    with pytest.raises(ValueError, match="input_size=10 in network_params resizes images"):
-        classifier.export_onnx(tmp_path / "model.onnx")
+    for asked in ({"input_size": 10}, None):
+        classifier.set_params(network_params=asked)
+        with pytest.raises(ValueError, match=r"fitted with input_size=.*10.* resizes images"):
+            classifier.export_onnx(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 

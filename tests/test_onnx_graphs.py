@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.exporting import conversion
 from sklearn_msf.exporting.conversion import looped, to_onnx
 from sklearn_msf.exporting.graphs import EXPORTED_UNCERTAINTIES
 from sklearn_msf.exporting.image_conversion import from_field, native_dtype, to_field
@@ -174,3 +175,19 @@ def test_an_autoencoder_in_one_pass_computes_the_same_and_leaves_the_other_alone
     torch.testing.assert_close(latents, autoencoder.encode(images).mean)
     torch.testing.assert_close(copied.decode(latents), autoencoder.decode(latents))
     assert copied.module is not autoencoder.module
+
+
+def test_one_model_is_exported_at_a_time(monkeypatch):
+    # Two exporters at once would put back settings of the process that are each other's.
+    seen = []
+
+    def export(*_, **__):
+        seen.append(conversion._EXPORTING.locked())
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.export, "export", export)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            to_onnx(nn.Identity(), [torch.zeros(3, 2)], ["x"], ["y"])
+    assert seen == [True, True]
+    assert not conversion._EXPORTING.locked()

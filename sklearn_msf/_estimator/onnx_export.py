@@ -11,6 +11,7 @@ from sklearn_msf.exporting.onnx_files import export_classifier, export_sampler
 from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelSpace
+from sklearn_msf.persistence.json_data import labels_to_plain
 from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -55,9 +56,12 @@ def export_model(
     path = as_path("path", path)
     if isinstance(model.space, PixelSpace) and model.space.input_size is not None:
         raise ValueError(
-            f"A model with input_size={p.input_size!r} in network_params resizes images as Pillow "
-            "does, which ONNX cannot: resize X, and fit with input_size=None."
+            f"A model that was fitted with input_size={model.space.input_size!r} in network_params "
+            "resizes images as Pillow does, which ONNX cannot: resize X, and fit with "
+            "input_size=None."
         )
+    # Before those of the rule, whose message is not about labels.
+    labels_to_plain(model.classes)
     if kind == "classifier" and isinstance(model.space, LatentSpace):
         _check_encoders(model.space)
     if kind == "sampler":

@@ -18,12 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_msf.runtime.locks import fork_safe_lock
+
 __all__ = ["OPSET", "looped", "to_onnx"]
 
 # Of 2022: the first one with antialiased resizing, and what every runtime has by now.
 OPSET = 18
 _BATCH = "n"
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+# The exporter changes settings of the whole process, and puts back what it has found.
+_EXPORTING = fork_safe_lock()
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def to_onnx(
     # What is prepared at the first call then consists of tensors with values, not of traced ones.
     module.eval()(*examples)
     shapes = tuple({0: batch} if example.ndim else {} for example in examples)
-    with _quiet():
+    with _EXPORTING, _quiet():
         # Given a module itself, the exporter would try to trace it in other ways if this one fails,
         # and these take values of the example for constants.
         traced = torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)

@@ -187,7 +187,11 @@ class ClassifierGraph(nn.Module):
         self._uncertainty = EXPORTED_UNCERTAINTIES[kind]
         self._needs_draws = kind == "draws"
         self._reader = model.space.reader(model.field.codes, settings.label_decoding)
-        self.register_buffer("noise", model.noise(settings.n_draws, model.field.codes.n_channels))
+        n_different = settings.n_draws
+        if model.field.is_one_pass(settings.ode):
+            # The others are equal to these.
+            n_different = len(model.flips(settings.n_draws))
+        self.register_buffer("noise", model.noise(n_different, model.field.codes.n_channels))
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images as :func:`~sklearn_msf.model.classification.predict` does.
@@ -207,10 +211,12 @@ class ClassifierGraph(nn.Module):
         masks = self.noise[:, None].expand(-1, n, *self.noise.shape[1:]).flatten(0, 1)
         evidence = self.field.class_evidence(images, masks, self._settings.ode)
         by_draw = evidence.float().unflatten(0, (n_draws, n))
+        if n_draws < self._settings.n_draws:
+            by_draw = by_draw[[i % n_draws for i in range(self._settings.n_draws)]]
         p, distances = self._decode(by_draw.mean(dim=0), n)
         draws = p[None]
         if self._needs_draws:
-            draws = torch.stack([self._decode(by_draw[i], n)[0] for i in range(n_draws)])
+            draws = torch.stack([self._decode(by_draw[i], n)[0] for i in range(len(by_draw))])
         if self._model.temperature != 1:
             logits = p.clamp_min(exact(torch.finfo(p.dtype).tiny)).log()
             p = torch.softmax(logits / exact(self._model.temperature), dim=1)

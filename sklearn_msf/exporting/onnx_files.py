@@ -97,7 +97,6 @@ def export_classifier(
         probabilities differ for it.
     """
     _check_can_write(path)
-    labels_to_plain(model.classes)
     _check_one_step(settings)
     if kind not in EXPORTED_UNCERTAINTIES:
         raise ValueError(
@@ -168,7 +167,6 @@ def export_sampler(
         As :func:`export_classifier`.
     """
     _check_can_write(path)
-    labels_to_plain(model.classes)
     native_dtype(model.image_format)
     onnx_model = _converted(model, lambda: _sampler(for_graphs(model), ode))
     noise = image_noise(model, 0, 0, max(_N_COMPARED)).cpu().numpy()
