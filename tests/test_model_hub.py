@@ -272,6 +272,19 @@ def test_a_card_that_somebody_wrote_is_kept(hub):
     fitted(1).push_to_hub(NAME)
     assert hub.files(NAME)[1]["README.md"] == b"# Ours\n"
     assert is_same_model(open_model(NAME), fitted(1))
+    with pytest.warns(UserWarning, match="README.md of its own.*write 'license: mit' between"):
+        fitted(1).push_to_hub(NAME, license="mit")
+    assert hub.files(NAME)[1]["README.md"] == b"# Ours\n"
+
+
+def test_a_push_leaves_the_model_that_was_opened_before_in_the_cache(hub, monkeypatch):
+    fitted(0).push_to_hub(NAME)
+    open_model(NAME)
+    _, files = hub.files(NAME)
+    hub.commit(NAME, {**files, "notes.txt": b"Somebody else's.\n"})
+    fitted(1).push_to_hub(NAME)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert is_same_model(open_model(NAME), fitted(0))
 
 
 def test_an_estimator_that_is_not_fitted_or_cannot_be_saved_is_not_pushed(hub):

@@ -1138,7 +1138,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         check_upload(repo_id, license)
         with tempfile.TemporaryDirectory() as folder:
             self._save(folder, place=repo_id, license=license)
-            return upload_model(Path(folder), repo_id, private=private, message=commit_message)
+            return upload_model(
+                Path(folder), repo_id, private=private, license=license, message=commit_message
+            )
 
     @classmethod
     def from_pretrained(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sklearn_msf.exceptions import HubError
 from sklearn_msf.persistence.archives import name_of_weights
 from sklearn_msf.persistence.hub import fetch_from_hub, form_of_id, is_hub_id, shortened
 from sklearn_msf.persistence.paths import as_path
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_upload", "find_model", "upload_model"]
 
@@ -103,7 +105,9 @@ def check_upload(name: Any, license: Any) -> None:
     _check_client()
 
 
-def upload_model(folder: Path, name: str, *, private: bool | None, message: str) -> str:
+def upload_model(
+    folder: Path, name: str, *, private: bool | None, license: str | None, message: str
+) -> str:
     """Upload a saved model in one commit, which replaces the model that is there.
 
     Parameters
@@ -114,6 +118,8 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
         Id on the hub; the repository is created if it is missing.
     private : bool or None
         Whether a new repository is private; None is the default of the user's account.
+    license : str or None
+        Licence that the card of the folder states.
     message : str
         Message of the commit.
 
@@ -126,6 +132,11 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
     ------
     HubError
         If the hub cannot be reached or refuses. A model that was there is kept.
+
+    Warns
+    -----
+    UserWarning
+        If a card that is there is kept, which need not state the licence.
     """
     import huggingface_hub as hub
 
@@ -136,6 +147,12 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
         files = {path.name for path in folder.iterdir()}
         if CARD_NAME in there and not _is_our_card(name):
             files.remove(CARD_NAME)
+            if license is not None:
+                warn_user(
+                    f"{name!r} has a {CARD_NAME} of its own, which is kept, so license={license!r} "
+                    f"is written nowhere: write 'license: {license}' between the lines '---' at "
+                    "its beginning."
+                )
         old = {file for file in there - files if _WEIGHTS.fullmatch(file)}
         operations: list[Any] = [
             *[hub.CommitOperationAdd(file, folder / file) for file in sorted(files)],
@@ -157,7 +174,10 @@ def upload_model(folder: Path, name: str, *, private: bool | None, message: str)
 def _is_our_card(name: str) -> bool:
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(name, CARD_NAME)).read_bytes().startswith(CARD_START)
+    # Into the cache it would bring a commit of which no model is there.
+    with tempfile.TemporaryDirectory() as folder:
+        card = Path(hf_hub_download(name, CARD_NAME, local_dir=folder))
+        return card.read_bytes().startswith(CARD_START)
 
 
 def _is_model_id(name: str) -> bool:
