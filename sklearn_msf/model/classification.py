@@ -10,6 +10,7 @@ if memory runs out, which is logged.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sklearn_msf.data.on_demand import RowsOnDemand
 from sklearn_msf.flow.label_codes import MaskReader
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
-from sklearn_msf.model.captured_integration import captured
+from sklearn_msf.model.captured_integration import captured, shortened
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import FieldInputs, padded
@@ -178,11 +179,11 @@ def classify(
     def prepare(start: int, n: int) -> list[Tensor]:
         return [inputs.batch(start, n, flip) for flip in model.flips(len(noise))]
 
-    def evaluate(views: list[Tensor], size: int) -> tuple[Tensor, ...]:
+    def evaluate(views: list[Tensor], size: int, ode: OdeSettings) -> tuple[Tensor, ...]:
         n_real = len(views[0])
         x, e_y = _draws(views, size, noise)
         with autocast(noise.device, settings.precision):
-            evidence = _class_evidence(field, x, e_y, settings)
+            evidence = captured(field, field.class_evidence, ode, settings.precision)(x, e_y)
         by_draw = evidence.float().unflatten(0, (len(noise), size))
         by_draw = torch.cat([by_draw] * math.ceil(settings.n_draws / len(noise)))
         by_draw = by_draw[: settings.n_draws]
@@ -195,11 +196,13 @@ def classify(
         return tuple(part[:n_real] for part in decoded)
 
     def run(start: int, size: int) -> tuple[Tensor, ...]:
-        return evaluate(prepare(start, min(size, n_images - start)), size)
+        return evaluate(prepare(start, min(size, n_images - start)), size, settings.ode)
 
     batch_size = images_a_pass(model, n_different, settings.ode)
-    kind = settings, keep_draws, len(noise), type(inputs), type(reader)
-    small = model.small_batches(kind, prepare, evaluate)
+    # Two steps have the kernels of all.
+    few = replace(settings, ode=shortened(settings.ode))
+    kind = few, keep_draws, len(noise), type(inputs), type(reader)
+    small = model.small_batches(kind, prepare, partial(evaluate, ode=few.ode))
     parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
@@ -235,12 +238,6 @@ def images_a_pass(
     by_pixels = times * _MAX_PIXELS // math.prod(size)
     by_features = times * max_rows * _FEATURES // model.field.unet.count_features(size)
     return max(1, min(max_rows, by_pixels, by_features) // n_draws)
-
-
-def _class_evidence(
-    field: VelocityField, x: Tensor, e_y: Tensor, settings: ClassificationSettings
-) -> Tensor:
-    return captured(field, field.class_evidence, settings.ode, settings.precision)(x, e_y)
 
 
 def _draws(views: Sequence[Tensor], size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
