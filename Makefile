@@ -38,8 +38,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests of one file share what was fitted, compiled and started: they run in one process.
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 DOCS_INSTALLED := $(VENV)/.installed-docs
 

@@ -6,6 +6,7 @@ copied (Windows) or not safely (macOS), a script is started as usual.
 
 import atexit
 import functools
+import gc
 import importlib
 import itertools
 import json
@@ -143,6 +144,8 @@ def _serve(imported):
     """Become a copy that runs it for each script that is read; say how each has ended."""
     for name in imported:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         task = json.loads(line)
         child = os.fork()

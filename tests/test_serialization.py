@@ -361,10 +361,18 @@ def test_models_that_know_only_of_mirror_images_predict_the_same_bits(
         np.testing.assert_array_equal(opened.predict_proba(X), classifier.predict_proba(X))
 
 
-@pytest.mark.parametrize("begins", ["fit", "partial_fit"])
-@pytest.mark.parametrize("n_calls", [1, 3])
+# Each pair of these once.
+@pytest.mark.parametrize(
+    ("kind", "begins", "n_calls"),
+    [
+        ("pixels", "fit", 1),
+        ("pixels", "partial_fit", 3),
+        ("latents", "fit", 3),
+        ("latents", "partial_fit", 1),
+    ],
+)
 def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opened(
-    tmp_path, make_classifier, monkeypatch, n_calls, begins
+    tmp_path, monkeypatch, kind, begins, n_calls
 ):
     divisions, division = [], TrainingStep._division
 
@@ -372,7 +380,7 @@ def test_few_images_at_a_time_teach_to_classify_however_often_the_model_is_opene
         divisions.append(division(self, n))
         return divisions[-1]
 
-    classifier, y = make_classifier(classification_fraction=0.15), LABELS["strings"]
+    classifier, y = CLASSIFIERS[kind](classification_fraction=0.15), LABELS["strings"]
     if begins == "partial_fit":
         monkeypatch.setattr(TrainingStep, "_division", noted)
         classifier.partial_fit(X[:3], y[:3], classes=np.unique(y))
@@ -512,7 +520,7 @@ def test_harmless_changes_do_not_keep_a_model_from_opening(victim, tmp_path):
     use(class_of(victim).from_pretrained(folder))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32))
 def test_a_mutated_model_opens_whole_or_is_refused(victim, tmp_path_factory, seed):
     open_mutated(victim, tmp_path_factory.mktemp("mutated") / "model", seed)

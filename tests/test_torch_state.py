@@ -14,6 +14,7 @@ import torch
 from conftest import CLASSIFIERS, fitted_classifier, three_digits
 
 from sklearn_msf.latent.autoencoder_training import _STAGES
+from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.runtime import batch_sizes
 from sklearn_msf.runtime.torch_state import standard_torch, whole_float32
 
@@ -58,6 +59,12 @@ STATES = {
     "deterministic": deterministic_algorithms,
     "numpy-raises": lambda: np.errstate(all="raise"),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Look for sizes of batches beside a full one of 32 images, which takes less time."""
+    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 32))
 
 
 def settings():
