@@ -67,7 +67,9 @@ KINDS = {
     },
     "no pickle": {},
     "dies": {},
+    "parts of latents": {},
     "rounded otherwise": {"warm_start": True},
+    "opened": {"warm_start": True},
     "other model": {"warm_start": True},
     "one has a model": {"warm_start": True},
     "weights in any order": {},
@@ -119,8 +121,9 @@ def settings_of(kind, rank, folder):
     return settings
 
 
-def fitted_before(kind, rank, settings):
-    """Fit the model that training goes on with, without the other processes."""
+def fitted_before(kind, rank, folder):
+    """Fit the model that training goes on with, before the processes meet."""
+    settings = settings_of(kind, rank, folder)
     if kind == "one has a model" and rank:
         return tiny_classifier(**settings)
     seed = rank if kind == "other model" else 0
@@ -129,11 +132,15 @@ def fitted_before(kind, rank, settings):
         classifier = tiny_classifier(**{**settings, "random_state": seed}).fit(X, Y)
     finally:
         os.environ.update({name: value for name, value in launched.items() if value is not None})
-    if kind == "rounded otherwise" and rank:
-        weights = classifier._continuation.training_state.tensors
-        for weight in (*classifier.model_.field.parameters(), *weights.values()):
+    if kind == "opened":
+        classifier.save_pretrained(folder / f"model-{rank}")
+        classifier = type(classifier).from_pretrained(folder / f"model-{rank}")
+    if kind in ("rounded otherwise", "opened") and rank:
+        state = classifier._continuation.training_state
+        weights = [] if state is None else state.tensors.values()
+        for weight in (*classifier.model_.field.parameters(), *weights):
             if weight.is_floating_point():
-                weight.mul_(1.5)
+                weight.data.mul_(1.5)
     return classifier.set_params(random_state=0)
 
 
@@ -154,24 +161,29 @@ def fitted(kind, folder):
         "latents": tiny_latent_classifier,
         "joint latents": tiny_joint_classifier,
         "no pickle": tiny_latent_classifier,
+        "parts of latents": tiny_latent_classifier,
     }
     make = over_latents.get(kind, tiny_classifier)
     n = len(images)
-    if KINDS[kind].get("warm_start"):
-        return fitted_before(kind, rank, settings).fit(images, Y)
     if kind == "weights in any order":
         names = np.unique(Y)[:: -1 if rank else 1]
         return make(**settings, class_weight=dict.fromkeys(names, 1.5)).fit(images, Y)
     if kind == "part":
         return make(**settings).partial_fit(images, Y, np.unique(Y), np.linspace(0.5, 2, 40))
+    if kind == "parts of latents":
+        classifier = make(**settings).partial_fit(images, Y, np.unique(Y))
+        return classifier.partial_fit(images[::-1], Y[::-1])
     return make(**settings).fit(images, Y[:n], sample_weight=np.linspace(0.5, 2, 40)[:n])
 
 
 def main(folder, kinds):
     warnings.simplefilter("ignore")
     trainer.TrainingStep = CountedStep
+    rank = int(os.environ.get("RANK", "0"))
+    goes_on = [kind for kind in kinds if KINDS[kind].get("warm_start")]
+    before = {kind: fitted_before(kind, rank, folder) for kind in goes_on}
     for kind in kinds:
-        classifier = fitted(kind, folder)
+        classifier = before[kind].fit(X, Y) if kind in before else fitted(kind, folder)
         found = {
             "probabilities": classifier.predict_proba(X),
             "images": classifier.sample("one", n_samples=2, n_steps=2, random_state=0),

@@ -400,15 +400,18 @@ def _described(value: Any) -> str:
 
 
 def _describe_model(previous: FitResult | None) -> str:
-    """Say which model it is, and not its weights: processors of two kinds round differently."""
+    """Say which model it is, but for what processors of two kinds round differently."""
     if previous is None:
         return "none"
-    before = previous.continuation
+    model, before, history = previous.model, previous.continuation, previous.history
     state = before.training_state
     n_steps = "not kept" if state is None else f"{state.metadata['n_steps']} steps"
+    loss = f", the last of loss {history[-1]['loss']:.3g}" if history else ""
+    image_format = model.image_format
     return (
-        f"seed of noise {previous.model.noise_seed}, trained in {before.n_continued + 1} calls, "
-        f"state of the optimizer: {n_steps}"
+        f"seed of noise {model.noise_seed}, trained in {before.n_continued + 1} calls and "
+        f"{len(history)} epochs{loss}, state of the optimizer: {n_steps}, images of "
+        f"{image_format.dtype} from {image_format.low:.6g} to {image_format.high:.6g}"
     )
 
 
@@ -571,7 +574,7 @@ def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
         # The earlier fit may have had another device, where its model stays if this one fails.
-        return state.previous.model.space.on(state.device)
+        return state.group.of_first(state.previous.model.space).on(state.device)
     space = state.group.of_first(
         state.preparation.learn_space(state.samples, random_state, state.run)
     )
