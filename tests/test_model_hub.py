@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,22 @@ def test_a_branch_is_looked_up_again_and_no_revision_is_what_the_cache_knows(hub
     commit = fitted(1).push_to_hub(NAME)
     assert is_same_model(open_model(NAME), fitted(0))
     assert open_model(NAME, revision="main").hub_source_["revision"] == commit
+
+
+def test_a_newer_commit_that_cannot_be_stored_is_an_error_and_not_the_old_model(hub, monkeypatch):
+    old = fitted(0).push_to_hub(NAME)
+    open_model(NAME, revision="main")
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    # Nothing is missing as long as the hub names what is there.
+    assert open_model(NAME, revision="main").hub_source_["revision"] == old
+    new = hub.commit(NAME, {**hub.files(NAME)[1], "notes.txt": b"More.\n"})
+    with pytest.raises(HubError, match=f"Pass revision='{old}' for .* names {new}.*No space left"):
+        open_model(NAME, revision="main")
+    assert open_model(NAME, revision=old).hub_source_["revision"] == old
 
 
 def test_a_tag_names_a_commit(hub):
@@ -272,9 +289,32 @@ def test_a_card_that_somebody_wrote_is_kept(hub):
     fitted(1).push_to_hub(NAME)
     assert hub.files(NAME)[1]["README.md"] == b"# Ours\n"
     assert is_same_model(open_model(NAME), fitted(1))
-    with pytest.warns(UserWarning, match="README.md of its own.*write 'license: mit' between"):
-        fitted(1).push_to_hub(NAME, license="mit")
-    assert hub.files(NAME)[1]["README.md"] == b"# Ours\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "states"),
+    [
+        ("# Ours\n", False),
+        ("---\nlicense: mit\n---\n# Ours\n", True),
+        ("---\r\ntags:\r\n- eyes\r\nlicense: 'mit'\r\n---\r\n# Ours\r\n", True),
+        ("---\nlicense: mit-0\n---\n# Ours\n", False),
+        ("---\ntags: []\n---\nlicense: mit\n", False),
+    ],
+)
+def test_a_card_that_is_kept_and_lacks_the_licence_is_named_after_the_push(hub, card, states):
+    fitted(0).push_to_hub(NAME)
+    _, files = hub.files(NAME)
+    hub.commit(NAME, {**files, "README.md": card.encode()})
+    n_commits = len(hub.commits[NAME])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        if states:
+            fitted(1).push_to_hub(NAME, license="mit")
+        else:
+            with pytest.raises(UserWarning, match="of its own.*write 'license: mit' between"):
+                fitted(1).push_to_hub(NAME, license="mit")
+    assert len(hub.commits[NAME]) == n_commits + 1
+    assert hub.files(NAME)[1]["README.md"] == card.encode()
 
 
 def test_a_push_leaves_the_model_that_was_opened_before_in_the_cache(hub, monkeypatch):

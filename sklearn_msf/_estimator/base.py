@@ -1133,6 +1133,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             For a `repo_id` or a `license` that cannot be one, and as :meth:`save_pretrained`.
         ImportError
             If huggingface_hub is not installed.
+
+        Warns
+        -----
+        UserWarning
+            If a README.md that is kept does not state the `license`.
         """
         check_is_fitted(self)
         check_upload(repo_id, license)

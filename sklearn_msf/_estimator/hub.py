@@ -136,7 +136,7 @@ def upload_model(
     Warns
     -----
     UserWarning
-        If a card that is there is kept, which need not state the licence.
+        If a card that is there is kept and does not state the licence.
     """
     import huggingface_hub as hub
 
@@ -145,14 +145,10 @@ def upload_model(
         api.create_repo(name, private=private, exist_ok=True)
         there = set(api.list_repo_files(name))
         files = {path.name for path in folder.iterdir()}
-        if CARD_NAME in there and not _is_our_card(name):
+        card = _card(name) if CARD_NAME in there else CARD_START
+        is_ours = card.startswith(CARD_START)
+        if not is_ours:
             files.remove(CARD_NAME)
-            if license is not None:
-                warn_user(
-                    f"{name!r} has a {CARD_NAME} of its own, which is kept, so license={license!r} "
-                    f"is written nowhere: write 'license: {license}' between the lines '---' at "
-                    "its beginning."
-                )
         old = {file for file in there - files if _WEIGHTS.fullmatch(file)}
         operations: list[Any] = [
             *[hub.CommitOperationAdd(file, folder / file) for file in sorted(files)],
@@ -168,16 +164,28 @@ def upload_model(
             f"The model was not pushed to {name!r}: {reason} Check the name, the network, and that "
             "a token with write access is set (hf auth login, or HF_TOKEN)."
         ) from error
+    if license is not None and not is_ours and not _states(card, license):
+        warn_user(
+            f"{name!r} has a {CARD_NAME} of its own, which is kept and does not state "
+            f"license={license!r}: write 'license: {license}' between the lines '---' at its "
+            "beginning."
+        )
     return commit
 
 
-def _is_our_card(name: str) -> bool:
+def _card(name: str) -> bytes:
     from huggingface_hub import hf_hub_download
 
     # Into the cache it would bring a commit of which no model is there.
     with tempfile.TemporaryDirectory() as folder:
-        card = Path(hf_hub_download(name, CARD_NAME, local_dir=folder))
-        return card.read_bytes().startswith(CARD_START)
+        return Path(hf_hub_download(name, CARD_NAME, local_dir=folder)).read_bytes()
+
+
+def _states(card: bytes, license: str) -> bool:
+    """Tell whether the metadata at the beginning of a card name a licence."""
+    line = rf"license:[ \t]*['\"]?{re.escape(license)}['\"]?[ \t]*".encode()
+    metadata = card.split(b"\n---", 1)[0]
+    return re.search(rb"^" + line + rb"\r?$", metadata, re.MULTILINE) is not None
 
 
 def _is_model_id(name: str) -> bool:

@@ -91,16 +91,8 @@ def fetch_from_hub(
     """
     can_move = revision is not None and not is_commit(revision)
     try:
-        if not can_move:
-            found = _from_cache(name, revision, needed, optional)
-            return found or _downloaded(name, revision, needed, optional)
-        try:
-            return _downloaded(name, revision, needed, optional)
-        except Exception:
-            cached = _from_cache(name, revision, needed, optional)
-            if cached is None:
-                raise
-            return cached
+        found = None if can_move else _from_cache(name, revision, needed, optional)
+        return found or _looked_up(name, revision, needed, optional)
     # Which errors can come depends on the client's version and its network library (requests,
     # httpx), on the proxy and on the disk. All mean the same here.
     except Exception as error:
@@ -124,20 +116,52 @@ def _from_cache(
     return HubFiles(files, commits.pop())
 
 
+def _looked_up(
+    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
+) -> HubFiles:
+    """Take what the hub names: from the hub, or from the cache if that has it or nobody answers."""
+    commit = None
+    try:
+        commit = _commit_of(name, revision, needed[0])
+        return _downloaded(name, revision, needed, optional)
+    except Exception as error:
+        cached = _from_cache(name, revision, needed, optional)
+        if cached is None:
+            raise
+        if commit not in (None, cached.revision):
+            raise ValueError(
+                f"Pass revision={cached.revision!r} for the commit in the cache, as the hub names "
+                f"{commit}, which could not be downloaded: {type(error).__name__}: {error}"
+            ) from error
+        return cached
+
+
+def _seconds_to_answer() -> float:
+    from huggingface_hub import constants
+
+    asked_for: float = constants.HF_HUB_ETAG_TIMEOUT
+    is_default = asked_for == constants.DEFAULT_ETAG_TIMEOUT
+    return _SECONDS_TO_ANSWER if is_default else asked_for
+
+
+def _commit_of(name: str, revision: str | None, file: str) -> str | None:
+    """Ask the hub once, because a download asks again and again where nobody answers."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(name, file, revision=revision)
+    commit = get_hf_file_metadata(url, timeout=_seconds_to_answer()).commit_hash
+    if not is_commit(commit) or (is_commit(revision) and revision != commit):
+        raise ValueError(f"What answers is no hub: it names the commit {commit!r}.")
+    return commit
+
+
 def _downloaded(
     name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
 ) -> HubFiles:
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
 
-    asked_for = constants.HF_HUB_ETAG_TIMEOUT
-    is_default = asked_for == constants.DEFAULT_ETAG_TIMEOUT
-    seconds = _SECONDS_TO_ANSWER if is_default else asked_for
-    # Ask once here, because the download would ask again and again where nobody answers.
+    seconds = _seconds_to_answer()
     first, *others = needed
-    answer = get_hf_file_metadata(hf_hub_url(name, first, revision=revision), timeout=seconds)
-    commit = answer.commit_hash
-    if not is_commit(commit) or (is_commit(revision) and revision != commit):
-        raise ValueError(f"What answers is no hub: it names the commit {commit!r}.")
     # The client notes which commit a name stands for, or which is the newest one, for the cache.
     path = Path(hf_hub_download(name, first, revision=revision, etag_timeout=seconds))
     files, commit = {first: path}, path.parent.name
