@@ -305,6 +305,7 @@ OUT_OF_MEMORY = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
+    RuntimeError("Invalid buffer size: 9.02 GiB"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("CUDA error: out of memory"),
 ]

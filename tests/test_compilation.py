@@ -37,6 +37,18 @@ def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypa
     assert len(calls) == 1
 
 
+def test_memory_that_runs_out_is_no_fault_of_the_compiler(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    function = compile_or_not(lambda x: 2 * x)
+    # And it is compiled the next time too, of a smaller batch perhaps.
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            function(torch.tensor(2))
+
+
 def test_where_torch_refuses_to_compile_at_all_the_function_runs_as_it_is(monkeypatch):
     def refuse(function, **options):
         raise RuntimeError("torch.compile is not supported on Python 3.99")

@@ -2,7 +2,9 @@
 
 import locale
 import os
+import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -45,6 +47,16 @@ def test_what_programs_write_for_a_missing_label_is_no_class(images, tmp_path, m
     (tmp_path / "labels.csv").write_text(f"file,label\nb.png,ill\na.png,{missing}\n")
     with pytest.raises(ValueError, match="column 'label' of labels is empty .* first row 1"):
         load_image_folder(images, labels=tmp_path / "labels.csv")
+
+
+def test_two_spellings_are_two_files_unless_the_system_has_no_capitals(images, monkeypatch):
+    frame = pd.DataFrame({"file": ["b.png", "B.png"], "label": [0, 1]})
+    if not (images / "B.png").exists():
+        shutil.copy(images / "b.png", images / "B.png")
+        assert len(load_image_folder(images, labels=frame).data) == 2
+        monkeypatch.setattr(Path, "samefile", lambda one, other: True)
+    with pytest.raises(ValueError, match=r"names 'b.png' in row 0 and in row 1: name each file"):
+        load_image_folder(images, labels=frame)
 
 
 def test_none_may_be_a_class(images, tmp_path):

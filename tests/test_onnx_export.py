@@ -174,20 +174,17 @@ def test_the_service_refuses_images_of_another_kind(exported):
         service(RGB[0])
 
 
-# The time of an export is that of its operations.
-ONE_LEVEL = {
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [8],
-    "mid_block_add_attention": False,
-}
-
-
 def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
+    autoencoder = tiny_autoencoder(
+        down_block_types=["DownEncoderBlock2D"],
+        up_block_types=["UpDecoderBlock2D"],
+        block_out_channels=[8],
+        mid_block_add_attention=False,
+    )
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
     classifier = tiny_latent_classifier(
-        autoencoder=tiny_autoencoder(**ONE_LEVEL),
+        autoencoder=autoencoder,
         encoded_size=(10, 8),
         image_shape=(9, 7),
         n_draws=3,
@@ -267,11 +264,8 @@ def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, form, X, roundin
 
 
 def test_a_classifier_decodes_masks_by_an_autoencoder_of_diffusers(tmp_path):
-    classifier = tiny_latent_classifier(
-        autoencoder=tiny_autoencoder(**ONE_LEVEL),
-        label_prediction="velocity",
-        label_decoding="pixel",
-    )
+    # Of two levels with attention, and from a folder.
+    classifier = tiny_latent_classifier(label_prediction="velocity", label_decoding="pixel")
     classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx")
     X = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
     # Without a rule.

@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,3 +57,21 @@ def test_auto_is_bfloat16_on_cards_that_have_it(monkeypatch):
         # The other GPUs of a machine may be of another kind.
         assert resolve_precision("auto", torch.device("cuda:1")) == expected
     assert devices == [torch.device("cuda:1")] * 2
+
+
+@pytest.mark.parametrize("tick", [1e-6, 1 / 64])
+def test_a_clock_that_moves_rarely_is_read_less_often(monkeypatch, tick):
+    seconds = {"float32": 0.006, "bfloat16": 0.004}
+    now = 0.0
+
+    def read():
+        nonlocal now
+        now += 1e-7
+        return now // tick * tick
+
+    def step(precision):
+        nonlocal now
+        now += seconds[precision]
+
+    monkeypatch.setattr(precision, "time", SimpleNamespace(thread_time=read))
+    assert precision._speed_up(step) == pytest.approx(1.5, rel=0.15)

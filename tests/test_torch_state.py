@@ -124,6 +124,18 @@ def test_a_fitted_model_answers_with_the_same_bits(kind, state):
         assert settings() == before
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_autocast_of_every_gpu_is_off(device):
+    before = torch.is_autocast_enabled(device)
+    torch.set_autocast_enabled(device, True)
+    try:
+        with standard_torch():
+            assert not torch.is_autocast_enabled(device)
+        assert torch.is_autocast_enabled(device)
+    finally:
+        torch.set_autocast_enabled(device, before)
+
+
 def trained(kind):
     """Train in each way, and return what is learned."""
     X, y = three_digits()

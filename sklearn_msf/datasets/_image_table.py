@@ -234,7 +234,7 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
             f"labels names files that are not in {str(root)!r}, {_rows(absent)}. Correct these "
             f"names, leave these rows out, or pass the folder that the names begin in.{hint}"
         )
-    _check_unique(files)
+    _check_unique(root, files)
     return files
 
 
@@ -252,14 +252,25 @@ def _is_there(path: Path, volumes: bool) -> bool:
         return False
 
 
-def _check_unique(files: list[str]) -> None:
-    rows: dict[str, int] = {}
+def _check_unique(root: Path, files: list[str]) -> None:
+    """Refuse files that are named twice, on systems without capitals also by two spellings."""
+    rows: dict[str, list[int]] = {}
     for row, file in enumerate(files):
-        if file in rows:
-            raise ValueError(
-                f"labels names {file!r} in row {rows[file]} and in row {row}: name each file once."
-            )
-        rows[file] = row
+        others = rows.setdefault(composed(file).casefold(), [])
+        for other in others:
+            if file == files[other] or _is_same(root / file, root / files[other]):
+                raise ValueError(
+                    f"labels names {files[other]!r} in row {other} and in row {row}: name each "
+                    "file once."
+                )
+        others.append(row)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # A link to nothing is refused later.
+        return False
 
 
 def _links(root: Path, files: list[str]) -> dict[str, str]:

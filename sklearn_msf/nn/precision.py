@@ -3,6 +3,7 @@
 import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -20,6 +21,8 @@ _CHANNELS = 64
 _SIDE = 14
 _BATCH_SIZE = 32
 _N_ROUNDS = 7
+# Shortest time of a measurement, in movements of the clock.
+_N_TICKS = 8
 # If the first ratio is below this, bfloat16 is clearly slower and one round is enough.
 _CLEARLY_SLOWER = 0.6
 # bfloat16 must be faster by this factor: it rounds more, and measurement noise should not decide
@@ -77,18 +80,40 @@ def _time_both() -> float:
     x = torch.zeros(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE).to(memory_format=torch.channels_last)
     time_embedding = torch.zeros(_BATCH_SIZE, _CHANNELS)
 
-    def seconds(precision: str) -> float:
-        start = time.thread_time()
+    def step(precision: str) -> None:
         with autocast(cpu, precision):
             loss = block(x, time_embedding).float().sum()
         torch.autograd.grad(loss, list(block.parameters()))
+
+    return _speed_up(step)
+
+
+def _speed_up(step: Callable[[str], None]) -> float:
+    """Measure how many times faster a step is in bfloat16."""
+    tick, n_steps = _tick(), 1
+
+    def seconds(precision: str) -> float:
+        start = time.thread_time()
+        for _ in range(n_steps):
+            step(precision)
         return time.thread_time() - start
 
     # The first steps also set up kernels.
-    seconds("float32"), seconds("bfloat16")
+    step("float32")
+    step("bfloat16")
+    while min(seconds("float32"), seconds("bfloat16")) < _N_TICKS * tick:
+        n_steps *= 2
     ratios: list[float] = []
     while len(ratios) < _N_ROUNDS:
         ratios.append(seconds("float32") / seconds("bfloat16"))
         if ratios[0] < _CLEARLY_SLOWER:
             break
     return statistics.median(ratios)
+
+
+def _tick() -> float:
+    """Measure by how much the clock moves at a time: on Windows it is a 64th of a second."""
+    start = time.thread_time()
+    while (now := time.thread_time()) == start:
+        pass
+    return now - start

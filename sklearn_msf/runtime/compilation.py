@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["compile_or_not"]
@@ -41,11 +42,11 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
                 compiled = compiled or torch.compile(function, fullgraph=True, dynamic=False)
                 with torch._dynamo.config.patch(_LIMITS):
                     return compiled(*arguments)
-            except torch.OutOfMemoryError:
-                raise
             # Backends raise various exceptions when they find no compiler or cannot compile, so
             # catch all. The plain call below raises errors of the function itself again.
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 works, compiled = False, None
                 warn_user(
                     f"The network could not be compiled and runs as it is: {error}",

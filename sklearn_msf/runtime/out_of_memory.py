@@ -11,6 +11,7 @@ _TEXTS = (
     "can't allocate memory",
     "not enough memory",
     "backend out of memory",
+    "Invalid buffer size",
     "ALLOC_FAILED",
     "CUDA error: out of memory",
     "unable to find an engine",

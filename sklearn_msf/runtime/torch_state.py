@@ -17,7 +17,7 @@ from sklearn_msf.runtime.locks import fork_safe_lock
 
 __all__ = ["deterministic_convolutions", "standard_torch", "whole_float32"]
 
-_AUTOCAST_DEVICES = ("cpu", "cuda")
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 Saved = TypeVar("Saved")
 
