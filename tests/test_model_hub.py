@@ -16,6 +16,7 @@ from test_hub import client, set_endpoint  # noqa: F401
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator.hub import check_upload
 from sklearn_msf.exceptions import HubError
+from sklearn_msf.persistence import hub as persistence_hub
 
 NAME = "someone/eyes"
 X = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
@@ -104,20 +105,68 @@ def test_a_branch_is_looked_up_again_and_no_revision_is_what_the_cache_knows(hub
     assert open_model(NAME, revision="main").hub_source_["revision"] == commit
 
 
-def test_a_newer_commit_that_cannot_be_stored_is_an_error_and_not_the_old_model(hub, monkeypatch):
+def no_space(*arguments, **keywords):
+    raise OSError(28, "No space left on device")
+
+
+# As a whole, and after the client has looked for the file.
+@pytest.mark.parametrize("part", ["hf_hub_download", "file_download._download_to_tmp_and_move"])
+def test_a_newer_commit_that_cannot_be_stored_is_an_error_and_leaves_the_old_model(
+    hub, monkeypatch, part
+):
     old = fitted(0).push_to_hub(NAME)
     open_model(NAME, revision="main")
-
-    def full(*arguments, **keywords):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
-    # Nothing is missing as long as the hub names what is there.
-    assert open_model(NAME, revision="main").hub_source_["revision"] == old
-    new = hub.commit(NAME, {**hub.files(NAME)[1], "notes.txt": b"More.\n"})
-    with pytest.raises(HubError, match=f"Pass revision='{old}' for .* names {new}.*No space left"):
-        open_model(NAME, revision="main")
+    new = hub.commit(NAME, {**hub.files(NAME)[1], "model.json": b"{}"})
+    with monkeypatch.context() as patch:
+        patch.setattr(f"huggingface_hub.{part}", no_space)
+        with pytest.raises(HubError, match=f"Pass revision='{old}' for .* names {new}.*No space"):
+            open_model(NAME, revision="main")
     assert open_model(NAME, revision=old).hub_source_["revision"] == old
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for revision in (None, "main"):
+        assert open_model(NAME, revision=revision).hub_source_["revision"] == old
+
+
+def test_weights_of_a_newer_commit_that_cannot_be_stored_leave_the_old_model(hub, monkeypatch):
+    old = fitted(0).push_to_hub(NAME)
+    open_model(NAME)
+    fitted(1).push_to_hub(NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr("sklearn_msf._estimator.hub.name_of_weights", lambda *names: "absent")
+        with pytest.raises(HubError, match="absent"):
+            open_model(NAME, revision="main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert open_model(NAME).hub_source_["revision"] == old
+
+
+def test_a_hub_that_names_a_commit_and_then_is_silent_opens_no_other(hub, monkeypatch):
+    fitted(0).push_to_hub(NAME)
+    open_model(NAME, revision="main")
+    fitted(1).push_to_hub(NAME)
+    ask = persistence_hub._commit_of
+
+    def then_silent(*arguments):
+        commit = ask(*arguments)
+        hub.refuses = "resolve"
+        return commit
+
+    monkeypatch.setattr(persistence_hub, "_commit_of", then_silent)
+    with pytest.raises(HubError, match="Pass revision="):
+        open_model(NAME, revision="main")
+
+
+@pytest.mark.parametrize("gone", ["file", "tag"])
+def test_what_the_hub_no_longer_has_is_not_opened_from_the_cache(hub, gone):
+    commit = fitted(0).push_to_hub(NAME)
+    hub.branches[NAME, "v1"] = commit
+    open_model(NAME, revision="v1")
+    if gone == "file":
+        hub.branches[NAME, "v1"] = hub.commit(NAME, {"notes.txt": b"Moved.\n"})
+    else:
+        del hub.branches[NAME, "v1"]
+    with pytest.raises(HubError, match="NotFound"):
+        open_model(NAME, revision="v1")
+    assert open_model(NAME, revision=commit).hub_source_["revision"] == commit
 
 
 def test_a_tag_names_a_commit(hub):
@@ -297,6 +346,8 @@ def test_a_card_that_somebody_wrote_is_kept(hub):
         ("# Ours\n", False),
         ("---\nlicense: mit\n---\n# Ours\n", True),
         ("---\r\ntags:\r\n- eyes\r\nlicense: 'mit'\r\n---\r\n# Ours\r\n", True),
+        ("\n---\nlicense: mit  # As agreed.\n---\n", True),
+        ("# Ours\n\nlicense: mit\n", False),
         ("---\nlicense: mit-0\n---\n# Ours\n", False),
         ("---\ntags: []\n---\nlicense: mit\n", False),
     ],

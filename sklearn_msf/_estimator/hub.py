@@ -11,7 +11,13 @@ from sklearn_msf._estimator.model_card import CARD_START
 from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
 from sklearn_msf.exceptions import HubError
 from sklearn_msf.persistence.archives import name_of_weights
-from sklearn_msf.persistence.hub import fetch_from_hub, form_of_id, is_hub_id, shortened
+from sklearn_msf.persistence.hub import (
+    fetch_from_hub,
+    form_of_id,
+    is_hub_id,
+    note_commit,
+    shortened,
+)
 from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -70,9 +76,10 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
         )
     _check_client(no_folder=name)
     try:
-        files, commit = fetch_from_hub(name, revision, (_MODEL_FILE,))
+        files, commit = fetch_from_hub(name, revision, (_MODEL_FILE,), is_all=False)
         folder = files[_MODEL_FILE].parent
         fetch_from_hub(name, commit, (name_of_weights(folder, MODEL_NAME),))
+        note_commit(files[_MODEL_FILE], revision)
     except ValueError as error:
         at = "" if revision is None else f" at revision {revision!r}"
         raise HubError(
@@ -183,9 +190,9 @@ def _card(name: str) -> bytes:
 
 def _states(card: bytes, license: str) -> bool:
     """Tell whether the metadata at the beginning of a card name a licence."""
-    line = rf"license:[ \t]*['\"]?{re.escape(license)}['\"]?[ \t]*".encode()
-    metadata = card.split(b"\n---", 1)[0]
-    return re.search(rb"^" + line + rb"\r?$", metadata, re.MULTILINE) is not None
+    metadata = re.match(rb"\s*---[ \t]*\r?\n(.*?)^---", card, re.DOTALL | re.MULTILINE)
+    line = rf"^license:[ \t]*['\"]?{re.escape(license)}['\"]?[ \t]*(?:#.*)?\r?$"
+    return metadata is not None and bool(re.search(line.encode(), metadata[1], re.MULTILINE))
 
 
 def _is_model_id(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Files of repositories on the Hugging Face hub, from the cache of its client or downloaded."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sklearn_msf.exceptions import PretrainedModelError
+from sklearn_msf.persistence.whole_files import write_file
 
 __all__ = [
     "HubFiles",
@@ -14,6 +16,7 @@ __all__ = [
     "form_of_id",
     "is_commit",
     "is_hub_id",
+    "note_commit",
     "shortened",
 ]
 
@@ -59,7 +62,12 @@ def is_commit(revision: object) -> bool:
 
 
 def fetch_from_hub(
-    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str] = ()
+    name: str,
+    revision: str | None,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    is_all: bool = True,
 ) -> HubFiles:
     """Take files of a repository from the client's cache, or else download them.
 
@@ -79,6 +87,9 @@ def fetch_from_hub(
     optional : sequence of str
         Names of files that may be missing. If the needed ones are in the cache, the hub is not
         asked for these, unless the revision can move.
+    is_all : bool, default=True
+        Whether these are all files that are needed of the commit. If not, :func:`note_commit` is to
+        be called when all are there: until then the revision stands for the commit before.
 
     Returns
     -------
@@ -92,7 +103,11 @@ def fetch_from_hub(
     can_move = revision is not None and not is_commit(revision)
     try:
         found = None if can_move else _from_cache(name, revision, needed, optional)
-        return found or _looked_up(name, revision, needed, optional)
+        if found is None:
+            found = _looked_up(name, revision, needed, optional)
+            if is_all:
+                note_commit(found.files[needed[0]], revision)
+        return found
     # Which errors can come depends on the client's version and its network library (requests,
     # httpx), on the proxy and on the disk. All mean the same here.
     except Exception as error:
@@ -120,13 +135,18 @@ def _looked_up(
     name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
 ) -> HubFiles:
     """Take what the hub names: from the hub, or from the cache if that has it or nobody answers."""
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
     commit = None
     try:
         commit = _commit_of(name, revision, needed[0])
-        return _downloaded(name, revision, needed, optional)
+        # By its commit: the client would note at once what the revision stands for, before a file
+        # is there, and could give another commit if it asked again.
+        return _downloaded(name, commit, needed, optional)
     except Exception as error:
         cached = _from_cache(name, revision, needed, optional)
-        if cached is None:
+        is_gone = isinstance(error, (EntryNotFoundError, RevisionNotFoundError))
+        if cached is None or (is_gone and commit is None):
             raise
         if commit not in (None, cached.revision):
             raise ValueError(
@@ -134,6 +154,26 @@ def _looked_up(
                 f"{commit}, which could not be downloaded: {type(error).__name__}: {error}"
             ) from error
         return cached
+
+
+def note_commit(path: Path, revision: str | None) -> None:
+    """Note in the cache that a revision stands for the commit that a file is of.
+
+    Parameters
+    ----------
+    path : Path
+        A file in the cache, of the commit that its folder is named by.
+    revision : str or None
+        A branch or a tag; None is the main branch. Nothing is noted for a commit.
+    """
+    if is_commit(revision):
+        return
+    noted, commit = path.parents[2] / "refs" / (revision or "main"), path.parent.name
+    # A cache that nobody may write to has its commits noted.
+    with contextlib.suppress(OSError):
+        if not noted.exists() or noted.read_text("ascii") != commit:
+            noted.parent.mkdir(parents=True, exist_ok=True)
+            write_file(noted, commit.encode())
 
 
 def _seconds_to_answer() -> float:
@@ -144,36 +184,31 @@ def _seconds_to_answer() -> float:
     return _SECONDS_TO_ANSWER if is_default else asked_for
 
 
-def _commit_of(name: str, revision: str | None, file: str) -> str | None:
+def _commit_of(name: str, revision: str | None, file: str) -> str:
     """Ask the hub once, because a download asks again and again where nobody answers."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(name, file, revision=revision)
     commit = get_hf_file_metadata(url, timeout=_seconds_to_answer()).commit_hash
-    if not is_commit(commit) or (is_commit(revision) and revision != commit):
+    if commit is None or not is_commit(commit) or (is_commit(revision) and revision != commit):
         raise ValueError(f"What answers is no hub: it names the commit {commit!r}.")
     return commit
 
 
-def _downloaded(
-    name: str, revision: str | None, needed: Sequence[str], optional: Sequence[str]
-) -> HubFiles:
+def _downloaded(name: str, commit: str, needed: Sequence[str], optional: Sequence[str]) -> HubFiles:
     from huggingface_hub import hf_hub_download
 
     seconds = _seconds_to_answer()
-    first, *others = needed
-    # The client notes which commit a name stands for, or which is the newest one, for the cache.
-    path = Path(hf_hub_download(name, first, revision=revision, etag_timeout=seconds))
-    files, commit = {first: path}, path.parent.name
-    for file in (*others, *optional):
+    files = {}
+    for file in (*needed, *optional):
         try:
-            path = Path(hf_hub_download(name, file, revision=commit, etag_timeout=seconds))
+            path = hf_hub_download(name, file, revision=commit, etag_timeout=seconds)
         # Nothing is worth losing the model for that may be missing.
         except Exception:
             if file in needed:
                 raise
         else:
-            files[file] = path
+            files[file] = Path(path)
     return HubFiles(files, commit)
 
 
