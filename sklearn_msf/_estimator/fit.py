@@ -400,17 +400,16 @@ def _described(value: Any) -> str:
 
 
 def _describe_model(previous: FitResult | None) -> str:
-    """Say which model it is, but for what processors of two kinds round differently."""
+    """Say how a model was trained, but for numbers that other processors round otherwise."""
     if previous is None:
         return "none"
-    model, before, history = previous.model, previous.continuation, previous.history
+    model, before = previous.model, previous.continuation
     state = before.training_state
     n_steps = "not kept" if state is None else f"{state.metadata['n_steps']} steps"
-    loss = f", the last of loss {history[-1]['loss']:.3g}" if history else ""
     image_format = model.image_format
     return (
         f"seed of noise {model.noise_seed}, trained in {before.n_continued + 1} calls and "
-        f"{len(history)} epochs{loss}, state of the optimizer: {n_steps}, images of "
+        f"{len(previous.history)} epochs, state of the optimizer: {n_steps}, images of "
         f"{image_format.dtype} from {image_format.low:.6g} to {image_format.high:.6g}"
     )
 
@@ -573,8 +572,12 @@ def _calibrates(p: Parameters, previous: FitResult | None, *, has_validation: bo
 def _space(state: _FitState, random_state: np.random.RandomState) -> ImageSpace:
     """Learn the space between images and field, or keep that of the fit to continue."""
     if state.previous is not None:
+        before = state.previous.model.space
+        # Encoders are large: they are sent only if processes have others.
+        if state.group.size > 1 and len(set(state.group.gather(before.digest()))) > 1:
+            before = state.group.of_first(before)
         # The earlier fit may have had another device, where its model stays if this one fails.
-        return state.group.of_first(state.previous.model.space).on(state.device)
+        return before.on(state.device)
     space = state.group.of_first(
         state.preparation.learn_space(state.samples, random_state, state.run)
     )

@@ -92,6 +92,9 @@ class ImageSpace(Protocol):
     def on(self, device: torch.device) -> "ImageSpace":
         """Return the space with what converts images on a device; this one stays as it is."""
 
+    def digest(self) -> str:
+        """Identify all that the inputs of the field depend on besides the images."""
+
     def for_graphs(self) -> "ImageSpace":
         """Return the space on the CPU, with operations that do not depend on the batch size."""
 
@@ -156,6 +159,10 @@ class PixelSpace:
     def makes_images(self) -> bool:
         """True, because outputs of the field are images."""
         return True
+
+    def digest(self) -> str:
+        """Identify the sizes, as nothing is learned."""
+        return f"{self.shape}"
 
     def inputs(
         self,
