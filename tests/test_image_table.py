@@ -55,7 +55,7 @@ def test_two_spellings_are_two_files_unless_the_system_has_no_capitals(images, m
         shutil.copy(images / "b.png", images / "B.png")
         assert len(load_image_folder(images, labels=frame).data) == 2
         monkeypatch.setattr(Path, "samefile", lambda one, other: True)
-    with pytest.raises(ValueError, match=r"names 'b.png' in row 0 and in row 1: name each file"):
+    with pytest.raises(ValueError, match=r"one file as 'b.png' in row 0 and as 'B.png' in row 1"):
         load_image_folder(images, labels=frame)
 
 

@@ -60,9 +60,14 @@ def test_auto_is_bfloat16_on_cards_that_have_it(monkeypatch):
 
 
 @pytest.mark.parametrize("tick", [1e-6, 1 / 64])
-def test_a_clock_that_moves_rarely_is_read_less_often(monkeypatch, tick):
-    seconds = {"float32": 0.006, "bfloat16": 0.004}
-    now = 0.0
+@pytest.mark.parametrize(
+    ("of_float32", "of_bfloat16", "n_most"), [(0.006, 0.004, 2000), (0.04, 0.4, 4)]
+)
+def test_a_clock_that_moves_rarely_is_read_less_often(
+    monkeypatch, tick, of_float32, of_bfloat16, n_most
+):
+    seconds = {"float32": of_float32, "bfloat16": of_bfloat16}
+    now, steps = 0.0, []
 
     def read():
         nonlocal now
@@ -72,6 +77,11 @@ def test_a_clock_that_moves_rarely_is_read_less_often(monkeypatch, tick):
     def step(precision):
         nonlocal now
         now += seconds[precision]
+        steps.append(precision)
 
     monkeypatch.setattr(precision, "time", SimpleNamespace(thread_time=read))
-    assert precision._speed_up(step) == pytest.approx(1.5, rel=0.15)
+    ratio = of_float32 / of_bfloat16
+    # A single measurement of 40 ms is wrong by 16 at most.
+    assert precision._speed_up(step) == pytest.approx(ratio, rel=0.15 if ratio > 1 else 0.5)
+    # The slower bfloat16 is, the sooner that is certain.
+    assert len(steps) <= n_most

@@ -258,18 +258,23 @@ def _check_unique(root: Path, files: list[str]) -> None:
     for row, file in enumerate(files):
         others = rows.setdefault(composed(file).casefold(), [])
         for other in others:
-            if file == files[other] or _is_same(root / file, root / files[other]):
+            if file == files[other]:
                 raise ValueError(
-                    f"labels names {files[other]!r} in row {other} and in row {row}: name each "
-                    "file once."
+                    f"labels names {file!r} in row {other} and in row {row}: name each file once."
+                )
+            if _is_same(root / file, root / files[other]):
+                raise ValueError(
+                    f"labels names one file as {files[other]!r} in row {other} and as {file!r} in "
+                    f"row {row}: name each file once."
                 )
         others.append(row)
 
 
 def _is_same(path: Path, other: Path) -> bool:
     try:
-        return path.samefile(other)
-    except OSError:  # A link to nothing is refused later.
+        # Links are left out later, with the reason.
+        return not (path.is_symlink() or other.is_symlink()) and path.samefile(other)
+    except OSError:
         return False
 
 

@@ -23,7 +23,7 @@ _BATCH_SIZE = 32
 _N_ROUNDS = 7
 # Shortest time of a measurement, in movements of the clock.
 _N_TICKS = 8
-# If the first ratio is below this, bfloat16 is clearly slower and one round is enough.
+# If the first ratio is surely below this, bfloat16 is clearly slower and one round is enough.
 _CLEARLY_SLOWER = 0.6
 # bfloat16 must be faster by this factor: it rounds more, and measurement noise should not decide
 # on machines where both are equally fast.
@@ -101,13 +101,15 @@ def _speed_up(step: Callable[[str], None]) -> float:
     # The first steps also set up kernels.
     step("float32")
     step("bfloat16")
-    while min(seconds("float32"), seconds("bfloat16")) < _N_TICKS * tick:
-        n_steps *= 2
-    ratios: list[float] = []
-    while len(ratios) < _N_ROUNDS:
-        ratios.append(seconds("float32") / seconds("bfloat16"))
-        if ratios[0] < _CLEARLY_SLOWER:
+    while True:
+        in_float32, in_bfloat16 = seconds("float32"), seconds("bfloat16")
+        if in_float32 + tick < _CLEARLY_SLOWER * (in_bfloat16 - tick):
+            return in_float32 / in_bfloat16
+        if min(in_float32, in_bfloat16) >= _N_TICKS * tick:
             break
+        n_steps *= 2
+    ratios = [in_float32 / in_bfloat16]
+    ratios += [seconds("float32") / seconds("bfloat16") for _ in range(_N_ROUNDS - 1)]
     return statistics.median(ratios)
 
 
