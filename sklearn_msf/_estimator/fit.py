@@ -611,7 +611,8 @@ def _prepare_training(
         noise_seed, trained_by = previous.model.noise_seed, previous.continuation.optimizer
         temperature = 1.0 if p.calibration is None else previous.model.temperature
         field = copy.deepcopy(previous.model.field).requires_grad_(True).train()
-        if state.group.size > 1:
+        if state.group.size > 1 and previous.continuation.training_state is None:
+            # Else the weights come below, with the state that has them.
             field.load_state_dict(state.group.tensors_of_first(field.state_dict()))
         # An integer random_state gives the same seed in each call, but the noise must differ.
         n_continued = previous.continuation.n_continued + 1

@@ -187,10 +187,7 @@ class ClassifierGraph(nn.Module):
         self._uncertainty = EXPORTED_UNCERTAINTIES[kind]
         self._needs_draws = kind == "draws"
         self._reader = model.space.reader(model.field.codes, settings.label_decoding)
-        n_different = settings.n_draws
-        if model.field.is_one_pass(settings.ode):
-            # The others are equal to these.
-            n_different = len(model.flips(settings.n_draws))
+        n_different = model.count_different_draws(settings.n_draws, settings.ode)
         self.register_buffer("noise", model.noise(n_different, model.field.codes.n_channels))
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,10 +169,7 @@ def classify(
     Prediction
     """
     field, n_images = model.field, len(inputs)
-    # One pass of the posterior depends on the noise of the mask in no way, only on the flip.
-    n_different = settings.n_draws
-    if field.is_one_pass(settings.ode):
-        n_different = len(model.flips(settings.n_draws))
+    n_different = model.count_different_draws(settings.n_draws, settings.ode)
     noise = model.noise(n_different, field.codes.n_channels)
     reader = model.space.reader(field.codes_on_cpu, settings.label_decoding)
 

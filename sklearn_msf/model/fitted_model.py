@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sklearn_msf.data.augmentation import flips_along
 from sklearn_msf.data.images import ImageFormat
+from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.runtime.batch_sizes import Prepared, SmallBatches
@@ -91,6 +92,13 @@ class FittedModel:
         Masks are not flipped, because all pixels of a mask have one colour.
         """
         return flips_along(self.flipped_axes)[:n_draws]
+
+    def count_different_draws(self, n_draws: int, ode: OdeSettings) -> int:
+        """Count the draws that are not repetitions of the first ones.
+
+        One pass of the posterior depends on the noise of the mask in no way, only on the flip.
+        """
+        return len(self.flips(n_draws)) if self.field.is_one_pass(ode) else n_draws
 
     def noise(self, n: int, n_channels: int) -> Tensor:
         """Draw noise, (n, n_channels, H, W), the same for every image and in every call."""

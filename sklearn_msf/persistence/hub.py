@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from sklearn_msf.exceptions import PretrainedModelError
 from sklearn_msf.persistence.whole_files import write_file
@@ -56,7 +56,7 @@ def form_of_id(name: str | PathLike[str]) -> str:
     )
 
 
-def is_commit(revision: object) -> bool:
+def is_commit(revision: object) -> TypeGuard[str]:
     """Tell whether a revision is the full name of a commit."""
     return isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
@@ -190,7 +190,7 @@ def _commit_of(name: str, revision: str | None, file: str) -> str:
 
     url = hf_hub_url(name, file, revision=revision)
     commit = get_hf_file_metadata(url, timeout=_seconds_to_answer()).commit_hash
-    if commit is None or not is_commit(commit) or (is_commit(revision) and revision != commit):
+    if not is_commit(commit) or (is_commit(revision) and revision != commit):
         raise ValueError(f"What answers is no hub: it names the commit {commit!r}.")
     return commit
 

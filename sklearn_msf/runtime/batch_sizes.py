@@ -176,11 +176,11 @@ def _digest(value: Tensor, factors: dict[Hashable, Tensor]) -> Tensor:
         bits = bits.int()
     key = bits.shape[1:], bits.dtype, bits.device
     if key not in factors:
-        factors[key] = _draw_factors(*key)
+        factors[key] = _factors_of(*key)
     return (bits * factors[key]).sum(dim=tuple(range(1, bits.ndim)), dtype=bits.dtype)
 
 
-def _draw_factors(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _factors_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Compute odd numbers without a pattern, so that each bit of an element changes the sum.
 
     The sum wraps around.
