@@ -590,6 +590,11 @@ def test_a_reject_label_stands_for_rejected_samples(fitted, digits):
 def test_the_mask_comes_with_masked_labels_too(fitted, digits):
     labels, rejected = fitted.predict_with_reject(digits[0], 0.5, return_mask=True)
     np.testing.assert_array_equal(labels.mask, rejected)
+    # Filling in labels by hand leaves the mask that came beside them.
+    n_rejected = rejected.sum()
+    labels[rejected] = "zero"
+    assert not labels.mask.any()
+    assert rejected.sum() == n_rejected > 0
 
 
 @pytest.mark.parametrize(

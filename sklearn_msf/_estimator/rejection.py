@@ -216,7 +216,8 @@ def rejects(
 def mark_rejected(labels: np.ndarray, rejected: np.ndarray, reject_label: Any) -> Any:
     """Mask rejected labels, or replace them by `reject_label`."""
     if reject_label is None:
-        return np.ma.MaskedArray(labels, mask=rejected)
+        # Labels that are assigned end the mask there, which the caller's array is not to share.
+        return np.ma.MaskedArray(labels, mask=rejected.copy())
     # As an array with its own dtype, because unsigned labels cannot hold -1.
     kind = labels.dtype.kind
     sentinel = _as_date(reject_label, kind) if kind in "mM" else np.asarray(reject_label)
