@@ -3,6 +3,7 @@ import functools
 import pytest
 import torch
 
+from sklearn_msf.runtime import compilation
 from sklearn_msf.runtime.compilation import compile_or_not
 
 
@@ -81,6 +82,14 @@ def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
         torch.testing.assert_close(function(torch.ones(n)), torch.ones(n).sin() + 1)
     # One for each shape: no shape is left to a graph of any size.
     assert len(n_compiled) == 24
+
+
+def test_many_functions_of_one_process_are_compiled(compiles, monkeypatch):
+    monkeypatch.setitem(compilation._LIMITS, "recompile_limit", 2)
+    # Of partial functions, as those of training are, torch would count all together.
+    for n in range(4):
+        function = compile_or_not(functools.partial(torch.add, torch.ones(n + 1)))
+        torch.testing.assert_close(function(torch.ones(n + 1)), torch.full((n + 1,), 2.0))
 
 
 VELOCITIES = {"label_prediction": "velocity", "image_prediction": "velocity"}

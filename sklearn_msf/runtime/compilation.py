@@ -34,12 +34,19 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] | None = None
     works = True
 
+    def whole(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    # Torch counts what it compiled, and keeps it, by code objects: each function needs its own, or
+    # the runs of a process would fill one count together.
+    whole.__code__ = whole.__code__.replace()
+
     def call(*arguments: Any) -> Any:
         nonlocal compiled, works
         if works:
             try:
                 # This alone is refused where torch does not know the version of Python yet.
-                compiled = compiled or torch.compile(function, fullgraph=True, dynamic=False)
+                compiled = compiled or torch.compile(whole, fullgraph=True, dynamic=False)
                 with torch._dynamo.config.patch(_LIMITS):
                     return compiled(*arguments)
             # Backends raise various exceptions when they find no compiler or cannot compile, so
