@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.training import step
 from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.muon import Muon
 from sklearn_msf.training.settings import TrainingSettings
 from sklearn_msf.training.state import TrainingState
 from sklearn_msf.training.step import count_of_step
@@ -610,6 +611,31 @@ def test_an_interrupt_after_spoiled_weights_goes_back_to_good_ones(
     with pytest.warns(UserWarning, match="interrupted after 1 whole"):
         trainer.fit(bright_and_dark, report=interrupt)
     assert torch.isfinite(all_weights(trainer.average)).all()
+
+
+def test_an_interrupt_between_the_two_optimizers_leaves_a_state_to_go_on_from(
+    make_tiny_field, bright_and_dark, monkeypatch
+):
+    def make():
+        return make_trainer(make_tiny_field(n_classes=2), max_epochs=9, optimizer="muon")
+
+    def interrupted_in_the_fourth(self):
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        step(self)
+
+    step, count = Muon.step, iter(range(1, 9))
+    trainer = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(Muon, "step", interrupted_in_the_fourth)
+        with pytest.warns(UserWarning, match="interrupted after 1 whole"):
+            trainer.fit(bright_and_dark)
+    continued = make()
+    continued.load_weights(trainer.state())
+    continued.fit(bright_and_dark)
+    tensors, metadata = continued.state()
+    # As a checkpoint is checked.
+    make().check(TrainingState(tensors, {**metadata, "finished": True}))
 
 
 def test_steps_are_made_in_the_precision_asked_for(make_tiny_field, bright_and_dark):

@@ -126,6 +126,14 @@ class AveragedOptimizer:
         """Count the step."""
         self.n_steps += 1
 
+    def count_broken_step(self) -> None:
+        """Count the step that an interrupt ended after AdamW had changed its weights.
+
+        The moments of these count it themselves, and no run has more of them than steps.
+        """
+        steps = [int(moments[_STEP]) for moments in self._adamw.state.values()]
+        self.n_steps = max([self.n_steps, *steps])
+
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the weights that have one."""
         return [weight.grad for weight in self._parameters if weight.grad is not None]

@@ -363,6 +363,7 @@ class Trainer:
 
     def _after_interrupt(self) -> None:
         self.interrupted = True
+        self._optimizer.count_broken_step()
         if not bool(self._optimizer.is_finite()) and self._last_good is not None:
             self.resume(self._last_good)
         warn_user(
