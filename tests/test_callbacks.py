@@ -1,11 +1,15 @@
 """scikit-learn's callbacks, and what training tells them."""
 
 import copy
+import gc
+import math
 import pickle
+import weakref
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_classifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
@@ -213,6 +217,33 @@ def test_after_a_divergence_the_estimator_has_the_result_of_its_whole_epochs(
         classifier.fit(X, Y)
     assert classifier.n_iter_ == 1
     np.testing.assert_array_equal(classifier.predict_proba(X), first.predict_proba(X))
+
+
+def test_after_a_divergence_the_memory_of_the_run_goes_with_the_error(monkeypatch):
+    trainers, init = [], Trainer.__init__
+
+    def noted(self, *arguments, **options):
+        init(self, *arguments, **options)
+        trainers.append(weakref.ref(self))
+
+    def diverges_in_the_second_epoch(self, *arguments):
+        return losses(self, *arguments) * (math.nan if next(count) else 1.0)
+
+    losses, count = TrainingStep._weighted_losses, iter(range(1000))
+    monkeypatch.setattr(TrainingStep, "_weighted_losses", diverges_in_the_second_epoch)
+    monkeypatch.setattr(Trainer, "__init__", noted)
+    gc.disable()
+    try:
+        with (
+            pytest.warns(UserWarning, match="epoch is repeated"),
+            pytest.raises(DivergenceError) as found,
+        ):
+            tiny_classifier(max_epochs=3).fit(X, Y)
+        assert found.value.__context__ is None
+        del found
+        assert [trainer() for trainer in trainers] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_callback_can_end_training(make_classifier):

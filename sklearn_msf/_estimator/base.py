@@ -294,7 +294,11 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             done, failure = fit(self, p, given, previous, self._preparation)
             self._take(done)
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                # The traceback holds this frame, which must not hold the error in its turn.
+                del failure
         return self
 
     def partial_fit(

@@ -691,7 +691,9 @@ def _train(
         except DivergenceError as error:
             if not trainer.history:
                 raise
-            failure = error
+            # The frames of the traceback hold the trainer, its data, and this error.
+            failure = error.with_traceback(None)
+            failure.__context__ = None
     return failure
 
 
