@@ -357,3 +357,17 @@ def test_a_version_that_no_version_has_written_is_damage(tmp_path, version):
     with pytest.raises(ArchiveError, match="format version") as caught:
         read_archive(tmp_path, "model")
     assert type(caught.value) is ArchiveError
+
+
+def test_what_a_killed_writer_left_goes_when_the_file_is_written_again(tmp_path):
+    fresh, old, other = (
+        tmp_path / f".{name}.2ab34cd5.part" for name in ("new.npy", "images.npy", "other.npy")
+    )
+    for path in (fresh, old, other):
+        path.touch()
+    for path in (old, other):
+        make_old(path)
+    for name in ("new.npy", "images.npy"):
+        with whole_file(tmp_path / name) as file:
+            file.write(b"all")
+    assert sorted(unfinished_files(tmp_path)) == sorted([fresh, other])

@@ -1,12 +1,13 @@
 """Files that appear under their name only when they are whole, whoever else writes to the folder.
 
 A file is written under an unfinished name that ends in ``.part``, flushed to disk and renamed. Such
-files of processes that were killed are left over; :func:`remove_abandoned` deletes them and spares
-those that another process is writing.
+files of processes that were killed are left over, until the same file is written again or
+:func:`remove_abandoned` deletes them; both spare those that another process is writing.
 """
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 import time
@@ -38,6 +39,8 @@ _FRESH_SECONDS = 60.0
 def whole_file(path: Path, unfinished_prefix: str | None = None) -> Iterator[IO[bytes]]:
     """Open a new file that replaces `path` at the end of the block; an error leaves nothing.
 
+    What killed processes left of this file is deleted before.
+
     Parameters
     ----------
     path : Path
@@ -46,6 +49,7 @@ def whole_file(path: Path, unfinished_prefix: str | None = None) -> Iterator[IO[
         Beginning of the name until then; by default a dot and the name of the whole file.
     """
     prefix = f".{path.name}." if unfinished_prefix is None else unfinished_prefix
+    _remove_abandoned_with(prefix, path.parent)
     unfinished = path.with_name(f"{prefix}{secrets.token_hex(4)}.part")
     try:
         with open(unfinished, "x+b") as file:
@@ -92,6 +96,15 @@ def remove_abandoned(unfinished: Path) -> None:
             unfinished.unlink()
         finally:
             os.close(descriptor)
+
+
+def _remove_abandoned_with(prefix: str, folder: Path) -> None:
+    unfinished = re.compile(re.escape(prefix) + UNFINISHED_SUFFIX)
+    # A folder that cannot be read may still be written to.
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            if unfinished.fullmatch(path.name):
+                remove_abandoned(path)
 
 
 def remove(path: Path) -> None:
