@@ -217,6 +217,14 @@ def test_what_is_described_is_restored(kind):
     assert restored.fingerprint()[0] == opened.fingerprint()[0]
 
 
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+def test_all_that_an_autoencoder_computes_with_is_among_its_weights(kind):
+    module = tiny_autoencoder(kind)
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    # What is not would have no values after `build_checked`, which draws none.
+    assert set(tensors) == set(module.state_dict())
+
+
 def test_weights_of_the_hub_keep_its_name_in_a_pickle():
     source = {"kind": "hub", "id": "some/body", "revision": "0" * 40}
     opened = ImageAutoencoder(tiny_autoencoder(), dict(source))

@@ -36,7 +36,6 @@ from sklearn_msf.persistence.archives import (
     check_tensors,
 )
 from sklearn_msf.persistence.limits import check_blocks
-from sklearn_msf.runtime.device import seeded_weights
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = [
@@ -226,9 +225,10 @@ def build_checked(
     kind: str, config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> ImageAutoencoder:
     """Build an autoencoder whose description has been checked."""
-    with seeded_weights(0):
+    # Weights that are about to be overwritten are not drawn, which takes longer than the rest.
+    with torch.device("meta"):
         module = build_autoencoder(kind, _taken_entries(kind, config))
-    module.load_state_dict(tensors)
+    module.to_empty(device="cpu").load_state_dict(tensors)
     return ImageAutoencoder(module, {"kind": "embedded"})
 
 
