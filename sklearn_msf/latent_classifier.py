@@ -12,7 +12,6 @@ from sklearn_msf._estimator.latent_preparation import (
     ENCODERS,
     OBJECT,
     LatentPreparation,
-    encoder_parameter,
     is_same_encoder,
 )
 from sklearn_msf._estimator.paper import latent_paper_settings
@@ -269,12 +268,10 @@ loss_curve_, rejection_, hub_source_
         given = GivenEncoders(autoencoder, backbone)
         read_space = partial(LatentPreparation.read_space, given=given)
         estimator = cls._open(folder, revision, read_space)
-        space = estimator.model_.space
-        assert isinstance(space, LatentSpace)
+        origin = estimator._continuation.origin
+        # An encoder that was an object is only named by a placeholder in the files.
         for name in ENCODERS:
-            saved = getattr(estimator, name)
-            opened = encoder_parameter(saved, getattr(given, name), space.module_of(name))
-            setattr(estimator, name, opened)
+            setattr(estimator, name, getattr(origin, name))
         return estimator
 
     @classmethod
