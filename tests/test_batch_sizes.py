@@ -6,9 +6,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from sklearn_msf.model.image_space import padded
 from sklearn_msf.runtime import batch_sizes
-from sklearn_msf.runtime.batch_sizes import SmallBatches
+from sklearn_msf.runtime.batch_sizes import SmallBatches, padded
 from sklearn_msf.runtime.batching import in_batches
 
 CPU = torch.device("cpu")

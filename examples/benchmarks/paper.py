@@ -58,7 +58,7 @@ from _common import (
 )
 from paper_report import RUNS, about, images_a_second, paper_tables, save_figure_2, summary_table
 
-from sklearn_msf.model.image_space import padded
+from sklearn_msf.runtime.batch_sizes import padded
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.selective import accuracy_rejection_curve, augrc, aurc
 

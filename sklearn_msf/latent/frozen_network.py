@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
 from sklearn_msf.persistence.measured_values import same_but_for_rounding
+from sklearn_msf.runtime.batch_sizes import padded
 from sklearn_msf.runtime.device import to_channels_last
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
@@ -288,5 +289,5 @@ def equal_passes(batch: Tensor, pixels_an_image: int, pixels_a_pass: int) -> lis
     n_rows = max(1, min(_MAX_ROWS_A_PASS, pixels_a_pass // pixels_an_image))
     missing = -len(batch) % n_rows
     if missing:
-        batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
+        batch = padded(batch, len(batch) + missing)
     return list(batch.split(n_rows))

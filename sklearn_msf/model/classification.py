@@ -23,8 +23,9 @@ from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.model.captured_integration import captured, shortened
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import FieldInputs, padded
+from sklearn_msf.model.image_space import FieldInputs
 from sklearn_msf.model.temperature import apply_temperature
+from sklearn_msf.runtime.batch_sizes import padded
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.device import autocast
 from sklearn_msf.runtime.torch_state import standard_torch

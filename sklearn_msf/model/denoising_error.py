@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.model.fitted_model import FittedModel
-from sklearn_msf.model.image_space import FieldInputs, padded
+from sklearn_msf.model.image_space import FieldInputs
+from sklearn_msf.runtime.batch_sizes import padded
 from sklearn_msf.runtime.batching import in_batches
 from sklearn_msf.runtime.cuda_graphs import replay
 from sklearn_msf.runtime.device import autocast

@@ -20,7 +20,7 @@ from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.json_data import is_size
 from sklearn_msf.persistence.limits import check_resized_size
 
-__all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace", "padded"]
+__all__ = ["FieldInputs", "ImageSpace", "PixelInputs", "PixelSpace"]
 
 
 class FieldInputs(Protocol):
@@ -31,14 +31,6 @@ class FieldInputs(Protocol):
 
     def batch(self, start: int, n: int, flip: tuple[int, ...] = ()) -> Tensor:
         """Make `n` images from the index `start` on, (n, C, H, W), flipped along axes."""
-
-
-def padded(x: Tensor, size: int) -> Tensor:
-    """Pad a batch to `size` samples with copies of its first one.
-
-    The operations are the same for all sizes, as `SmallBatches` asks, which compares them.
-    """
-    return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
 
 class ImageSpace(Protocol):

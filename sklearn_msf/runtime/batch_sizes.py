@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Prepared", "SmallBatches"]
+__all__ = ["Prepared", "SmallBatches", "padded"]
 
 # How many rows of the batches of a form, kind and size were seen to have the right bits.
 _CHECKED: dict[Hashable, int] = {}
@@ -38,6 +38,14 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 Prepared = TypeVar("Prepared")
+
+
+def padded(x: Tensor, size: int) -> Tensor:
+    """Pad a batch to `size` samples with copies of its first one.
+
+    The operations are the same for all sizes, as :class:`SmallBatches` asks, which compares them.
+    """
+    return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
 
 class SmallBatches(Generic[Prepared]):
