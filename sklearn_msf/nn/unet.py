@@ -164,9 +164,19 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of an image, with a residual connection."""
+    """Self-attention over the positions of an image, with a residual connection.
 
-    def __init__(self, channels: int, head_channels: int, n_spatial_dims: int = 2):
+    Parameters
+    ----------
+    channels : int
+        Channels in and out.
+    head_channels : int, default=64
+        Channels of one attention head.
+    n_spatial_dims : {2, 3}, default=2
+        2 for images, 3 for volumes.
+    """
+
+    def __init__(self, channels: int, head_channels: int = 64, n_spatial_dims: int = 2):
         super().__init__()
         convolution = CONVOLUTIONS[n_spatial_dims]
         wanted = max(1, channels // head_channels)
@@ -224,7 +234,6 @@ class Stage(nn.Module):
         dropout: float,
         time_modulation: str,
         attention: bool,
-        head_channels: int,
         n_spatial_dims: int = 2,
     ):
         super().__init__()
@@ -232,7 +241,7 @@ class Stage(nn.Module):
             in_channels, out_channels, time_width, dropout, time_modulation, n_spatial_dims
         )
         self.attention = (
-            SelfAttention(out_channels, head_channels, n_spatial_dims)
+            SelfAttention(out_channels, n_spatial_dims=n_spatial_dims)
             if attention
             else nn.Identity()
         )
@@ -371,8 +380,6 @@ class UNet(nn.Module):
         Residual blocks per level in the downsampling half.
     attention_levels : sequence of int, default=(1,)
         Levels with self-attention, counted from 0 at full resolution.
-    head_channels : int, default=64
-        Channels of one attention head.
     patch_size : int, default=1
         Side of the square, or cube, of pixels folded into channels; 1 folds nothing. Images whose
         size is not a multiple of it are padded by repeating the border, and the output is cropped.
@@ -399,7 +406,6 @@ class UNet(nn.Module):
         channel_mult: Sequence[int] = (1, 2, 2, 2),
         n_blocks: int = 2,
         attention_levels: Sequence[int] = (1,),
-        head_channels: int = 64,
         patch_size: int = 1,
         dropout: float = 0.0,
         time_scale: float = 1000.0,
@@ -414,15 +420,14 @@ class UNet(nn.Module):
         time_width = 4 * channels
         widths = [channels * multiple for multiple in channel_mult]
 
-        def stage(n_in: int, n_out: int, level: int) -> Stage:
+        def stage(n_in: int, n_out: int, *, attention: bool) -> Stage:
             return Stage(
                 n_in,
                 n_out,
                 time_width=time_width,
                 dropout=dropout,
                 time_modulation=time_modulation,
-                attention=level in attention_levels,
-                head_channels=head_channels,
+                attention=attention,
                 n_spatial_dims=n_spatial_dims,
             )
 
@@ -436,7 +441,7 @@ class UNet(nn.Module):
         ends_of_levels = []
         for level, level_width in enumerate(widths):
             for _ in range(n_blocks):
-                self.down.append(stage(width, level_width, level))
+                self.down.append(stage(width, level_width, attention=level in attention_levels))
                 width = level_width
                 skip_widths.append(width)
             ends_of_levels.append(len(self.down))
@@ -447,16 +452,7 @@ class UNet(nn.Module):
         # Which of these outputs the upsampling half gets.
         self._skipped = frozenset(ends_of_levels if light else range(len(skip_widths)))
 
-        self.middle_in = Stage(
-            width,
-            width,
-            time_width=time_width,
-            dropout=dropout,
-            time_modulation=time_modulation,
-            attention=True,
-            head_channels=head_channels,
-            n_spatial_dims=n_spatial_dims,
-        )
+        self.middle_in = stage(width, width, attention=True)
         self.middle_out = ResidualBlock(
             width, width, time_width, dropout, time_modulation, n_spatial_dims
         )
@@ -466,7 +462,8 @@ class UNet(nn.Module):
         skip_widths = [skip_widths[i] for i in sorted(self._skipped)]
         for level, level_width in reversed(list(enumerate(widths))):
             for _ in range(count_blocks_up(upsampling, n_blocks)):
-                self.up.append(stage(width + skip_widths.pop(), level_width, level))
+                n_in = width + skip_widths.pop()
+                self.up.append(stage(n_in, level_width, attention=level in attention_levels))
                 width = level_width
             if level > 0 and light:
                 self.up.append(SubpixelUpsample(width, widths[level - 1], n_spatial_dims))
