@@ -17,6 +17,7 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.flow.ode_solver import OdeSettings
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.model.classification import ClassificationSettings
+from sklearn_msf.nn.patches import count_positions
 from sklearn_msf.nn.precision import resolve_precision
 from sklearn_msf.nn.unet import count_groups
 from sklearn_msf.runtime.user_warnings import warn_user
@@ -120,15 +121,10 @@ def _resolve_patch_size(
     if continued is not None:
         return continued.patch_size
     # A network of one position could learn linear functions only.
-    patch_size = 1 if is_over_latents(vars(p)) or _count_positions(size, 2) == 1 else 2
-    while _count_positions(size, patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
+    patch_size = 1 if is_over_latents(vars(p)) or count_positions(size, 2) == 1 else 2
+    while count_positions(size, patch_size) > _MOST_POSITIONS and 2 * patch_size <= min(size):
         patch_size *= 2
     return patch_size
-
-
-def _count_positions(size: Sequence[int], patch_size: int) -> int:
-    """Count the squares, or cubes, that cover an image."""
-    return math.prod(math.ceil(side / patch_size) for side in size)
 
 
 def _levels_with_positions(
@@ -142,7 +138,7 @@ def _levels_with_positions(
     return [
         m
         for level, m in enumerate(channel_mult)
-        if level == 0 or _count_positions(size, patch_size * 2**level) > 1
+        if level == 0 or count_positions(size, patch_size * 2**level) > 1
     ]
 
 
@@ -154,7 +150,7 @@ def warn_of_one_position(layout: FieldLayout, size: Sequence[int]) -> None:
     widths = [m * layout.channels for m in layout.channel_mult]
     keeps_nothing = [count_groups(width) == width for width in widths]
     # The norms of the first level come last.
-    if _count_positions(size, layout.patch_size) == 1 and keeps_nothing[0]:
+    if count_positions(size, layout.patch_size) == 1 and keeps_nothing[0]:
         shown = " x ".join(map(str, size))
         linear = "It can learn nothing but linear functions of them. " * all(keeps_nothing)
         warn_user(

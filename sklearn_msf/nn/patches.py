@@ -1,9 +1,17 @@
 """Patches: squares or cubes of pixels folded into channels, as pixel_unshuffle does for images."""
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["fold_patches", "unfold_patches"]
+__all__ = ["count_positions", "fold_patches", "unfold_patches"]
+
+
+def count_positions(size: Sequence[int], patch_size: int) -> int:
+    """Count the patches that cover an image of a size (H, W), or a volume of (D, H, W)."""
+    return math.prod(math.ceil(side / patch_size) for side in size)
 
 
 def fold_patches(z: Tensor, patch_size: int) -> Tensor:

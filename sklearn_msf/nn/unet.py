@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from sklearn_msf.nn.convolution import CONVOLUTIONS, INPUT_CONVOLUTIONS, convolve_volumes
 from sklearn_msf.nn.dropout import Dropout
 from sklearn_msf.nn.group_norm import modulated_group_norm
-from sklearn_msf.nn.patches import fold_patches, unfold_patches
+from sklearn_msf.nn.patches import count_positions, fold_patches, unfold_patches
 from sklearn_msf.runtime.tensor_axes import align_axes
 
 __all__ = [
@@ -476,8 +476,7 @@ class UNet(nn.Module):
 
     def count_features(self, size: Sequence[int]) -> int:
         """Count the numbers that the first level makes of one image of this size."""
-        positions = math.prod(math.ceil(side / self.patch_size) for side in size)
-        return self.conv_in.out_channels * positions
+        return self.conv_in.out_channels * count_positions(size, self.patch_size)
 
     def encode(
         self,
