@@ -512,7 +512,7 @@ def backbone_hub(hub, client, monkeypatch, tmp_path):
 
 def test_an_id_of_the_hub_is_pinned_and_named_in_the_files(backbone_hub, tmp_path):
     classifier = tiny_joint_classifier(backbone="someone/tiny", max_epochs=1).fit(X, Y)
-    source = classifier.model_.space.features.backbone.source
+    source = classifier.model_.space.backbone.source
     licence = "apache-2.0"
     named = {"kind": "hub", "id": "someone/tiny", "revision": COMMIT, "licence": licence}
     assert source == named

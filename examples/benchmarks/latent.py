@@ -506,7 +506,7 @@ def ways_to_encode(model, X) -> list[Encoding]:
     precision = resolve_precision("auto", CPU)
     space, images = model.space, ImagesOnDemand(model.image_format, X)
     (ready,) = space.resized(ImageFormat.normalise(as_tensor(X)))
-    encoder = space.autoencoder if space.features is None else space.features.backbone
+    encoder = space.autoencoder if space.backbone is None else space.backbone
 
     def of_batch(start: int, size: int) -> None:
         encoder.encode(ready[start : start + size], precision)

@@ -159,8 +159,7 @@ class LatentPreparation:
         # None until they are opened, or for none. Those of the fit to continue are open.
         self._encoders: _Encoders | None = None
         if space is not None:
-            backbone = None if space.features is None else space.features.backbone
-            self._encoders = _Encoders(space.autoencoder, backbone)
+            self._encoders = _Encoders(space.autoencoder, space.backbone)
         for name in ENCODERS if origin is not None else ():
             asked, now = getattr(origin, name), getattr(p, name)
             if not is_same_encoder(asked, now):
@@ -290,8 +289,8 @@ class LatentPreparation:
     def _wanted_size(self, space: LatentSpace) -> tuple[int, int]:
         """Compute the size that the parameter asks for, for the encoders of a space."""
         if space.autoencoder is None:
-            assert space.features is not None
-            return self._size_for_backbone(space, space.features.backbone)
+            assert space.backbone is not None
+            return self._size_for_backbone(space, space.backbone)
         return self._size_for_autoencoder(space.image_format, space.autoencoder)
 
     @_naming_what_takes_memory()

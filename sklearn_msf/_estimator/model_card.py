@@ -120,8 +120,8 @@ def _encoders(space: ImageSpace, asked: Any) -> tuple[str, str]:
             where = "frozen" if kind == "embedded" else "frozen, not in these files"
             lines += f"- Autoencoder ({where}): {_origin(source, of_class)}\n"
         passed += ", autoencoder=..." if kind == "object" else ""
-    if isinstance(space, LatentSpace) and space.features is not None:
-        backbone = space.features.backbone
+    backbone = space.backbone if isinstance(space, LatentSpace) else None
+    if backbone is not None:
         origin = _origin(backbone.source, backbone.name)
         lines += f"- Backbone (frozen, not in these files): {origin}\n"
         passed += "" if backbone.source["kind"] == "hub" else ", backbone=..."

@@ -80,9 +80,9 @@ def export_model(
 
 def _check_encoders(space: LatentSpace) -> None:
     """Refuse a backbone; a sampler needs only the autoencoder beside it."""
-    if space.features is not None:
+    if space.backbone is not None:
         raise ValueError(
-            f"A classifier with backbone={space.features.backbone.name} cannot be exported to "
+            f"A classifier with backbone={space.backbone.name} cannot be exported to "
             "ONNX: fit with backbone=None, or serve the estimator itself, saved by "
             "save_pretrained and opened by from_pretrained."
         )

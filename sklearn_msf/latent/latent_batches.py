@@ -208,9 +208,9 @@ def _stored(encoded: Tensor, dtype: torch.dtype, space: LatentSpace) -> Tensor:
 
 def _check_finite(encoded: Tensor, space: LatentSpace) -> None:
     features = encoded[:, space.n_latent : space.shape[0]]
-    if space.features is not None and not bool(features.isfinite().all()):
+    if space.backbone is not None and not bool(features.isfinite().all()):
         raise BackboneError(
-            f"backbone={space.features.backbone.name} returned NaN or infinite features: use "
+            f"backbone={space.backbone.name} returned NaN or infinite features: use "
             "another one, or precision='float32'."
         )
     if not bool(encoded.isfinite().all()):

@@ -33,6 +33,7 @@ from sklearn_msf.latent.autoencoder_latents_io import (
     latents_to_plain,
     latents_to_state,
 )
+from sklearn_msf.latent.backbone import ImageBackbone
 from sklearn_msf.latent.backbone_features import BackboneFeatures
 from sklearn_msf.latent.backbone_io import (
     features_from_plain,
@@ -115,6 +116,11 @@ class LatentSpace:
         return None if self.latents is None else self.latents.autoencoder
 
     @property
+    def backbone(self) -> ImageBackbone | None:
+        """What makes the features, if it is there."""
+        return None if self.features is None else self.features.backbone
+
+    @property
     def mask_codes(self) -> Tensor | None:
         """Encoded masks of the classes, (K, c, h, w), if the field carries them, else None."""
         return None if self.latents is None else self.latents.mask_codes
@@ -171,9 +177,7 @@ class LatentSpace:
         return encoder is not None and encoder.is_made_of(given)
 
     def _encoder(self, name: str) -> FrozenNetwork | None:
-        if name == "autoencoder":
-            return self.autoencoder
-        return None if self.features is None else self.features.backbone
+        return self.autoencoder if name == "autoencoder" else self.backbone
 
     @property
     def _encoders(self) -> list[FrozenNetwork]:
@@ -395,7 +399,7 @@ class LatentSpace:
         space = cls(image_format, latents, palette)
         if not has_backbone:
             return space
-        own = None if known is None or known.features is None else known.features.backbone
+        own = None if known is None else known.backbone
         features = features_from_plain(
             plain["backbone"], part_of(tensors, _FEATURES), image_format.size, given.backbone, own
         )
