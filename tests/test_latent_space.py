@@ -224,11 +224,11 @@ def test_masks_are_compared_with_the_encoded_ones_unless_they_are_to_be_decoded(
     encoded_codes = EncodedLabelCodes(torch.randn(3, 3, 4, 4))
     palette = make_label_codes("rgb", 3, 0.0)
     reader = make_space(palette=palette).reader(encoded_codes, "latent")
-    assert isinstance(reader, CodeReader)
+    assert type(reader) is CodeReader
     assert torch.equal(reader.codes.codes, encoded_codes.codes)
     # A field of class probabilities carries plain colours: there is nothing to decode.
     reader = make_space().reader(palette, "pixel")
-    assert isinstance(reader, CodeReader)
+    assert type(reader) is CodeReader
     assert torch.equal(reader.codes.codes, palette.codes)
 
 

@@ -390,7 +390,7 @@ class MaskReader(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CodeReader:
-    """Compares masks with the codes of the field.
+    """Compares masks with the codes of the classes.
 
     Attributes
     ----------
@@ -418,35 +418,22 @@ class CodeReader:
 
 
 @dataclass(frozen=True, eq=False)
-class PixelReader:
-    """Decodes encoded masks to colours and compares them with the palette, as the paper does.
+class PixelReader(CodeReader):
+    """Decodes encoded masks to colours and compares them with the palette (paper, eq. 2).
 
     Attributes
     ----------
-    palette : LabelCodes
-        Colours of the classes, on the CPU.
+    codes : LabelCodes
+        The palette, the colours of the classes, on the CPU.
     decode : callable
         Decodes latents (n, C, h, w) to masks (n, 3, H, W) in about [-1, 1].
     """
 
-    palette: LabelCodes
     decode: Callable[[Tensor], Tensor]
-
-    @cached_property
-    def _decoder(self) -> Callable[[Tensor], Tensor]:
-        return self.palette.decoder(torch.float64)
 
     def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
         """Decode only the masks that are needed, because decoding is slow."""
         return self.decode(masks[:n_rows])
-
-    def probabilities(self, masks: Tensor) -> Tensor:
-        """Compute class probabilities (n, K) of decoded masks."""
-        return self._decoder(masks)
-
-    def distances(self, masks: Tensor) -> Tensor:
-        """Compute the distances (n, K) of decoded masks to every colour (paper, eq. 2)."""
-        return self.palette.distances(masks)
 
 
 def count_code_channels(encoding: str, n_classes: int) -> int:
