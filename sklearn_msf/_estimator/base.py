@@ -341,7 +341,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     def _fit_so_far(self) -> FitResult | None:
         """Collect the result of an earlier fit, if there is one."""
-        return _fit_result(vars(self))
+        return FitResult.from_attributes(vars(self))
 
     def _take(self, done: FitResult) -> None:
         """Store the result of a fit, and delete the rejection rule, which is of an older model."""
@@ -1085,7 +1085,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             )
         # At once: a fit in another thread replaces all attributes.
         fitted = vars(self)
-        done = _fit_result(fitted)
+        done = FitResult.from_attributes(fitted)
         assert done is not None
         save_model(
             folder,
@@ -1293,15 +1293,6 @@ def _labels(model: FittedModel, prediction: Prediction) -> np.ndarray:
     """Return the most probable class of each image."""
     labels: np.ndarray = model.classes[prediction.class_indices]
     return labels
-
-
-def _fit_result(attributes: Mapping[str, Any]) -> FitResult | None:
-    """Collect the result of a fit from the attributes of an estimator; None before a fit."""
-    if "model_" not in attributes:
-        return None
-    features = {name: attributes[name] for name in OF_FEATURES if name in attributes}
-    model, history = attributes["model_"], attributes["history_"]
-    return FitResult(model, history, attributes["_continuation"], features)
 
 
 def _check_same_model(before: FittedModel, now: FittedModel) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sklearn_msf._estimator.data_validation import OF_FEATURES
 from sklearn_msf._estimator.restoring import integer_from_plain
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.persistence.archives import ArchiveError
@@ -144,3 +145,12 @@ class FitResult:
             "n_iter_": len(self.history),
             "_continuation": self.continuation,
         }
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> "FitResult | None":
+        """Collect the result of a fit from the attributes of an estimator; None before a fit."""
+        if "model_" not in attributes:
+            return None
+        features = {name: attributes[name] for name in OF_FEATURES if name in attributes}
+        model, history = attributes["model_"], attributes["history_"]
+        return cls(model, history, attributes["_continuation"], features)
