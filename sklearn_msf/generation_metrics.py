@@ -349,27 +349,27 @@ def copying_check(
     generated, training, held_out = _checked_features(
         generated=generated, training=training, held_out=held_out
     )
-    views, usual_views = (
+    views, held_out_views = (
         [np.flip(rows.reshape(shape), axes).reshape(rows.shape) for axes in flips]
         for rows, shape in zip((generated, held_out), shapes, strict=True)
     )
     nearest = NearestImages(training)
     distances, ratios, indices = _of_nearest_view(nearest, views)
-    usual, usual_ratios, _ = _of_nearest_view(nearest, usual_views)
-    truth = np.r_[np.ones(len(distances)), np.zeros(len(usual))]
-    near = _expected_quantile(usual, quantile)
-    training, held_out = nearest.different, np.unique(held_out, axis=0)
-    n = min(len(training), len(held_out))
+    held_out_distances, held_out_ratios, _ = _of_nearest_view(nearest, held_out_views)
+    truth = np.r_[np.ones(len(distances)), np.zeros(len(held_out_distances))]
+    near = _expected_quantile(held_out_distances, quantile)
+    different_training, different_held_out = nearest.different, np.unique(held_out, axis=0)
+    n = min(len(different_training), len(different_held_out))
     return CopyingCheck(
         generated=distances,
         nearest=indices,
-        held_out=usual,
+        held_out=held_out_distances,
         near_duplicates=float(np.mean(distances <= near)),
-        duplicates_of_training=_near_any_of(views, training, near, n),
-        duplicates_of_held_out=_near_any_of(views, held_out, near, n),
-        singled_out=float(np.mean(ratios <= _expected_quantile(usual_ratios, quantile))),
+        duplicates_of_training=_near_any_of(views, different_training, near, n),
+        duplicates_of_held_out=_near_any_of(views, different_held_out, near, n),
+        singled_out=float(np.mean(ratios <= _expected_quantile(held_out_ratios, quantile))),
         quantile=quantile,
-        closer=float(roc_auc_score(truth, -np.r_[distances, usual])),
+        closer=float(roc_auc_score(truth, -np.r_[distances, held_out_distances])),
     )
 
 
