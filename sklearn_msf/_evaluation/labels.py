@@ -14,7 +14,6 @@ import numpy as np
 __all__ = [
     "as_labels",
     "check_one_column",
-    "check_one_kind",
     "check_same_kind",
     "check_unmasked",
     "differing_labels",
@@ -59,7 +58,7 @@ def as_labels(name: str, values: Any) -> np.ndarray:
             f"{name} contains NaN or None in {n_missing} of {labels.size} labels: leave these rows "
             "out."
         )
-    check_one_kind(name, values)
+    _check_one_kind(name, values)
     if labels.dtype.kind in "mM" and has_finer_unit(labels.dtype):
         labels = labels.astype(f"{labels.dtype.kind}8[us]")
     return labels
@@ -128,7 +127,7 @@ def is_missing(label: Any) -> bool:
     return label is None or type(label).__name__ == "NAType" or label != label
 
 
-def check_one_kind(name: str, values: Any) -> None:
+def _check_one_kind(name: str, values: Any) -> None:
     """Refuse labels that are numbers in part and text in part, or of other kinds.
 
     Raises

@@ -14,9 +14,9 @@ from sklearn_msf.datasets._shortened_lists import examples
 __all__ = [
     "LINK",
     "FolderContents",
+    "add_volume",
     "check_case",
     "composed",
-    "examples",
     "folder_contents",
     "scan",
 ]

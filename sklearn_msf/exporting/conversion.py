@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from sklearn_msf.runtime.locks import fork_safe_lock
 
-__all__ = ["OPSET", "looped", "to_onnx"]
+__all__ = ["looped", "to_onnx"]
 
 # Of 2022: the first one with antialiased resizing, and what every runtime has by now.
-OPSET = 18
+_OPSET = 18
 _BATCH = "n"
 _LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 # The exporter changes settings of the whole process, and puts back what it has found.
@@ -73,7 +73,7 @@ def to_onnx(
             None,
             input_names=list(inputs),
             output_names=list(outputs),
-            opset_version=OPSET,
+            opset_version=_OPSET,
             dynamo=True,
             verbose=False,
         )

@@ -17,7 +17,6 @@ from torchdiffeq import odeint
 from sklearn_msf.runtime.device import has_float64
 
 __all__ = [
-    "ADAPTIVE_SOLVERS",
     "ODE_SOLVERS",
     "Evaluation",
     "OdeSettings",
@@ -29,7 +28,6 @@ State = tuple[Tensor, ...]
 Velocity = Callable[[Tensor, State], State]
 
 _ADAPTIVE = {"dopri5": {"rtol": 1e-4, "atol": 1e-4}}
-ADAPTIVE_SOLVERS = tuple(_ADAPTIVE)
 # Fields that have been trained need some tens; a field from elsewhere could ask for any number.
 _MAX_ADAPTIVE_STEPS = 500
 # Evaluations in a step of it.
@@ -68,7 +66,7 @@ def _moved(z: State, dt: Tensor, velocity: State) -> State:
 
 # A step of each fixed-step method, and its number of function evaluations.
 _FIXED_STEPS = {"euler": (_euler, 1), "midpoint": (_midpoint, 2), "rk4": (_rk4, 4)}
-ODE_SOLVERS = (*_FIXED_STEPS, *ADAPTIVE_SOLVERS)
+ODE_SOLVERS = (*_FIXED_STEPS, *_ADAPTIVE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class OdeSettings:
     @property
     def is_adaptive(self) -> bool:
         """Whether the method chooses its own steps."""
-        return self.method in ADAPTIVE_SOLVERS
+        return self.method in _ADAPTIVE
 
     @property
     def n_evaluations(self) -> int | None:

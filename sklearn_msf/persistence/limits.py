@@ -11,10 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 __all__ = [
-    "MAX_BLOCKS",
-    "MAX_LABEL_LENGTH",
     "MAX_METADATA_BYTES",
-    "MAX_PASSES",
     "MAX_VALUES",
     "check_blocks",
     "check_image_shape",
@@ -32,11 +29,11 @@ MAX_VALUES = 2**28
 _MAX_ENLARGED = 1024**2
 _MAX_ENLARGEMENT = 16**2
 # Passes of the network for one prediction: draws times evaluations of the solver.
-MAX_PASSES = 100_000
+_MAX_PASSES = 100_000
 # Characters of a class label. Arrays of strings give every label the length of the longest one.
-MAX_LABEL_LENGTH = 10_000
+_MAX_LABEL_LENGTH = 10_000
 # Residual blocks of a network.
-MAX_BLOCKS = 1_024
+_MAX_BLOCKS = 1_024
 # What any residual block has at least, of ours and of autoencoders: the tensors of three
 # convolutions, and the numbers of one whose inputs and outputs are as wide as the block.
 _TENSORS_A_BLOCK = 6
@@ -78,21 +75,21 @@ def check_passes(n_draws: int, n_evaluations: int) -> None:
     `n_evaluations` is the number of evaluations of the field that `n_steps` steps of `ode_solver`
     take for one draw, at most.
     """
-    if n_draws * n_evaluations > MAX_PASSES:
+    if n_draws * n_evaluations > _MAX_PASSES:
         raise ValueError(
             f"n_draws={n_draws} draws of up to {n_evaluations:,} evaluations each (ode_solver and "
             f"n_steps) make {n_draws * n_evaluations:,} passes of the network; models with at most "
-            f"{MAX_PASSES:,} can be opened: set smaller ones, or a solver of fixed steps."
+            f"{_MAX_PASSES:,} can be opened: set smaller ones, or a solver of fixed steps."
         )
 
 
 def check_labels(labels: Sequence[object]) -> None:
     """Refuse strings that would make an array of strings far larger than the file."""
     longest = max((len(label) for label in labels if isinstance(label, str)), default=0)
-    if longest > MAX_LABEL_LENGTH:
+    if longest > _MAX_LABEL_LENGTH:
         raise ValueError(
             f"A class label has {longest:,} characters; models whose labels have at most "
-            f"{MAX_LABEL_LENGTH:,} can be opened: use shorter labels."
+            f"{_MAX_LABEL_LENGTH:,} can be opened: use shorter labels."
         )
 
 
@@ -122,8 +119,8 @@ def check_blocks(blocks: Iterable[tuple[int, int]], weights: Mapping[str, Tensor
             f"The network has more blocks than there are weights: {n_blocks:,} residual blocks, "
             f"and {len(weights):,} tensors with {there:,} numbers."
         )
-    if n_blocks > MAX_BLOCKS:
+    if n_blocks > _MAX_BLOCKS:
         raise ValueError(
-            f"The network has {n_blocks:,} residual blocks; models with at most {MAX_BLOCKS:,} "
+            f"The network has {n_blocks:,} residual blocks; models with at most {_MAX_BLOCKS:,} "
             "can be opened."
         )
