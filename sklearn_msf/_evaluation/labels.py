@@ -202,9 +202,7 @@ def differing_labels(name: str, values: Any, other_name: str, others: Any) -> np
             "row."
         )
     check_same_kind(name, labels, other_name, compared)
-    if "M" in (labels.dtype.kind, compared.dtype.kind):
-        # numpy compares a date of Python with its own as if that was a number.
-        labels, compared = labels.astype("M8[us]"), compared.astype("M8[us]")
+    labels, compared = with_dates_of_one_type(labels, compared)
     return np.asarray(labels != compared)
 
 
@@ -217,6 +215,7 @@ def with_dates_of_one_type(first: np.ndarray, second: np.ndarray) -> tuple[np.nd
 
 def _as_dates(labels: np.ndarray) -> np.ndarray:
     """Convert dates of Python to those of numpy; return other labels as they are."""
+    # numpy compares a date of Python with its own as if that was a number.
     is_of_dates = labels.dtype.kind == "O" and _examples(labels).keys() == {"dates"}
     return labels.astype("M8[us]") if is_of_dates else labels
 
