@@ -1,6 +1,6 @@
 """What a clinic asks: operating points, another prevalence, risks of classes, one answer a patient.
 
-    pip install "sklearn-msf[medmnist,plot]"
+    python -m pip install "sklearn-msf[medmnist,plot]"
     python examples/clinic.py [--epochs 10] [--output clinic.png]
 
 Fits the classifier on PneumoniaMNIST, whose test images have another prevalence than its training

@@ -1,6 +1,6 @@
 """Sets of classes that hold the label with a chosen probability: MAPIE and crepes.
 
-    pip install "sklearn-msf[medmnist]" mapie crepes
+    python -m pip install "sklearn-msf[medmnist]" mapie crepes
     python examples/conformal.py
 
 Both take the classifier as it is and calibrate on images that it did not see. The images come

@@ -1,6 +1,6 @@
 """Volumes: classify AdrenalMNIST3D, abstain, and draw new volumes.
 
-    pip install "sklearn-msf[medmnist,plot]"
+    python -m pip install "sklearn-msf[medmnist,plot]"
     python examples/volumes.py [--epochs 20] [--output volumes.png]
 
 AdrenalMNIST3D has the shapes of 1,584 adrenal glands, from CT, as masks of 28 x 28 x 28 voxels:

@@ -707,7 +707,7 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr("builtins.__import__", lacking)
-    with pytest.raises(ImportError, match=r"python -m pip install 'sklearn-msf\[backbones\]'"):
+    with pytest.raises(ImportError, match=r'python -m pip install "sklearn-msf\[backbones\]"'):
         open_backbone(backbone_folder())
     # A module of the user's own needs none.
     assert as_backbone(TinyBackbone()).n_features == 12

@@ -362,5 +362,5 @@ def test_the_table_of_the_medmnist_package_is_used_without_torchvision(tmp_path,
 
 def test_a_missing_medmnist_package_names_the_remedy(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "medmnist.info", None)
-    with pytest.raises(ImportError, match=r"pip install .*sklearn-msf\[medmnist\]"):
+    with pytest.raises(ImportError, match=r'python -m pip install "sklearn-msf\[medmnist\]"'):
         fetch_medmnist("retinamnist")

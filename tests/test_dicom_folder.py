@@ -565,7 +565,7 @@ def test_remarks_of_pydicom_are_in_the_report(tmp_path):
 def test_without_pydicom_the_error_names_the_extra(tmp_path, monkeypatch):
     write_dicom(tmp_path / "a.dcm", STORED)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImportError, match=r'pip install "sklearn-msf\[dicom\]"'):
+    with pytest.raises(ImportError, match=r'python -m pip install "sklearn-msf\[dicom\]"'):
         load_image_folder(tmp_path)
 
 

@@ -881,7 +881,7 @@ def test_the_report_says_what_was_found(two_classes):
 
 def test_without_pillow_the_error_names_the_extra(two_classes, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ImportError, match=r'pip install "sklearn-msf\[images\]"'):
+    with pytest.raises(ImportError, match=r'python -m pip install "sklearn-msf\[images\]"'):
         load_image_folder(two_classes)
 
 

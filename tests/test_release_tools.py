@@ -140,9 +140,9 @@ def raises(error):
 
 def test_the_error_of_a_missing_package_names_its_extra():
     check = tool("check_installation").check_names_extra
-    check(raises(ImportError('pip install "sklearn-msf[plot]"')), "plot")
+    check(raises(ImportError('python -m pip install "sklearn-msf[plot]"')), "plot")
     with pytest.raises(SystemExit, match="does not name the extra 'latent'"):
-        check(raises(ImportError('pip install "sklearn-msf[plot]"')), "latent")
+        check(raises(ImportError('python -m pip install "sklearn-msf[plot]"')), "latent")
     with pytest.raises(SystemExit, match="worked without it"):
         check(lambda: None, "plot")
 

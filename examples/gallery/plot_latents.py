@@ -6,7 +6,7 @@ Larger images through an autoencoder
 arrays, so that larger images can be afforded. The paper's autoencoder is downloaded; ``"fit"``
 trains a small one on the images instead, which is what this example does.
 
-Needs ``pip install "sklearn-msf[latent,plot]"``.
+Needs ``python -m pip install "sklearn-msf[latent,plot]"``.
 """
 
 # %%

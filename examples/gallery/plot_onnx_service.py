@@ -5,8 +5,8 @@ A service with ONNX
 A fitted classifier leaves the machine on which it was trained as one ONNX file. The service that
 runs it needs onnxruntime and numpy, neither torch nor this package.
 
-Needs ``pip install "sklearn-msf[onnx,plot]"`` for the export. What is and is not in the file:
-:doc:`/deployment`.
+Needs ``python -m pip install "sklearn-msf[onnx,plot]"`` for the export. What is and is not in
+the file: :doc:`/deployment`.
 """
 
 # %%

@@ -6,8 +6,8 @@ From a folder of files to predictions. The example first writes a folder as a us
 for each class, several sizes, gray and coloured, several images of a patient, and a file that is no
 image.
 
-Needs ``pip install "sklearn-msf[images,plot]"``. What else can be read, DICOM for example, is in
-:doc:`/own_images`.
+Needs ``python -m pip install "sklearn-msf[images,plot]"``. What else can be read, DICOM for
+example, is in :doc:`/own_images`.
 """
 
 # %%

@@ -210,5 +210,5 @@ def _check_client(no_folder: str | None = None) -> None:
             is_none = f"{no_folder!r} is no folder (the working directory is {str(Path.cwd())!r}). "
         raise ImportError(
             f"{is_none}Models on the hub need huggingface_hub: python -m pip install "
-            "'sklearn-msf[hub]'."
+            '"sklearn-msf[hub]".'
         ) from error

@@ -46,7 +46,9 @@ def _pydicom() -> Any:
         import pydicom
         import pydicom.pixels
     except ImportError as error:
-        raise ImportError('DICOM files need pydicom: pip install "sklearn-msf[dicom]".') from error
+        raise ImportError(
+            'DICOM files need pydicom: python -m pip install "sklearn-msf[dicom]".'
+        ) from error
     return pydicom
 
 

@@ -39,7 +39,8 @@ def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
     except ImportError as error:
         raise ImportError(
             "fetch_medmnist needs the table of data sets of the medmnist package: "
-            'pip install "sklearn-msf[medmnist]", or pip install --no-deps medmnist.'
+            'python -m pip install "sklearn-msf[medmnist]", or python -m pip install --no-deps '
+            "medmnist."
         ) from error
     return INFO
 

@@ -43,7 +43,7 @@ def pillow() -> Any:
         import PIL.ImageOps
     except ImportError as error:
         raise ImportError(
-            'load_image_folder needs Pillow: pip install "sklearn-msf[images]".'
+            'load_image_folder needs Pillow: python -m pip install "sklearn-msf[images]".'
         ) from error
     return PIL
 

@@ -234,7 +234,7 @@ def _check_can_write(path: Path) -> None:
     except ImportError as error:
         raise ImportError(
             f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): python -m pip install "
-            "'sklearn-msf[onnx]'."
+            '"sklearn-msf[onnx]".'
         ) from error
     if path.is_dir():
         raise IsADirectoryError(f"path={os.fspath(path)!r} is a folder; name a file in it.")

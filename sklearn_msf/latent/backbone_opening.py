@@ -164,7 +164,7 @@ def _transformers() -> Any:
     except ImportError as error:
         raise ImportError(
             "A backbone by its name needs transformers: python -m pip install "
-            "'sklearn-msf[backbones]'. A torch module that makes feature maps works without."
+            '"sklearn-msf[backbones]". A torch module that makes feature maps works without.'
         ) from error
     return transformers
 

@@ -11,6 +11,6 @@ def pyplot_for(display: type) -> Any:
         import matplotlib.pyplot
     except ImportError as error:
         raise ImportError(
-            f'{display.__name__} needs matplotlib: pip install "sklearn-msf[plot]".'
+            f'{display.__name__} needs matplotlib: python -m pip install "sklearn-msf[plot]".'
         ) from error
     return matplotlib.pyplot
