@@ -56,7 +56,7 @@ from sklearn_msf.persistence.paths import as_path
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
-from sklearn_msf.training.checkpoints import measured
+from sklearn_msf.training.fingerprints import measured
 
 __all__ = [
     "ENCODERS",

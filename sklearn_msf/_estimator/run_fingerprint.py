@@ -17,7 +17,8 @@ from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.nn.precision import PRECISIONS, resolve_precision
 from sklearn_msf.persistence.json_data import to_plain
 from sklearn_msf.persistence.paths import as_path
-from sklearn_msf.training.checkpoints import START, stored_fingerprint
+from sklearn_msf.training.checkpoints import stored_fingerprint
+from sklearn_msf.training.fingerprints import START
 
 __all__ = [
     "describe_samples",

@@ -7,12 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from sklearn_msf.exceptions import CheckpointMismatchError
 from sklearn_msf.persistence.archives import (
-    UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
     ArchiveVersionError,
     read_archive,
@@ -22,15 +20,12 @@ from sklearn_msf.persistence.archives import (
     write_archive,
 )
 from sklearn_msf.persistence.json_data import is_seed
-from sklearn_msf.persistence.measured_values import same_but_for_rounding
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.epoch_logs import history_as_tensor, history_from_tensor
+from sklearn_msf.training.fingerprints import START, differences
 from sklearn_msf.training.state import TrainingState
 
-__all__ = ["START", "Checkpoints", "measured", "stored_fingerprint"]
-
-# Entry of a fingerprint: the weights of the model that a run continues.
-START = "weights to start from"
+__all__ = ["Checkpoints", "stored_fingerprint"]
 
 # The newest checkpoint, and one to fall back to if it is damaged.
 _N_KEPT = 2
@@ -38,9 +33,6 @@ _N_KEPT = 2
 _PREFIX = "checkpoint-"
 _PATTERN = rf"{_PREFIX}(?:[0-9]{{7}}|[1-9][0-9]{{7,}})"
 _NAME = re.compile(rf"{_PATTERN}\.json")
-# Key of measured values, and how many of them a message shows.
-_MEASURED = "measured"
-_N_SHOWN = 3
 
 
 class Checkpoints:
@@ -237,23 +229,17 @@ class Checkpoints:
 
     def _check(self, found: Any) -> None:
         """Refuse the fingerprint of another run."""
-        wanted, found = self._fingerprint, found if isinstance(found, dict) else {}
-        # Names that only the file has are quoted, because they can hold anything.
-        names = {**{name: repr(name) for name in found}, **{name: name for name in wanted}}
-        differing = [name for name in names if not _agree(found.get(name), wanted.get(name))]
+        found = found if isinstance(found, dict) else {}
+        differing = differences(found, self._fingerprint)
         if differing:
-            details = "; ".join(
-                f"{names[name]} is {_shown(wanted.get(name))} here and {_shown(found.get(name))} "
-                "there"
-                for name in differing
-            )
+            details = "; ".join(differing.values())
             ways_out = "Use another folder, or delete this one to start anew."
-            if differing == [START] and START not in found:
+            if list(differing) == [START] and START not in found:
                 ways_out = (
                     "With warm_start=True fit goes on from the fitted model, in another folder. To "
                     "go on with an interrupted run, fit a clone of the estimator."
                 )
-            elif differing == [START]:
+            elif list(differing) == [START]:
                 ways_out += (
                     " The run in it had begun with another model (warm_start), and goes on if fit "
                     "begins with that one."
@@ -262,37 +248,6 @@ class Checkpoints:
                 f"checkpoint_dir={str(self._folder)!r} holds checkpoints of another run: "
                 f"{details}. {ways_out}"
             )
-
-
-def measured(values: list[float]) -> dict[str, Any]:
-    """Make an entry of a fingerprint that another machine may round otherwise."""
-    return {_MEASURED: values}
-
-
-def _agree(found: Any, wanted: Any) -> bool:
-    """Compare two entries of fingerprints."""
-    pair = [_measured_values(entry) for entry in (found, wanted)]
-    if pair[0] is None or pair[1] is None:
-        return bool(found == wanted)
-    return same_but_for_rounding(pair[0], pair[1])
-
-
-def _measured_values(entry: Any) -> np.ndarray | None:
-    if not isinstance(entry, dict) or entry.keys() != {_MEASURED}:
-        return None
-    try:
-        values = np.asarray(entry[_MEASURED], np.float64)
-    except UNEXPECTED_VALUE_ERRORS:
-        return None
-    return values if values.ndim == 1 else None
-
-
-def _shown(entry: Any) -> str:
-    """Write an entry for a message; of what was measured the first values."""
-    values = _measured_values(entry)
-    if values is None:
-        return repr(entry)
-    return f"[{', '.join(f'{value:.4g}' for value in values[:_N_SHOWN])}, ...]"
 
 
 def stored_fingerprint(folder: Path) -> dict[str, Any]:
