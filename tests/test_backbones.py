@@ -41,12 +41,11 @@ from sklearn_msf.latent.backbone_features import (
 )
 from sklearn_msf.latent.backbone_opening import (
     _KIND,
-    _as_preprocessing,
-    _preprocessing_of_object,
     as_backbone,
     open_backbone,
     open_hub_backbone,
 )
+from sklearn_msf.latent.backbone_preprocessing import as_preprocessing, preprocessing_of_object
 from sklearn_msf.latent.model_files import read_weights
 from sklearn_msf.model.image_space import PixelInputs
 
@@ -379,16 +378,16 @@ def test_the_place_of_a_model_is_not_part_of_it(tmp_path):
 
 def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
     normal = {"image_mean": [0.4] * 3, "image_std": [0.5] * 3}
-    plain = as_preprocessing(normal)
+    plain = prepared_for(normal)
     # In units of images in [-1, 1], where 0 is the middle of the range.
     assert plain.mean == pytest.approx([-0.2] * 3)
     assert plain.deviation == pytest.approx([1.0] * 3)
-    twice = as_preprocessing({**normal, "include_top": True})
+    twice = prepared_for({**normal, "include_top": True})
     assert twice.mean == plain.mean
     assert twice.deviation == pytest.approx([0.5] * 3)
-    by_class = as_preprocessing({**normal, "image_processor_type": "EfficientNetImageProcessor"})
+    by_class = prepared_for({**normal, "image_processor_type": "EfficientNetImageProcessor"})
     assert by_class == twice
-    shifted = as_preprocessing({**normal, "rescale_offset": True})
+    shifted = prepared_for({**normal, "rescale_offset": True})
     assert shifted.mean == pytest.approx([1.8] * 3)
     # MobileViT's files have neither mean nor deviation.
     for entries in (
@@ -396,15 +395,15 @@ def test_images_are_prepared_as_efficientnet_and_its_like_ask_for(folder):
         {"image_processor_type": "MobileViTImageProcessor"},
     ):
         with pytest.raises(BackboneError, match=r"blue, green and red: .*flip\(1\)"):
-            as_preprocessing(entries)
+            prepared_for(entries)
 
 
 def test_an_efficientnet_as_an_object_gets_the_images_that_its_file_asks_for():
     normal = {"image_mean": [0.4] * 3, "image_std": [0.5] * 3}
     model = SimpleNamespace(config=SimpleNamespace(model_type="efficientnet"), **normal)
     model.image_size = 32
-    of_file = as_preprocessing({**normal, "image_processor_type": "EfficientNetImageProcessor"})
-    assert _preprocessing_of_object(model) == of_file
+    of_file = prepared_for({**normal, "image_processor_type": "EfficientNetImageProcessor"})
+    assert preprocessing_of_object(_KIND, model) == of_file
 
 
 def test_the_fitted_backbone_of_a_folder_can_be_passed_to_another_fit(folder):
@@ -433,8 +432,8 @@ def test_an_object_whose_file_asks_for_bgr_is_refused_as_its_folder_is(folder):
         as_backbone(model)
 
 
-def as_preprocessing(entries):
-    return _as_preprocessing("x", {"size": 32, **entries})
+def prepared_for(entries):
+    return as_preprocessing("x", {"size": 32, **entries})
 
 
 def test_a_folder_is_not_in_the_files_of_a_model(tmp_path):

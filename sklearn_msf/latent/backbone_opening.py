@@ -1,15 +1,12 @@
 """Opening of backbones: an object, a folder, or an id on the hub.
 
 A model of transformers is built by a class that transformers itself has, from a configuration
-within limits and from weights in safetensors, and no code of a repository is run. Size, mean and
-deviation of its images are in its preprocessor_config.json (in a folder also in the
-processor_config.json that newer versions write instead), which is read as plain JSON: the image
-processors of transformers need torchvision. A README.md is read for the licence. Nothing else is
-opened.
+within limits and from weights in safetensors, and no code of a repository is run. What its images
+are to be is in a file beside them, which `backbone_preprocessing` reads. A README.md is read for
+the licence. Nothing else is opened.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,13 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_msf.exceptions import BackboneError, PretrainedModelError
+from sklearn_msf.exceptions import BackboneError
 from sklearn_msf.latent.backbone import (
     ImageBackbone,
-    Preprocessing,
     is_behind_the_map,
     is_of_transformers,
     vision_model,
+)
+from sklearn_msf.latent.backbone_preprocessing import (
+    PREPROCESSOR_NAME,
+    as_preprocessing,
+    note_preprocessing,
+    own_preprocessing,
+    preprocessing_of_object,
+    preprocessor_entries,
 )
 from sklearn_msf.latent.frozen_network import own_copy
 from sklearn_msf.latent.model_files import (
@@ -37,13 +41,10 @@ from sklearn_msf.latent.model_files import (
     read_weights,
     stated_licence,
 )
-from sklearn_msf.persistence.archives import UNEXPECTED_VALUE_ERRORS
-from sklearn_msf.persistence.hub import fetch_from_hub, is_commit
 from sklearn_msf.runtime.device import seeded_weights
 
 __all__ = ["as_backbone", "open_backbone", "open_hub_backbone"]
 
-_PREPROCESSOR_NAME, _PROCESSOR_NAME = "preprocessor_config.json", "processor_config.json"
 _KIND = ModelKind(
     "backbone",
     "transformers",
@@ -53,9 +54,8 @@ _KIND = ModelKind(
     "of images, or leave it out with backbone=None.",
     BackboneError,
 )
-# Limits for the configuration in a file: any number, and an image's side.
+# Limit for any number in a configuration.
 _MAX_NUMBER = 2**20
-_MAX_SIDE = 8192
 # Entries of a configuration that name code (kernels for attention are fetched by their name), that
 # say where it came from, or that are about class heads.
 _IGNORED_ENTRIES = ("auto_map", "name_or_path", "num_labels", "id2label", "label2id")
@@ -68,9 +68,6 @@ _OTHER_MODELS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "ba
 _OF_TIMM = ("timm_wrapper", "timm_backbone")
 # Longest list in a configuration.
 _MAX_LENGTH = 1024
-_N_COLOURS = 3
-# Attribute of a model that was opened from files: what these say of its images.
-_READ = "_preprocessing_of_files"
 
 
 def as_backbone(given: Any) -> ImageBackbone:
@@ -94,8 +91,8 @@ def as_backbone(given: Any) -> ImageBackbone:
         )
     if not is_of_transformers(given):
         copied = own_copy(given, "backbone", BackboneError)
-        return ImageBackbone(copied, _own_preprocessing(given))
-    preprocessing = _preprocessing_of_object(given)
+        return ImageBackbone(copied, own_preprocessing(given))
+    preprocessing = preprocessing_of_object(_KIND, given)
     copied = own_copy(vision_model(given), "backbone", BackboneError)
     return ImageBackbone(copied, preprocessing)
 
@@ -122,7 +119,7 @@ def open_backbone(name: str | PathLike[str]) -> ImageBackbone:
     folder = find_folder(_KIND, name)
     if folder is None:
         return open_hub_backbone(str(name))
-    names = (CONFIG_NAME, _KIND.weights_name, _PREPROCESSOR_NAME, CARD_NAME)
+    names = (CONFIG_NAME, _KIND.weights_name, PREPROCESSOR_NAME, CARD_NAME)
     return _from_files(str(name), {file: folder / file for file in names}, {"kind": "folder"})
 
 
@@ -153,7 +150,7 @@ def open_hub_backbone(
     """
     _transformers()
     kind = _KIND.of_a_saved_model if of_model else _KIND
-    found = fetch_model(kind, name, revision, [_PREPROCESSOR_NAME], [CARD_NAME])
+    found = fetch_model(kind, name, revision, [PREPROCESSOR_NAME], [CARD_NAME])
     source = {"kind": "hub", "id": name, "revision": found.revision}
     return _from_files(name, found.files, source, kind)
 
@@ -175,8 +172,8 @@ def _from_files(
     """Build a backbone from the files in which transformers saves it."""
     config_path, weights_path = files[CONFIG_NAME], files[kind.weights_name]
     config = _vision_config(name, read_json(kind, name, config_path), kind.ways_out)
-    entries = _preprocessor_entries(name, files[_PREPROCESSOR_NAME])
-    preprocessing = _as_preprocessing(name, entries)
+    entries = preprocessor_entries(kind, name, files[PREPROCESSOR_NAME])
+    preprocessing = as_preprocessing(name, entries)
     weights = read_weights(kind, name, weights_path)
     try:
         module = _built(config, weights)
@@ -186,8 +183,7 @@ def _from_files(
             f"backbone={name!r} cannot be built from {config_path} and {weights_path}: {error}"
         ) from error
     source["licence"] = stated_licence(files.get(CARD_NAME))
-    # The model does not know its files, and the fitted backbone_ can be passed to another fit.
-    setattr(module, _READ, preprocessing)
+    note_preprocessing(module, preprocessing)
     return ImageBackbone(module, preprocessing, source)
 
 
@@ -309,133 +305,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-# What the images are to be
-
-
-def _own_preprocessing(module: nn.Module) -> Preprocessing:
-    """Read what a module says of its images: its size, if it takes only one, and its channels."""
-    n_channels = int(getattr(module, "in_channels", _N_COLOURS))
-    size = getattr(module, "image_size", None)
-    return Preprocessing(_as_size(size), (0.0,) * n_channels, (1.0,) * n_channels)
-
-
-def _preprocessing_of_object(model: nn.Module) -> Preprocessing:
-    """Find the preprocessor_config.json of where a model of transformers was opened from."""
-    kind, origin = type(model).__name__, getattr(model.config, "_name_or_path", "")
-    if str(getattr(model.config, "model_type", "")).startswith("mobilevit"):
-        raise _wants_bgr(kind)
-    mean, deviation = getattr(model, "image_mean", None), getattr(model, "image_std", None)
-    if mean is not None and deviation is not None:
-        # Only of a file the name of its class tells it.
-        divides_twice = getattr(model.config, "model_type", "") == "efficientnet"
-        own = {"image_mean": mean, "image_std": deviation, "include_top": divides_twice}
-        size = getattr(model, "image_size", getattr(vision_model(model).config, "image_size", None))
-        return _as_preprocessing(kind, own if size is None else {**own, "size": size})
-    read = getattr(model, _READ, None)
-    if isinstance(read, Preprocessing):
-        return read
-    if not origin:
-        raise BackboneError(
-            f"backbone={kind} does not say how its images are to be normalised: open it by its id "
-            "or its folder, or set its attributes image_mean and image_std, as in "
-            f"{_PREPROCESSOR_NAME} (for images in [0, 1]), and image_size."
-        )
-    try:
-        folder = find_folder(_KIND, origin)
-        if folder is not None:
-            path = folder / _PREPROCESSOR_NAME
-        else:
-            # Not all versions of transformers note the commit; without it the newest is meant.
-            commit = getattr(model.config, "_commit_hash", None)
-            revision = commit if is_commit(commit) else None
-            found = fetch_from_hub(origin, revision, [_PREPROCESSOR_NAME])
-            path = found.files[_PREPROCESSOR_NAME]
-        entries = _preprocessor_entries(origin, path)
-    except PretrainedModelError as error:
-        raise BackboneError(
-            f"backbone={kind} was opened from {origin!r}, where {_PREPROCESSOR_NAME} cannot be had "
-            f"now: set its attributes image_mean and image_std (for images in [0, 1]), and "
-            f"image_size. {error}"
-        ) from error
-    return _as_preprocessing(origin, entries)
-
-
-def _preprocessor_entries(name: str, path: Path) -> Mapping[str, Any]:
-    """Read a preprocessor_config.json, or what of a file of all modalities replaces it."""
-    if path.is_file():
-        return read_json(_KIND, name, path)
-    whole = path.with_name(_PROCESSOR_NAME)
-    # Since version 5 transformers saves processors of several modalities in this file alone.
-    entries = read_json(_KIND, name, whole).get("image_processor") if whole.is_file() else None
-    if isinstance(entries, dict):
-        return entries
-    raise BackboneError(
-        f"backbone={name!r} has no {_PREPROCESSOR_NAME}, which says how its images are to be "
-        "resized and normalised: take it from the model's repository, or pass the model as an "
-        "object with the attributes image_mean, image_std and image_size."
-    )
-
-
-def _as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
-    """Convert the entries of a preprocessor_config.json.
-
-    The whole image is resized to the size that the model gets after any cropping: what lies at the
-    border of a medical image may matter.
-    """
-    of_class = str(entries.get("image_processor_type", ""))
-    if entries.get("do_flip_channel_order", of_class.startswith("MobileViT")):
-        raise _wants_bgr(name)
-    try:
-        cropped = entries.get("do_center_crop", "size" not in entries)
-        size = entries.get("crop_size") if cropped else None
-        size = _as_size(entries.get("size") if size is None else size)
-        mean, deviation = [0.0] * _N_COLOURS, [1.0] * _N_COLOURS
-        if entries.get("do_normalize", True):
-            mean, deviation = list(entries["image_mean"]), list(entries["image_std"])
-        factor = entries.get("rescale_factor", 1 / 255) if entries.get("do_rescale", True) else 1
-        numbers = [*mean, *deviation, factor]
-        is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
-        if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
-            raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
-        if entries.get("rescale_offset"):
-            mean = [value + 1 for value in mean]
-        if entries.get("include_top", of_class.startswith("EfficientNet")):
-            # EfficientNet's images are divided by the deviation twice.
-            deviation = [value**2 for value in deviation]
-    except UNEXPECTED_VALUE_ERRORS as error:
-        raise BackboneError(
-            f"backbone={name!r} has a {_PREPROCESSOR_NAME} that cannot be used ({error}): expected "
-            "size or crop_size, image_mean and image_std. Pass the model as an object with the "
-            "attributes image_mean, image_std and image_size."
-        ) from error
-    # From units of the file to units of images in [-1, 1].
-    half = 255 * factor / 2
-    return Preprocessing(
-        size, tuple(m / half - 1 for m in mean), tuple(d / half for d in deviation)
-    )
-
-
-def _wants_bgr(name: str) -> BackboneError:
-    return BackboneError(
-        f"backbone={name!r} is for images whose channels are blue, green and red: pass a torch "
-        "module whose forward(x) returns the map of the model for such images, as in "
-        "model(pixel_values=((x + 1) / 2).flip(1)).last_hidden_state."
-    )
-
-
-def _as_size(size: Any) -> tuple[int, int] | None:
-    """Convert a side, a pair, or a dict of a preprocessor_config.json to height and width."""
-    if size is None:
-        return None
-    if isinstance(size, Mapping):
-        side = size.get("shortest_edge")
-        size = (size.get("height", side), size.get("width", side))
-    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2 or not all(type(n) is int and 0 < n <= _MAX_SIDE for n in sides):
-        raise BackboneError(
-            f"The image size of a backbone must be a side or (height, width), in integers from 1 "
-            f"to {_MAX_SIDE:,}, got {size!r}."
-        )
-    return sides
