@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 from forked_scripts import LIBRARIES, run_code
@@ -71,6 +72,17 @@ def test_the_public_modules_are_exactly_these():
         submodules = {module.name for module in pkgutil.iter_modules(modules[name].__path__)}
         own = {key for key in vars(modules[name]) if not key.startswith("_")}
         assert own <= submodules
+
+
+ROOMS = [module.name for module in pkgutil.iter_modules(sklearn_msf.__path__) if module.ispkg]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_each_of_its_modules_is_for(room):
+    room = importlib.import_module(f"sklearn_msf.{room}")
+    # A name of a module may be followed by one that is in it.
+    named = {name.split(".")[0] for name in re.findall(r"`([\w.]+)`", room.__doc__)}
+    assert {module.name for module in pkgutil.iter_modules(room.__path__)} <= named
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)

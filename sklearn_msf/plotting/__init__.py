@@ -2,7 +2,8 @@
 
 May import every room below it; none imports it. `curves` and `confusion` have the displays of
 selective prediction, `generated_images` those of generated images and their trajectories,
-`counterfactuals` that of images changed to another class.
+`counterfactuals` that of images changed to another class. `pictures` makes pictures of arrays,
+and `pyplot` imports matplotlib.
 """
 
 from sklearn_msf.plotting.confusion import RejectionConfusionMatrixDisplay
