@@ -546,6 +546,14 @@ def test_what_is_in_the_cache_is_opened_without_the_hub(backbone_hub, monkeypatc
     assert Hub.asked == []
 
 
+@pytest.mark.parametrize("of_model", [False, True])
+def test_a_hub_without_the_preprocessor_gives_the_advice_of_who_asks(backbone_hub, of_model):
+    (backbone_hub / "preprocessor_config.json").unlink()
+    remedy = r"from_pretrained\(folder, backbone=" if of_model else "use backbone='path/to/folder'"
+    with pytest.raises(BackboneError, match=rf"preprocessor_config.json .*Instead, .*{remedy}"):
+        open_hub_backbone("someone/tiny", COMMIT, of_model=of_model)
+
+
 def test_a_hub_that_has_other_weights_now_is_refused_by_name(backbone_hub, tmp_path, monkeypatch):
     classifier = tiny_feature_classifier(backbone="someone/tiny", max_epochs=1).fit(X, Y)
     classifier.save_pretrained(tmp_path / "model")
