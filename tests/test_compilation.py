@@ -3,7 +3,6 @@ import functools
 import pytest
 import torch
 
-from sklearn_msf.runtime import compilation
 from sklearn_msf.runtime.compilation import compile_or_not
 
 
@@ -84,12 +83,27 @@ def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
     assert len(n_compiled) == 24
 
 
-def test_many_functions_of_one_process_are_compiled(compiles, monkeypatch):
-    monkeypatch.setitem(compilation._LIMITS, "recompile_limit", 2)
-    # Of partial functions, as those of training are, torch would count all together.
-    for n in range(4):
-        function = compile_or_not(functools.partial(torch.add, torch.ones(n + 1)))
-        torch.testing.assert_close(function(torch.ones(n + 1)), torch.full((n + 1,), 2.0))
+def test_runs_of_one_process_share_what_was_compiled(make_tiny_field, monkeypatch):
+    from test_training import make_trainer
+
+    from sklearn_msf.training.batches import TrainingData
+
+    n_compiled = []
+
+    def backend(graph, inputs):
+        n_compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = TrainingData(images, torch.arange(20) % 3, torch.ones(20, dtype=torch.float64), 20)
+    counts = []
+    for _ in range(2):
+        # No other test compiles a network of such a form.
+        field = make_tiny_field(channels=12)
+        make_trainer(field, compile_network=True, max_epochs=1, batch_size=10).fit(data)
+        counts.append(len(n_compiled))
+    assert 0 < counts[0] == counts[1]
 
 
 VELOCITIES = {"label_prediction": "velocity", "image_prediction": "velocity"}

@@ -10,9 +10,10 @@ from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["compile_or_not"]
 
-# Numbers of shapes for which a function is compiled before torch gives up. Training has one for
-# each division of a batch, more than torch allows by default.
-_LIMITS = {"recompile_limit": 64, "accumulated_recompile_limit": 1024}
+# How often torch compiles before it gives up, by default 8 times. It counts all that a process
+# compiles here together: in training each division of a batch, of each network of another form.
+# Networks of one form share what was compiled.
+_LIMITS = {"recompile_limit": 1024, "accumulated_recompile_limit": 1024}
 
 
 def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,19 +35,12 @@ def compile_or_not(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] | None = None
     works = True
 
-    def whole(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    # Torch counts what it compiled, and keeps it, by code objects: each function needs its own, or
-    # the runs of a process would fill one count together.
-    whole.__code__ = whole.__code__.replace()
-
     def call(*arguments: Any) -> Any:
         nonlocal compiled, works
         if works:
             try:
                 # This alone is refused where torch does not know the version of Python yet.
-                compiled = compiled or torch.compile(whole, fullgraph=True, dynamic=False)
+                compiled = compiled or torch.compile(function, fullgraph=True, dynamic=False)
                 with torch._dynamo.config.patch(_LIMITS):
                     return compiled(*arguments)
             # Backends raise various exceptions when they find no compiler or cannot compile, so
