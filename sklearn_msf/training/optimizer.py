@@ -131,7 +131,8 @@ class AveragedOptimizer:
 
         The moments of these count it themselves, and no run has more of them than steps.
         """
-        steps = [int(moments[_STEP]) for moments in self._adamw.state.values()]
+        # Where the interrupt came first the optimizer has made no moments yet.
+        steps = [int(moments[_STEP]) for moments in self._adamw.state.values() if moments]
         self.n_steps = max([self.n_steps, *steps])
 
     def gradients(self) -> list[Tensor]:
