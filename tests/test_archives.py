@@ -207,7 +207,7 @@ def test_a_reader_that_meets_a_writer_gets_the_new_archive(archive, monkeypatch)
 def test_leftovers_are_those_of_cut_off_writes_only(archive):
     kept = files(archive)
     orphan = archive / "model-0123456789abcdef.safetensors"
-    unfinished = archive / ".other-1.json.12ab.part"
+    unfinished = archive / ".other-1.json.12ab34cd.part"
     for path in (orphan, unfinished):
         path.write_text("x")
         os.utime(path, (time.time() - 90,) * 2)

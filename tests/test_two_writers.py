@@ -218,6 +218,7 @@ def test_a_fresh_unfinished_file_is_left_alone_and_an_old_one_goes(tmp_path):
     "name",
     [
         ".model.json.thesis.part",
+        ".model.json.12ab.part",
         ".model-notes.12ab34cd.part",
         ".model.12ab34cd.part",
         "model-2024.safetensors",

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.persistence.whole_files import remove, remove_abandoned, whole_file
+from sklearn_msf.persistence.whole_files import (
+    UNFINISHED_SUFFIX,
+    remove,
+    remove_abandoned,
+    whole_file,
+)
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["keep_latents"]
 
 _NAME = "latents"
 _KEPT = re.compile(rf"{_NAME}-[0-9a-f]{{16}}\.bin")
-_UNFINISHED = re.compile(rf"\.{_NAME}-[0-9a-f]{{8}}\.part")
+_UNFINISHED = re.compile(rf"\.{_NAME}-{UNFINISHED_SUFFIX}")
 # The digest lies behind the latents, so that both appear at once.
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _ZEROS_AT_ONCE = 2**22

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # The end of an unfinished name, as a regular expression.
-UNFINISHED_SUFFIX = r"[0-9a-f]+\.part"
+UNFINISHED_SUFFIX = r"[0-9a-f]{8}\.part"
 # A file that is younger may belong to a process that will use it in a moment.
 _FRESH_SECONDS = 60.0
 
@@ -57,8 +57,8 @@ def whole_file(path: Path, unfinished_prefix: str | None = None) -> Iterator[IO[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # The flush can take minutes, and the file is fresh from now on.
-        os.utime(unfinished)
+            # The flush can take minutes, and the file is fresh from now on, without its lock.
+            os.utime(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         remove(unfinished)
@@ -102,9 +102,9 @@ def _remove_abandoned_with(prefix: str, folder: Path) -> None:
     unfinished = re.compile(re.escape(prefix) + UNFINISHED_SUFFIX)
     # A folder that cannot be read may still be written to.
     with contextlib.suppress(OSError):
-        for path in list(folder.iterdir()):
-            if unfinished.fullmatch(path.name):
-                remove_abandoned(path)
+        for name in os.listdir(folder):
+            if unfinished.fullmatch(name):
+                remove_abandoned(folder / name)
 
 
 def remove(path: Path) -> None:
