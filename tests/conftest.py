@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -21,9 +22,13 @@ from sklearn_msf._estimator.parameters import PARAMETERS
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.flow.velocity_field import FieldLayout, build_field
 from sklearn_msf.latent.autoencoder import build_autoencoder
+from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelSpace
 from sklearn_msf.runtime.device import resolve_device
+
+# A full batch, to which smaller ones are compared, need not be larger for networks this small.
+images_a_pass.__defaults__ = (1, None, 64)
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)
@@ -322,6 +327,11 @@ def pytest_configure():
     except ValueError as error:
         raise pytest.UsageError(f"SKLEARN_MSF_TEST_DEVICE: {error}") from error
     torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores, as many tests wait for other processes or the disk."""
+    return joblib.cpu_count() + 1
 
 
 def pytest_report_header():

@@ -249,11 +249,19 @@ def test_one_image_that_does_not_fit_is_an_error(make_tiny_field):
 # The size of a batch
 
 
+@pytest.fixture
+def full_passes(monkeypatch):
+    """As large as they are outside of the tests."""
+    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, classification._MAX_ROWS))
+
+
+@pytest.mark.usefixtures("full_passes")
 @pytest.mark.parametrize(("n_draws", "n_images"), [(1, 256), (4, 64), (100, 2), (1000, 1)])
 def test_all_draws_of_a_batch_are_the_rows_of_one_pass(make_tiny_field, n_draws, n_images):
     assert images_a_pass(tiny_model(make_tiny_field()), n_draws, ONE_STEP) == n_images
 
 
+@pytest.mark.usefixtures("full_passes")
 def test_a_pass_over_larger_images_has_fewer_of_them(make_tiny_field):
     class LargeSpace:
         shape = (1, 56, 112)
@@ -263,6 +271,7 @@ def test_a_pass_over_larger_images_has_fewer_of_them(make_tiny_field):
     assert images_a_pass(model, 4) == 8
 
 
+@pytest.mark.usefixtures("full_passes")
 def test_a_gpu_takes_large_images_together():
     cpu, gpu = (
         of_default_network(side=224, channels=32, patch_size=16, device=name)
@@ -280,6 +289,7 @@ def of_default_network(*, side, channels, patch_size, device="cpu"):
     )
 
 
+@pytest.mark.usefixtures("full_passes")
 def test_a_pass_of_a_larger_network_has_fewer_images():
     # One that has to be padded to the full size is still computed in a second.
     default = of_default_network(side=28, channels=32, patch_size=2)
