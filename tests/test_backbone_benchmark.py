@@ -230,12 +230,13 @@ def test_the_probabilities_of_seeds_are_averaged(benchmark):
     assert f"| 2 | 50.0 | 50.0 | {loss:.2f} |" in "\n".join(benchmark.averaged_table(rounded))
 
 
-def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
-    def record(system, auc, acc, dataset="busi", budget="900 s"):
-        provenance = {"reference_seconds": 90.0}
-        values = {"auc": auc, "acc": acc, "n_images": None, "provenance": provenance}
-        return {"dataset": dataset, "system": system, "budget": budget, **values}
+def record(system, auc, acc, dataset="busi", budget="900 s"):
+    provenance = {"reference_seconds": 90.0}
+    values = {"auc": auc, "acc": acc, "n_images": None, "provenance": provenance}
+    return {"dataset": dataset, "system": system, "budget": budget, **values}
 
+
+def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
     records = [
         record(benchmark.FEATURES, 93.0, 87.0),
         record(benchmark.FEATURES, 95.0, 89.0),
@@ -246,6 +247,16 @@ def test_the_summary_has_a_row_for_each_data_set_that_was_measured(benchmark):
     (row,) = benchmark.summary_table(records).splitlines()[2:]
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert cells == ["94.0 ± 1.4 / 88.0 ± 1.4", "not run", "92.0 / 88.0", "not run", "1.5"]
+
+
+def test_sizes_beyond_those_of_the_images_are_not_called_missing_runs(benchmark):
+    records = [record("pixels at 28", 99.0, 96.0, dataset=dataset) for dataset in ("ham", "pbc")]
+    of_ham, of_pbc = (
+        [cell.strip() for cell in row.split("|")[2:6]]
+        for row in benchmark.comparison_table(records).splitlines()[2:]
+    )
+    assert of_ham == ["99.0 / 96.0, 1.5 min", "not run", "not run", "not run"]
+    assert of_pbc == ["99.0 / 96.0, 1.5 min", "not run", "larger than the images", "not run"]
 
 
 def test_rows_of_a_data_set_stand_together_in_the_order_of_the_systems(benchmark):

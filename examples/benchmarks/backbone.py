@@ -526,6 +526,8 @@ SUMMARIZED_DATA = {
     "ham": "HAM10000 skin lesions, 128 px",
     "pbc": "PBC blood cells, 64 px",
 }
+# Sides of these images, which are resized to smaller ones only.
+SUMMARIZED_SIDES = {"retina": 224, "busi": 224, "pneumonia": 128, "ham": 128, "pbc": 64}
 SUMMARIZED_SYSTEMS = {
     FEATURES: "ours over frozen features",
     f"{FEATURES}{OF_FLIPS}": "the same, four flips",
@@ -554,19 +556,23 @@ def minutes(records):
 
 
 def runs_by_data(records, systems):
-    """Yield the title of each data set and the records of each system; no set without records."""
+    """Yield the name of each data set and the records of each system; no set without records."""
     runs = runs_of(records)
-    for dataset, title in SUMMARIZED_DATA.items():
-        groups = [runs.get((dataset, f"{BUDGET:g} s", None, system), []) for system in systems]
-        if any(groups):
-            yield title, groups
+    for dataset in SUMMARIZED_DATA:
+        groups = {s: runs.get((dataset, f"{BUDGET:g} s", None, s), []) for s in systems}
+        if any(groups.values()):
+            yield dataset, groups
 
 
 def summary_table(records):
     """AUC and accuracy of the systems that a reader compares first, a row for each data set."""
     rows = [
-        [title, *map(auc_and_accuracy, groups), minutes(groups[0])]
-        for title, groups in runs_by_data(records, SUMMARIZED_SYSTEMS)
+        [
+            SUMMARIZED_DATA[dataset],
+            *map(auc_and_accuracy, groups.values()),
+            minutes(groups[FEATURES]),
+        ]
+        for dataset, groups in runs_by_data(records, SUMMARIZED_SYSTEMS)
     ]
     header = ["images", *SUMMARIZED_SYSTEMS.values(), "minutes on two cores"]
     return markdown(header, rows) + "\n"
@@ -575,11 +581,15 @@ def summary_table(records):
 def comparison_table(records):
     """AUC, accuracy and minutes of what can be done with images of one size."""
 
-    def cell(group):
-        return f"{auc_and_accuracy(group)}, {minutes(group)} min" if group else NOT_RUN
+    def cell(dataset, system, group):
+        if group:
+            return f"{auc_and_accuracy(group)}, {minutes(group)} min"
+        is_larger = SIDES_OF_PIXELS.get(system, (0,))[0] > SUMMARIZED_SIDES[dataset]
+        return "larger than the images" if is_larger else NOT_RUN
 
     rows = [
-        [title, *map(cell, groups)] for title, groups in runs_by_data(records, COMPARED_SYSTEMS)
+        [SUMMARIZED_DATA[dataset], *(cell(dataset, *of_system) for of_system in groups.items())]
+        for dataset, groups in runs_by_data(records, COMPARED_SYSTEMS)
     ]
     return markdown(["images", *COMPARED_SYSTEMS.values()], rows) + "\n"
 
