@@ -1,5 +1,7 @@
 """Splits of samples, which keep groups together, such as the images of one patient."""
 
+import math
+
 import numpy as np
 from sklearn.model_selection import ShuffleSplit, train_test_split
 
@@ -39,6 +41,7 @@ def split_samples(
         if samples.groups is not None:
             train, valid = split_groups(samples.groups, samples.labels, fraction, random_state)
         else:
+            _check_counts(purpose, samples, fraction)
             train, valid = train_test_split(
                 np.arange(len(samples.rows)),
                 test_size=fraction,
@@ -49,7 +52,7 @@ def split_samples(
             if len(lost):
                 raise ValueError(
                     f"it would leave no image of the classes {samples.classes[lost].tolist()} to "
-                    "train on; lower validation_fraction, or pass X_val and y_val."
+                    f"train on; {_ways_out(purpose, 'lower')}."
                 )
     except ValueError as error:
         raise ValueError(
@@ -58,6 +61,33 @@ def split_samples(
         ) from error
     _warn_of_absent_classes(purpose, samples, valid)
     return np.sort(train), np.sort(valid)
+
+
+def _check_counts(purpose: str, samples: TrainingSamples, fraction: float) -> None:
+    """Refuse classes and numbers of samples that cannot be divided by class."""
+    counts = np.bincount(samples.labels, minlength=len(samples.classes))
+    single = samples.classes[counts == 1].tolist()
+    if single:
+        raise ValueError(
+            f"one image only is of each of the classes {single}; pass X_val and y_val, or more of "
+            "these images."
+        )
+    n, n_classes = len(samples.labels), np.count_nonzero(counts)
+    n_held_out = math.ceil(fraction * n)
+    for n_there, part, change in (
+        (n_held_out, "hold out", "raise"),
+        (n - n_held_out, "train on", "lower"),
+    ):
+        if n_there < n_classes:
+            raise ValueError(
+                f"it would {part} {n_there} of {n} images, and needs as many as the {n_classes} "
+                f"classes are; {_ways_out(purpose, change)}."
+            )
+
+
+def _ways_out(purpose: str, change: str) -> str:
+    ways = "pass X_val and y_val, or more images"
+    return f"{change} validation_fraction, {ways}" if purpose == "early_stopping" else ways
 
 
 def _warn_of_absent_classes(purpose: str, samples: TrainingSamples, valid: np.ndarray) -> None:
@@ -107,6 +137,11 @@ def split_groups(
         raise ValueError(
             "groups has only one group, which cannot be divided: pass the group of each image, "
             "such as its patient."
+        )
+    if math.ceil(fraction * len(present)) >= len(present):
+        raise ValueError(
+            f"groups has {len(present)} groups only, of which none would be left to train on: pass "
+            "images of more groups, or X_val and y_val."
         )
     classes, label = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(present), len(classes)))
