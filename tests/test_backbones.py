@@ -668,6 +668,24 @@ def test_weights_that_do_not_fit_are_refused(folder, change, message):
 
 
 @pytest.mark.parametrize(
+    "attributes",
+    [
+        {"image_mean": 0.5, "image_std": 0.5},
+        {"image_mean": [0.5], "image_std": [0.0]},
+        {"image_mean": [0.5, 0.5], "image_std": [0.5]},
+        {"image_mean": [0.5], "image_std": [0.5], "image_size": 32.0},
+    ],
+)
+def test_attributes_that_cannot_be_used_are_not_blamed_on_a_file(attributes):
+    model = tiny_vision_model()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    with pytest.raises(BackboneError, match="attributes image_mean, .* cannot be used") as found:
+        as_backbone(model)
+    assert "preprocessor_config" not in str(found.value)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "[]",

@@ -370,6 +370,48 @@ def test_early_stopping_on_too_little_data_is_named(make_classifier):
         make_classifier(early_stopping=True).fit(X[:3], [0, 1, 1])
 
 
+@pytest.mark.parametrize("settings", [{"early_stopping": True}, {"calibration": "temperature"}])
+def test_a_class_of_one_image_is_named_by_its_label(make_classifier, settings):
+    images, y = np.zeros((41, 8, 8)), [1] * 20 + [2] * 20 + [3]
+    with pytest.raises(ValueError, match=r"one image only is of each of the classes \[3\]; pass X"):
+        make_classifier(**settings).fit(images, y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"early_stopping": True},
+            "would hold out 1 of 6 images, .* the 3 classes are; raise validation_fraction, pass X",
+        ),
+        (
+            {"early_stopping": True, "validation_fraction": 0.7},
+            "would train on 1 of 6 images, .*; lower validation_fraction, pass X_val and y_val",
+        ),
+        ({"calibration": "temperature"}, "would hold out 2 of 6 images, .*; pass X_val and y_val"),
+    ],
+)
+def test_too_few_images_to_hold_out_are_counted(make_classifier, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(**settings).fit(X, [0, 1, 2] * 2)
+
+
+def test_what_more_classes_than_colours_need_depends_on_what_is_encoded(make_classifier):
+    images, y = np.zeros((130, 8, 8)), np.arange(130) % 65
+    classifier = make_classifier(label_prediction="velocity")
+    with pytest.raises(ValueError, match="has 64 codes, got 65") as found:
+        classifier.fit(images, y)
+    # Over latents the masks are encoded, as simplex codes cannot be.
+    over_latents = "label_prediction='posterior'" in str(found.value)
+    assert over_latents == isinstance(classifier, LatentMedSymmFlowClassifier)
+
+
+def test_over_latents_no_advice_leads_to_masks_that_cannot_be_encoded():
+    classifier = tiny_latent_classifier(label_encoding="grayscale", class_dropout=0.1)
+    with pytest.raises(ValueError, match="another label_encoding there"):
+        classifier.fit(X, [0, 1, 2] * 2)
+
+
 @pytest.mark.parametrize("parameters", [{"early_stopping": True, "validation_fraction": 0.8}])
 def test_a_class_that_would_be_held_out_as_a_whole_is_named(make_classifier, parameters):
     images, y = np.zeros((40, 8, 8)), ["usual"] * 38 + ["rare"] * 2
@@ -407,7 +449,9 @@ def test_the_first_partial_fit_needs_all_classes(make_classifier):
 
 def test_later_partial_fits_keep_classes_and_images(make_classifier):
     classifier = make_classifier().partial_fit(X, Y, classes=[0, 1])
-    with pytest.raises(ValueError, match="not the same as on the first call"):
+    with pytest.raises(
+        ValueError, match="are not those of the model that partial_fit goes on with"
+    ):
         classifier.partial_fit(X, Y, classes=[0, 1, 2])
     with pytest.raises(ValueError, match=r"labels \[2\] that are not among the classes"):
         classifier.partial_fit(X, Y + 1)

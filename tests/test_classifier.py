@@ -236,6 +236,16 @@ def test_early_stopping_ends_before_the_last_epoch(digits, make_classifier):
     assert all(0 <= epoch_log["validation_score"] <= 1 for epoch_log in classifier.history_)
 
 
+def test_partial_fit_with_another_network_or_other_classes_names_what_starts_anew(digits):
+    X, y = digits[0][:30], digits[1][:30]
+    classifier = tiny_classifier().partial_fit(X, y, classes=["one", "two", "zero"])
+    with pytest.raises(ValueError, match=r"another channels .* a clone of the estimator"):
+        classifier.set_params(channels=16).partial_fit(X, y)
+    with pytest.raises(ValueError, match=r"classes=.* are not those .* a clone of the estimator"):
+        classifier.partial_fit(X, y, classes=["one", "two", "zero", "five"])
+    clone(classifier).partial_fit(X, y, classes=["one", "two", "zero", "five"])
+
+
 def test_partial_fit_says_when_its_time_was_over_before_all_images_were_seen():
     X, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 2
     classifier = tiny_classifier(time_budget=1e-6, batch_size=10)

@@ -272,6 +272,13 @@ def test_a_revision_that_does_not_exist_is_named(hub):
         open_model(NAME, revision="v7")
 
 
+def test_a_folder_that_a_revision_passes_over_is_not_called_missing(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fitted().save_pretrained("someone/nothing")
+    with pytest.raises(HubError, match="With a revision 'someone/nothing' is an id .* leave revis"):
+        open_model("someone/nothing", revision="v7")
+
+
 def test_a_repository_with_another_library_in_it_is_refused(hub):
     hub.commits[NAME] = []
     hub.commit(NAME, {"pytorch_model.bin": pickle.dumps("code"), "config.json": b"{}"})

@@ -109,6 +109,14 @@ def test_only_the_first_process_writes_and_shows_progress(tmp_path):
     assert ["loss=" in error for error in errors] == [True, False]
 
 
+def test_processes_that_share_a_gpu_are_told_so():
+    with (
+        pytest.raises(ProcessGroupError, match="same GPU: start as many processes as"),
+        process_group._answering(),
+    ):
+        raise RuntimeError("ncclInvalidUsage ... Duplicate GPU detected : rank 1 and rank 0")
+
+
 def test_seeds_and_times_are_those_of_the_first_process(tmp_path):
     codes, errors = run_together(tmp_path, "time")
     assert codes == [0, 0], errors

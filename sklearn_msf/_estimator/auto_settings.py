@@ -189,13 +189,14 @@ def _check_unconditional(p: Parameters, n_classes: int) -> None:
     grayscale codes and an odd number of classes this is the code of the middle class.
     """
     gray = (p.label_encoding, p.label_prediction) == ("grayscale", "posterior")
+    # Over latents that needs masks that are images, which gray codes are not.
+    or_velocity = "" if is_over_latents(vars(p)) else " or label_prediction='velocity'"
     if p.class_dropout and gray and n_classes % 2:
         raise ValueError(
             f"class_dropout={p.class_dropout!r} cannot be used with label_encoding='grayscale' "
             f"and an odd number of classes ({n_classes}), where a mask without a class equals the "
-            "code of the middle class: "
-            "set class_dropout=0 in flow_params, or take another label_encoding or "
-            "label_prediction='velocity' there."
+            "code of the middle class: set class_dropout=0 in flow_params, or take another "
+            f"label_encoding{or_velocity} there."
         )
 
 

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from sklearn_msf._estimator.parameters import START_ANEW
 from sklearn_msf._estimator.weights import (
     WHERE_NUMBERED,
     are_numbers_of_classes,
@@ -357,11 +358,11 @@ def check_partial_classes(given: Any, class_weight: Any, fitted: np.ndarray | No
     if fitted is None:
         _check_n_classes(classes)
         return classes
-    check_same_kind("classes", classes, "the first call to partial_fit", fitted)
+    check_same_kind("classes", classes, "the model that partial_fit goes on with", fitted)
     if not np.array_equal(classes, fitted):
         raise ValueError(
-            f"classes={given!r} is not the same as on the first call to partial_fit: "
-            f"{fitted.tolist()}."
+            f"classes={given!r} are not those of the model that partial_fit goes on with, "
+            f"{fitted.tolist()}: leave classes out, or {START_ANEW}."
         )
     return fitted
 
@@ -518,8 +519,7 @@ def _check_same_image_shape(
     if shape is not None and _differ(shape, image_format.shape, n_dims):
         raise ValueError(
             f"Training cannot go on with image_shape={wanted}: the model was fitted on "
-            f"{NOUNS[n_dims]}s of shape {image_format.shape}. Set it back, or "
-            "fit anew with warm_start=False."
+            f"{NOUNS[n_dims]}s of shape {image_format.shape}. Set it back, or {START_ANEW}."
         )
 
 

@@ -41,6 +41,7 @@ from sklearn_msf._estimator.data_validation import (
 from sklearn_msf._estimator.fit_result import Continuation, FitResult
 from sklearn_msf._estimator.mirroring_check import warn_of_mirroring
 from sklearn_msf._estimator.parameters import (
+    START_ANEW,
     Parameters,
     draw_seed,
     is_over_latents,
@@ -56,7 +57,7 @@ from sklearn_msf._estimator.run_fingerprint import (
 from sklearn_msf._estimator.splitting import hold_out
 from sklearn_msf.data.augmentation import flipped_axes, seen_variations
 from sklearn_msf.exceptions import DivergenceError
-from sklearn_msf.flow.label_codes import make_label_codes
+from sklearn_msf.flow.label_codes import N_RGB_CODES, make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout, VelocityField, build_field
 from sklearn_msf.model.classification import classify
 from sklearn_msf.model.fitted_model import FittedModel
@@ -543,6 +544,13 @@ def _check_steps(p: Parameters, previous: FitResult | None) -> None:
 
 def _check_codes(p: Parameters, n_classes: int) -> None:
     """Refuse numbers of classes that the label codes do not allow, before any slow step."""
+    encodes_masks = is_over_latents(vars(p)) and p.label_prediction == "velocity"
+    if encodes_masks and n_classes > N_RGB_CODES:
+        raise ValueError(
+            f"label_encoding='rgb' has {N_RGB_CODES} codes, got {n_classes} classes, and over "
+            "latents label_prediction='velocity' takes no other encoding: use "
+            "label_prediction='posterior' and label_encoding='simplex' in flow_params."
+        )
     make_label_codes(p.label_encoding, n_classes, float(p.beta))
     field_layout(p, n_classes, (1, 1, 1))
 
@@ -664,7 +672,7 @@ def _check_layout(fitted: FieldLayout, wanted: FieldLayout) -> None:
     if changed:
         raise ValueError(
             f"Training cannot go on with another {', '.join(changed)} than the model was fitted "
-            "with; set them back, or fit anew with warm_start=False."
+            f"with; set them back, or {START_ANEW}."
         )
 
 

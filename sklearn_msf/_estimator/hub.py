@@ -74,7 +74,8 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
         raise ValueError(
             f"revision must be None or a commit, branch or tag such as 'main', got {revision!r}."
         )
-    _check_client(no_folder=name)
+    is_folder = folder.is_dir()
+    _check_client(no_folder=None if is_folder else name)
     try:
         files, commit = fetch_from_hub(name, revision, (_MODEL_FILE,), is_all=False)
         folder = files[_MODEL_FILE].parent
@@ -82,6 +83,12 @@ def find_model(given: Any, revision: str | None) -> tuple[Path, dict[str, str] |
         note_commit(files[_MODEL_FILE], revision)
     except ValueError as error:
         at = "" if revision is None else f" at revision {revision!r}"
+        if is_folder:
+            raise HubError(
+                f"With a revision {name!r} is an id on the Hugging Face hub, which does not give "
+                f"{_MODEL_FILE} and its weights{at}: {error} To open the folder of this name leave "
+                "revision out."
+            ) from error
         raise HubError(
             f"{name!r} is no folder here, and as an id on the Hugging Face hub it does not give "
             f"{_MODEL_FILE} and its weights{at}: {error} If you mean a folder, check the path (the "

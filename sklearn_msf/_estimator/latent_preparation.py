@@ -19,7 +19,7 @@ from sklearn_msf._estimator.encoded_sizes import (
     size_for_autoencoder,
     size_for_backbone,
 )
-from sklearn_msf._estimator.parameters import Parameters, draw_seed
+from sklearn_msf._estimator.parameters import START_ANEW, Parameters, draw_seed
 from sklearn_msf._estimator.preparation import Run, training_targets
 from sklearn_msf._estimator.run_fingerprint import digest_arrays
 from sklearn_msf._estimator.variation_count import (
@@ -165,13 +165,12 @@ class LatentPreparation:
             if not is_same_encoder(asked, now):
                 raise ValueError(
                     f"Training cannot go on with another {name}, {now!r}, than the "
-                    "model was fitted with; set it back, or fit anew with warm_start=False."
+                    f"model was fitted with; set it back, or {START_ANEW}."
                 )
         if space is not None and self._wanted_size(space) != space.encoded_size:
             raise ValueError(
                 f"Training cannot go on with encoded_size={p.encoded_size!r}: the model was fitted "
-                f"on images of {space.encoded_size} for its encoders. Set it back, or fit anew "
-                "with warm_start=False."
+                f"on images of {space.encoded_size} for its encoders. Set it back, or {START_ANEW}."
             )
 
     @staticmethod

@@ -81,9 +81,10 @@ def export_model(
 def _check_encoders(space: LatentSpace) -> None:
     """Refuse a backbone; a sampler needs only the autoencoder beside it."""
     if space.backbone is not None:
+        and_one = "" if space.autoencoder is not None else " and an autoencoder"
         raise ValueError(
             f"A classifier with backbone={space.backbone.name} cannot be exported to "
-            "ONNX: fit with backbone=None, or serve the estimator itself, saved by "
+            f"ONNX: fit with backbone=None{and_one}, or serve the estimator itself, saved by "
             "save_pretrained and opened by from_pretrained."
         )
 

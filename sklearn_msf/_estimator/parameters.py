@@ -36,6 +36,7 @@ __all__ = [
     "GROUP_DEFAULTS",
     "LATENT_GROUP_DEFAULTS",
     "PARAMETERS",
+    "START_ANEW",
     "Parameters",
     "affecting",
     "check_ode_solver",
@@ -159,6 +160,8 @@ def _verbosity(name: str, value: Any) -> None:
         _fail(name, value, "an integer")
 
 
+# In messages: a way out for fit with warm_start=True and for partial_fit.
+START_ANEW = "start anew with a clone of the estimator (sklearn.base.clone)"
 _AUTOENCODERS = "'auto', 'fit', a hub id, a folder or an object"
 
 

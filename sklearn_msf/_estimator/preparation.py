@@ -9,7 +9,7 @@ import torch
 
 from sklearn_msf._estimator.data_validation import TrainingSamples
 from sklearn_msf._estimator.encoded_sizes import as_sides
-from sklearn_msf._estimator.parameters import Parameters
+from sklearn_msf._estimator.parameters import START_ANEW, Parameters
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace, PixelSpace
 from sklearn_msf.persistence.archives import ArchiveError
@@ -125,7 +125,7 @@ class PixelPreparation:
         if space is not None and self._space(space.image_format).shape != space.shape:
             raise ValueError(
                 f"Training cannot go on with another input_size, {p.input_size!r}, than the model "
-                "was fitted with; set it back, or fit anew with warm_start=False."
+                f"was fitted with; set it back, or {START_ANEW}."
             )
 
     def _space(self, image_format: ImageFormat) -> PixelSpace:

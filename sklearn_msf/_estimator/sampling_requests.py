@@ -89,6 +89,7 @@ def warn_of_few_images(model: FittedModel, n_images: float) -> None:
         warn_user(
             f"The image branch has seen {n_images:,.0f} images, repeated ones included. With less "
             f"than about {fewest:,} it mostly generates blotches: train for longer (max_epochs, "
-            "time_budget), or set a smaller classification_fraction.",
+            "time_budget, or more calls of partial_fit), or with a smaller "
+            "classification_fraction if it is above 0.",
             ConvergenceWarning,
         )

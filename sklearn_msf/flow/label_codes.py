@@ -19,6 +19,7 @@ from sklearn_msf.runtime.tensor_axes import align_axes, spatial_axes
 
 __all__ = [
     "LABEL_ENCODINGS",
+    "N_RGB_CODES",
     "CodeReader",
     "EncodedLabelCodes",
     "LabelCodes",
@@ -30,7 +31,7 @@ __all__ = [
 
 # The four levels of a channel: the palette has 4 ** 3 colours, in lexicographic order.
 _RGB_LEVELS = (0, 75, 150, 225)
-_N_RGB_CODES = len(_RGB_LEVELS) ** 3
+N_RGB_CODES = len(_RGB_LEVELS) ** 3
 # Simplex codes of K classes take K * (K - 1) numbers, and their masks K - 1 channels. More levels
 # of gray could not be told apart.
 _MAX_CODES = 1024
@@ -43,13 +44,13 @@ _MIN_SPREAD = 0.1
 
 def _rgb_codes(n_classes: int, beta: float) -> tuple[np.ndarray, float]:
     """Spread the classes over the palette: value / 127.5 - 1, jitter beta / 127.5."""
-    if n_classes > _N_RGB_CODES:
+    if n_classes > N_RGB_CODES:
         raise ValueError(
-            f"label_encoding='rgb' has {_N_RGB_CODES} codes, got {n_classes} classes; "
+            f"label_encoding='rgb' has {N_RGB_CODES} codes, got {n_classes} classes; "
             "use label_encoding='simplex' in flow_params."
         )
     palette = np.stack(np.meshgrid(*[_RGB_LEVELS] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    chosen = np.floor(np.linspace(0, _N_RGB_CODES - 1, n_classes)).astype(int)
+    chosen = np.floor(np.linspace(0, N_RGB_CODES - 1, n_classes)).astype(int)
     return palette[chosen] / 127.5 - 1.0, beta / 127.5
 
 

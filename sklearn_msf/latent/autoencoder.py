@@ -335,7 +335,7 @@ def diffusers_class(kind: str) -> Any:
         import diffusers
     except ImportError as error:
         raise ImportError(
-            'Latents need diffusers: python -m pip install "sklearn-msf[latent]". An object '
-            "with encode and decode works without."
+            'Latents need diffusers: python -m pip install "sklearn-msf[latent]". To fit, '
+            "an object with encode and decode works without."
         ) from error
     return getattr(diffusers, kind)

@@ -91,7 +91,12 @@ def latents_from_plain(
     else:
         check_autoencoder(description, weights)
         autoencoder = known
-    _check_probes(autoencoder, tensors)
+    way_out = (
+        "open the model with the version of diffusers that it was fitted with, or fit anew."
+        if description["kind"] == "embedded"
+        else "pass that one, from_pretrained(folder, autoencoder=...)."
+    )
+    _check_probes(autoencoder, tensors, way_out)
     check_channels(image_format, autoencoder, encodes_masks=encodes_masks)
     factor, n_channels = autoencoder.factor, autoencoder.latent_channels
     if height % factor or width % factor:
@@ -129,21 +134,21 @@ def latents_from_state(described: list[Any], learned: dict[str, Any]) -> Autoenc
     return AutoencoderLatents(autoencoder, **{**learned, "size": tuple(learned["size"])})
 
 
-def _check_probes(autoencoder: ImageAutoencoder, tensors: dict[str, Tensor]) -> None:
+def _check_probes(autoencoder: ImageAutoencoder, tensors: dict[str, Tensor], way_out: str) -> None:
     """Refuse an autoencoder that makes other latents of a fixed image, or decodes them otherwise.
 
     Older files have the latents alone, as have those of autoencoders that do not decode.
     """
     _, latents = autoencoder.fingerprint()
-    _check_same("latents", latents, tensors["probe"])
+    _check_same("latents", latents, tensors["probe"], way_out)
     if "probe_image" in tensors:
-        _check_same("images", autoencoder.decoded_fixed_image(), tensors["probe_image"])
+        _check_same("images", autoencoder.decoded_fixed_image(), tensors["probe_image"], way_out)
 
 
-def _check_same(made: str, found: Tensor | None, wanted: Tensor) -> None:
+def _check_same(made: str, found: Tensor | None, wanted: Tensor, way_out: str) -> None:
     if found is None or not is_same_output(found, wanted):
         shapes = f"{None if found is None else tuple(found.shape)} and {tuple(wanted.shape)}"
         raise AutoencoderError(
             f"The autoencoder makes other {made} than the one that the model was fitted with "
-            f"({shapes}, or other values): pass that one, from_pretrained(folder, autoencoder=...)."
+            f"({shapes}, or other values): {way_out}"
         )

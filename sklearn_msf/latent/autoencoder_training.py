@@ -141,7 +141,8 @@ def fit_autoencoder(
         elif trained is None:
             raise AutoencoderError(
                 "The autoencoder that was trained on X has weights that are not finite: pass "
-                "autoencoder= a pretrained one, or precision='float32'."
+                "autoencoder= a pretrained one, or, if it was trained in bfloat16, set "
+                "precision='float32'."
             )
         else:
             warn_user(

@@ -139,8 +139,8 @@ def learn_features(
     covariance = torch.stack([part[2] for part in found]).sum(dim=0) / n - mean.outer(mean)
     if not bool(covariance.isfinite().all()):
         raise BackboneError(
-            f"backbone={backbone.name} returned NaN or infinite features: use another one, or "
-            "precision='float32'."
+            f"backbone={backbone.name} returned NaN or infinite features: use another one, or, if "
+            "it computed in bfloat16, precision='float32'."
         )
     variance = covariance.diagonal()
     # A constant channel carries no information: divide it by 1 instead of 0.

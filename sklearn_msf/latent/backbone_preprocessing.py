@@ -61,7 +61,15 @@ def preprocessing_of_object(kind: ModelKind, model: nn.Module) -> Preprocessing:
         divides_twice = getattr(model.config, "model_type", "") == "efficientnet"
         own = {"image_mean": mean, "image_std": deviation, "include_top": divides_twice}
         size = getattr(model, "image_size", getattr(vision_model(model).config, "image_size", None))
-        return as_preprocessing(name, own if size is None else {**own, "size": size})
+        own = own if size is None else {**own, "size": size}
+        try:
+            return _converted(own)
+        except UNEXPECTED_VALUE_ERRORS as error:
+            raise BackboneError(
+                f"The attributes image_mean, image_std and image_size of backbone={name} cannot be "
+                f"used ({error}): expected two lists with a number for each channel, deviations "
+                "above 0, and a side or (height, width)."
+            ) from error
     read = getattr(model, _READ, None)
     if isinstance(read, Preprocessing):
         return read
@@ -108,42 +116,50 @@ def preprocessor_entries(kind: ModelKind, name: str, path: Path) -> Mapping[str,
 
 
 def as_preprocessing(name: str, entries: Mapping[str, Any]) -> Preprocessing:
-    """Convert the entries of a preprocessor_config.json.
-
-    The whole image is resized to the size that the model gets after any cropping: what lies at the
-    border of a medical image may matter.
-    """
-    of_class = str(entries.get("image_processor_type", ""))
-    if entries.get("do_flip_channel_order", of_class.startswith("MobileViT")):
+    """Convert the entries of a preprocessor_config.json."""
+    if entries.get("do_flip_channel_order", _class_of(entries).startswith("MobileViT")):
         raise _wants_bgr(name)
     try:
-        cropped = entries.get("do_center_crop", "size" not in entries)
-        size = entries.get("crop_size") if cropped else None
-        size = _as_size(entries.get("size") if size is None else size)
-        mean, deviation = [0.0] * _N_COLOURS, [1.0] * _N_COLOURS
-        if entries.get("do_normalize", True):
-            mean, deviation = list(entries["image_mean"]), list(entries["image_std"])
-        factor = entries.get("rescale_factor", 1 / 255) if entries.get("do_rescale", True) else 1
-        numbers = [*mean, *deviation, factor]
-        is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
-        if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
-            raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
-        if entries.get("rescale_offset"):
-            mean = [value + 1 for value in mean]
-        if entries.get("include_top", of_class.startswith("EfficientNet")):
-            # EfficientNet's images are divided by the deviation twice.
-            deviation = [value**2 for value in deviation]
+        return _converted(entries)
     except UNEXPECTED_VALUE_ERRORS as error:
         raise BackboneError(
             f"backbone={name!r} has a {PREPROCESSOR_NAME} that cannot be used ({error}): expected "
             "size or crop_size, image_mean and image_std. Pass the model as an object with the "
             "attributes image_mean, image_std and image_size."
         ) from error
+
+
+def _converted(entries: Mapping[str, Any]) -> Preprocessing:
+    """Convert entries, of any types and values, or raise one of `UNEXPECTED_VALUE_ERRORS`.
+
+    The whole image is resized to the size that the model gets after any cropping: what lies at the
+    border of a medical image may matter.
+    """
+    cropped = entries.get("do_center_crop", "size" not in entries)
+    size = entries.get("crop_size") if cropped else None
+    size = _as_size(entries.get("size") if size is None else size)
+    mean, deviation = [0.0] * _N_COLOURS, [1.0] * _N_COLOURS
+    if entries.get("do_normalize", True):
+        mean, deviation = list(entries["image_mean"]), list(entries["image_std"])
+    factor = entries.get("rescale_factor", 1 / 255) if entries.get("do_rescale", True) else 1
+    numbers = [*mean, *deviation, factor]
+    is_usable = len(mean) == len(deviation) and all(d > 0 for d in deviation) and factor > 0
+    if not is_usable or not mean or not all(math.isfinite(value) for value in numbers):
+        raise ValueError(f"mean {mean}, deviation {deviation}, rescale_factor {factor}")
+    if entries.get("rescale_offset"):
+        mean = [value + 1 for value in mean]
+    if entries.get("include_top", _class_of(entries).startswith("EfficientNet")):
+        # EfficientNet's images are divided by the deviation twice.
+        deviation = [value**2 for value in deviation]
     # From units of the file to units of images in [-1, 1].
     half = 255 * factor / 2
     return Preprocessing(
         size, tuple(m / half - 1 for m in mean), tuple(d / half for d in deviation)
     )
+
+
+def _class_of(entries: Mapping[str, Any]) -> str:
+    return str(entries.get("image_processor_type", ""))
 
 
 def _wants_bgr(name: str) -> BackboneError:

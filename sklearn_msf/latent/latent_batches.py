@@ -210,13 +210,13 @@ def _check_finite(encoded: Tensor, space: LatentSpace) -> None:
     features = encoded[:, space.n_latent : space.shape[0]]
     if space.backbone is not None and not bool(features.isfinite().all()):
         raise BackboneError(
-            f"backbone={space.backbone.name} returned NaN or infinite features: use "
-            "another one, or precision='float32'."
+            f"backbone={space.backbone.name} returned NaN or infinite features: use another one, "
+            "or, if it computed in bfloat16, precision='float32'."
         )
     if not bool(encoded.isfinite().all()):
         raise AutoencoderError(
-            "The autoencoder returned NaN or infinite latents: use another one, or "
-            "precision='float32'."
+            "The autoencoder returned NaN or infinite latents: use another one, or, if it computed "
+            "in bfloat16, precision='float32'."
         )
 
 

@@ -144,7 +144,8 @@ class ProcessGroup:
         if n_images < self.size:
             raise ValueError(
                 f"A step of {n_images} images (batch_size={batch_size}) is too small for "
-                f"{self.size} processes: each needs one. Raise batch_size, or start fewer."
+                f"{self.size} processes: each needs one. Raise batch_size, if there are more "
+                "images, or start fewer processes."
             )
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
@@ -292,6 +293,12 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # In NCCL's words.
+        if "Duplicate GPU" in str(error):
+            raise ProcessGroupError(
+                "Several processes have the same GPU: start as many processes as there are GPUs, "
+                f"or let each see its own only (CUDA_VISIBLE_DEVICES). {error}"
+            ) from error
         raise ProcessGroupError(
             "A process of the group ended or did not answer, so training ends here too; see its "
             f"own output. With checkpoint_dir the run can go on. {error}"
