@@ -402,10 +402,17 @@ def test_a_threshold_that_was_learned_in_bfloat16_is_refused(classifier, tmp_pat
     refused(other, tmp_path / "m.onnx", "computed in bfloat16.*'float32'.* and fit_reject again")
 
 
-@pytest.mark.parametrize("make", [tiny_joint_classifier, tiny_feature_classifier])
-def test_a_classifier_with_a_backbone_is_refused(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (tiny_joint_classifier, "backbone=None, or serve"),
+        # Without both there is nothing that the field could work on.
+        (tiny_feature_classifier, "backbone=None and an autoencoder, or serve"),
+    ],
+)
+def test_a_classifier_with_a_backbone_is_refused(tmp_path, make, advice):
     classifier = make(max_epochs=1).fit(RGB, LABELS)
-    message = "backbone=TinyBackbone cannot be exported to ONNX: fit with backbone=None, or serve"
+    message = f"backbone=TinyBackbone cannot be exported to ONNX: fit with {advice}"
     refused(classifier, tmp_path / "m.onnx", message)
 
 
