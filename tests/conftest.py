@@ -84,7 +84,7 @@ class ShrinkingAutoencoder:
 
 
 class Averages:
-    """The simplest autoencoder: means over squares of four pixels."""
+    """The simplest autoencoder: a latent is the mean of 4 x 4 pixels."""
 
     gain = 1.0
 

@@ -102,8 +102,8 @@ def device_without_float64(monkeypatch):
         patches.setattr("torch.Generator", _Generator)
         patches.setattr("torch.autocast", autocast_or_not)
         patches.setattr("torch.is_autocast_enabled", is_autocast)
-        # The names of the devices for which torch has a fused AdamW.
         # Views of such tensors cannot be made in inference mode.
         patches.setattr("torch.inference_mode", torch.no_grad)
+        # The names of the devices for which torch has a fused AdamW.
         patches.setattr(_OPTIMIZER, "_get_fused_kernels_supported_devices", lambda: [DEVICE.type])
         yield DEVICE

@@ -294,9 +294,6 @@ def test_folds_never_share_an_image():
     assert sorted(seen) == list(range(30))
 
 
-# Uncertainty
-
-
 def test_the_limit_of_a_fit_follows_the_speed_of_the_machine(common, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = SimpleNamespace(max_epochs=None, seconds=60.0)
@@ -306,6 +303,9 @@ def test_the_limit_of_a_fit_follows_the_speed_of_the_machine(common, monkeypatch
     assert [limits(rate)["time_budget"] for rate in rates] == [60.0, 30.0]
     name, limits = common.budget_of(SimpleNamespace(max_epochs=3, seconds=60.0))
     assert (name, limits(1.0)) == ("3 epochs", {"max_epochs": 3})
+
+
+# Uncertainty
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(uncertainty):

@@ -29,6 +29,7 @@ from _common import (
     accuracy,
     add_npz_option,
     auc_score,
+    in_own_process,
     load,
     median_milliseconds,
     product_gflops,
@@ -42,7 +43,7 @@ from gpu_checks import (
     no_fallbacks,
     without_graphs,
 )
-from speed import PAPER_SIDE, images, in_own_process, plain_loop, step_flops
+from speed import PAPER_SIDE, images, plain_loop, step_flops
 from torch import nn
 from torch.nn import functional as F
 

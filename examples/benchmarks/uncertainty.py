@@ -77,7 +77,7 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def probability_scores(y, p):
-    """Scores of probabilities, and of 1 - (largest - second) or 1 - largest as uncertainty."""
+    """AUC, accuracy, calibration error and that of chance alone, Brier score and log loss."""
     return {
         "auc": 100 * auc_score(y, p),
         "acc": 100 * accuracy(y, p),

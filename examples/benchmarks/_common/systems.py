@@ -88,7 +88,8 @@ class Trained:
     estimator : object or None
         The fitted estimator, if it is one of the package.
     images_seen : int or None
-        Number of images in all training steps, where that is known before a run.
+        Number of images that a network saw in all training steps, or of which it computed
+        features; None for trees and searches over pixels.
     resolved : dict
         What "auto" became, and what validation chose.
     """
@@ -422,6 +423,8 @@ def _backbone_features(hub_id: str) -> Probabilities:
     return features
 
 
+# Systems outside the registry, which only accuracy.py compares
+
 _N_VOTING = 3
 
 
@@ -440,6 +443,7 @@ def _train_voting(task: Task) -> Trained:
     return Trained(vote.predict_proba, None, n_seen, of_each[0] | {"images_seen": n_seen})
 
 
+# Whether the mean of several short runs is better than one long run.
 VOTING = System(
     "ours: three that vote, a third of the time each",
     _train_voting,
@@ -449,7 +453,7 @@ VOTING = System(
     },
 )
 
-# Three that are not in the registry, which takes the paper's sets as they are. For unbalanced ones:
+# For data whose classes are of different size.
 BALANCED = _ours('ours: `class_weight="balanced"`', class_weight="balanced")
 
 
@@ -467,6 +471,7 @@ def _train_adjusted(task: Task) -> Trained:
     return Trained(predict_proba, None, resolved["images_seen"], resolved)
 
 
+# For images whose class frequencies are not those of training.
 ADJUSTED = System(
     "ours: defaults, frequencies estimated on the unlabelled images",
     _train_adjusted,
@@ -476,12 +481,14 @@ ADJUSTED = System(
     },
 )
 
-# And one that has the optimizer of the defaults, where fewer epochs make "auto" take another one.
+# Has the optimizer of the defaults, where fewer epochs make "auto" take another one.
 ALONE_MUON = _ours(
     'ours: `classification_fraction=0.8, optimizer="muon"`',
     classification_fraction=0.8,
     optimizer="muon",
 )
+
+# The registry
 
 SYSTEMS: dict[str, System] = {
     "symmflow": _papers(
