@@ -6,12 +6,12 @@
     python examples/benchmarks/latent.py speed
     python examples/benchmarks/latent.py encoding --taef2 FOLDER
     python examples/benchmarks/latent.py smoke
-    python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER
+    python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER/latents-fit-0
 
 Each part adds what it measured to docs/benchmarks/latent.json. Runs of ``accuracy`` and ``retina``
 that the file already has are not repeated; the other parts, which take minutes, are. Budgets are
 reference seconds, as in accuracy.py, and count everything: training an autoencoder, encoding,
-training the field.
+training the field. ``sample`` takes a model that ``accuracy --models FOLDER`` has saved.
 """
 
 import itertools
@@ -728,12 +728,18 @@ def main():
     parser.add_argument("--systems", nargs="*", help="only these")
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--seconds", type=float, default=1500.0, help="reference seconds")
-    parser.add_argument("--models", type=Path, help="where to save models over latents")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        help="where accuracy and retina save models over latents; for sample, the folder of one",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.systems or ()) - SYSTEMS.keys() - RETINA_SYSTEMS.keys():
         parser.error(f"there is no system {min(unknown)!r}: {[*SYSTEMS, *RETINA_SYSTEMS]}")
     if arguments.part in OF_DATA and arguments.data is None:
         parser.error(f"{arguments.part} needs --data")
+    if arguments.part == "sample" and arguments.models is None:
+        parser.error("sample needs --models")
     if arguments.part in OF_REFERENCE_SECONDS:
         refuse_gpu()
     records = Records(BENCHMARK, arguments.output)

@@ -2,10 +2,11 @@
 
     python examples/comparison/compare.py --environments FOLDER
 
-FOLDER has one virtual environment for each package, named as in `PACKAGES`, for example
+FOLDER has one virtual environment for each package, named as in `PACKAGES`. A probe file may import
+more than its package: its imports say what to install. For example
 
     python -m venv FOLDER/skorch
-    FOLDER/skorch/bin/python -m pip install skorch torch
+    FOLDER/skorch/bin/python -m pip install skorch torch mapie
 
 Each package is asked in its own environment, without a network, by the functions in
 `probes/PACKAGE.py`: a function has the name of a feature, tries it, and returns True, False or a
