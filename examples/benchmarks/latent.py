@@ -17,7 +17,7 @@ training the field. ``sample`` takes a model that ``accuracy --models FOLDER`` h
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from _common import (
     local_seconds,
     make_parser,
     make_resnet,
+    markdown,
     peak_memory_mib,
     refuse_gpu,
     resized,
@@ -626,11 +627,9 @@ def tables(records) -> str:
     return "\n".join(filter(None, (table(records) for table in TABLES)))
 
 
-def markdown(columns: str, rows: list[str]) -> str:
+def table_if_any(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, or nothing where there are no rows."""
-    if not rows:
-        return ""
-    return "\n".join([columns, "|---" * columns.count(" | ") + "|---|", *rows]) + "\n"
+    return markdown(header, rows) + "\n" if rows else ""
 
 
 def accuracy_table(records) -> str:
@@ -642,14 +641,10 @@ def accuracy_table(records) -> str:
             np.mean([r[k] for r in same]) for k in ("auc", "acc", "classified_per_second")
         )
         seeds = ", ".join(str(r["seed"]) for r in same)
-        rows.append(
-            f"| {dataset} | {system} | {seconds:g} | {seeds} | {auc:.1f} | {acc:.1f} "
-            f"| {epochs_of(same[0])} | {rate:.0f} |"
-        )
-    return markdown(
-        "| data | system | reference seconds | seeds | AUC | ACC | epochs | images/s classified |",
-        rows,
-    )
+        row = [dataset, system, f"{seconds:g}", seeds, f"{auc:.1f}", f"{acc:.1f}"]
+        rows.append([*row, str(epochs_of(same[0])), f"{rate:.0f}"])
+    header = ["data", "system", "reference seconds", "seeds", "AUC", "ACC", "epochs"]
+    return table_if_any([*header, "images/s classified"], rows)
 
 
 def epochs_of(record) -> int | str:
@@ -658,41 +653,55 @@ def epochs_of(record) -> int | str:
     return resolved.get("epochs", "-")
 
 
-def table_of_part(part: str, columns: str, row: Callable[[dict], str]) -> Callable[..., str]:
+def table_of_part(
+    part: str, header: Sequence[str], row: Callable[[dict], Sequence[str]]
+) -> Callable[..., str]:
     """Make a function of records to the table of a part that has a row for each record."""
-    return lambda records: markdown(columns, [row(r) for r in records if r["part"] == part])
+    return lambda records: table_if_any(header, [row(r) for r in records if r["part"] == part])
 
 
 reconstruction_table = table_of_part(
     "reconstruction",
-    "| data | images | median PSNR, dB | ResNet-18 AUC | ACC |",
+    ("data", "images", "median PSNR, dB", "ResNet-18 AUC", "ACC"),
     lambda r: (
-        f"| {r['dataset']} | {r['images']} | {'-' if r['psnr'] is None else r['psnr']} "
-        f"| {r['resnet_auc']:.1f} | {r['resnet_acc']:.1f} |"
+        r["dataset"],
+        r["images"],
+        "-" if r["psnr"] is None else str(r["psnr"]),
+        f"{r['resnet_auc']:.1f}",
+        f"{r['resnet_acc']:.1f}",
     ),
 )
 speed_table = table_of_part(
     "speed",
-    "| side | autoencoder | training step | images/s | cached is faster by |",
+    ("side", "autoencoder", "training step", "images/s", "cached is faster by"),
     lambda r: (
-        f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.0f} "
-        f"| {1 / r['share_of_cached']:.2f} |"
+        str(r["side"]),
+        r["autoencoder"],
+        r["what"],
+        f"{r['images_per_second']:.0f}",
+        f"{1 / r['share_of_cached']:.2f}",
     ),
 )
 encoding_table = table_of_part(
     "encoding",
-    "| side | encoder | what | images/s | of the encoder alone |",
+    ("side", "encoder", "what", "images/s", "of the encoder alone"),
     lambda r: (
-        f"| {r['side']} | {r['autoencoder']} | {r['what']} | {r['images_per_second']:.1f} "
-        f"| {r['share_of_encoder']:.2f} |"
+        str(r["side"]),
+        r["autoencoder"],
+        r["what"],
+        f"{r['images_per_second']:.1f}",
+        f"{r['share_of_encoder']:.2f}",
     ),
 )
 smoke_table = table_of_part(
     "smoke",
-    "| parameters | fit, one epoch of 32 images | predict 32 | sample 2 | peak memory |",
+    ("parameters", "fit, one epoch of 32 images", "predict 32", "sample 2", "peak memory"),
     lambda r: (
-        f"| {r['parameters']:,} | {r['fit_seconds']} s | {r['predict_seconds']} s "
-        f"| {r['sample_seconds']} s | {r['peak_memory_gib']} GiB |"
+        f"{r['parameters']:,}",
+        f"{r['fit_seconds']} s",
+        f"{r['predict_seconds']} s",
+        f"{r['sample_seconds']} s",
+        f"{r['peak_memory_gib']} GiB",
     ),
 )
 TABLES = (accuracy_table, reconstruction_table, speed_table, encoding_table, smoke_table)
