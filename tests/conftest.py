@@ -3,6 +3,7 @@
 import atexit
 import functools
 import gc
+import inspect
 import json
 import os
 import shutil
@@ -27,8 +28,20 @@ from sklearn_msf.model.fitted_model import FittedModel
 from sklearn_msf.model.image_space import PixelSpace
 from sklearn_msf.runtime.device import resolve_device
 
+
+def limit_full_passes(n_rows, patch=None):
+    """Let full batches have so many rows, until `patch`, a MonkeyPatch, is undone."""
+    *_, last = inspect.signature(images_a_pass).parameters
+    assert last == "max_rows"
+    defaults = (*images_a_pass.__defaults__[:-1], n_rows)
+    if patch is None:
+        images_a_pass.__defaults__ = defaults
+    else:
+        patch.setattr(images_a_pass, "__defaults__", defaults)
+
+
 # A full batch, to which smaller ones are compared, need not be larger for networks this small.
-images_a_pass.__defaults__ = (1, None, 64)
+limit_full_passes(64)
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)

@@ -5,7 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from conftest import OUT_OF_MEMORY, TooLarge, tiny_model
+from conftest import OUT_OF_MEMORY, TooLarge, limit_full_passes, tiny_model
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf.data.images import learn_format
@@ -252,7 +252,7 @@ def test_one_image_that_does_not_fit_is_an_error(make_tiny_field):
 @pytest.fixture
 def full_passes(monkeypatch):
     """As large as they are outside of the tests."""
-    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, classification._MAX_ROWS))
+    limit_full_passes(classification._MAX_ROWS, monkeypatch)
 
 
 @pytest.mark.usefixtures("full_passes")

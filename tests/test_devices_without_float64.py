@@ -3,14 +3,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, JOINT_CLASSIFIERS, three_digits, tiny_model
+from conftest import CLASSIFIERS, JOINT_CLASSIFIERS, limit_full_passes, three_digits, tiny_model
 from device_without_float64 import device_without_float64
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sklearn_msf.flow import ode_solver
 from sklearn_msf.flow.ode_solver import OdeSettings, integrate
-from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.model.denoising_error import denoising_errors
 from sklearn_msf.model.image_space import PixelInputs
 from sklearn_msf.model.sampling import change_class
@@ -33,7 +32,7 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
     weights = np.linspace(0.5, 2, 12)
     parameters = {"max_epochs": 1, "optimizer": "muon", "augment": "flip+affine", "dropout": 0.1}
     # Each operation of a full pass is looked at, which takes a minute at the usual sizes.
-    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 8))
+    limit_full_passes(8, monkeypatch)
     monkeypatch.setattr("sklearn_msf.model.sampling._MAX_SAMPLED_ON_GPU", 2)
 
     def answers(classifier):
@@ -60,7 +59,7 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
 @pytest.mark.parametrize("kind", WITH_ENCODERS)
 def test_a_fit_that_goes_on_on_another_device_moves_the_encoders(kind, monkeypatch):
     X, y = three_digits()
-    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 8))
+    limit_full_passes(8, monkeypatch)
     classifier = WITH_ENCODERS[kind](max_epochs=1).fit(X[:12], y[:12])
     with device_without_float64(monkeypatch) as device:
         classifier.set_params(device=device, warm_start=True).fit(X[:12], y[:12])

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, grouped
+from conftest import TINY, grouped, limit_full_passes
 from forked_scripts import LIBRARIES, run_code
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf import MedSymmFlowClassifier
-from sklearn_msf.model import classification, sampling
+from sklearn_msf.model import sampling
 from sklearn_msf.runtime import cuda_graphs
 from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.step import TrainingStep
@@ -68,7 +68,7 @@ def size(checks):
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch):
-    monkeypatch.setattr(classification.images_a_pass, "__defaults__", (1, None, 16))
+    limit_full_passes(16, monkeypatch)
     monkeypatch.setattr(sampling, "_MAX_SAMPLED", 4)
 
 

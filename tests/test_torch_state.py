@@ -11,10 +11,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIERS, fitted_classifier, three_digits
+from conftest import CLASSIFIERS, fitted_classifier, limit_full_passes, three_digits
 
 from sklearn_msf.latent.autoencoder_training import _STAGES
-from sklearn_msf.model.classification import images_a_pass
 from sklearn_msf.runtime import batch_sizes
 from sklearn_msf.runtime.torch_state import standard_torch, whole_float32
 
@@ -64,7 +63,7 @@ STATES = {
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Look for sizes of batches beside a full one of 32 images, which takes less time."""
-    monkeypatch.setattr(images_a_pass, "__defaults__", (1, None, 32))
+    limit_full_passes(32, monkeypatch)
 
 
 def settings():
