@@ -66,7 +66,13 @@ TOLD = SimpleNamespace(predict_proba=tell_brightness, resolved={}, images_seen=N
 
 def test_accuracy_at_equal_time_is_of_the_split_that_it_names(splits, monkeypatch):
     module = benchmark("accuracy", monkeypatch)
-    system = replace(module.COMPARED["resnet18"], train=lambda task: TOLD)
+
+    def train(task):
+        assert task.train is splits["train"]
+        assert task.validation is splits["val"]
+        return TOLD
+
+    system = replace(module.COMPARED["resnet18"], train=train)
     monkeypatch.setitem(module.COMPARED, "resnet18", system)
     record = module.run("resnet18", "toy", splits, reference_seconds=1.0, seed=0)
     assert (record["val_acc"], record["test_acc"]) == (ACCURACY["val"], ACCURACY["test"])

@@ -101,25 +101,6 @@ def test_the_speed_of_the_machine_is_measured_smoke(common):
     assert 0 < common.gemm_gflops(size=64, n_repeats=2) < np.inf
 
 
-def test_scores_are_of_the_split_that_they_name(accuracy, common, monkeypatch):
-    y, data = np.arange(8) % 2, {}
-    for split, n_wrong in {"train": 0, "val": 8, "test": 2}.items():
-        X = np.zeros((8, 8, 8), np.uint8)
-        X[:, 0, 0] = np.where(np.arange(8) < n_wrong, 1 - y, y)
-        data[split] = X, y
-
-    def train(task):
-        assert task.train is data["train"]
-        assert task.validation is data["val"]
-        return common.Trained(lambda X: np.eye(2)[X[:, 0, 0]])
-
-    system = replace(accuracy.COMPARED["defaults"], train=train)
-    monkeypatch.setitem(accuracy.COMPARED, "defaults", system)
-    monkeypatch.setattr(accuracy, "gemm_gflops", lambda: 150.0)
-    record = accuracy.run("defaults", "toy", data, 1.0, 0)
-    assert (record["val_acc"], record["test_acc"]) == (0.0, 75.0)
-
-
 def test_the_table_gives_mean_and_deviation_over_seeds(accuracy):
     record = {"dataset": "toy", "system": "defaults", "reference_seconds": 10, "gemm_gflops": 150}
     records = [
