@@ -201,7 +201,9 @@ def test_settings_of_the_command_line_go_into_their_dicts(common):
 
 def test_guidance_of_the_command_line_is_an_argument_of_sampling(common):
     settings = settings_of(common, "beta=1.0", "--guidance", "0.2")
-    assert common.shown_settings(settings) == {"beta": "1.0", "guidance": "0.2"}
+    shown = common.shown_settings(settings)
+    assert shown == {"beta": "1.0", "guidance": "0.2"}
+    assert common.read_settings(shown) == settings
     assert common.split_settings(settings) == ({"flow_params": {"beta": 1.0}}, {"guidance": 0.2})
     unguided = settings_of(common, "beta=1.0")
     assert common.split_settings(unguided) == ({"flow_params": {"beta": 1.0}}, {"guidance": None})

@@ -81,8 +81,8 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings that a record must have to count today."""
     if record["variant"] not in VARIANTS:
         return None
-    grouped = group_parameters(VARIANTS[record["variant"]])
-    return asked_parameters(MedSymmFlowClassifier(**grouped), has_budget=True)
+    constructor = group_parameters(VARIANTS[record["variant"]])
+    return asked_parameters(MedSymmFlowClassifier(**constructor), has_budget=True)
 
 
 def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Arrays, Arrays]]:
@@ -105,11 +105,11 @@ def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed:
     budget = local_seconds(seconds, gflops)
     scores, images_seen, rate, fit_seconds = [], [], [], 0.0
     for (X_train, y_train), (X, y) in parts(data, n_folds, seed):
-        grouped = group_parameters(VARIANTS[variant])
-        if "max_epochs" in grouped:
+        constructor = group_parameters(VARIANTS[variant])
+        if "max_epochs" in constructor:
             # The variant gives images seen, which means the same for every data set.
-            grouped["max_epochs"] = math.ceil(grouped["max_epochs"] / len(X_train))
-        classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **grouped)
+            constructor["max_epochs"] = math.ceil(constructor["max_epochs"] / len(X_train))
+        classifier = MedSymmFlowClassifier(time_budget=budget, random_state=seed, **constructor)
         start = time.perf_counter()
         classifier.fit(X_train, y_train)
         fit_seconds += time.perf_counter() - start

@@ -14,7 +14,6 @@ Other settings of the classifier, also entries of its dict parameters: ``--set m
 image_weight=0.5``, with another file, ``--output other.json``.
 """
 
-import ast
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +33,7 @@ from _common import (
     load,
     make_parser,
     mean_and_spread,
+    read_settings,
     resolved_parameters,
     settings_of,
     shown_settings,
@@ -54,9 +54,8 @@ PLAIN = "as they are"
 
 def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a record must have to count today."""
-    settings = {name: ast.literal_eval(value) for name, value in record["settings"].items()}
-    grouped, sampling = split_settings(settings)
-    ours = asked_parameters(MedSymmFlowClassifier(**grouped))
+    constructor, sampling = split_settings(read_settings(record["settings"]))
+    ours = asked_parameters(MedSymmFlowClassifier(**constructor))
     trained = {"images": N_IMAGES, "width": WIDTH, "largest": LARGEST}
     return {**ours, **sampling, **trained, "sampler": DEFAULT_SAMPLER}
 
@@ -107,8 +106,8 @@ def run(name, data, seed, settings):
     # This one is the judge too: a classifier without class weights hardly finds the rare classes.
     weighted = train(X, y, balanced(y))
     start = time.perf_counter()
-    grouped, sampling = split_settings({**settings, "random_state": seed})
-    ours = MedSymmFlowClassifier(**grouped).fit(X, y)
+    constructor, sampling = split_settings({**settings, "random_state": seed})
+    ours = MedSymmFlowClassifier(**constructor).fit(X, y)
     seconds = time.perf_counter() - start
     common = {"n_per_class": counts, "random_state": seed, **sampling}
     unfiltered = augment_with_samples(ours, X, y, remove_copies=False, **common)

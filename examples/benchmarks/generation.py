@@ -15,7 +15,6 @@ also entries of its dict parameters: ``--set max_epochs=200 image_weight=0.5``, 
 own, ``--name long``.
 """
 
-import ast
 import os
 import time
 from collections.abc import Mapping
@@ -46,6 +45,7 @@ from _common import (
     make_resnet,
     mean_and_spread,
     quality,
+    read_settings,
     reference_seconds,
     resolved_parameters,
     sample_images,
@@ -87,9 +87,8 @@ IMAGENET_KINDS = ("generated", "fresh", "training")
 
 def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that a record must have to count today."""
-    settings = {name: ast.literal_eval(value) for name, value in record["settings"].items()}
-    grouped, sampling = split_settings(settings)
-    ours = asked_parameters(MedSymmFlowClassifier(**grouped))
+    constructor, sampling = split_settings(read_settings(record["settings"]))
+    ours = asked_parameters(MedSymmFlowClassifier(**constructor))
     measured = {"generated": N_GENERATED, "trained on": N_TRAINED, "real": N_REAL}
     measured["sampler"] = DEFAULT_SAMPLER
     judge = {"images of the judge": JUDGE_IMAGES, "width of the judge": JUDGE_WIDTH}
@@ -176,18 +175,18 @@ def run(name, data, seed, title, settings, judge, imagenet, pictures):
     `settings` has entries of the dict parameters beside other parameters, and the guidance where
     it is not the classifier's own.
     """
-    grouped, sampling = split_settings({**settings, "random_state": seed})
+    constructor, sampling = split_settings({**settings, "random_state": seed})
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
-    classifier = MedSymmFlowClassifier(**grouped).fit(X, y)
+    classifier = MedSymmFlowClassifier(**constructor).fit(X, y)
     seconds = time.perf_counter() - start
     p = classifier.predict_proba(X_test)
     # For classification alone, as long as "auto" finds right for it.
     without = {"classification_fraction": 1.0, "class_dropout": 0.0, "max_epochs": "auto"}
-    grouped, _ = split_settings({**settings, **without, "random_state": seed})
-    alone = MedSymmFlowClassifier(**grouped).fit(X, y).predict_proba(X_test)
+    constructor, _ = split_settings({**settings, **without, "random_state": seed})
+    alone = MedSymmFlowClassifier(**constructor).fit(X, y).predict_proba(X_test)
     real = X_test[rng.permutation(len(X_test))[:N_REAL]]
     features = judge.features(real)
     order = rng.permutation(len(X))

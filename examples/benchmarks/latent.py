@@ -125,16 +125,16 @@ class LatentSystem:
 
 def latent(autoencoder, cls=LatentMedSymmFlowClassifier, **settings):
     """System of settings, with entries of the dict parameters beside other parameters."""
-    grouped = group_parameters(settings)
+    constructor = group_parameters(settings)
     needs_taef2 = autoencoder == TAEF2_NAME
 
     def train(X, y, seconds, seed, taef2):
         opened = TAEF2(taef2) if needs_taef2 else autoencoder
-        classifier = cls(opened, time_budget=seconds, random_state=seed, **grouped)
+        classifier = cls(opened, time_budget=seconds, random_state=seed, **constructor)
         return classifier.fit(X, y).predict_proba, classifier
 
     return LatentSystem(
-        train, asked_parameters(cls(autoencoder, **grouped), has_budget=True), needs_taef2
+        train, asked_parameters(cls(autoencoder, **constructor), has_budget=True), needs_taef2
     )
 
 

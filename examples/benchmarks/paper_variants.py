@@ -72,8 +72,8 @@ def make(variant: str, settings: Mapping[str, Any]) -> MedSymmFlowClassifier:
         "learning_rate": settings["learning_rate"],
         "precision": "float32",
     }
-    grouped = group_parameters({**network, **VARIANTS[variant]})
-    return MedSymmFlowClassifier.from_paper(NAME, **grouped)
+    constructor = group_parameters({**network, **VARIANTS[variant]})
+    return MedSymmFlowClassifier.from_paper(NAME, **constructor)
 
 
 def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ __all__ = [
     "budget_of",
     "group_parameters",
     "make_parser",
+    "read_settings",
     "refuse_gpu",
     "settings_of",
     "shown_settings",
@@ -124,8 +125,13 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as a record has them; :func:`split_settings` reads both."""
+    """Settings as text, which a record has; :func:`read_settings` reads it."""
     return {name: repr(value) for name, value in settings.items()}
+
+
+def read_settings(shown: Mapping[str, str]) -> dict[str, Any]:
+    """Settings from the text that :func:`shown_settings` made of them."""
+    return {name: ast.literal_eval(value) for name, value in shown.items()}
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -180,8 +180,8 @@ def _estimator_system(title: str, make: Callable[[str], Any], **kwargs: Any) -> 
 
 def _ours(title: str, **parameters: Any) -> System:
     """Our classifier over pixels; entries of its dict parameters stand beside the others."""
-    grouped = group_parameters(parameters)
-    return _estimator_system(title, lambda name: MedSymmFlowClassifier(**grouped))
+    constructor = group_parameters(parameters)
+    return _estimator_system(title, lambda name: MedSymmFlowClassifier(**constructor))
 
 
 def paper_name(name: str) -> str:
