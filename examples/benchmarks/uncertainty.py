@@ -226,11 +226,8 @@ def mean_of(records, *path, digits=1):
     return "-" if any(value is None for value in values) else mean_and_spread(values, digits)
 
 
-def tables(records):
-    """Markdown of everything."""
-    by_data = {name: of_data for (name,), of_data in grouped(records, "dataset").items()}
-    sections = []
-
+def probabilities_section(by_data):
+    """Scores of the probabilities of both systems."""
     rows = []
     for name, chosen in by_data.items():
         for system, title in (("ours", "MedSymmFlowClassifier"), ("resnet18", "ResNet-18")):
@@ -240,7 +237,11 @@ def tables(records):
             row += [mean_of(chosen, system, "test", k, digits=3) for k in ("brier", "log_loss")]
             rows.append(row)
     header = ["data", "system", "AUC", "ECE", "ECE by chance", "Brier", "log loss"]
-    sections += ["**Probabilities**", markdown(header, rows)]
+    return ["**Probabilities**", markdown(header, rows)]
+
+
+def temperature_section(by_data):
+    """What the temperature changes."""
     rows = [
         [name]
         + [mean_of(chosen, "temperature", digits=2)]
@@ -252,8 +253,11 @@ def tables(records):
         for name, chosen in by_data.items()
     ]
     header = ["data", "temperature", "ECE", "Brier", "log loss"]
-    sections += ["Without → with the temperature:", markdown(header, rows)]
+    return ["Without → with the temperature:", markdown(header, rows)]
 
+
+def rejection_section(by_data):
+    """Accuracies at a coverage, and areas under curves of risk and coverage."""
     rows = []
     for name, chosen in by_data.items():
         for path, title in (
@@ -266,8 +270,12 @@ def tables(records):
                 + [mean_of(chosen, *path, k, digits=2) for k in ("aurc", "augrc")]
             )
     header = ["data", "system", *(f"acc. at {c:g}" for c in COVERAGES), "AURC", "AUGRC"]
-    sections += ["**Rejection**", markdown(header, rows)]
+    return ["**Rejection**", markdown(header, rows)]
 
+
+def kinds_section(by_data, records):
+    """A table of the kinds of uncertainty for each split; times are means over all records."""
+    texts = ["**Kinds of uncertainty**"]
     for split, title in (("val", "Validation splits (the choice)"), ("test", "Test splits")):
         rows = [
             [name, *(mean_of(chosen, "ours", split, "kinds", k, "aurc", digits=2) for k in KINDS)]
@@ -278,25 +286,23 @@ def tables(records):
             for k in KINDS
         ]
         rows.append(["seconds for 1,000 images", *(f"{s:.2f}" for s in seconds)])
-        heading = "**Kinds of uncertainty**" if split == "val" else ""
-        sections += [heading, f"{title}, AURC:", markdown(["data", *KINDS], rows)]
+        texts += [f"{title}, AURC:", markdown(["data", *KINDS], rows)]
+    return texts
 
+
+def second_opinion_section(by_data):
+    """What the image branch says of the errors."""
+    keys = ("accuracy_of_image_half", "agreement", "error_where_they_agree", "error_where_not")
     rows = [
-        [name]
-        + [
-            mean_of(chosen, "opinion", key, digits=2)
-            for key in (
-                "accuracy_of_image_half",
-                "agreement",
-                "error_where_they_agree",
-                "error_where_not",
-            )
-        ]
+        [name, *(mean_of(chosen, "opinion", key, digits=2) for key in keys)]
         for name, chosen in by_data.items()
     ]
     header = ["data", "accuracy of the image branch", "agreement", "errors where they agree"]
-    sections += ["**Second opinion**", markdown([*header, "errors where not"], rows)]
+    return ["**Second opinion**", markdown([*header, "errors where not"], rows)]
 
+
+def certified_section(by_data):
+    """Certified risks of each seed, and how often simulated certificates hold."""
     rows = []
     for name, chosen in by_data.items():
         for record in chosen:
@@ -308,13 +314,23 @@ def tables(records):
             rows.append([*row, f"{c['simulated_broken']:.4f}", f"{c['simulated_certified']:.2f}"])
     header = ["data", "seed", "target risk", "threshold", "test coverage", "test risk"]
     header += ["simulations broken", "simulations certified"]
-    sections += ["**Certified rejection**", markdown(header, rows)]
+    return ["**Certified rejection**", markdown(header, rows)]
 
-    sections.append(
+
+def tables(records):
+    """Markdown of everything."""
+    by_data = {name: of_data for (name,), of_data in grouped(records, "dataset").items()}
+    texts = [
+        *probabilities_section(by_data),
+        *temperature_section(by_data),
+        *rejection_section(by_data),
+        *kinds_section(by_data, records),
+        *second_opinion_section(by_data),
+        *certified_section(by_data),
         f"{machines(records)}; seeds {sorted({r['seed'] for r in records})}; mean ± standard "
-        "deviation over seeds."
-    )
-    return "\n\n".join(section for section in sections if section) + "\n"
+        "deviation over seeds.",
+    ]
+    return "\n\n".join(texts) + "\n"
 
 
 BENCHMARK = Benchmark("uncertainty", ("dataset", "seed"), parameters, tables)
