@@ -74,7 +74,8 @@ def test_accuracy_at_equal_time_is_of_the_split_that_it_names(splits, monkeypatc
 
     system = replace(module.COMPARED["resnet18"], train=train)
     monkeypatch.setitem(module.COMPARED, "resnet18", system)
-    record = module.run("resnet18", "toy", splits, reference_seconds=1.0, seed=0)
+    identity = {"dataset": "toy", "system": "resnet18", "seed": 0, "reference_seconds": 1.0}
+    record = module.run(identity, splits)
     assert (record["val_acc"], record["test_acc"]) == (ACCURACY["val"], ACCURACY["test"])
 
 
@@ -105,20 +106,21 @@ def test_systems_over_a_backbone_are_scored_on_test_images(splits, monkeypatch):
 def test_the_ablation_is_scored_on_validation_images(splits, monkeypatch):
     module = benchmark("ablation", monkeypatch)
     monkeypatch.setitem(module.VARIANTS, "tiny", {**SMALL, "max_epochs": N})
-    record = module.run("toy", "tiny", splits, n_folds=0, seconds=1000.0, seed=0)
+    identity = {"dataset": "toy", "variant": "tiny", "seed": 0, "reference_seconds": 1000.0}
+    record = module.run({**identity, "n_folds": 0}, splits)
     assert record["acc"] == ACCURACY["val"]
     assert record["images_seen"] == N
-    pooled = module.run("toy", "tiny", splits, n_folds=2, seconds=1000.0, seed=0)
+    pooled = module.run({**identity, "n_folds": 2}, splits)
     assert pooled["acc"] == (ACCURACY["train"] + ACCURACY["val"]) / 2
 
 
 def test_volumes_are_scored_on_both_held_out_splits_or_on_folds(splits, monkeypatch):
     module = benchmark("volumes", monkeypatch)
     monkeypatch.setattr(module, "VOLUMES", {**SMALL, "max_epochs": 1})
-    settings = {"precision": "float32"}
-    record = module.run("default", 0, 0, splits, settings)
+    identity = {"variant": "default", "seed": 0, "precision": "float32"}
+    record = module.run({**identity, "n_folds": 0}, splits)
     assert (record["val ACC"], record["test ACC"]) == (ACCURACY["val"], ACCURACY["test"])
-    folds = module.run("default", 0, 2, splits, settings)
+    folds = module.run({**identity, "n_folds": 2}, splits)
     assert folds["fold ACC"] == (ACCURACY["train"] + ACCURACY["val"]) / 2
 
 
@@ -133,7 +135,7 @@ def test_uncertainty_is_scored_split_by_split_for_both_systems(splits, monkeypat
         return SimpleNamespace(predict_proba=tell_brightness)
 
     monkeypatch.setattr(module, "RESNET18", replace(module.RESNET18, train=train))
-    record = module.run("toy", splits, seed=0)
+    record = module.run({"dataset": "toy", "seed": 0}, splits)
     for system in ("ours", "resnet18"):
         for split in ("val", "test"):
             assert record[system][split]["acc"] == pytest.approx(ACCURACY[split])
@@ -169,9 +171,10 @@ def test_generation_is_scored_with_test_images(splits, monkeypatch):
     monkeypatch.setattr(module, "classifier_accuracy_score", lambda *parts: 0.0)
     monkeypatch.setattr(module, "JUDGE_IMAGES", 64)
     monkeypatch.setattr(module, "JUDGE_WIDTH", 4)
-    settings = {**SMALL, "max_epochs": 1}
+    shown = module.shown_settings({**SMALL, "max_epochs": 1})
     judge = module.Judge(*splits["train"])
-    record = module.run("toy", splits, 0, "tiny", settings, judge, imagenet=None, pictures=None)
+    identity = {"dataset": "toy", "seed": 0, "title": "tiny", "settings": shown}
+    record = module.run(identity, splits, judge, imagenet=None, pictures=None)
     assert record["test_acc"] == record["alone_acc"] == pytest.approx(ACCURACY["test"])
     ((_, training, held_out),) = seen
     np.testing.assert_array_equal(training, splits["train"][0])
@@ -190,7 +193,8 @@ def test_added_images_are_judged_by_test_images(splits, monkeypatch):
 
     monkeypatch.setattr(module, "Judge", Judge)
     monkeypatch.setattr(module, "augment_with_samples", lambda classifier, X, y, **settings: (X, y))
-    record = module.run("toy", splits, 0, {**SMALL, "max_epochs": 1})
+    shown = module.shown_settings({**SMALL, "max_epochs": 1})
+    record = module.run({"dataset": "toy", "seed": 0, "settings": shown}, splits)
     for scores in record["scores"].values():
         assert scores["balanced_accuracy"] == pytest.approx(ACCURACY["test"])
 

@@ -88,7 +88,8 @@ def test_every_system_trains_and_its_probabilities_are_scored(
     monkeypatch.setitem(
         accuracy.COMPARED, system, replace(accuracy.COMPARED[system], train=watched)
     )
-    record = accuracy.run(system, "toy", data, reference_seconds=1.0, seed=0)
+    identity = {"dataset": "toy", "system": system, "seed": 0, "reference_seconds": 1.0}
+    record = accuracy.run(identity, data)
     p = seen[-1]
     assert p.shape == (12, 2)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
@@ -396,16 +397,9 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
     data = dict.fromkeys(("train", "val", "test"), (X, y))
     tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
     judge = generation.Judge(X, y)
-    record = generation.run(
-        "toy",
-        data,
-        0,
-        "tiny",
-        tiny,
-        judge=judge,
-        imagenet=judge.features,
-        pictures=tmp_path,
-    )
+    shown = generation.shown_settings(tiny)
+    identity = {"dataset": "toy", "seed": 0, "title": "tiny", "settings": shown}
+    record = generation.run(identity, data, judge=judge, imagenet=judge.features, pictures=tmp_path)
     assert record["real"]["kernel_distance"] < 0.1
     assert record["changed_classes"]["rms_between_images"] > 90
     assert set(record["imagenet"]) == {"generated", "fresh", "training"}
@@ -434,10 +428,12 @@ def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
     assert np.bincount(y_more).tolist() == [18, 18]
     assert {row.tobytes() for row in X_more} == {row.tobytes() for row in X}
     tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
+    shown = augmentation.shown_settings(tiny)
+    identity = {"dataset": "toy", "seed": 0, "settings": shown}
     with warnings.catch_warnings():
         # After so short a training hardly any generated image passes.
         warnings.simplefilter("ignore", UserWarning)
-        record = augmentation.run("toy", {"train": (X, y), "test": (X, y)}, 0, tiny)
+        record = augmentation.run(identity, {"train": (X, y), "test": (X, y)})
     assert record["n_added"][0] == 12
     assert len(record["scores"]) == 6
     assert "| toy | generated, filtered |" in augmentation.table([record])

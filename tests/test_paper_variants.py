@@ -53,7 +53,8 @@ def test_all_variants_make_the_same_number_of_steps_on_the_same_folds(script, da
     assert [len(y) for _, (_, y) in folds] == [20, 20]
     # 20 images: 3 uneven batches (9, 9, 2) or 2 even ones of 10 in each epoch.
     for variant in (script.PUBLISHED, "even batches"):
-        record = script.run(variant, folds[1], 1, 0, SMALL, description)
+        identity = {"dataset": script.NAME, "variant": variant, "seed": 0, "fold": 1, **SMALL}
+        record = script.run(identity, folds[1], description)
         assert script.BENCHMARK.current([record]) == [record]
         assert (record["variant"], record["fold"], record["n_steps"]) == (variant, 1, 12)
         assert 0 <= record["auc"] <= 100

@@ -96,16 +96,17 @@ def parts(data: dict[str, Arrays], n_folds: int, seed: int) -> Iterator[tuple[Ar
         yield (X[train], y[train]), (X[valid], y[valid])
 
 
-def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed: int) -> dict:
+def run(identity: Mapping[str, Any], data: dict) -> dict:
     """Train one variant for reference seconds and score it on images that it did not see.
 
     Scores of folds are averaged: probabilities of several models do not rank together.
     """
+    seed = identity["seed"]
     gflops = gemm_gflops()
-    budget = local_seconds(seconds, gflops)
+    budget = local_seconds(identity["reference_seconds"], gflops)
     scores, images_seen, rate, fit_seconds = [], [], [], 0.0
-    for (X_train, y_train), (X, y) in parts(data, n_folds, seed):
-        constructor = group_parameters(VARIANTS[variant])
+    for (X_train, y_train), (X, y) in parts(data, identity["n_folds"], seed):
+        constructor = group_parameters(VARIANTS[identity["variant"]])
         if "max_epochs" in constructor:
             # The variant gives images seen, which means the same for every data set.
             constructor["max_epochs"] = math.ceil(constructor["max_epochs"] / len(X_train))
@@ -120,17 +121,10 @@ def run(name: str, variant: str, data: dict, n_folds: int, seconds: float, seed:
         log_loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()
         scores.append((100 * auc_score(y, p), 100 * accuracy(y, p), log_loss))
     auc, acc, log_loss = np.mean(scores, axis=0)
-    identity = {
-        "dataset": name,
-        "variant": variant,
-        "seed": seed,
-        "reference_seconds": seconds,
-        "n_folds": n_folds,
-    }
     record = described(
         identity,
         parameters=parameters(identity),
-        data=describe_data(name, data),
+        data=describe_data(identity["dataset"], data),
         gflops=gflops,
         seconds=fit_seconds,
         seed=seed,
@@ -225,7 +219,7 @@ def main():
                 }
                 if records.has(identity, described_data):
                     continue
-                records.add(run(name, variant, data, arguments.folds, arguments.seconds, seed))
+                records.add(run(identity, data))
                 print(records.current[-1], flush=True)
     records.show()
 

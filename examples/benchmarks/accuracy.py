@@ -71,18 +71,14 @@ def parameters(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None if system is None else system.parameters(record["dataset"])
 
 
-def run(system, name, data, reference_seconds, seed):
+def run(identity, data):
     """One run: measure the machine, train for as many of its seconds, score on held-out splits."""
+    name, seed = identity["dataset"], identity["seed"]
     gflops = gemm_gflops()
-    seconds = local_seconds(reference_seconds, gflops)
+    seconds = local_seconds(identity["reference_seconds"], gflops)
     start = time.perf_counter()
-    trained = COMPARED[system].train(Task(name, data["train"], data["val"], seconds, seed))
-    identity = {
-        "dataset": name,
-        "system": system,
-        "seed": seed,
-        "reference_seconds": reference_seconds,
-    }
+    task = Task(name, data["train"], data["val"], seconds, seed)
+    trained = COMPARED[identity["system"]].train(task)
     record = described(
         identity,
         parameters=parameters(identity),
@@ -215,7 +211,7 @@ def main():
                     "reference_seconds": seconds,
                 }
                 if not records.has(identity, described_data):
-                    records.add(run(system, name, data, seconds, seed))
+                    records.add(run(identity, data))
                     print(records.current[-1], flush=True)
     records.show()
 

@@ -89,12 +89,13 @@ def scores_of(classifier, X, y):
     }
 
 
-def run(name, data, seed, settings):
+def run(identity, data):
     """Train all classifiers; one record.
 
-    `settings` has entries of the dict parameters beside other parameters, and the guidance where
-    it is not the classifier's own.
+    The settings of `identity` are text of :func:`shown_settings`: entries of the dict parameters
+    stand beside other parameters, and the guidance where it is not the classifier's own.
     """
+    seed, settings = identity["seed"], read_settings(identity["settings"])
     gflops = gemm_gflops()
     X, y = data["train"]
     counts = counts_to_add(y, LARGEST)
@@ -123,11 +124,10 @@ def run(name, data, seed, settings):
     }
     if to_balance != counts:
         classifiers["oversampling to balance"] = train(*oversampled(X, y, to_balance, seed))
-    identity = {"dataset": name, "seed": seed, "settings": shown_settings(settings)}
     record = described(
         identity,
         parameters=parameters(identity),
-        data=describe_data(name, data),
+        data=describe_data(identity["dataset"], data),
         gflops=gflops,
         seconds=seconds,
         seed=seed,
@@ -176,7 +176,7 @@ def main():
             identity = {"dataset": name, "seed": seed, "settings": shown_settings(settings)}
             if records.has(identity, describe_data(name, data)):
                 continue
-            records.add(run(name, data, seed, settings))
+            records.add(run(identity, data))
             print(name, seed, flush=True)
     records.show()
 

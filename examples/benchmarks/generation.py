@@ -169,12 +169,14 @@ def changed_classes(judge, classifier, X):
     return record
 
 
-def run(name, data, seed, title, settings, judge, imagenet, pictures):
+def run(identity, data, judge, imagenet, pictures):
     """Fit, generate, measure; one record.
 
-    `settings` has entries of the dict parameters beside other parameters, and the guidance where
-    it is not the classifier's own.
+    The settings of `identity` are text of :func:`shown_settings`: entries of the dict parameters
+    stand beside other parameters, and the guidance where it is not the classifier's own.
     """
+    name, seed = identity["dataset"], identity["seed"]
+    settings = read_settings(identity["settings"])
     constructor, sampling = split_settings({**settings, "random_state": seed})
     gflops = gemm_gflops()
     (X, y), (X_test, y_test) = data["train"], data["test"]
@@ -194,12 +196,6 @@ def run(name, data, seed, title, settings, judge, imagenet, pictures):
     # Real images that neither the judge nor the classifier has learned from.
     fresh = data["val"][0][:N_GENERATED]
     counts = counts_of(y, N_GENERATED)
-    identity = {
-        "dataset": name,
-        "seed": seed,
-        "title": title,
-        "settings": shown_settings(settings),
-    }
     record = described(
         identity,
         parameters=parameters(identity),
@@ -511,11 +507,8 @@ def main():
                 judges[name] = Judge(*data["train"])
             records.add(
                 run(
-                    name,
+                    identity,
                     data,
-                    seed,
-                    title,
-                    settings,
                     judge=judges[name],
                     imagenet=imagenet,
                     pictures=arguments.output.parent if seed == arguments.seeds[0] else None,

@@ -83,30 +83,27 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**asked_parameters(make(record["variant"], record)), "runs": N_RUNS}
 
 
-def run(
-    variant: str, part: Part, fold: int, seed: int, settings: dict, data: Mapping[str, Any]
-) -> dict:
+def run(identity: Mapping[str, Any], part: Part, data: Mapping[str, Any]) -> dict:
     """Train one variant on a fold, and score it on the images that the fold leaves out.
 
-    `data` describes the images of all folds.
+    `identity` has the settings of the run too, `data` describes the images of all folds.
     """
     gflops = gemm_gflops()
     (X_train, y_train), (X, y) = part
-    classifier = make(variant, settings).set_params(random_state=seed)
+    classifier = make(identity["variant"], identity).set_params(random_state=identity["seed"])
     even = classifier.optimizer_params["even_batches"]
-    steps_an_epoch = count_batches(len(y_train), settings["batch_size"], even=even)
-    classifier.set_params(max_epochs=max(1, round(settings["steps"] / steps_an_epoch)))
+    steps_an_epoch = count_batches(len(y_train), identity["batch_size"], even=even)
+    classifier.set_params(max_epochs=max(1, round(identity["steps"] / steps_an_epoch)))
     start = time.perf_counter()
     classifier.fit(X_train, y_train)
     last = classifier.history_[-1]
-    identity = {"variant": variant, "seed": seed, "fold": fold, **settings}
     record = described(
-        {"dataset": NAME, **identity},
+        identity,
         parameters=parameters(identity),
         data=data,
         gflops=gflops,
         seconds=time.perf_counter() - start,
-        seed=seed,
+        seed=identity["seed"],
         resolved=resolved_parameters(classifier, len(y_train)),
     )
     return record | {
@@ -211,9 +208,10 @@ def main():
     for seed in arguments.seeds:
         for variant in arguments.variants:
             for fold, part in enumerate(parts(data, arguments.folds, seed)):
-                identity = {"variant": variant, "seed": seed, "fold": fold, **settings}
+                of_run = {"variant": variant, "seed": seed, "fold": fold}
+                identity = {"dataset": NAME, **of_run, **settings}
                 if not records.has(identity, description):
-                    records.add(run(variant, part, fold, seed, settings, description))
+                    records.add(run(identity, part, description))
                     print(records.current[-1], flush=True)
     records.show()
 

@@ -122,16 +122,17 @@ def simulated_failures(errors, uncertainty, target_risk, confidence, n_calibrati
 # Runs
 
 
-def run(name, data, seed):
+def run(identity, data):
     """Fit both systems and score them; returns one record."""
+    name, seed = identity["dataset"], identity["seed"]
     gflops = gemm_gflops()
     X, y = data["train"]
     start = time.perf_counter()
     classifier = MedSymmFlowClassifier(calibration="temperature", random_state=seed).fit(X, y)
     seconds = time.perf_counter() - start
     record = described(
-        {"dataset": name, "seed": seed},
-        parameters=parameters({"dataset": name}),
+        identity,
+        parameters=parameters(identity),
         data=describe_data(name, data),
         gflops=gflops,
         seconds=seconds,
@@ -346,9 +347,10 @@ def main():
     for seed in arguments.seeds:
         for name in [*arguments.datasets, *files]:
             data = load(name, files)
-            if records.has({"dataset": name, "seed": seed}, describe_data(name, data)):
+            identity = {"dataset": name, "seed": seed}
+            if records.has(identity, describe_data(name, data)):
                 continue
-            records.add(run(name, data, seed))
+            records.add(run(identity, data))
             print(name, seed, flush=True)
     records.show()
 

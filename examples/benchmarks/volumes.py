@@ -83,8 +83,12 @@ def fit_and_score(
     return scores, resolved_parameters(classifier, len(train[1]))
 
 
-def run(variant: str, seed: int, n_folds: int, data: dict[str, tuple], settings: dict) -> dict:
+def run(
+    identity: Mapping[str, Any], data: dict[str, tuple], checkpoint_dir: str | None = None
+) -> dict:
     """Train one variant, or one of each fold, and return the record."""
+    variant, seed, n_folds = (identity[key] for key in ("variant", "seed", "n_folds"))
+    settings = {"precision": identity["precision"], "checkpoint_dir": checkpoint_dir}
     gflops = gemm_gflops()
     if not n_folds:
         scores, resolved = fit_and_score(
@@ -103,8 +107,6 @@ def run(variant: str, seed: int, n_folds: int, data: dict[str, tuple], settings:
             for name in of_folds[0][0]
         }
         scores["core_seconds"] *= n_folds
-    identity = {"variant": variant, "seed": seed, "n_folds": n_folds}
-    identity["precision"] = settings["precision"]
     record = described(
         identity,
         parameters=parameters(identity),
@@ -156,15 +158,20 @@ def main():
     records = Records(BENCHMARK, arguments.output)
     data = load(DATASET, {})
     description = describe_data(DATASET, data)
-    settings: dict[str, Any] = {"precision": arguments.precision}
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            identity = {"variant": variant, "seed": seed, "n_folds": arguments.folds}
-            if records.has({**identity, "precision": arguments.precision}, description):
+            identity = {
+                "variant": variant,
+                "seed": seed,
+                "n_folds": arguments.folds,
+                "precision": arguments.precision,
+            }
+            if records.has(identity, description):
                 continue
+            checkpoint_dir = None
             if arguments.checkpoints and not arguments.folds:
-                settings["checkpoint_dir"] = f"{arguments.checkpoints}/{variant}-{seed}"
-            records.add(run(variant, seed, arguments.folds, data, settings))
+                checkpoint_dir = f"{arguments.checkpoints}/{variant}-{seed}"
+            records.add(run(identity, data, checkpoint_dir))
             print(records.current[-1], flush=True)
     records.show()
 
