@@ -18,6 +18,7 @@ own, ``--name long``.
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -169,33 +170,15 @@ def changed_classes(judge, classifier, X):
     return record
 
 
-def run(identity, data, judge, imagenet, pictures):
-    """Fit, generate, measure; one record.
-
-    The settings of `identity` are text of :func:`shown_settings`: entries of the dict parameters
-    stand beside other parameters, and the guidance where it is not the classifier's own.
-    """
+def fitted(identity, data, settings):
+    """Fit the classifier; returns it and the beginning of its record."""
     name, seed = identity["dataset"], identity["seed"]
-    settings = read_settings(identity["settings"])
-    constructor, sampling = split_settings({**settings, "random_state": seed})
+    constructor, _ = split_settings({**settings, "random_state": seed})
     gflops = gemm_gflops()
-    (X, y), (X_test, y_test) = data["train"], data["test"]
-    rng = np.random.default_rng(seed)
+    X, y = data["train"]
     start = time.perf_counter()
     classifier = MedSymmFlowClassifier(**constructor).fit(X, y)
     seconds = time.perf_counter() - start
-    p = classifier.predict_proba(X_test)
-    # For classification alone, as long as "auto" finds right for it.
-    without = {"classification_fraction": 1.0, "class_dropout": 0.0, "max_epochs": "auto"}
-    constructor, _ = split_settings({**settings, **without, "random_state": seed})
-    alone = MedSymmFlowClassifier(**constructor).fit(X, y).predict_proba(X_test)
-    real = X_test[rng.permutation(len(X_test))[:N_REAL]]
-    features = judge.features(real)
-    order = rng.permutation(len(X))
-    some, as_many = order[:N_GENERATED], order[:N_TRAINED]
-    # Real images that neither the judge nor the classifier has learned from.
-    fresh = data["val"][0][:N_GENERATED]
-    counts = counts_of(y, N_GENERATED)
     record = described(
         identity,
         parameters=parameters(identity),
@@ -205,25 +188,83 @@ def run(identity, data, judge, imagenet, pictures):
         seed=seed,
         resolved=resolved_parameters(classifier, len(y)),
     )
-    record |= {
-        "reference_seconds": reference_seconds(seconds, gflops),
-        "test_auc": 100 * auc_score(y_test, p),
-        "test_acc": 100 * accuracy(y_test, p),
-        "test_log_loss": float(log_loss(y_test, p, labels=range(p.shape[1]))),
-        "alone_auc": 100 * auc_score(y_test, alone),
-        "alone_acc": 100 * accuracy(y_test, alone),
-        "alone_log_loss": float(log_loss(y_test, alone, labels=range(p.shape[1]))),
-        "real": {
-            **quality(judge.features, features, fresh),
-            "n": len(fresh),
-            "coverage_by_training": quality(judge.features, features, X[some])["coverage"],
-            "fidelity": balanced_fidelity(judge, X_test, y_test),
-            "accuracy_score": classifier_accuracy_score(X[as_many], y[as_many], X_test, y_test),
-        },
-        "samplers": {},
-        "imagenet_samplers": {},
+    return classifier, record | {"reference_seconds": reference_seconds(seconds, gflops)}
+
+
+def classification(classifier, data, settings, seed):
+    """Scores on test images: of the classifier, and of one that learns to classify alone."""
+    X_test, y_test = data["test"]
+
+    def scores(prefix, classifier):
+        p = classifier.predict_proba(X_test)
+        return {
+            f"{prefix}_auc": 100 * auc_score(y_test, p),
+            f"{prefix}_acc": 100 * accuracy(y_test, p),
+            f"{prefix}_log_loss": float(log_loss(y_test, p, labels=range(p.shape[1]))),
+        }
+
+    # For classification alone, as long as "auto" finds right for it.
+    without = {"classification_fraction": 1.0, "class_dropout": 0.0, "max_epochs": "auto"}
+    constructor, _ = split_settings({**settings, **without, "random_state": seed})
+    alone = MedSymmFlowClassifier(**constructor).fit(*data["train"])
+    return scores("test", classifier) | scores("alone", alone)
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """What generated images are compared with, and real images that stand beside them.
+
+    Attributes
+    ----------
+    features : ndarray
+        Features of test images by the judge.
+    of_imagenet : ndarray or None
+        ImageNet features of the same images, where these are measured.
+    fresh : ndarray
+        Validation images, from which neither the judge nor the classifier has learned.
+    some : ndarray
+        Training images, as many as are generated.
+    as_many : tuple of ndarray
+        Training images and labels, as many as the generated ones on which the trees are trained.
+    """
+
+    features: np.ndarray
+    of_imagenet: np.ndarray | None
+    fresh: np.ndarray
+    some: np.ndarray
+    as_many: tuple[np.ndarray, np.ndarray]
+
+
+def real_images(data, judge, imagenet, seed):
+    """Draw the real images; `imagenet` gives features of images, or is None."""
+    (X, y), (X_test, _) = data["train"], data["test"]
+    rng = np.random.default_rng(seed)
+    shown = X_test[rng.permutation(len(X_test))[:N_REAL]]
+    order = rng.permutation(len(X))
+    as_many = order[:N_TRAINED]
+    return RealImages(
+        features=judge.features(shown),
+        of_imagenet=None if imagenet is None else imagenet(shown),
+        fresh=data["val"][0][:N_GENERATED],
+        some=X[order[:N_GENERATED]],
+        as_many=(X[as_many], y[as_many]),
+    )
+
+
+def real_figures(real, judge, X_test, y_test):
+    """Figures of real images, which stand beside those of generated ones."""
+    return {
+        **quality(judge.features, real.features, real.fresh),
+        "n": len(real.fresh),
+        "coverage_by_training": quality(judge.features, real.features, real.some)["coverage"],
+        "fidelity": balanced_fidelity(judge, X_test, y_test),
+        "accuracy_score": classifier_accuracy_score(*real.as_many, X_test, y_test),
     }
-    of_real = None if imagenet is None else imagenet(real)
+
+
+def sampler_figures(classifier, counts, sampling, real, judge, imagenet):
+    """Figures of the images of each solver and number of steps."""
+    figures = {"samplers": {}, "imagenet_samplers": {}}
     for solver, n_steps in SAMPLERS:
         start = time.perf_counter()
         images, labels = sample_images(
@@ -231,30 +272,35 @@ def run(identity, data, judge, imagenet, pictures):
         )
         seconds_to_draw = time.perf_counter() - start
         sampler = f"{solver} {n_steps}"
-        record["samplers"][sampler] = {
-            **quality(judge.features, features, images),
+        figures["samplers"][sampler] = {
+            **quality(judge.features, real.features, images),
             "fidelity": balanced_fidelity(judge, images, labels),
             "seconds": seconds_to_draw,
         }
-        if of_real is None:
+        if imagenet is None:
             continue
-        seen = quality(imagenet, of_real, images)
-        record["imagenet_samplers"][sampler] = seen
+        seen = quality(imagenet, real.of_imagenet, images)
+        figures["imagenet_samplers"][sampler] = seen
         if sampler == DEFAULT_SAMPLER:
-            record["imagenet"] = {
+            figures["imagenet"] = {
                 "generated": seen,
-                "fresh": quality(imagenet, of_real, fresh),
-                "training": quality(imagenet, of_real, X[some]),
+                "fresh": quality(imagenet, real.of_imagenet, real.fresh),
+                "training": quality(imagenet, real.of_imagenet, real.some),
             }
+    return figures
+
+
+def generated_figures(classifier, data, sampling, judge):
+    """Figures of as many images as the trees learn from: accuracy score, copies, other classes."""
+    (X, y), (X_test, y_test) = data["train"], data["test"]
     # As many as the real ones that the same trees are trained on, in the same proportions.
     counts = counts_of(y, min(len(X), N_TRAINED))
     start = time.perf_counter()
     images, labels = sample_images(classifier, counts, **sampling)
-    record["seconds_of_64_a_class"] = (
-        (time.perf_counter() - start) * 64 * len(counts) / counts.sum()
-    )
+    seconds = time.perf_counter() - start
     check = copying_check(images, X, X_test)
-    record |= {
+    return {
+        "seconds_of_64_a_class": seconds * 64 * len(counts) / counts.sum(),
         "accuracy_score": classifier_accuracy_score(images, labels, X_test, y_test),
         "fidelity": balanced_fidelity(judge, images, labels),
         "near_duplicates": check.near_duplicates,
@@ -265,8 +311,27 @@ def run(identity, data, judge, imagenet, pictures):
         "closer": check.closer,
         "changed_classes": changed_classes(judge, classifier, X_test[:N_CHANGED]),
     }
+
+
+def run(identity, data, judge, imagenet, pictures):
+    """Fit, generate, measure; one record.
+
+    The settings of `identity` are text of :func:`shown_settings`: entries of the dict parameters
+    stand beside other parameters, and the guidance where it is not the classifier's own.
+    """
+    seed, settings = identity["seed"], read_settings(identity["settings"])
+    _, sampling = split_settings(settings)
+    X, y = data["train"]
+    classifier, record = fitted(identity, data, settings)
+    record |= classification(classifier, data, settings, seed)
+    real = real_images(data, judge, imagenet, seed)
+    record["real"] = real_figures(real, judge, *data["test"])
+    counts = counts_of(y, N_GENERATED)
+    record |= sampler_figures(classifier, counts, sampling, real, judge, imagenet)
+    record |= generated_figures(classifier, data, sampling, judge)
     if pictures is not None:
-        save_pictures(classifier, X, y, pictures / f"generation_{name}", **sampling)
+        path = pictures / f"generation_{identity['dataset']}"
+        save_pictures(classifier, X, y, path, **sampling)
     return record
 
 
