@@ -342,9 +342,12 @@ def pytest_configure():
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One process more than there are cores, as many tests wait for other processes or the disk."""
-    return joblib.cpu_count() + 1
+    # With that variable xdist answers itself.
+    is_set = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return None if is_set else joblib.cpu_count() + 1
 
 
 def pytest_report_header():

@@ -113,6 +113,12 @@ def test_groups_change_nothing_where_nothing_is_held_out(make_classifier):
     assert_array_equal(make_classifier().fit(X, Y, groups=PATIENTS).predict_proba(X), expected)
 
 
+def test_a_fraction_that_leaves_no_group_to_train_on_is_named(make_classifier):
+    classifier = make_classifier(early_stopping=True, validation_fraction=0.9)
+    with pytest.raises(ValueError, match=r"has 5 groups only, .*: lower validation_fraction, or"):
+        classifier.fit(X, Y, groups=np.arange(len(Y)) % 5)
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [

@@ -630,6 +630,17 @@ def test_an_autoencoder_that_makes_other_latents_is_refused(tmp_path):
             LatentMedSymmFlowClassifier.from_pretrained(tmp_path, autoencoder=other)
 
 
+def test_where_an_autoencoder_of_the_files_makes_other_latents_none_can_be_passed(
+    tmp_path, monkeypatch
+):
+    tiny_latent_classifier().fit(X, Y).save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        "sklearn_msf.latent.autoencoder_latents_io.is_same_output", lambda found, wanted: False
+    )
+    with pytest.raises(AutoencoderError, match="makes other latents .* with the version of diff"):
+        LatentMedSymmFlowClassifier.from_pretrained(tmp_path)
+
+
 def test_an_autoencoder_that_decodes_to_other_images_is_refused(tmp_path):
     class Brighter(Averages):
         def decode(self, latents):

@@ -140,8 +140,8 @@ def split_groups(
         )
     if math.ceil(fraction * len(present)) >= len(present):
         raise ValueError(
-            f"groups has {len(present)} groups only, of which none would be left to train on: pass "
-            "images of more groups, or X_val and y_val."
+            f"groups has {len(present)} groups only, of which none would be left to train on: "
+            "lower validation_fraction, or pass images of more groups, or X_val and y_val."
         )
     classes, label = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(present), len(classes)))

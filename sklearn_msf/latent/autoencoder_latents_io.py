@@ -93,7 +93,7 @@ def latents_from_plain(
         autoencoder = known
     way_out = (
         "open the model with the version of diffusers that it was fitted with, or fit anew."
-        if description["kind"] == "embedded"
+        if given is None
         else "pass that one, from_pretrained(folder, autoencoder=...)."
     )
     _check_probes(autoencoder, tensors, way_out)

@@ -297,7 +297,8 @@ def _answering() -> Iterator[None]:
         if "Duplicate GPU" in str(error):
             raise ProcessGroupError(
                 "Several processes have the same GPU: start as many processes as there are GPUs, "
-                f"or let each see its own only (CUDA_VISIBLE_DEVICES). {error}"
+                "or let each see its own only (CUDA_VISIBLE_DEVICES), and leave the number out of "
+                f"device. {error}"
             ) from error
         raise ProcessGroupError(
             "A process of the group ended or did not answer, so training ends here too; see its "
