@@ -9,8 +9,8 @@ the network. This is no medical device.
 """
 
 import argparse
-import os
 
+import matplotlib
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import make_scorer, recall_score, roc_auc_score
@@ -125,7 +125,7 @@ def patients(classifier, X_test, y_test):
 
 
 def main(parts, output, **settings):
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    matplotlib.use("Agg")
     (X, y), cal, test = parts
     classifier = MedSymmFlowClassifier(random_state=0, **settings).fit(X, y)
     operating_points(classifier, *cal, *test)

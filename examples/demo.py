@@ -6,9 +6,9 @@ neither, from scikit-learn's bundled digits.
 """
 
 import argparse
-import os
 import time
 
+import matplotlib
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -16,6 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.datasets import fetch_medmnist
+from sklearn_msf.plotting import SampleGridDisplay
 from sklearn_msf.selective import accuracy_rejection_curve
 
 N_COLUMNS = 6
@@ -45,9 +46,7 @@ def load():
 
 def show_beside_real(classifier, X, y, names, path):
     """Write a picture of each class: real images, generated ones, and the nearest real ones."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from sklearn_msf.plotting import SampleGridDisplay
-
+    matplotlib.use("Agg")
     display = SampleGridDisplay.from_estimator(
         classifier, X=X, y=y, n_columns=N_COLUMNS, class_names=names
     )

@@ -10,13 +10,14 @@ cores.
 """
 
 import argparse
-import os
 
+import matplotlib
 import numpy as np
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.datasets import fetch_medmnist
+from sklearn_msf.plotting import SampleGridDisplay
 
 
 def main():
@@ -24,9 +25,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=None, help="passes over the training volumes")
     parser.add_argument("--output", default="volumes.png", help="picture to write")
     arguments = parser.parse_args()
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from sklearn_msf.plotting import SampleGridDisplay
-
+    matplotlib.use("Agg")
     train, test = (fetch_medmnist("adrenalmnist3d", split=split) for split in ("train", "test"))
     print(f"{len(train.data)} training and {len(test.data)} test volumes of {train.data.shape[1:]}")
 
