@@ -14,19 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.persistence.whole_files import (
-    UNFINISHED_SUFFIX,
-    remove,
-    remove_abandoned,
-    whole_file,
-)
+from sklearn_msf.persistence.whole_files import remove, whole_file
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["keep_latents"]
 
 _NAME = "latents"
 _KEPT = re.compile(rf"{_NAME}-[0-9a-f]{{16}}\.bin")
-_UNFINISHED = re.compile(rf"\.{_NAME}-{UNFINISHED_SUFFIX}")
 # The digest lies behind the latents, so that both appear at once.
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _ZEROS_AT_ONCE = 2**22
@@ -165,12 +159,10 @@ def _map(file: Any, shape: tuple[int, ...], n_bytes: int) -> np.memmap:
 
 
 def _remove_others(folder: Path) -> None:
-    """Delete files with latents of other images or autoencoders, and abandoned ones.
+    """Delete files with latents of other images or autoencoders.
 
     A process that has such a file open or mapped can go on reading it.
     """
     for path in list(folder.iterdir()):
         if _KEPT.fullmatch(path.name):
             remove(path)
-        elif _UNFINISHED.fullmatch(path.name):
-            remove_abandoned(path)
