@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import math
 import pickle
 import weakref
@@ -199,16 +200,21 @@ def test_time_is_kept_for_the_call_at_the_end_of_a_fit(kept, make_classifier):
     assert kept[0] > 0
 
 
+def spoil_losses(monkeypatch, is_bad):
+    """Make the losses NaN in the steps, counted from 0, that `is_bad` names."""
+    losses, steps = TrainingStep._weighted_losses, itertools.count()
+
+    def spoiled(self, *arguments):
+        return losses(self, *arguments) * (math.nan if is_bad(next(steps)) else 1.0)
+
+    monkeypatch.setattr(TrainingStep, "_weighted_losses", spoiled)
+
+
 def test_after_a_divergence_the_estimator_has_the_result_of_its_whole_epochs(
     monkeypatch, make_classifier
 ):
     first = make_classifier(max_epochs=3).set_callbacks(Recorder(stop_after=1)).fit(X, Y)
-    losses, count = TrainingStep._weighted_losses, iter(range(1000))
-
-    def bad_after_the_first(self, *arguments):
-        return losses(self, *arguments) * (float("nan") if next(count) else 1.0)
-
-    monkeypatch.setattr(TrainingStep, "_weighted_losses", bad_after_the_first)
+    spoil_losses(monkeypatch, lambda step: step > 0)
     classifier = make_classifier(max_epochs=3)
     with (
         pytest.warns(UserWarning, match="epoch is repeated"),
@@ -226,11 +232,7 @@ def test_after_a_divergence_the_memory_of_the_run_goes_with_the_error(monkeypatc
         init(self, *arguments, **options)
         trainers.append(weakref.ref(self))
 
-    def diverges_in_the_second_epoch(self, *arguments):
-        return losses(self, *arguments) * (math.nan if next(count) else 1.0)
-
-    losses, count = TrainingStep._weighted_losses, iter(range(1000))
-    monkeypatch.setattr(TrainingStep, "_weighted_losses", diverges_in_the_second_epoch)
+    spoil_losses(monkeypatch, lambda step: step > 0)
     monkeypatch.setattr(Trainer, "__init__", noted)
     gc.disable()
     try:
@@ -315,14 +317,7 @@ def test_the_progress_bar_runs_smoke(make_classifier):
 
 
 def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classifier):
-    from sklearn_msf.training.step import TrainingStep
-
-    losses, count = TrainingStep._weighted_losses, iter(range(1000))
-
-    def one_bad(self, *arguments):
-        return losses(self, *arguments) * (float("nan") if next(count) == 1 else 1.0)
-
-    monkeypatch.setattr(TrainingStep, "_weighted_losses", one_bad)
+    spoil_losses(monkeypatch, lambda step: step == 1)
     recorder = Recorder()
     with pytest.warns(UserWarning, match="epoch is repeated"):
         make_classifier(max_epochs=2).set_callbacks(recorder).fit(X, Y)
@@ -331,8 +326,6 @@ def test_an_epoch_that_has_to_be_repeated_is_one_epoch(monkeypatch, make_classif
 
 
 def test_an_interrupted_epoch_is_ended(monkeypatch, make_classifier):
-    from sklearn_msf.training.step import TrainingStep
-
     losses, count = TrainingStep._weighted_losses, iter(range(1000))
 
     def interrupted(self, *arguments):

@@ -2,14 +2,23 @@ import functools
 
 import pytest
 import torch
+from test_training import all_weights, make_trainer
 
 from sklearn_msf.runtime.compilation import compile_or_not
+from sklearn_msf.training.batches import TrainingData
 
 
 @pytest.fixture
 def compiles(monkeypatch):
     """torch.compile without the minutes of its default backend."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+@pytest.fixture
+def data():
+    """Twenty images of noise, of three classes."""
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return TrainingData(images, torch.arange(20) % 3, torch.ones(20, dtype=torch.float64), 20)
 
 
 def test_a_compiled_function_is_the_same_function(compiles):
@@ -83,11 +92,7 @@ def test_more_shapes_are_compiled_than_torch_allows_by_default(compiles):
     assert len(n_compiled) == 24
 
 
-def test_runs_of_one_process_share_what_was_compiled(make_tiny_field, monkeypatch):
-    from test_training import make_trainer
-
-    from sklearn_msf.training.batches import TrainingData
-
+def test_runs_of_one_process_share_what_was_compiled(data, make_tiny_field, monkeypatch):
     n_compiled = []
 
     def backend(graph, inputs):
@@ -95,8 +100,6 @@ def test_runs_of_one_process_share_what_was_compiled(make_tiny_field, monkeypatc
         return graph
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    data = TrainingData(images, torch.arange(20) % 3, torch.ones(20, dtype=torch.float64), 20)
     counts = []
     for _ in range(2):
         # No other test compiles a network of such a form.
@@ -159,14 +162,7 @@ def test_dropout_compiles_with_the_same_fraction(make_tiny_field):
         assert (dropped[3] == 1).all()
 
 
-def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
-    from test_training import make_trainer
-
-    from sklearn_msf.training.batches import TrainingData
-
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
-    data = TrainingData(images, labels, torch.ones(20, dtype=torch.float64), 20)
+def test_a_field_learns_the_same_compiled(compiles, data, make_tiny_field):
     losses = []
     for compile_network in (False, True):
         trainer = make_trainer(make_tiny_field(), compile_network=compile_network)
@@ -175,14 +171,9 @@ def test_a_field_learns_the_same_compiled(compiles, make_tiny_field):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(compiles, make_tiny_field):
-    from test_training import all_weights, make_trainer
-
-    from sklearn_msf.training.batches import TrainingData
-
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
-    data = TrainingData(images, labels, torch.ones(20, dtype=torch.float64), 20)
+def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(
+    compiles, data, make_tiny_field
+):
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -196,14 +187,7 @@ def test_a_compiled_run_repeats_itself_and_leaves_the_global_generator(compiles,
     assert torch.equal(*found)
 
 
-def test_the_first_step_of_each_division_is_not_a_usual_one(compiles, make_tiny_field):
-    from test_training import make_trainer
-
-    from sklearn_msf.training.batches import TrainingData
-
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3
-    data = TrainingData(images, labels, torch.ones(20, dtype=torch.float64), 20)
+def test_the_first_step_of_each_division_is_not_a_usual_one(compiles, data, make_tiny_field):
     settings = {"compile_network": True, "classification_fraction": 0.25}
     step, divisions, usual = make_trainer(make_tiny_field(), **settings)._step, [], []
     with step.running():
