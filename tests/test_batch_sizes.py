@@ -55,6 +55,42 @@ def test_sizes_at_which_any_operation_gives_other_bits_are_passed_over(n_draws, 
     assert size_for(runs, 1) == size
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-45, float("inf"), float("nan")])
+@pytest.mark.parametrize("of", ["images", "weights"])
+def test_values_that_hide_the_order_of_a_sum_decide_nothing(of, value):
+    module = nn.Linear(6, 3, bias=False).requires_grad_(False)
+    module.weight.fill_(1e-3)
+    images = torch.ones(1, 6)
+    (images if of == "images" else module.weight).fill_(value)
+
+    def run(x, size):
+        # Padded batches below 8 round otherwise.
+        return module(padded(x, size)) * (1 + 1e-6 * (size < 8))
+
+    small = SmallBatches(module, "kind", lambda start, n: images, run)
+    assert small.size(0, 1, 16) == 8
+
+
+def test_a_trial_leaves_images_and_weights_as_they_are():
+    module, images, ran = nn.Linear(6, 3), X[:2].clone(), []
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    kept = torch.get_rng_state()
+
+    def run(prepared, size):
+        ran.append(prepared["numbers"])
+        return module(padded(prepared["images"], size))
+
+    prepared = {"images": images, "numbers": torch.arange(2)}
+    with torch.no_grad():
+        SmallBatches(module, "kind", lambda start, n: prepared, run).size(0, 2, 16)
+        assert torch.equal(run(prepared, 2), nn.functional.linear(X[:2], *before.values()))
+    assert torch.equal(images, X[:2])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), kept)
+    # Numbers that are no measurements, such as classes, are what they are.
+    assert all(torch.equal(numbers, torch.arange(2)) for numbers in ran)
+
+
 def test_a_size_is_tried_again_only_for_more_rows():
     module, runs = nn.Linear(1, 1), Runs(differs_below=4)
     tried = [(3, [16, 4]), (3, []), (2, [16, 2]), (4, [16, 4]), (2, []), (1, [16, 1]), (1, [])]

@@ -80,7 +80,7 @@ def test_the_smallest_batches_of_one_model_are_those_of_its_form_and_of_its_imag
     monkeypatch.setattr(batch_sizes, "_CHECKED", {})
     tried, digests = [], batch_sizes._Digests
     monkeypatch.setattr(
-        batch_sizes, "_Digests", lambda trial, size: tried.append(size) or digests(trial, size)
+        batch_sizes, "_Digests", lambda *passed: tried.append(passed[-1]) or digests(*passed)
     )
 
     def is_tried_anew(field, side=8):
@@ -99,6 +99,24 @@ def test_the_smallest_batches_of_one_model_are_those_of_its_form_and_of_its_imag
     # Other rounding, and weights of the same shapes.
     assert is_tried_anew(make_tiny_field(time_scale=25.0))
     assert not is_tried_anew(make_tiny_field())
+
+
+def test_black_images_and_a_field_of_zeros_do_not_decide_on_the_batches_of_others(
+    make_tiny_field, monkeypatch
+):
+    rows = slice(3, 4)
+    field, zeros = make_tiny_field(), make_tiny_field()
+    for weight in zeros.parameters():
+        weight.data.zero_()
+    found = []
+    for first, images in ((field, IMAGES), (field, np.zeros_like(IMAGES)), (zeros, IMAGES)):
+        monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+        classified(first, images[rows], NOISE)
+        found.append(list(batch_sizes._CHECKED.values()))
+        # What was seen with these values holds for all others.
+        alone, together = (classified(field, part, NOISE) for part in (IMAGES[rows], IMAGES))
+        np.testing.assert_array_equal(alone.probabilities, together.probabilities[rows])
+    assert found == found[:1] * 3
 
 
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)

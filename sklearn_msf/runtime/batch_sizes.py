@@ -3,10 +3,11 @@
 Kernels may sum in another order for another batch size, and a prediction must not depend on the
 samples beside it. Batches that are not full are therefore padded: to the full size, or to a
 smaller one at which every operation was seen to give the same bits on this device. The check
-runs a real batch both ways and compares the result of each operation, row by row. What the batch
-is computed from, such as latents, is prepared once for all sizes that are tried. A kernel chooses
-its order by shapes and not by values, so what holds for one batch holds for others, and what holds
+runs a batch both ways and compares the result of each operation, row by row. A kernel chooses its
+order by shapes and not by values, so what holds for one batch holds for others, and what holds
 for one module holds for others of its form: for the fits of a search or of a cross-validation.
+But values can hide an order: sums of zeros, as of a black image or of weights that are zero, are
+the same in any. The check therefore puts random numbers in place of images and weights.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["Prepared", "SmallBatches", "padded"]
 
@@ -61,10 +62,11 @@ class SmallBatches(Generic[Prepared]):
         the device, the shapes, and what the printed structure does not show.
     prepare : callable
         Makes what a batch is computed from, which does not depend on its size: given the index of
-        its first sample and the number of its samples. It may be costly, and is not compared.
+        its first sample and the number of its samples. It may be costly, and is not compared. Of
+        its floating tensors only the form counts.
     trial : callable
         Runs all operations of a batch, given what was prepared and the size to pad it to. They are
-        as many for any size.
+        as many for any size. The results are not used: the module has random weights in it.
     """
 
     def __init__(
@@ -82,20 +84,45 @@ class SmallBatches(Generic[Prepared]):
         if n_rows >= full_size:
             return full_size
         form = _form_of(self._module), _changes_of(self._module), _settings_of_torch()
-        trial, full, size = None, None, 1
+        watch, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
                 key = form, self._kind, full_size, size
                 n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
-                    trial = trial or partial(self._trial, self._prepare(start, n_rows))
-                    full = full or _Digests(trial, full_size)
-                    same = _Digests(trial, size).are_those_of(full, n_rows)
+                    watch = watch or self._watch(start, n_rows)
+                    full = full or watch(full_size)
+                    same = watch(size).are_those_of(full, n_rows)
                     n_checked = _CHECKED[key] = n_rows if same else 0
                 if n_checked:
                     return size
             size *= 2
         return full_size
+
+    def _watch(self, start: int, n_rows: int) -> Callable[[int], "_Digests"]:
+        """Make a function that runs the samples, padded to a size, on random numbers."""
+        prepared = tree_map_only(Tensor, _random_like, self._prepare(start, n_rows))
+        return partial(_Digests, partial(self._trial, prepared), _random_weights(self._module))
+
+
+def _random_like(tensor: Tensor, seed: int = 0) -> Tensor:
+    """Draw numbers with the shape, type, device and memory format of a tensor."""
+    if not tensor.is_floating_point():
+        return tensor
+    generator = torch.Generator(tensor.device).manual_seed(seed)
+    return torch.empty_like(tensor).normal_(generator=generator)
+
+
+# Torch handles the results of weights otherwise than those of tensors of inference mode.
+@torch.inference_mode(False)
+@torch.no_grad()
+def _random_weights(module: nn.Module) -> dict[int, Tensor]:
+    """Draw other weights for a module, by the ids of those that they stand for."""
+    # Sums of products with them are about as large as what is multiplied.
+    return {
+        id(weight): _random_like(weight, seed) / math.sqrt(math.prod(weight.shape[1:]))
+        for seed, weight in enumerate(module.parameters(), 1)
+    }
 
 
 def _form_of(module: nn.Module) -> str:
@@ -144,11 +171,11 @@ def _settings_of_torch() -> tuple[Any, ...]:
 
 
 class _Digests(TorchDispatchMode):
-    """Runs a batch and digests the result of each operation."""
+    """Runs a batch and digests the result of each operation, with other weights, by their ids."""
 
-    def __init__(self, trial: Callable[[int], object], size: int):
+    def __init__(self, trial: Callable[[int], object], weights: dict[int, Tensor], size: int):
         super().__init__()
-        self._size = size
+        self._weights, self._size = weights, size
         self._digests: list[Tensor] = []
         # Many results of a network have rows of one shape, and the same factors.
         self._factors: dict[Hashable, Tensor] = {}
@@ -158,13 +185,17 @@ class _Digests(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = operation(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, self._other, (args, kwargs or {}))
+        result = operation(*args, **kwargs)
         # A view has the bits of what it shows, which are digested already.
         if not operation.is_view:
             for value in [result] if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
                     self._digests.append(_digest(value, self._factors))
         return result
+
+    def _other(self, tensor: Tensor) -> Tensor:
+        return self._weights.get(id(tensor), tensor)
 
     def are_those_of(self, full: "_Digests", n_rows: int) -> bool:
         """Tell whether the first `n_rows` samples have the same bits in the full batch."""
