@@ -74,6 +74,35 @@ def test_a_prediction_is_the_same_to_the_last_bit_whatever_images_are_beside_it(
         np.testing.assert_array_equal(chosen.distances, together.distances[rows])
 
 
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+@pytest.mark.parametrize("n_draws", [5, 7])
+def test_many_draws_are_averaged_in_one_order_at_any_place_of_any_batch(
+    make_tiny_field, label_prediction, n_draws, monkeypatch
+):
+    # Torch adds the rows of a tensor in another order where a vector of columns is not full.
+    monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+    field = make_tiny_field(label_prediction)
+    noise = torch.randn(n_draws, *NOISE.shape[1:], generator=torch.Generator().manual_seed(1))
+
+    def answers(images):
+        settings = {"batch_size": 11, "flipped_axes": (-1,)}
+        prediction = classified(field, images, noise, **settings)
+        return np.concatenate([prediction.probabilities, prediction.distances], axis=1)
+
+    alone = np.concatenate([answers(image[None]) for image in IMAGES])
+    np.testing.assert_array_equal(answers(IMAGES), alone)
+    np.testing.assert_array_equal(answers(np.flip(IMAGES, 0).copy())[::-1], alone)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_hooks_of_a_user_see_no_trial(make_tiny_field, label_prediction):
+    field, seen = make_tiny_field(label_prediction), []
+    field.unet.conv_in.register_forward_hook(lambda *passed: seen.append(passed))
+    classified(field, IMAGES[:1], NOISE)
+    # One pass of all draws.
+    assert len(seen) == 1
+
+
 def test_the_smallest_batches_of_one_model_are_those_of_its_form_and_of_its_images(
     make_tiny_field, monkeypatch
 ):

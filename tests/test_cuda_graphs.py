@@ -52,9 +52,24 @@ def test_weights_that_were_moved_or_replaced_are_read_from_where_they_are(cuda, 
     torch.testing.assert_close(replay(module, 0, module, x), module(x))
 
 
+def test_hooks_and_another_forward_of_a_user_count_whenever_they_come(cuda):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2)).requires_grad_(False)
+    x, seen = torch.ones(2, 3), []
+    wanted = replay(module, 0, module, x)
+    hook = module[0].register_forward_hook(lambda _, given, result: seen.append(result))
+    for n in (1, 2):
+        torch.testing.assert_close(replay(module, 0, module, x), wanted)
+        assert len(seen) == n
+    hook.remove()
+    module[0].forward = lambda x: 0 * x
+    assert (replay(module, 0, module, x) == 0).all()
+
+
 def test_graphs_go_with_their_module(cuda):
     module = torch.nn.Linear(3, 2).requires_grad_(False)
     replay(module, 0, module.forward, torch.ones(2, 3))
+    # Modules of tests before this one.
+    gc.collect()
     before = len(cuda_graphs._PASSES)
     del module
     gc.collect()

@@ -185,8 +185,9 @@ def classify(
         by_draw = evidence.float().unflatten(0, (len(noise), size))
         by_draw = torch.cat([by_draw] * math.ceil(settings.n_draws / len(noise)))
         by_draw = by_draw[: settings.n_draws]
-        # Draws are averaged in a fixed order.
-        averaged = by_draw.mean(dim=0)
+        # One after the other: torch adds the rows of a tensor in orders that depend on the column.
+        first, *others = by_draw
+        averaged = sum(others, first) / len(by_draw)
         decoded: tuple[Tensor, ...] = read_evidence(field, averaged, n_real, reader)
         if keep_draws:
             p_of_draws = [read_evidence(field, draw, n_real, reader)[0] for draw in by_draw]

@@ -75,8 +75,7 @@ def denoising_errors(
         n_channels = x.shape[1]
         errors = x.new_zeros((size, n_tried, n_times), dtype=torch.float32)
         # At once: each copy to a GPU waits for all that it has to do.
-        classes = torch.zeros((n_tried, size), dtype=torch.int64)
-        classes[:, :n_real] = torch.from_numpy(of_images.T[:n_tried])
+        classes = padded(torch.from_numpy(of_images[:, :n_tried]), size).T
         for i, tried in enumerate(classes.to(x.device)):
             masks = field.codes.masks(tried, x.shape[2:])
             for j, time in enumerate(at[:n_times]):

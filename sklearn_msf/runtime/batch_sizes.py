@@ -7,7 +7,8 @@ runs a batch both ways and compares the result of each operation, row by row. A 
 order by shapes and not by values, so what holds for one batch holds for others, and what holds
 for one module holds for others of its form: for the fits of a search or of a cross-validation.
 But values can hide an order: sums of zeros, as of a black image or of weights that are zero, are
-the same in any. The check therefore puts random numbers in place of images and weights.
+the same in any. The check therefore puts random numbers in place of images and weights. A module
+that a user has changed is not tried: its hooks would see them.
 """
 
 import hashlib
@@ -23,14 +24,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sklearn_msf.runtime.module_changes import is_changed
+
 __all__ = ["Prepared", "SmallBatches", "padded"]
 
 # How many rows of the batches of a form, kind and size were seen to have the right bits.
 _CHECKED: dict[Hashable, int] = {}
 _FORMS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-# Numbers of modules that users have changed.
-_CHANGED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_NUMBERS = itertools.count()
 
 # Of a multiplicative hash: 2**32 divided by the golden ratio, as a signed number.
 _SCATTERING = 0x9E3779B1 - 2**32
@@ -45,6 +45,7 @@ def padded(x: Tensor, size: int) -> Tensor:
     """Pad a batch to `size` samples with copies of its first one.
 
     The operations are the same for all sizes, as :class:`SmallBatches` asks, which compares them.
+    There the copies show whether a sample has the same bits at every place of a full batch.
     """
     return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
@@ -81,9 +82,9 @@ class SmallBatches(Generic[Prepared]):
 
     def size(self, start: int, n_rows: int, full_size: int) -> int:
         """Return the size to which to pad the `n_rows` samples from the index `start` on."""
-        if n_rows >= full_size:
+        if n_rows >= full_size or is_changed(self._module):
             return full_size
-        form = _form_of(self._module), _changes_of(self._module), _settings_of_torch()
+        form = _form_of(self._module), _settings_of_torch()
         watch, full, size = None, None, 1
         while size < full_size:
             if size >= n_rows:
@@ -101,14 +102,21 @@ class SmallBatches(Generic[Prepared]):
 
     def _watch(self, start: int, n_rows: int) -> Callable[[int], "_Digests"]:
         """Make a function that runs the samples, padded to a size, on random numbers."""
-        prepared = tree_map_only(Tensor, _random_like, self._prepare(start, n_rows))
-        return partial(_Digests, partial(self._trial, prepared), _random_weights(self._module))
+        # Equal numbers would hide an order too: several views of the samples are added up.
+        seeds = itertools.count()
+        prepared = tree_map_only(
+            Tensor,
+            lambda part: _random_like(part, next(seeds)) if part.is_floating_point() else part,
+            self._prepare(start, n_rows),
+        )
+        trial = partial(self._trial, prepared)
+        # What is made by the first run and kept is no operation of the others.
+        trial(n_rows)
+        return partial(_Digests, trial, _random_weights(self._module))
 
 
-def _random_like(tensor: Tensor, seed: int = 0) -> Tensor:
+def _random_like(tensor: Tensor, seed: int) -> Tensor:
     """Draw numbers with the shape, type, device and memory format of a tensor."""
-    if not tensor.is_floating_point():
-        return tensor
     generator = torch.Generator(tensor.device).manual_seed(seed)
     return torch.empty_like(tensor).normal_(generator=generator)
 
@@ -121,7 +129,7 @@ def _random_weights(module: nn.Module) -> dict[int, Tensor]:
     # Sums of products with them are about as large as what is multiplied.
     return {
         id(weight): _random_like(weight, seed) / math.sqrt(math.prod(weight.shape[1:]))
-        for seed, weight in enumerate(module.parameters(), 1)
+        for seed, weight in enumerate(module.parameters())
     }
 
 
@@ -136,20 +144,6 @@ def _form_of(module: nn.Module) -> str:
         described = f"{module}{weights}".encode()
         form = _FORMS[module] = hashlib.sha256(described).hexdigest()
     return form
-
-
-def _changes_of(module: nn.Module) -> tuple[int, ...]:
-    """Return numbers of the parts that a user has changed, of which each is one of its kind."""
-    return tuple(
-        _CHANGED.setdefault(part, next(_NUMBERS))
-        for part in module.modules()
-        if _runs_more_than_its_class_says(part)
-    )
-
-
-def _runs_more_than_its_class_says(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def _settings_of_torch() -> tuple[Any, ...]:
@@ -230,7 +224,7 @@ def _factors_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> 
 
 
 def _same_rows(mine: Tensor, size: int, other: Tensor, full_size: int, n_rows: int) -> bool:
-    """Compare the digests of the samples; True for results that have no rows of samples.
+    """Compare the digests of two batches; True for results that have no rows of samples.
 
     Errors in these show in the results that are computed from them.
     """
@@ -241,6 +235,11 @@ def _same_rows(mine: Tensor, size: int, other: Tensor, full_size: int, n_rows: i
     if len(mine) != n_repeats * size or len(other) != n_repeats * full_size:
         return True
     # Draws of all samples come one after the other; positions of one sample are neighbours.
-    by_draw = mine.view(-1, size)[:, :n_rows], other.view(-1, full_size)[:, :n_rows]
-    by_sample = mine.view(size, -1)[:n_rows], other.view(full_size, -1)[:n_rows]
-    return torch.equal(*by_draw) or torch.equal(*by_sample)
+    by_draw = mine.view(-1, size).T, other.view(-1, full_size).T
+    by_sample = mine.view(size, -1), other.view(full_size, -1)
+    return any(_begin_alike(*rows, n_rows) for rows in (by_draw, by_sample))
+
+
+def _begin_alike(mine: Tensor, other: Tensor, n_rows: int) -> bool:
+    """Compare the samples, and those that pad the full batch with the first sample itself."""
+    return torch.equal(mine[:n_rows], other[:n_rows]) and bool((other[n_rows:] == mine[0]).all())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_msf.runtime.locks import fork_safe_lock
+from sklearn_msf.runtime.module_changes import is_changed
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -29,6 +30,11 @@ _N_WARM_UP = 3
 # Each graph keeps the memory of its pass. Batches have few shapes; more than these come from calls
 # with ever other settings, and the oldest graph goes.
 _MAX_GRAPHS = 16
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Tell whether somebody watches operations, by a mode or by hooks: a graph calls neither."""
+    return torch._C._len_torch_dispatch_stack() > 0 or is_changed(module)
 
 
 def _can_capture(device: torch.device) -> bool:
@@ -209,7 +215,8 @@ def replay(
     ----------
     module : nn.Module
         The module whose weights the function reads. The graph is kept as long as the module, and
-        a new one is captured if the weights were moved or replaced.
+        a new one is captured if the weights were moved or replaced. There is none of a module that
+        a user has changed, by hooks or by another `forward`.
     key : hashable
         Identifies the function among those of the module. There is one graph for each key and
         each combination of shapes, dtypes and devices of the inputs, of which the 16 newest are
@@ -228,8 +235,7 @@ def replay(
         Result of the function. If the capture fails, there is one warning, and the function is
         called without a graph.
     """
-    # A mode that watches operations would see none in a graph.
-    if not _can_capture(inputs[0].device) or torch._C._len_torch_dispatch_stack():
+    if not _can_capture(inputs[0].device) or _is_watched(module):
         return function(*inputs)
     full_key = _key((key, _addresses(module)), inputs)
     with _CAPTURING:
