@@ -1,6 +1,7 @@
 """Backbones by every door: vision models of transformers by id, folder and object, and modules."""
 
 import builtins
+import functools
 import json
 import math
 import pickle
@@ -327,6 +328,11 @@ def test_a_scripted_module_is_refused():
 # Doors
 
 
+@functools.cache
+def probabilities_by_folder(make):
+    return make(backbone=backbone_folder(), max_epochs=1).fit(X, Y).predict_proba(X)
+
+
 @pytest.mark.parametrize("make", [tiny_joint_classifier, tiny_feature_classifier])
 @pytest.mark.parametrize("door", ["folder", "Path", "object"])
 def test_a_model_of_transformers_by_every_door(tmp_path, make, door):
@@ -335,8 +341,7 @@ def test_a_model_of_transformers_by_every_door(tmp_path, make, door):
     backbone = doors.get(door) or transformers.AutoModel.from_pretrained(folder)
     classifier = make(backbone=backbone, max_epochs=1).fit(X, Y)
     assert classifier.model_.space.features.size == (32, 32)
-    by_folder = make(backbone=folder, max_epochs=1).fit(X, Y)
-    wanted = by_folder.predict_proba(X)
+    wanted = probabilities_by_folder(make)
     np.testing.assert_array_equal(classifier.predict_proba(X), wanted)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict_proba(X), wanted)
     classifier.save_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 """Checkpoints that were changed, with digests that fit: passed over, and never harmful."""
 
+import contextlib
 import math
 import shutil
 import struct
@@ -49,7 +50,7 @@ def run(field, folder, after=None):
 
     def validate(average):
         if len(trainer.history) == after:
-            raise CutOffError
+            raise CutOffError(all_weights(average).clone())
         return SCORES[len(trainer.history)]
 
     trainer.fit(
@@ -62,7 +63,10 @@ def run(field, folder, after=None):
 
 @pytest.fixture(scope="module")
 def cut_off_run(tmp_path_factory):
-    """A run that was cut off after two of four epochs: its fields, the whole run, its folder."""
+    """A run that was cut off after two of four epochs: its fields, the whole run, its folder.
+
+    And the averaged weights of the second epoch.
+    """
 
     def make():
         # So wide that Muon has matrices; AdamW has the vectors.
@@ -73,7 +77,9 @@ def cut_off_run(tmp_path_factory):
     whole = run(make(), folder / "whole")
     with pytest.raises(CutOffError):
         run(make(), folder / "cut off", after=2)
-    return make, whole, folder / "cut off"
+    with pytest.raises(CutOffError) as of_second:
+        run(make(), folder / "second", after=1)
+    return make, whole, folder / "cut off", of_second.value.args[0]
 
 
 def damage(folder, name, change):
@@ -83,18 +89,35 @@ def damage(folder, name, change):
     write_archive(folder, name, tensors, metadata)
 
 
-def resumed(cut_off_run, folder, change, names=(NEWEST,)):
-    """Resume from a copy of the folder in which some checkpoints are changed."""
-    make, whole, original = cut_off_run
+@contextlib.contextmanager
+def damaged_copy(cut_off_run, folder, change, names=(NEWEST,)):
+    """Copy the folder and change some checkpoints, which has to be told; yield what was told."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(original, folder)
+    shutil.copytree(cut_off_run[2], folder)
     for name in names:
         damage(folder, name, change)
+    told = []
     with pytest.warns(UserWarning, match="is damaged and ignored") as caught:
-        trainer = run(make(), folder)
-    told = [str(warning.message) for warning in caught]
+        yield told
+    told += [str(warning.message) for warning in caught]
     assert [text.split()[1] for text in told] == list(names)
     assert all(text.isprintable() and len(text) < 600 for text in told)
+
+
+def passed_over(cut_off_run, folder, change):
+    """Go on from the older checkpoint, as the newest is changed, until its next epoch is over."""
+    make, _, _, second_epoch = cut_off_run
+    with damaged_copy(cut_off_run, folder, change) as told, pytest.raises(CutOffError) as end:
+        run(make(), folder, after=1)
+    assert torch.equal(end.value.args[0], second_epoch)
+    return told
+
+
+def resumed(cut_off_run, folder, change, names=(NEWEST,)):
+    """Resume from a copy of the folder in which some checkpoints are changed."""
+    make, whole, *_ = cut_off_run
+    with damaged_copy(cut_off_run, folder, change, names) as told:
+        trainer = run(make(), folder)
     # Whatever was passed over, the run ends as if it had never been cut off.
     assert torch.equal(all_weights(trainer.average), all_weights(whole.average))
     assert [log["loss"] for log in trainer.history] == [log["loss"] for log in whole.history]
@@ -211,7 +234,7 @@ def test_numbers_that_no_run_has_are_passed_over(cut_off_run, tmp_path, key, i):
     def change(tensors, metadata):
         (metadata if key == "seed" else metadata["state"])[key] = WRONG[key][i]
 
-    resumed(cut_off_run, tmp_path / "copy", change)
+    passed_over(cut_off_run, tmp_path / "copy", change)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +256,13 @@ def test_numbers_that_no_run_has_are_passed_over(cut_off_run, tmp_path, key, i):
     ],
 )
 def test_entries_that_no_run_has_are_passed_over(cut_off_run, tmp_path, change):
-    resumed(cut_off_run, tmp_path / "copy", lambda tensors, metadata: change(metadata["state"]))
+    passed_over(cut_off_run, tmp_path / "copy", lambda tensors, metadata: change(metadata["state"]))
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "seed", "state"])
 @pytest.mark.parametrize("value", [None, [], [["images of X", "ab12"]], "x", 1.5])
 def test_a_part_of_another_kind_is_passed_over(cut_off_run, tmp_path, key, value):
-    resumed(
+    passed_over(
         cut_off_run,
         tmp_path / "copy",
         lambda tensors, metadata: metadata.update({key: value}),
@@ -267,7 +290,7 @@ def test_a_history_that_no_run_has_is_passed_over(cut_off_run, tmp_path, column,
     def change(tensors, metadata):
         tensors["history"][0, column] = value
 
-    resumed(cut_off_run, tmp_path / "copy", change)
+    passed_over(cut_off_run, tmp_path / "copy", change)
 
 
 @pytest.mark.parametrize("n_epochs", [0, 4, 9])
@@ -277,7 +300,7 @@ def test_a_history_of_too_many_epochs_or_of_none_is_passed_over(cut_off_run, tmp
         history[:, 0] = torch.arange(1, n_epochs + 1)
         tensors["history"] = history
 
-    resumed(cut_off_run, tmp_path / "copy", change)
+    passed_over(cut_off_run, tmp_path / "copy", change)
 
 
 def test_where_all_checkpoints_are_changed_the_run_begins_anew(cut_off_run, tmp_path):
@@ -291,7 +314,7 @@ def test_damaged_checkpoints_go_when_a_whole_one_is_there(cut_off_run, tmp_path)
 
 
 def test_a_checkpoint_as_it_was_written_is_resumed(cut_off_run, tmp_path):
-    make, whole, original = cut_off_run
+    make, whole, original, _ = cut_off_run
     shutil.copytree(original, tmp_path / "copy")
     trainer = run(make(), tmp_path / "copy")
     assert trainer.history == [

@@ -241,7 +241,7 @@ def test_fit_holds_a_few_of_the_images_that_it_resizes(no_training, monkeypatch)
 def test_fit_holds_one_copy_of_the_images(no_training, dtype, overrides):
     X, y = many(dtype), np.tile(Y, 10)
     clf = tiny_classifier(max_epochs=1, n_draws=1, **overrides)
-    arrays = memory_of(lambda: clf.fit(X, y))
+    arrays = memory_of(lambda: clf.fit(X, y), lambda: clf.fit(X[:60], y[:60]))
     # uint8 is trained on as it is, other numbers as float32.
     assert arrays < X.nbytes + OF_A_FIT
 
@@ -251,14 +251,17 @@ def test_fit_holds_one_copy_of_fortrans_order_and_samples_without_weight(no_trai
     X, y = many(dtype, "F"), np.tile(Y, 10)
     clf = tiny_classifier(max_epochs=1)
     weights = np.r_[np.zeros(20), np.ones(len(X) - 20)]
-    arrays = memory_of(lambda: clf.fit(X, y, sample_weight=weights))
+    arrays = memory_of(
+        lambda: clf.fit(X, y, sample_weight=weights),
+        lambda: clf.fit(X[:60], y[:60], sample_weight=weights[:60]),
+    )
     assert arrays < max(X.nbytes, 4 * X.size) + OF_A_FIT
 
 
 def test_fit_over_latents_copies_no_image(no_training):
     X, y = many(), np.tile(Y, 10)
     clf = tiny_latent_classifier(autoencoder=Averages(), max_epochs=1, n_draws=1)
-    arrays = memory_of(lambda: clf.fit(X, y))
+    arrays = memory_of(lambda: clf.fit(X, y), lambda: clf.fit(X[:60], y[:60]))
     assert arrays < OF_A_FIT
 
 

@@ -361,21 +361,19 @@ def test_what_has_no_finite_uncertainty_is_never_answered(threshold, coverage, a
 
 
 @pytest.mark.parametrize("kind", UNCERTAINTIES)
-@pytest.mark.parametrize("coverage", [None, 1.0])
-def test_a_network_whose_values_are_not_finite_answers_nothing(
-    rejecting, calibration, kind, coverage
-):
-    X = calibration[0][:20]
-    rejecting.fit_reject(*calibration, target_risk=0.8, kind=kind)
-    assert rejecting.predict_with_reject(X, coverage).count() > 0
+def test_a_network_whose_values_are_not_finite_answers_nothing(rejecting, calibration, kind):
+    X, y = (part[:60] for part in calibration)
+    rejecting.fit_reject(X, y, target_risk=0.8, kind=kind)
     broken = pickle.loads(pickle.dumps(rejecting))
     for parameter in broken.model_.field.parameters():
         parameter.data.fill_(np.nan)
-    answers, rejected = broken.predict_with_reject(X, coverage, return_mask=True)
-    assert rejected.all()
-    assert answers.count() == 0
-    labels = broken.predict_with_reject(X, coverage, reject_label="unsure")
-    assert (labels == "unsure").all()
+    for coverage in (None, 1.0):
+        assert rejecting.predict_with_reject(X[:20], coverage).count() > 0
+        answers, rejected = broken.predict_with_reject(X[:20], coverage, return_mask=True)
+        assert rejected.all()
+        assert answers.count() == 0
+        labels = broken.predict_with_reject(X[:20], coverage, reject_label="unsure")
+        assert (labels == "unsure").all()
 
 
 @pytest.mark.parametrize(
@@ -612,11 +610,10 @@ def test_the_mask_comes_with_masked_labels_too(fitted, digits):
 def test_labels_of_every_type_have_a_sentinel(fitted, digits, labels, sentinel):
     other = pickle.loads(pickle.dumps(fitted))
     other.model_ = replace(other.model_, classes=labels)
-    answers, rejected = other.predict_with_reject(
-        digits[0], 0.5, reject_label=sentinel, return_mask=True
-    )
-    np.testing.assert_array_equal(answers[rejected], np.full(rejected.sum(), sentinel))
-    np.testing.assert_array_equal(answers[~rejected], other.predict(digits[0])[~rejected])
+    X = digits[0][:24]
+    answers, rejected = other.predict_with_reject(X, 0.5, reject_label=sentinel, return_mask=True)
+    np.testing.assert_array_equal(answers[rejected], np.full(12, sentinel))
+    np.testing.assert_array_equal(answers[~rejected], other.predict(X)[~rejected])
 
 
 @pytest.mark.parametrize("sentinel", [datetime.date(1900, 1, 1), datetime.datetime(1900, 1, 1)])
@@ -624,23 +621,22 @@ def test_a_date_of_python_stands_for_rejected_samples(fitted, digits, sentinel):
     other = pickle.loads(pickle.dumps(fitted))
     classes = np.array(["2024-01", "2024-02", "2024-03"], dtype="M8[s]")
     other.model_ = replace(other.model_, classes=classes)
-    answers = other.predict_with_reject(digits[0], 0.5, reject_label=sentinel)
+    X = digits[0][:24]
+    answers = other.predict_with_reject(X, 0.5, reject_label=sentinel)
     assert answers.dtype.kind == "M"
-    assert (answers == np.datetime64("1900-01-01")).sum() == len(answers) - len(answers) // 2
+    assert (answers == np.datetime64("1900-01-01")).sum() == 12
     with pytest.raises(ValueError, match="is one of the classes"):
-        other.predict_with_reject(digits[0], 0.5, reject_label=np.datetime64("2024-02-01"))
+        other.predict_with_reject(X, 0.5, reject_label=np.datetime64("2024-02-01"))
     # In nanoseconds it would not go beside the last class.
     other.model_ = replace(other.model_, classes=np.append(classes[:2], np.datetime64("9999-01")))
     in_ns = np.datetime64("1900-01-01", "ns")
-    answers, rejected = other.predict_with_reject(
-        digits[0], 0.5, reject_label=in_ns, return_mask=True
-    )
+    answers, rejected = other.predict_with_reject(X, 0.5, reject_label=in_ns, return_mask=True)
     assert set(answers[~rejected]) <= set(other.classes_)
-    missing = other.predict_with_reject(digits[0], 0.5, reject_label=pd.NaT)
+    missing = other.predict_with_reject(X, 0.5, reject_label=pd.NaT)
     np.testing.assert_array_equal(np.isnat(missing), rejected)
     other.model_ = replace(other.model_, classes=np.array([1, 2, 3], dtype="m8[D]"))
     with pytest.raises(ValueError, match="have no common unit of time"):
-        other.predict_with_reject(digits[0], 0.5, reject_label=np.timedelta64(1, "Y"))
+        other.predict_with_reject(X, 0.5, reject_label=np.timedelta64(1, "Y"))
 
 
 # Bad input
@@ -727,7 +723,7 @@ def test_a_threshold_over_latents_is_for_the_decoding_it_was_learned_with(digits
 
 @pytest.mark.parametrize("kind", UNCERTAINTIES)
 def test_the_threshold_of_each_kind_is_certified_for_that_kind(rejecting, calibration, kind):
-    X, y = calibration
+    X, y = (part[:60] for part in calibration)
     rejecting.fit_reject(X, y, target_risk=0.8, kind=kind)
     uncertainty = rejecting.predict_uncertainty(X, kind)
     threshold = certified_threshold(rejecting.predict(X) != y, uncertainty, target_risk=0.8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICE, tiny_classifier, tiny_latent_classifier
-from forked_scripts import PACKAGE, run_code
+from forked_scripts import LIBRARIES, run_code
 from sklearn.base import clone
 
 from sklearn_msf._estimator import fit as fitting
@@ -61,10 +61,18 @@ def never_cut_off(make_classifier, **settings):
     return make(make_classifier=make_classifier, **settings).fit(X, Y)
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
+RUNS = [(False, "adamw"), (True, "adamw"), (False, "muon")]
+MAKERS = [tiny_classifier, tiny_latent_classifier]
+
+
+# Each pair of these once.
 @pytest.mark.parametrize(
-    ("early_stopping", "optimizer"),
-    [(False, "adamw"), (True, "adamw"), (False, "muon")],
+    ("after", "early_stopping", "optimizer", "make_classifier"),
+    [
+        (after, *run, MAKERS[(i + j) % 2])
+        for i, after in enumerate([0, 1, 2, 3, 5])
+        for j, run in enumerate(RUNS)
+    ],
 )
 def test_a_fit_that_was_cut_off_ends_as_if_it_never_was(
     tmp_path, monkeypatch, after, early_stopping, optimizer, make_classifier
@@ -306,7 +314,7 @@ def test_a_killed_process_leaves_checkpoints_to_go_on_from(tmp_path):
         n_threads=torch.get_num_threads(),
         folder=str(tmp_path / "run"),
     )
-    assert abs(run_code(PACKAGE, code).code) == DEADLY
+    assert abs(run_code(LIBRARIES, code).code) == DEADLY
     assert (tmp_path / "run" / "checkpoint-0000002.json").exists()
     resumed = make(tmp_path / "run", batch_size=8).fit(X, Y)
     assert torch.equal(weights(resumed), weights(make(batch_size=8).fit(X, Y)))

@@ -52,7 +52,6 @@ STATES = {
     "meta": lambda: default_device("meta"),
     "with-meta": lambda: torch.device("meta"),
     "no-grad": torch.no_grad,
-    "grad-disabled": lambda: torch.set_grad_enabled(False),
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "deterministic": deterministic_algorithms,
