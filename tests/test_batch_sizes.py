@@ -135,7 +135,9 @@ def test_a_trial_leaves_images_and_weights_as_they_are():
 
 def test_a_size_is_tried_again_only_for_more_rows():
     module, runs = nn.Linear(1, 1), Runs(differs_below=4)
-    tried = [(3, [16, 4]), (3, []), (2, [16, 2]), (4, [16, 4]), (2, []), (1, [16, 1]), (1, [])]
+    # First as many as there are, for what is made once and kept.
+    tried = [(3, [3, 16, 4]), (3, []), (2, [2, 16, 2]), (4, [4, 16, 4]), (2, []), (1, [1, 16, 1])]
+    tried.append((1, []))
     for n_rows, sizes in tried:
         runs.sizes.clear()
         assert size_for(runs, n_rows, module) == 4
@@ -153,14 +155,14 @@ def test_what_a_batch_is_computed_from_is_prepared_once_and_not_watched():
     module, runs = nn.Linear(1, 1), Runs(differs_below=4)
     for _ in range(2):
         assert SmallBatches(module, "kind", prepare, runs).size(0, 1, 16) == 4
-    assert runs.sizes == [16, 1, 2, 4]
+    assert runs.sizes == [1, 16, 1, 2, 4]
     assert prepared == [(0, 1)]
 
 
 def test_what_was_seen_of_a_module_holds_for_others_of_its_form_alone():
     runs = Runs()
     assert size_for(runs, 1, nn.Conv2d(4, 4, 3)) == 1
-    assert runs.sizes == [16, 1]
+    assert runs.sizes == [1, 16, 1]
     for other in (
         nn.Conv2d(4, 4, 3, padding=1),
         nn.Conv2d(4, 5, 3),
@@ -169,7 +171,7 @@ def test_what_was_seen_of_a_module_holds_for_others_of_its_form_alone():
     ):
         assert size_for(Runs(differs_below=8), 1, other) == 8
     assert size_for(runs, 1, nn.Conv2d(4, 4, 3)) == 1
-    assert runs.sizes == [16, 1]
+    assert runs.sizes == [1, 16, 1]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -262,7 +264,7 @@ def test_what_was_seen_holds_for_the_settings_of_torch(settings):
     size_for(runs, 1)
     with settings():
         size_for(runs, 1)
-    assert runs.sizes == [16, 1, 16, 1]
+    assert runs.sizes == [1, 16, 1] * 2
 
 
 def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
@@ -271,6 +273,44 @@ def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
     parts = in_batches(lambda start, size: runs(rows(start, size), size), 37, 16, CPU, small=small)
     assert [len(part) for part in parts] == [16, 16, 8]
     assert torch.equal(torch.cat(parts)[:37], X[:37].sin())
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "differs_below", "tasks"),
+    [
+        # A power of two for each of four cores, and the rest.
+        (9, 0, [4, 4, 1]),
+        (16, 0, [4, 4, 4, 4]),
+        (3, 0, [1, 1, 1]),
+        # One row, or enough batches, cannot be divided.
+        (1, 0, [1]),
+        (40, 0, [16, 16, 8]),
+        # Batches of four have other bits.
+        (9, 8, [16]),
+    ],
+)
+def test_few_rows_are_divided_among_the_cores_where_the_bits_stay_the_same(
+    four_threads, n_rows, differs_below, tasks
+):
+    runs, done, reported = Runs(differs_below=differs_below), [], []
+    small = SmallBatches(nn.Linear(1, 1), "kind", rows, runs)
+
+    def run(start, size):
+        done.append((start, size))
+        return runs(rows(start, min(size, n_rows - start)), size)[: n_rows - start]
+
+    parts = in_batches(run, n_rows, 16, CPU, reported.append, small, divides=True)
+    assert [size for _, size in sorted(done)] == tasks
+    assert sum(reported) == n_rows
+    assert torch.equal(torch.cat(parts), X[:n_rows].sin())
 
 
 def test_convolutions_and_products_of_this_machine_are_watched_inside(monkeypatch):

@@ -95,7 +95,8 @@ def test_many_draws_are_averaged_in_one_order_at_any_place_of_any_batch(
 
 
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
-def test_hooks_of_a_user_see_no_trial(make_tiny_field, label_prediction):
+def test_hooks_of_a_user_see_no_trial(make_tiny_field, label_prediction, monkeypatch):
+    monkeypatch.setattr(batch_sizes, "_CHECKED", {})
     field, seen = make_tiny_field(label_prediction), []
     field.unet.conv_in.register_forward_hook(lambda *passed: seen.append(passed))
     classified(field, IMAGES[:1], NOISE)
@@ -381,6 +382,30 @@ def test_every_way_of_reading_the_class_is_captured(
         np.testing.assert_allclose(found, expected, atol=1e-6)
     assert cuda.captured
     assert cuda.n_replayed > len(cuda.captured)
+
+
+@pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
+def test_what_is_only_tried_is_not_captured(make_tiny_field, monkeypatch, label_prediction):
+    monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+    cuda = RecordedCuda().install(monkeypatch)
+    # No power of two, as the sizes are that are tried.
+    classified(make_tiny_field(label_prediction), IMAGES[:3], NOISE)
+    assert batch_sizes._CHECKED
+    assert len(cuda.captured) == 1
+
+
+def test_one_pass_of_the_posterior_needs_no_noise(make_tiny_field):
+    field = make_tiny_field("posterior")
+    x = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    wanted = field.class_evidence(x, noise, ONE_STEP)
+    for ode, size in ((ONE_STEP, (1, 1)), (OdeSettings(1.0, 0.0, 2), (8, 8))):
+        model = tiny_model(field, flipped_axes=(-1,))
+        given = model.mask_noise(3, ode)
+        # Draws of several steps have noise of their own; of one step only flips differ.
+        assert given.shape == (2 if ode is ONE_STEP else 3, 3, *size)
+    one_pixel = tiny_model(field).mask_noise(5, ONE_STEP).expand(5, -1, -1, -1)
+    assert torch.equal(field.class_evidence(x, one_pixel, ONE_STEP), wanted)
 
 
 def test_an_adaptive_method_sees_one_image_at_a_time(make_tiny_field):

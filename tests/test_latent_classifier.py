@@ -36,6 +36,7 @@ from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoen
 from sklearn_msf.latent.autoencoder_training import layout_for
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import HubFiles, is_hub_id
+from sklearn_msf.runtime import batch_sizes
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.training.checkpoints import Checkpoints
 from sklearn_msf.training.trainer import Trainer
@@ -495,6 +496,21 @@ def test_images_are_resized_to_the_next_multiple_or_to_the_size_asked_for():
     classifier.set_params(encoded_size=(8, 32)).fit(odd, Y)
     assert classifier.sample("a", n_steps=1).shape == (1, 13, 18)
     assert decoded[-1] == (3, 2, 8)
+
+
+def test_masks_are_decoded_once_and_not_for_trial(monkeypatch):
+    module, decoded = Averages(), []
+    module.decode = lambda z: decoded.append(len(z)) or Averages.decode(module, z)
+    settings = {"label_prediction": "velocity", "max_epochs": 1, "n_draws": 1}
+    classifier = tiny_latent_classifier(autoencoder=module, **settings).fit(X, Y)
+    classifier.set_params(label_decoding="pixel")
+    for n in (1, 3):
+        # In a process that has seen no batch of this size.
+        monkeypatch.setattr(batch_sizes, "_CHECKED", {})
+        decoded.clear()
+        classifier.predict_proba(X[:n])
+        assert len(decoded) == 1
+        assert batch_sizes._CHECKED
 
 
 def test_masks_are_compared_as_latents_or_as_colours():

@@ -187,8 +187,7 @@ class ClassifierGraph(nn.Module):
         self._uncertainty = EXPORTED_UNCERTAINTIES[kind]
         self._needs_draws = kind == "draws"
         self._reader = model.space.reader(model.field.codes, settings.label_decoding)
-        n_different = model.count_different_draws(settings.n_draws, settings.ode)
-        self.register_buffer("noise", model.noise(n_different, model.field.codes.n_channels))
+        self.register_buffer("noise", model.mask_noise(settings.n_draws, settings.ode))
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Classify images as :func:`~sklearn_msf.model.classification.predict` does.

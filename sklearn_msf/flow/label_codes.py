@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -377,7 +377,16 @@ class EncodedLabelCodes(_Codes):
 
 
 class MaskReader(Protocol):
-    """Reads classes from predicted masks, which are float64."""
+    """Reads classes from predicted masks, which are float64.
+
+    Attributes
+    ----------
+    reads_padding : bool
+        Whether the rows that pad a batch are read too. Otherwise the size of the batch does not
+        matter.
+    """
+
+    reads_padding: ClassVar[bool]
 
     def prepare(self, masks: Tensor, n_rows: int) -> Tensor:
         """Make the masks ready to be read on the CPU; only the first `n_rows` are needed."""
@@ -398,6 +407,8 @@ class CodeReader:
     codes : LabelCodes or EncodedLabelCodes
         On the CPU.
     """
+
+    reads_padding: ClassVar[bool] = True
 
     codes: LabelCodes | EncodedLabelCodes
 
@@ -429,6 +440,8 @@ class PixelReader(CodeReader):
     decode : callable
         Decodes latents (n, C, h, w) to masks (n, 3, H, W) in about [-1, 1].
     """
+
+    reads_padding: ClassVar[bool] = False
 
     decode: Callable[[Tensor], Tensor]
 

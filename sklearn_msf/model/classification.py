@@ -170,14 +170,15 @@ def classify(
     Prediction
     """
     field, n_images = model.field, len(inputs)
-    n_different = model.count_different_draws(settings.n_draws, settings.ode)
-    noise = model.noise(n_different, field.codes.n_channels)
+    noise = model.mask_noise(settings.n_draws, settings.ode)
     reader = model.space.reader(field.codes_on_cpu, settings.label_decoding)
 
     def prepare(start: int, n: int) -> list[Tensor]:
         return [inputs.batch(start, n, flip) for flip in model.flips(len(noise))]
 
-    def evaluate(views: list[Tensor], size: int, ode: OdeSettings) -> tuple[Tensor, ...]:
+    def evaluate(
+        views: list[Tensor], size: int, ode: OdeSettings, *, reads: bool = True
+    ) -> tuple[Tensor, ...]:
         n_real = len(views[0])
         x, e_y = _draws(views, size, noise)
         with autocast(noise.device, settings.precision):
@@ -188,6 +189,8 @@ def classify(
         # One after the other: torch adds the rows of a tensor in orders that depend on the column.
         first, *others = by_draw
         averaged = sum(others, first) / len(by_draw)
+        if not reads:
+            return ()
         decoded: tuple[Tensor, ...] = read_evidence(field, averaged, n_real, reader)
         if keep_draws:
             p_of_draws = [read_evidence(field, draw, n_real, reader)[0] for draw in by_draw]
@@ -197,11 +200,12 @@ def classify(
     def run(start: int, size: int) -> tuple[Tensor, ...]:
         return evaluate(prepare(start, min(size, n_images - start)), size, settings.ode)
 
-    batch_size = images_a_pass(model, n_different, settings.ode)
+    batch_size = images_a_pass(model, len(noise), settings.ode)
     # Two steps have the kernels of all.
     few = replace(settings, ode=shortened(settings.ode))
     kind = few, keep_draws, len(noise), type(inputs), type(reader)
-    small = model.small_batches(kind, prepare, partial(evaluate, ode=few.ode))
+    trial = partial(evaluate, ode=few.ode, reads=reader.reads_padding)
+    small = model.small_batches(kind, prepare, trial)
     parts = in_batches(run, n_images, batch_size, noise.device, small=small)
     return Prediction(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 

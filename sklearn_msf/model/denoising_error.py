@@ -94,7 +94,8 @@ def denoising_errors(
     # A pass for one class at one time has all kernels: those of the others are the same.
     trial = partial(evaluate, n_tried=1, n_times=1)
     small = model.small_batches(("errors", precision, type(inputs)), prepare, trial)
-    return torch.cat(in_batches(run, n_images, batch_size, noise.device, small=small)).numpy()
+    parts = in_batches(run, n_images, batch_size, noise.device, small=small, divides=True)
+    return torch.cat(parts).numpy()
 
 
 @standard_torch()

@@ -93,12 +93,17 @@ class FittedModel:
         """
         return flips_along(self.flipped_axes)[:n_draws]
 
-    def count_different_draws(self, n_draws: int, ode: OdeSettings) -> int:
-        """Count the draws that are not repetitions of the first ones.
+    def mask_noise(self, n_draws: int, ode: OdeSettings) -> Tensor:
+        """Draw the noise of the masks of different draws, (n, C, H, W), the same in every call.
 
-        One pass of the posterior depends on the noise of the mask in no way, only on the flip.
+        One pass of the posterior depends on the noise in no way, only on the flip, so that draws
+        beyond the number of flips repeat the first ones. One pixel, (n, C, 1, 1), stands for all.
         """
-        return len(self.flips(n_draws)) if self.field.is_one_pass(ode) else n_draws
+        n_channels = self.field.codes.n_channels
+        if not self.field.is_one_pass(ode):
+            return self.noise(n_draws, n_channels)
+        one_pixel = [1] * len(self.space.shape[1:])
+        return torch.zeros(len(self.flips(n_draws)), n_channels, *one_pixel, device=self.device)
 
     def noise(self, n: int, n_channels: int) -> Tensor:
         """Draw noise, (n, n_channels, H, W), the same for every image and in every call."""

@@ -45,7 +45,7 @@ def padded(x: Tensor, size: int) -> Tensor:
     """Pad a batch to `size` samples with copies of its first one.
 
     The operations are the same for all sizes, as :class:`SmallBatches` asks, which compares them.
-    There the copies show whether a sample has the same bits at every place of a full batch.
+    There the copies show whether a sample has the same bits at the later places of a full batch.
     """
     return torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])
 
@@ -109,10 +109,10 @@ class SmallBatches(Generic[Prepared]):
             lambda part: _random_like(part, next(seeds)) if part.is_floating_point() else part,
             self._prepare(start, n_rows),
         )
-        trial = partial(self._trial, prepared)
+        watch = partial(_Digests, partial(self._trial, prepared), _random_weights(self._module))
         # What is made by the first run and kept is no operation of the others.
-        trial(n_rows)
-        return partial(_Digests, trial, _random_weights(self._module))
+        watch(n_rows)
+        return watch
 
 
 def _random_like(tensor: Tensor, seed: int) -> Tensor:

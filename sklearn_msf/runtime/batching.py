@@ -25,6 +25,8 @@ def in_batches(
     device: torch.device,
     report: Callable[[int], object] | None = None,
     small: SmallBatches[Any] | None = None,
+    *,
+    divides: bool = False,
 ) -> list[Result]:
     """Call run(start, batch_size) for each batch, and halve the batches when memory runs out.
 
@@ -45,6 +47,9 @@ def in_batches(
         Called after each batch with the number of its samples.
     small : SmallBatches, optional
         Finds a smaller size for a batch that is not full; it has the full size by default.
+    divides : bool, default=False
+        Whether a CPU with more cores than batches gets smaller ones, if `small` finds that they
+        have the same bits. It pays where a batch takes longer than what `small` tries.
 
     Returns
     -------
@@ -55,12 +60,15 @@ def in_batches(
     start = 0
     while start < n_rows:
         try:
-            starts = range(start, n_rows, batch_size)
-            for result in _side_by_side(run, starts, device, small):
+            n_a_task = batch_size
+            if divides and small is not None and device.type == "cpu":
+                n_a_task = _rows_a_task(n_rows - start, batch_size, small)
+            starts = range(start, n_rows, n_a_task)
+            for result in _side_by_side(run, starts, batch_size, device, small):
                 results.append(result)
                 if report is not None:
-                    report(min(batch_size, n_rows - start))
-                start += batch_size
+                    report(min(n_a_task, n_rows - start))
+                start += n_a_task
         except (MemoryError, RuntimeError) as error:
             if batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -74,19 +82,32 @@ def in_batches(
     return results
 
 
+def _rows_a_task(n_rows: int, batch_size: int, small: SmallBatches[Any]) -> int:
+    """Divide rows that would not fill a batch for each core, if the bits stay the same."""
+    n_threads, n_a_task = torch.get_num_threads(), 1
+    while n_a_task * n_threads < n_rows:
+        n_a_task *= 2
+    if n_a_task >= min(batch_size, n_rows):
+        return batch_size
+    # Sizes are tried where batches run.
+    with worker_threads(1) as executor:
+        size = executor.submit(torch.inference_mode()(small.size), 0, n_a_task, batch_size)
+    return n_a_task if size.result() == n_a_task else batch_size
+
+
 def _side_by_side(
     run: Callable[[int, int], Result],
     starts: range,
+    batch_size: int,
     device: torch.device,
     small: SmallBatches[Any] | None,
 ) -> Iterator[Result]:
     """Run the batches, on a CPU in as many threads as torch uses."""
-    batch_size = starts.step
 
     # Inference mode is local to a thread: each worker thread must enter it.
     @torch.inference_mode()
     def one(start: int) -> Result:
-        n_rows = min(batch_size, starts.stop - start)
+        n_rows = min(starts.step, starts.stop - start)
         size = batch_size if small is None else small.size(start, n_rows, batch_size)
         return run(start, size)
 
