@@ -89,6 +89,32 @@ def test_inputs_that_are_encoded_before_have_the_same_bits(module, monkeypatch):
             assert torch.equal(kept.batch(start, 4, flip), fresh.batch(start, 4, flip))
 
 
+@pytest.mark.parametrize(("n_threads", "n_images_a_core"), [(1, 6), (2, 4), (3, 2), (4, 2)])
+def test_few_images_are_encoded_on_all_cores_in_whole_passes(
+    monkeypatch, n_threads, n_images_a_core
+):
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder._PIXELS_A_PASS", 2 * 16 * 16)
+    tasks, batches = [], latent_space.in_batches
+
+    def noted(encode, n, n_a_task, device):
+        tasks.append(n_a_task)
+        return batches(encode, n, n_a_task, device)
+
+    monkeypatch.setattr(latent_space, "in_batches", noted)
+    space, before = make_space(tiny_autoencoder()), torch.get_num_threads()
+    wanted = space.inputs(ROWS, CPU, "float32", [()]).batch(0, 6)
+    tasks.clear()
+    torch.set_num_threads(n_threads)
+    try:
+        found = space.inputs(ROWS, CPU, "float32", [()]).batch(0, 6)
+        space.inputs(np.tile(ROWS, (20, 1)), CPU, "float32", [()])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, wanted)
+    # Of many images each task has no more than the memory is meant for.
+    assert tasks == [n_images_a_core, 16]
+
+
 def test_images_are_resized_without_leaving_their_range():
     checkers = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)[None, None]
     for size in [(3, 5), (32, 16)]:

@@ -28,6 +28,7 @@ from sklearn_msf.latent.frozen_network import (
     config_entry,
     equal_passes,
     fixed_image,
+    images_a_pass,
     is_same_output,
     plain_config,
     update_digest,
@@ -192,6 +193,10 @@ class ImageAutoencoder(FrozenNetwork):
         copied = copy.copy(self)
         copied._splits_batches = False
         return copied
+
+    def images_a_pass(self, size: tuple[int, int]) -> int:
+        """Count the images of this height and width that one pass encodes."""
+        return images_a_pass(math.prod(size), _PIXELS_A_PASS)
 
     def _passes(self, batch: Tensor, factor: int) -> list[Tensor]:
         """Split images, or latents whose sides are smaller by a factor, into passes."""

@@ -66,6 +66,11 @@ class AutoencoderLatents:
         return height, width
 
     @property
+    def images_a_pass(self) -> int:
+        """Number of images that one pass encodes."""
+        return self.autoencoder.images_a_pass(self.size)
+
+    @property
     def constants(self) -> list[Tensor]:
         """What latents are computed with."""
         return [self.shift, self.scale]

@@ -27,6 +27,7 @@ from sklearn_msf.latent.frozen_network import (
     FrozenNetwork,
     equal_passes,
     fixed_image,
+    images_a_pass,
     update_digest,
 )
 from sklearn_msf.runtime.device import autocast
@@ -147,6 +148,10 @@ class ImageBackbone(FrozenNetwork):
     def name(self) -> str:
         """Name for messages: id on the hub, or class."""
         return repr(self.source["id"]) if "id" in self.source else type(self.module).__name__
+
+    def images_a_pass(self, size: tuple[int, int]) -> int:
+        """Count the images of this height and width that one pass takes."""
+        return images_a_pass(math.prod(size), _PIXELS_A_PASS)
 
     def passes(self, images: Tensor) -> list[Tensor]:
         """Split images, (n, C, H, W), into passes that bound the memory; pad the last one."""

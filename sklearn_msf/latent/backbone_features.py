@@ -63,6 +63,11 @@ class BackboneFeatures:
         found = (self.mean, self.scale, self.components)
         return [value for value in found if value is not None]
 
+    @property
+    def images_a_pass(self) -> int:
+        """Number of images that one pass of the backbone takes."""
+        return self.backbone.images_a_pass(self.size)
+
     def resized(self, x: Tensor) -> Tensor:
         """Convert images, (n, C, H, W) in [-1, 1], to the size and channels of the backbone."""
         return prepare_images(x, self.size, self.backbone.image_channels)

@@ -26,6 +26,7 @@ __all__ = [
     "copy_to_pickle",
     "equal_passes",
     "fixed_image",
+    "images_a_pass",
     "is_same_output",
     "own_copy",
     "plain_config",
@@ -274,6 +275,11 @@ def _text(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
+def images_a_pass(pixels_an_image: int, pixels_a_pass: int) -> int:
+    """Count the images of the passes that :func:`equal_passes` makes."""
+    return max(1, min(_MAX_ROWS_A_PASS, pixels_a_pass // pixels_an_image))
+
+
 def equal_passes(batch: Tensor, pixels_an_image: int, pixels_a_pass: int) -> list[Tensor]:
     """Split a batch into passes of one size; pad the last one with the first sample.
 
@@ -286,7 +292,7 @@ def equal_passes(batch: Tensor, pixels_an_image: int, pixels_a_pass: int) -> lis
     pixels_a_pass : int
         Largest number of pixels in a pass, if that is more than one image.
     """
-    n_rows = max(1, min(_MAX_ROWS_A_PASS, pixels_a_pass // pixels_an_image))
+    n_rows = images_a_pass(pixels_an_image, pixels_a_pass)
     missing = -len(batch) % n_rows
     if missing:
         batch = padded(batch, len(batch) + missing)

@@ -227,10 +227,18 @@ class LatentSpace:
                     parts.append(pixels.batch(first, end - first, flip))
             latents[start:stop] = self.encode(torch.cat(parts), precision).cpu()
 
-        in_batches(encode, len(latents), ENCODED_AT_ONCE, device)
+        in_batches(encode, len(latents), self._images_a_task(len(latents), device), device)
         numbers = {flip: number for number, flip in enumerate(flips)}
         by_image = latents.unflatten(0, (len(flips), n)).transpose(0, 1)
         return KeptInputs(by_image, torch.arange(n), numbers, self.shape[0], device)
+
+    def _images_a_task(self, n: int, device: torch.device) -> int:
+        """Divide the encoding of n images among the cores, in whole passes of the encoders."""
+        if device.type != "cpu":
+            return ENCODED_AT_ONCE
+        n_a_pass = max(part.images_a_pass for part in self._learned)
+        n_passes = math.ceil(n / (n_a_pass * torch.get_num_threads()))
+        return n_a_pass * min(n_passes, max(1, ENCODED_AT_ONCE // n_a_pass))
 
     def reader(self, codes: LabelCodes | EncodedLabelCodes, label_decoding: str) -> MaskReader:
         """Return a reader that compares masks as latents, or one that decodes them first."""
