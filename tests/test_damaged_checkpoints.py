@@ -41,16 +41,18 @@ def without_waiting_for_the_disk():
 
 
 class CutOffError(Exception):
-    """Stands for the end of a process."""
+    """Stands for the end of a process; has the epochs that it trained, and the averaged weights."""
 
 
 def run(field, folder, after=None):
     """Train four epochs with checkpoints, or only until some are over."""
     trainer = make_trainer(field, max_epochs=4, early_stopping=True, batch_size=24)
+    trained = []
 
     def validate(average):
+        trained.append(len(trainer.history))
         if len(trainer.history) == after:
-            raise CutOffError(all_weights(average).clone())
+            raise CutOffError(trained, all_weights(average).clone())
         return SCORES[len(trainer.history)]
 
     trainer.fit(
@@ -79,7 +81,7 @@ def cut_off_run(tmp_path_factory):
         run(make(), folder / "cut off", after=2)
     with pytest.raises(CutOffError) as of_second:
         run(make(), folder / "second", after=1)
-    return make, whole, folder / "cut off", of_second.value.args[0]
+    return make, whole, folder / "cut off", of_second.value.args[1]
 
 
 def damage(folder, name, change):
@@ -109,7 +111,9 @@ def passed_over(cut_off_run, folder, change):
     make, _, _, second_epoch = cut_off_run
     with damaged_copy(cut_off_run, folder, change) as told, pytest.raises(CutOffError) as end:
         run(make(), folder, after=1)
-    assert torch.equal(end.value.args[0], second_epoch)
+    trained, weights_then = end.value.args
+    assert trained == [1]
+    assert torch.equal(weights_then, second_epoch)
     return told
 
 

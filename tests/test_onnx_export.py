@@ -381,15 +381,21 @@ def test_an_autoencoder_that_depends_on_values_is_refused_in_one_message(tmp_pat
 def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(
     classifier, exported, tmp_path, monkeypatch
 ):
-    # What is said is computed without the file.
-    monkeypatch.setattr(onnx_files, "_converted", lambda *_: onnx.load(exported))
-    monkeypatch.setattr(onnx_files, "_compare", lambda *_: None)
     # The more draws, the less is left of the rounding; the more certain, the more of it is seen.
     other = changed(classifier, precision="bfloat16", n_draws=1)
     del other.rejection_
     field = copy.deepcopy(classifier.model_.field)
     field.head.weight.data *= 100
     other.model_ = classifier.model_.with_field(field)
+    # A file that would answer in float32 as the estimator does.
+    exact = changed(other, precision="float32")
+    monkeypatch.setattr(onnx_files, "_converted", lambda *_: onnx.load(exported))
+    monkeypatch.setattr(onnx_files, "_compare", lambda data, compare: compare(answers, 4))
+
+    def answers(inputs):
+        X = inputs["images"]
+        return [exact.predict_proba(X), exact.predict_uncertainty(X, "margin")]
+
     with pytest.warns(
         UserWarning, match="computes in bfloat16 here.*differ by up to [0-9.e-]+"
     ) as w:
