@@ -284,21 +284,21 @@ def four_threads():
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "differs_below", "tasks"),
+    ("n_rows", "differs_below", "tasks", "tried"),
     [
-        # A power of two for each of four cores, and the rest.
-        (9, 0, [4, 4, 1]),
-        (16, 0, [4, 4, 4, 4]),
-        (3, 0, [1, 1, 1]),
+        # A power of two for each of four cores.
+        (9, 0, [4, 4, 4], 4),
+        (16, 0, [4, 4, 4, 4], 4),
+        (3, 0, [1, 1, 1], 1),
         # One row, or enough batches, cannot be divided.
-        (1, 0, [1]),
-        (40, 0, [16, 16, 8]),
+        (1, 0, [1], 1),
+        (40, 0, [16, 16, 8], 8),
         # Batches of four have other bits.
-        (9, 8, [16]),
+        (9, 8, [16], 4),
     ],
 )
 def test_few_rows_are_divided_among_the_cores_where_the_bits_stay_the_same(
-    four_threads, n_rows, differs_below, tasks
+    four_threads, n_rows, differs_below, tasks, tried
 ):
     runs, done, reported = Runs(differs_below=differs_below), [], []
     small = SmallBatches(nn.Linear(1, 1), "kind", rows, runs)
@@ -309,6 +309,8 @@ def test_few_rows_are_divided_among_the_cores_where_the_bits_stay_the_same(
 
     parts = in_batches(run, n_rows, 16, CPU, reported.append, small, divides=True)
     assert [size for _, size in sorted(done)] == tasks
+    # A size of a division is tried alone.
+    assert set(runs.sizes) == {tried, 16}
     assert sum(reported) == n_rows
     assert torch.equal(torch.cat(parts), X[:n_rows].sin())
 

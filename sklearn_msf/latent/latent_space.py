@@ -233,10 +233,11 @@ class LatentSpace:
         return KeptInputs(by_image, torch.arange(n), numbers, self.shape[0], device)
 
     def _images_a_task(self, n: int, device: torch.device) -> int:
-        """Divide the encoding of n images among the cores, in whole passes of the encoders."""
+        """Divide the encoding of n images among the cores, in whole passes of the first encoder."""
         if device.type != "cpu":
             return ENCODED_AT_ONCE
-        n_a_pass = max(part.images_a_pass for part in self._learned)
+        # The autoencoder is the first and takes longest; a pass of the backbone may be padded.
+        n_a_pass = self._learned[0].images_a_pass
         n_passes = math.ceil(n / (n_a_pass * torch.get_num_threads()))
         return n_a_pass * min(n_passes, max(1, ENCODED_AT_ONCE // n_a_pass))
 

@@ -80,13 +80,18 @@ class SmallBatches(Generic[Prepared]):
         self._module, self._kind = module, kind
         self._prepare, self._trial = prepare, trial
 
-    def size(self, start: int, n_rows: int, full_size: int) -> int:
-        """Return the size to which to pad the `n_rows` samples from the index `start` on."""
+    def size(
+        self, start: int, n_rows: int, full_size: int, largest_small: int | None = None
+    ) -> int:
+        """Return the size to which to pad the `n_rows` samples from the index `start` on.
+
+        It is the full size if no smaller one, up to `largest_small`, is right.
+        """
         if n_rows >= full_size or is_changed(self._module):
             return full_size
         form = _form_of(self._module), _settings_of_torch()
         watch, full, size = None, None, 1
-        while size < full_size:
+        while size < full_size and size <= (largest_small or full_size):
             if size >= n_rows:
                 key = form, self._kind, full_size, size
                 n_checked = _CHECKED.get(key)

@@ -91,8 +91,8 @@ def _rows_a_task(n_rows: int, batch_size: int, small: SmallBatches[Any]) -> int:
         return batch_size
     # Sizes are tried where batches run.
     with worker_threads(1) as executor:
-        size = executor.submit(torch.inference_mode()(small.size), 0, n_a_task, batch_size)
-    return n_a_task if size.result() == n_a_task else batch_size
+        find = torch.inference_mode()(small.size)
+        return executor.submit(find, 0, n_a_task, batch_size, n_a_task).result()
 
 
 def _side_by_side(
@@ -107,8 +107,10 @@ def _side_by_side(
     # Inference mode is local to a thread: each worker thread must enter it.
     @torch.inference_mode()
     def one(start: int) -> Result:
-        n_rows = min(starts.step, starts.stop - start)
-        size = batch_size if small is None else small.size(start, n_rows, batch_size)
+        size = starts.step
+        # Of a division all parts have one size, which was seen to be right.
+        if small is not None and size == batch_size:
+            size = small.size(start, min(size, starts.stop - start), batch_size)
         return run(start, size)
 
     if device.type != "cpu":
