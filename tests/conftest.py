@@ -1,6 +1,7 @@
 """Tiny models and data that every test file shares."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import inspect
@@ -42,6 +43,18 @@ def limit_full_passes(n_rows, patch=None):
 
 # A full batch, to which smaller ones are compared, need not be larger for networks this small.
 limit_full_passes(64)
+
+
+@contextlib.contextmanager
+def torch_threads(n_threads):
+    """Let torch use so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 # The first call of a torch kernel can take longer than hypothesis allows an example.
 settings.register_profile("package", deadline=None, derandomize=True)

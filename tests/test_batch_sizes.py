@@ -2,6 +2,7 @@ import contextlib
 
 import pytest
 import torch
+from conftest import torch_threads
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
@@ -78,8 +79,8 @@ def test_equal_views_do_not_hide_the_order_in_which_they_are_added():
         return first + (second + third) if size < 8 else (first + second) + third
 
     # Of three equal numbers both sums are the same.
-    same = lambda start, n: [torch.ones(n, 6)] * 3  # noqa: E731
-    assert SmallBatches(nn.Linear(1, 1), "kind", same, run).size(0, 1, 16) == 8
+    small = SmallBatches(nn.Linear(1, 1), "kind", lambda start, n: [torch.ones(n, 6)] * 3, run)
+    assert small.size(0, 1, 16) == 8
 
 
 @pytest.mark.parametrize("n_draws", [1, 3])
@@ -230,16 +231,6 @@ def test_a_module_that_a_user_changed_is_not_tried(change):
 
 
 @contextlib.contextmanager
-def one_thread_more():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(n_threads + 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-@contextlib.contextmanager
 def products_of_medium_precision():
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -252,7 +243,7 @@ def products_of_medium_precision():
 @pytest.mark.parametrize(
     "settings",
     [
-        one_thread_more,
+        lambda: torch_threads(torch.get_num_threads() + 1),
         products_of_medium_precision,
         lambda: torch.backends.mkldnn.flags(False),
         lambda: sdpa_kernel(SDPBackend.MATH),
@@ -275,14 +266,6 @@ def test_full_batches_are_not_tried_and_the_last_one_is_padded_to_the_least():
     assert torch.equal(torch.cat(parts)[:37], X[:37].sin())
 
 
-@pytest.fixture
-def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     ("n_rows", "differs_below", "tasks", "tried"),
     [
@@ -298,7 +281,7 @@ def four_threads():
     ],
 )
 def test_few_rows_are_divided_among_the_cores_where_the_bits_stay_the_same(
-    four_threads, n_rows, differs_below, tasks, tried
+    n_rows, differs_below, tasks, tried
 ):
     runs, done, reported = Runs(differs_below=differs_below), [], []
     small = SmallBatches(nn.Linear(1, 1), "kind", rows, runs)
@@ -307,7 +290,8 @@ def test_few_rows_are_divided_among_the_cores_where_the_bits_stay_the_same(
         done.append((start, size))
         return runs(rows(start, min(size, n_rows - start)), size)[: n_rows - start]
 
-    parts = in_batches(run, n_rows, 16, CPU, reported.append, small, divides=True)
+    with torch_threads(4):
+        parts = in_batches(run, n_rows, 16, CPU, reported.append, small, divides=True)
     assert [size for _, size in sorted(done)] == tasks
     # A size of a division is tried alone.
     assert set(runs.sizes) == {tried, 16}

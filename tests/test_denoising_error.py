@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_model, torch_threads
 
 from sklearn_msf.flow.path import sample_path
 from sklearn_msf.model.denoising_error import denoising_errors, typicality
@@ -45,16 +45,13 @@ def test_a_denoising_error_does_not_depend_on_the_other_images(make_tiny_field):
 
 
 def test_a_denoising_error_does_not_depend_on_the_number_of_cores(make_tiny_field):
-    model, before = tiny_model(make_tiny_field()), torch.get_num_threads()
+    model = tiny_model(make_tiny_field())
     images = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8)
     inputs, labels = PixelInputs(images, CPU), np.arange(18).reshape(9, 2) % 3
     found = []
     for n_threads in (1, 4):
-        torch.set_num_threads(n_threads)
-        try:
+        with torch_threads(n_threads):
             found.append(denoising_errors(model, inputs, labels, (0.2, 0.5), "float32", 16))
-        finally:
-            torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Averages, tiny_autoencoder
+from conftest import Averages, tiny_autoencoder, torch_threads
 
 from sklearn_msf.data.images import learn_format
 from sklearn_msf.data.resizing import resize_images
@@ -101,15 +101,12 @@ def test_few_images_are_encoded_on_all_cores_in_whole_passes(
         return batches(encode, n, n_a_task, device)
 
     monkeypatch.setattr(latent_space, "in_batches", noted)
-    space, before = make_space(tiny_autoencoder()), torch.get_num_threads()
+    space = make_space(tiny_autoencoder())
     wanted = space.inputs(ROWS, CPU, "float32", [()]).batch(0, 6)
     tasks.clear()
-    torch.set_num_threads(n_threads)
-    try:
+    with torch_threads(n_threads):
         found = space.inputs(ROWS, CPU, "float32", [()]).batch(0, 6)
         space.inputs(np.tile(ROWS, (20, 1)), CPU, "float32", [()])
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(found, wanted)
     # Of many images each task has no more than the memory is meant for.
     assert tasks == [n_images_a_core, 16]
