@@ -5,7 +5,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from conftest import OUT_OF_MEMORY, TooLarge, limit_full_passes, tiny_model
+from conftest import OUT_OF_MEMORY, TooLarge, limit_full_passes, tiny_model, torch_threads
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf.data.images import learn_format
@@ -218,14 +218,11 @@ def test_bfloat16_agrees_with_float32(make_tiny_field):
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads):
-    field, before = make_tiny_field(), torch.get_num_threads()
+    field = make_tiny_field()
     expected = classified(field, IMAGES, NOISE).probabilities
-    torch.set_num_threads(n_threads)
-    try:
+    with torch_threads(n_threads):
         found = classified(field, IMAGES, NOISE).probabilities
         assert torch.get_num_threads() == n_threads
-    finally:
-        torch.set_num_threads(before)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -233,16 +230,13 @@ def test_the_number_of_threads_does_not_change_a_bit(make_tiny_field, n_threads)
 def test_reading_one_large_mask_in_several_threads_does_not_change_a_bit(make_tiny_field, encoding):
     # As on a GPU, whose masks are read in the thread of the user. Torch splits sums of so many
     # values, but only those of a single mask.
-    field, before = make_tiny_field("velocity", label_encoding=encoding), torch.get_num_threads()
+    field = make_tiny_field("velocity", label_encoding=encoding)
     generator = torch.Generator().manual_seed(0)
     masks = torch.randn(3, field.codes.n_channels, 300, 300, generator=generator)
     reader = CodeReader(field.codes_on_cpu)
-    torch.set_num_threads(4)
-    try:
+    with torch_threads(4):
         together = read_evidence(field, masks, 3, reader)
         alone = [read_evidence(field, mask[None], 1, reader) for mask in masks]
-    finally:
-        torch.set_num_threads(before)
     for part, parts in zip(together, zip(*alone, strict=True), strict=True):
         np.testing.assert_array_equal(torch.cat(parts), part)
 
@@ -269,12 +263,8 @@ def test_batches_that_are_done_are_not_done_again(make_tiny_field):
         return encode(x_t, y_t, t)
 
     field.encode = third_fails
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         classified(field, IMAGES[:16], NOISE[:1], batch_size=4)
-    finally:
-        torch.set_num_threads(before)
     # Two batches of four, one that failed (with what was queued behind it), the rest in twos.
     assert calls[:3] == [4, 4, 4]
     assert calls.count(2) == 4

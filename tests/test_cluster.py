@@ -13,9 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from cluster_tasks import Logged, die_once, n_threads, process_of_scorer
-from conftest import three_digits, tiny_classifier
+from conftest import three_digits, tiny_classifier, torch_threads
 from joblib import Parallel, delayed, parallel_config
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_validate
@@ -75,10 +74,8 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Compute here with one thread, as the workers do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 def on_workers(backend):

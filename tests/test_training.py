@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import torch_threads
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -467,13 +468,10 @@ def test_several_threads_train_the_same_up_to_rounding(make_tiny_field, bright_a
         assert torch.isfinite(all_weights(trainer.average)).all()
         return [record["loss"] for record in trainer.history]
 
-    expected, before = trained(), torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
+    expected = trained()
+    with torch_threads(n_threads):
         found = trained()
         assert torch.get_num_threads() == n_threads
-    finally:
-        torch.set_num_threads(before)
     assert found == pytest.approx(expected, rel=1e-3)
 
 
