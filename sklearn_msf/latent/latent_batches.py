@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.data.augmentation import augment_images, mirror_images
+from sklearn_msf.data.augmentation import augment_images, flipped_axes, flips_along
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
@@ -228,9 +228,9 @@ def _variation(
     Neither the random numbers nor what they do to an image depend on the size that it was resized
     to, which each encoder has its own of; `proportions` are height and width before.
     """
-    plain = mirror_images(x, augment)
-    if number < len(plain):
-        return plain[number]
+    flips = flips_along(flipped_axes(augment, x.ndim - 2))
+    if number < len(flips):
+        return x.flip(flips[number])
     return torch.cat(
         [
             augment_images(image[None], augment, 1, _generator(seed, number), proportions)
