@@ -9,7 +9,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What the demo needs, which takes half of the time to install.
 DEMO_INSTALLED := $(VENV)/.installed-demo
-# pip would compile 18,000 modules, of which a part is imported: Python compiles those then.
+# pip would compile 18,000 modules, of which a part is imported: Python compiles those then, and
+# keeps them even where the environment says otherwise. Many tests start processes, and to import
+# torch takes three times as long where it has to be compiled.
+export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL := $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 # medmnist brings torchvision, which has no build for every torch; only its table of data sets is
 # needed here, and that works without.
@@ -38,9 +41,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests of one file share what was fitted, compiled and started: they run in one process.
+# Tests of one file share what was fitted, compiled and started: they run in one process. A process
+# that dies fails its test and is not replaced: with a new one xdist 3.8 can wait for ever.
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --max-worker-restart 0
 
 DOCS_INSTALLED := $(VENV)/.installed-docs
 

@@ -23,9 +23,6 @@ from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 example = importlib.import_module("cluster")
 
-# Every pool of ray starts processes that import torch, which takes long on a machine that is busy.
-pytestmark = pytest.mark.timeout(300)
-
 X, Y = three_digits()
 X_NEW, X, Y = X[80:], X[:80], Y[:80]
 GRID = {"classification_fraction": [0.15, 0.8]}
