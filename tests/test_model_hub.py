@@ -347,6 +347,30 @@ def test_a_card_that_somebody_wrote_is_kept(hub):
     assert is_same_model(open_model(NAME), fitted(1))
 
 
+def test_a_licence_stays_until_another_one_is_stated(hub):
+    def push(seed, **stated):
+        fitted(seed).push_to_hub(NAME, **stated)
+        return hub.files(NAME)[1]["README.md"].decode()
+
+    assert "\nlicense: mit\n---\n" in push(0, license="mit")
+    assert "\nlicense: mit\n---\n" in push(1)
+    card = push(0, license="cc-by-4.0")
+    assert "\nlicense: cc-by-4.0\n---\n" in card
+    assert card.count("license:") == 1
+
+
+def test_a_card_that_somebody_has_changed_is_kept_with_a_warning(hub):
+    fitted(0).push_to_hub(NAME, license="mit")
+    _, files = hub.files(NAME)
+    changed = files["README.md"] + b"\n## Results\n"
+    hub.commit(NAME, {**files, "README.md": changed})
+    with pytest.warns(UserWarning, match="was changed since it was pushed, and is kept") as warned:
+        fitted(1).push_to_hub(NAME, license="mit")
+    assert len([each for each in warned if each.category is UserWarning]) == 1
+    assert hub.files(NAME)[1]["README.md"] == changed
+    assert is_same_model(open_model(NAME), fitted(1))
+
+
 @pytest.mark.parametrize(
     ("card", "states"),
     [

@@ -16,7 +16,9 @@ from mutations import VICTIMS, class_of, open_mutated, rewrite, save_victim, use
 from sklearn.exceptions import NotFittedError
 
 from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf._estimator.model_card import card_to_write
 from sklearn_msf.persistence.archives import ArchiveError
+from sklearn_msf.persistence.limits import MAX_METADATA_BYTES
 from sklearn_msf.training.step import TrainingStep
 
 RNG = np.random.default_rng(0)
@@ -474,6 +476,66 @@ def test_a_readme_that_is_not_ours_stays(saved, tmp_path):
     (tmp_path / "README.md").write_text("# My project")
     saved[0].save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "# My project"
+
+
+@pytest.mark.parametrize("lines", ["\n", "\r\n"])
+def test_a_card_that_nobody_changed_is_that_of_the_new_model(tmp_path, lines):
+    # Labels of a file of Windows, read by lines.
+    y = np.array(["a\r", "b\r"] * 12)
+    classifier = tiny_classifier(max_epochs=1).fit(X, y)
+    classifier.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    # git can change the ends of lines.
+    card.write_bytes(card.read_bytes().replace(b"\n", lines.encode()))
+    classifier.fit(X[:20, :6], y[:20]).save_pretrained(tmp_path)
+    assert "6 x 8 x 3" in card.read_text()
+
+
+def test_the_licence_that_a_card_states_is_kept(saved, tmp_path):
+    card = shutil.copytree(saved[1], tmp_path / "model") / "README.md"
+    card.write_bytes(card_to_write(card.read_bytes(), None, "mit"))
+    licensed = card.read_text()
+    assert licensed.count("\nlicense: mit\n---\n") == 1
+    saved[0].save_pretrained(tmp_path / "model")
+    assert card.read_text() == licensed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + "\n## Results\n",
+        lambda text: text.replace("---\n\n", "license: mit\n---\n\n", 1),
+        lambda text: text.replace("Not a medical device.", ""),
+        lambda text: text.rpartition("<!--")[0],
+    ],
+    ids=["appended", "metadata", "removed", "without digest"],
+)
+def test_a_card_that_somebody_has_changed_stays_with_a_warning(saved, tmp_path, change):
+    card = shutil.copytree(saved[1], tmp_path / "model") / "README.md"
+    changed = change(card.read_text())
+    assert changed != card.read_text()
+    card.write_text(changed)
+    with pytest.warns(UserWarning, match="README.md in .* was changed .* and is kept"):
+        saved[0].save_pretrained(tmp_path / "model")
+    assert card.read_text() == changed
+
+
+@pytest.mark.parametrize("limit", [MAX_METADATA_BYTES, 10])
+@pytest.mark.parametrize("content", ['{"learner": {}, "version": [2, 1, 0]}', "[[1], [2], [3]]"])
+def test_a_file_of_another_program_is_not_replaced(saved, tmp_path, content, limit, monkeypatch):
+    # One that is larger than ours can be is not read.
+    monkeypatch.setattr("sklearn_msf.persistence.archives.MAX_METADATA_BYTES", limit)
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(ValueError, match="file of another program .* name another folder"):
+        saved[0].save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
+    assert (tmp_path / "model.json").read_text() == content
+
+
+def test_a_model_replaces_one_that_is_damaged(saved, tmp_path):
+    (tmp_path / "model.json").write_text('{"format": "skl')
+    saved[0].save_pretrained(tmp_path)
+    assert type(saved[0]).from_pretrained(tmp_path).classes_.tolist() == list(saved[0].classes_)
 
 
 @pytest.fixture(scope="module", params=VICTIMS)

@@ -1050,10 +1050,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Save the fitted model as safetensors and JSON files, with a model card.
 
         The files contain no code. A model that is already in the folder is replaced as a whole, in
-        one step. A README.md is replaced only if it is a model card of this package. The moments of
-        the optimizer are not saved: `warm_start` and `partial_fit` continue from the weights with
-        new moments. `checkpoint_dir` and `checkpoint_every` are not saved either, because they
-        belong to the machine and not to the model.
+        one step. A README.md is replaced only if it is a model card of this package that nobody has
+        changed. The moments of the optimizer are not saved: `warm_start` and `partial_fit` continue
+        from the weights with new moments. `checkpoint_dir` and `checkpoint_every` are not saved
+        either, because they belong to the machine and not to the model.
 
         Parameters
         ----------
@@ -1069,9 +1069,15 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             parameter of its own.
         ValueError
             For a model that :meth:`from_pretrained` would refuse, for example with parameters that
-            have become invalid since fit. A model that was already in the folder is kept.
+            have become invalid since fit. A model that was already in the folder is kept. Also for
+            a folder in which there is a model.json of another program.
         OSError
             If the files cannot be written. A model that was already in the folder is kept.
+
+        Warns
+        -----
+        UserWarning
+            If a README.md that is kept is a changed model card, and if the card cannot be written.
         """
         self._save(folder)
 
@@ -1107,9 +1113,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Upload the fitted model to the Hugging Face hub, with a model card.
 
         The files are those of :meth:`save_pretrained`. One commit adds them and removes the weights
-        of a model that was there. A README.md that is no model card of this package is kept. The
-        files hold class labels and parameters, and models can reveal training images, see
-        "Security" in the documentation.
+        of a model that was there. A README.md is replaced only if it is a model card of this
+        package that nobody has changed. The files hold class labels and parameters, and models can
+        reveal training images, see "Security" in the documentation.
 
         Parameters
         ----------
@@ -1119,6 +1125,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             Whether a new repository is private. None is the default of the user's account.
         license : str, default=None
             Licence of the weights, by the identifier that the hub has for it, such as "cc-by-4.0".
+            None is the one that the card of an earlier push states.
         commit_message : str, default="Upload a fitted model"
             Message of the commit.
 
@@ -1141,12 +1148,12 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         Warns
         -----
         UserWarning
-            If a README.md that is kept does not state the `license`.
+            If a README.md that is kept is a changed model card, or does not state the `license`.
         """
         check_is_fitted(self)
         check_upload(repo_id, license)
         with tempfile.TemporaryDirectory() as folder:
-            self._save(folder, place=repo_id, license=license)
+            self._save(folder, place=repo_id)
             return upload_model(
                 Path(folder), repo_id, private=private, license=license, message=commit_message
             )

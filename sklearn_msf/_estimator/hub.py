@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sklearn_msf._estimator.model_card import CARD_START
+from sklearn_msf._estimator.model_card import card_to_write, is_card
 from sklearn_msf._estimator.serialization import CARD_NAME, MODEL_NAME
 from sklearn_msf.exceptions import HubError
 from sklearn_msf.persistence.archives import name_of_weights
@@ -133,7 +133,7 @@ def upload_model(
     private : bool or None
         Whether a new repository is private; None is the default of the user's account.
     license : str or None
-        Licence that the card of the folder states.
+        Licence of the weights, which the card is to state; None is that of the card that is there.
     message : str
         Message of the commit.
 
@@ -150,7 +150,7 @@ def upload_model(
     Warns
     -----
     UserWarning
-        If a card that is there is kept and does not state the licence.
+        If a card that is there is kept, and was changed or does not state the licence.
     """
     import huggingface_hub as hub
 
@@ -159,10 +159,12 @@ def upload_model(
         api.create_repo(name, private=private, exist_ok=True)
         there = set(api.list_repo_files(name))
         files = {path.name for path in folder.iterdir()}
-        card = _card(name) if CARD_NAME in there else CARD_START
-        is_ours = card.startswith(CARD_START)
-        if not is_ours:
+        old_card = _card(name) if CARD_NAME in there else None
+        new_card = card_to_write((folder / CARD_NAME).read_bytes(), old_card, license)
+        if new_card is None:
             files.remove(CARD_NAME)
+        else:
+            (folder / CARD_NAME).write_bytes(new_card)
         old = {file for file in there - files if _WEIGHTS.fullmatch(file)}
         operations: list[Any] = [
             *[hub.CommitOperationAdd(file, folder / file) for file in sorted(files)],
@@ -178,13 +180,24 @@ def upload_model(
             f"The model was not pushed to {name!r}: {reason} Check the name, the network, and that "
             "a token with write access is set (hf auth login, or HF_TOKEN)."
         ) from error
-    if license is not None and not is_ours and not _states(card, license):
+    if old_card is not None and new_card is None:
+        _warn_of_kept(old_card, name, license)
+    return commit
+
+
+def _warn_of_kept(card: bytes, name: str, license: str | None) -> None:
+    """Say what is wrong with a card that is kept."""
+    if is_card(card):
+        warn_user(
+            f"The {CARD_NAME} of {name!r} was changed since it was pushed, and is kept: it "
+            "describes the model that was pushed then. To get a new one, delete it and push again."
+        )
+    if license is not None and not _states(card, license):
         warn_user(
             f"{name!r} has a {CARD_NAME} of its own, which is kept and does not state "
             f"license={license!r}: write 'license: {license}' between the lines '---' at its "
             "beginning."
         )
-    return commit
 
 
 def _card(name: str) -> bytes:

@@ -1,5 +1,10 @@
-"""A short model card, which describes a saved model and how to open it."""
+"""A short model card, which describes a saved model and how to open it.
 
+It ends with a digest of itself: a card that somebody has changed is told by it, and is kept.
+"""
+
+import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +14,11 @@ from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.model.image_space import ImageSpace
 from sklearn_msf.training.epoch_logs import count_images
 
-__all__ = ["CARD_START", "model_card"]
+__all__ = ["card_to_write", "is_card", "model_card"]
 
-# A README.md that starts with this is a card of this package, and may be replaced.
-CARD_START = b"---\nlibrary_name: sklearn_msf\n"
+_START = b"---\nlibrary_name: sklearn_msf\n"
+_END_OF_METADATA = b"\n---\n"
+_START_OF_SEAL = b"<!-- sklearn_msf "
 
 # Classes that a card can import; users may have subclasses of their own.
 _PUBLIC_CLASSES = ("MedSymmFlowClassifier", "LatentMedSymmFlowClassifier")
@@ -26,8 +32,7 @@ def model_card(
     parameters: Mapping[str, Any],
     *,
     place: str = "path/to/this/folder",
-    license: str | None = None,
-) -> str:
+) -> bytes:
     """Describe a fitted model in Markdown.
 
     Parameters
@@ -40,12 +45,11 @@ def model_card(
         Constructor parameters of the estimator.
     place : str, default="path/to/this/folder"
         What the example opens: a folder, or an id on the hub.
-    license : str, optional
-        Licence of the weights, as the hub names it.
 
     Returns
     -------
-    str
+    bytes
+        In UTF-8, with a digest at the end.
     """
     classes = [str(label) for label in fit.model.classes.tolist()]
     listed = ", ".join(classes[:_MAX_LISTED]) + (", ..." if len(classes) > _MAX_LISTED else "")
@@ -55,7 +59,6 @@ def model_card(
     last = fit.history[-1] if fit.history else {}
     seen = count_images(fit.history)
     earlier = ", the last of several calls of fit" if fit.continuation.lacks_epochs else ""
-    stated = "" if license is None else f"\nlicense: {license}"
     encoders, passed = _encoders(fit.model.space, parameters.get("autoencoder"))
     draws = fit.model.generates and fit.model.space.makes_images
     abilities = (
@@ -63,10 +66,10 @@ def model_card(
         if draws
         else "classifies and tells how\nsure it is"
     )
-    return f"""---
+    text = f"""---
 library_name: sklearn_msf
 pipeline_tag: image-classification
-tags: [medical-imaging, flow-matching]{stated}
+tags: [medical-imaging, flow-matching]
 ---
 
 # {name}
@@ -90,6 +93,67 @@ clf.predict_proba(X)
 Not a medical device. This card contains no performance measurements: evaluate the model on your
 own data before you rely on it.
 """
+    # A label may hold half of a surrogate pair, which UTF-8 lacks, and ends of lines, which may be
+    # changed before the digest is read.
+    return _sealed(text.replace("\r", "").encode(errors="backslashreplace"))
+
+
+def is_card(content: bytes) -> bool:
+    """Tell whether a README.md began as a model card of this package."""
+    return _with_unix_lines(content).startswith(_START)
+
+
+def card_to_write(new: bytes, old: bytes | None, license: str | None = None) -> bytes | None:
+    """Return what to write in the place of a README.md, or None if that one is kept.
+
+    Parameters
+    ----------
+    new : bytes
+        A card that :func:`model_card` made.
+    old : bytes or None
+        What is there, if anything. Only cards of this package that nobody has changed are replaced.
+    license : str, optional
+        Licence of the weights, as the hub names it. The default is what the old card states.
+
+    Returns
+    -------
+    bytes or None
+    """
+    if old is not None:
+        if not _is_unchanged(old):
+            return None
+        license = license or _license_of(old)
+    if license is None:
+        return new
+    metadata, end, text = _without_seal(new).partition(_END_OF_METADATA)
+    return _sealed(metadata + f"\nlicense: {license}".encode() + end + text)
+
+
+def _is_unchanged(content: bytes) -> bool:
+    """Tell whether a README.md is a model card of this package that nobody has changed."""
+    content = _with_unix_lines(content)
+    return content.startswith(_START) and content == _sealed(_without_seal(content))
+
+
+def _license_of(card: bytes) -> str | None:
+    metadata = _with_unix_lines(card).partition(_END_OF_METADATA)[0]
+    stated = re.search(rb"^license: (\S+)$", metadata, re.MULTILINE)
+    return None if stated is None else stated[1].decode()
+
+
+def _sealed(text: bytes) -> bytes:
+    """End a card with its digest."""
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    return text + _START_OF_SEAL + f"{digest} -->\n".encode()
+
+
+def _without_seal(card: bytes) -> bytes:
+    return card.rpartition(_START_OF_SEAL)[0]
+
+
+def _with_unix_lines(content: bytes) -> bytes:
+    """Undo what git does to text files on Windows."""
+    return content.replace(b"\r\n", b"\n")
 
 
 def _import_of(name: str) -> str:

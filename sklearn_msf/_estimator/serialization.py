@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sklearn_msf._estimator.auto_settings import classification_ode
 from sklearn_msf._estimator.fit_result import Continuation, FitResult
-from sklearn_msf._estimator.model_card import CARD_START, model_card
+from sklearn_msf._estimator.model_card import card_to_write, is_card, model_card
 from sklearn_msf._estimator.parameters import (
     GROUPS,
     PARAMETERS,
@@ -42,6 +42,7 @@ from sklearn_msf.nn.unet import count_blocks_up
 from sklearn_msf.persistence.archives import (
     UNEXPECTED_VALUE_ERRORS,
     ArchiveError,
+    check_is_free,
     check_tensors,
     part_of,
     read_archive,
@@ -155,13 +156,12 @@ def save_model(
     Raises
     ------
     ValueError
-        For a model that :func:`open_model` would refuse; what is in the folder stays.
+        For a model that :func:`open_model` would refuse, and for a folder with a file of another
+        program; what is in the folder stays.
     """
     path, model = as_path("folder", folder), fit.model
     names = fit.features.get("feature_names_in_")
-    # A label may hold half of a surrogate pair, which UTF-8 lacks.
-    text = model_card(saved_class.name, fit, parameters, **of_card)
-    card = text.encode(errors="backslashreplace")
+    new_card = model_card(saved_class.name, fit, parameters, **of_card)
     metadata: dict[str, Any] = {
         "class": saved_class.name,
         "library_version": __version__,
@@ -189,11 +189,13 @@ def save_model(
         tensors |= {f"{_SPACE}.{name}": value for name, value in of_space.items()}
     tensors = {name: value.detach().cpu() for name, value in tensors.items()}
     _check_opens(metadata, tensors, saved_class, model)
+    check_is_free(path, MODEL_NAME)
     # Before anything is written: a card that cannot be read is an error.
-    writes_card = _may_write_card(path / CARD_NAME)
+    old_card = (path / CARD_NAME).read_bytes() if (path / CARD_NAME).exists() else None
+    card = card_to_write(new_card, old_card)
     write_archive(path, MODEL_NAME, tensors, metadata)
     remove_leftovers(path, MODEL_NAME)
-    if writes_card:
+    if card is not None:
         try:
             write_file(path / CARD_NAME, card)
         except OSError as error:
@@ -201,11 +203,11 @@ def save_model(
                 f"The model was saved in {str(folder)!r}, but its card {CARD_NAME} could not be "
                 f"written: {error}."
             )
-
-
-def _may_write_card(card: Path) -> bool:
-    """Tell whether there is no card yet, or one of this package."""
-    return not card.exists() or card.read_bytes().startswith(CARD_START)
+    elif old_card is not None and is_card(old_card):
+        warn_user(
+            f"{CARD_NAME} in {str(folder)!r} was changed since it was written, and is kept: it "
+            "describes the model that was saved then. To get a new one, delete it and save again."
+        )
 
 
 def _check_opens(

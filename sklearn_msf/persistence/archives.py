@@ -44,6 +44,7 @@ __all__ = [
     "UNEXPECTED_VALUE_ERRORS",
     "ArchiveError",
     "ArchiveVersionError",
+    "check_is_free",
     "check_shapes",
     "check_tensors",
     "name_of_weights",
@@ -141,6 +142,29 @@ def write_archive(
     while not weights_path.exists() and _name_of_weights(path) == weights_name:
         write_file(weights_path, data)
     _remove_unused_weights(folder, name, replaced)
+
+
+def check_is_free(folder: Path, name: str) -> None:
+    """Refuse to replace a JSON file of another program; what is no JSON is of nobody.
+
+    Raises
+    ------
+    ArchiveError
+        If there is a JSON file of the name of the archive's, and it is not one of an archive.
+    """
+    path = folder / f"{name}.json"
+    try:
+        content = json.loads(_read_regular_file(path, at_most=MAX_METADATA_BYTES))
+        is_ours = isinstance(content, dict) and content.get("format") == _FORMAT
+    except ArchiveError:
+        # Too large for an archive, or no file at all.
+        is_ours = not path.is_file()
+    except (FileNotFoundError, ValueError, RecursionError):
+        is_ours = True
+    if not is_ours:
+        raise ArchiveError(
+            f"{path} is the file of another program and is not replaced: name another folder."
+        )
 
 
 def remove_archive(folder: Path, name: str) -> None:
