@@ -99,7 +99,7 @@ def run_fingerprint(
     fingerprint["format of X"] = samples.image_format.to_plain()
     fingerprint["images of an epoch"] = samples.n_images
     fingerprint["images of X"] = digest_arrays(samples.rows)
-    fingerprint["labels of y"] = digest_arrays(samples.labels, samples.classes.astype(str))
+    fingerprint["labels of y"] = digest_arrays(samples.labels, _texts_of(samples.classes))
     fingerprint["sample weights"] = digest_arrays(samples.weights)
     if samples.groups is not None:
         fingerprint["groups"] = digest_arrays(samples.groups)
@@ -110,6 +110,11 @@ def run_fingerprint(
         weights = [value.cpu().numpy() for value in start_from.state_dict().values()]
         fingerprint[START] = digest_arrays(*weights)
     return fingerprint
+
+
+def _texts_of(classes: np.ndarray) -> np.ndarray:
+    """Write labels as text, whose width is not that of an array that has held longer ones."""
+    return np.array(classes.tolist()) if classes.dtype.kind == "U" else classes.astype(str)
 
 
 def _digest_of_state(state: Mapping[str, Any]) -> str:
@@ -144,7 +149,7 @@ def describe_samples(samples: TrainingSamples, *names: str) -> dict[str, str]:
     shape = (len(samples.rows), *image_format.shape)
     values: list[tuple[str, Any]] = [
         (f"{shape} of {image_format.dtype}", [samples.rows]),
-        (f"{samples.classes.tolist()}", [samples.labels, samples.classes.astype(str)]),
+        (f"{samples.classes.tolist()}", [samples.labels, _texts_of(samples.classes)]),
         (f"{len(samples.weights)} numbers", [samples.weights]),
     ]
     if samples.groups is not None:
