@@ -9,7 +9,7 @@ DIST := $(RELEASE)/dist
 UNPACKED := $(RELEASE)/unpacked
 SOURCES := $(shell git ls-files -- . ':!.ci' 2>/dev/null)
 # The time limit of a test is for a machine that does nothing else.
-PYTEST_OPTIONS := -q --timeout 900
+PYTEST_OPTIONS := -q -o faulthandler_timeout=900
 TEST_FILES := $(notdir $(basename $(wildcard tests/test_*.py)))
 
 # The oldest first. Names or paths; those that are not on this machine are left out.
