@@ -179,12 +179,14 @@ def test_an_interval_of_equal_predictions_is_zero_and_of_better_ones_above(bench
     certain = np.eye(3)[CLASSES]
     unsure = np.full((30, 3), 1 / 3)
 
-    def records(*predictions):
-        return [{"labels": CLASSES.tolist(), "probabilities": p.tolist()} for p in predictions]
+    def aucs(*predictions):
+        return benchmark.mean_resampled_auc(
+            [{"labels": CLASSES.tolist(), "probabilities": p.tolist()} for p in predictions]
+        )
 
-    same = benchmark.paired_interval(records(certain, certain), records(certain))
+    same = benchmark.paired_interval(aucs(certain, certain), aucs(certain))
     assert same.tolist() == [0.0, 0.0]
-    better = benchmark.paired_interval(records(certain), records(unsure))
+    better = benchmark.paired_interval(aucs(certain), aucs(unsure))
     assert better.tolist() == [50.0, 50.0]
 
 

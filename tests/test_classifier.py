@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY, grouped, tiny_classifier, tiny_latent_classifier
+from conftest import TINY, grouped, limit_full_passes, tiny_classifier, tiny_latent_classifier
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -452,7 +452,10 @@ def test_every_epoch_of_partial_fit_sees_other_noise(digits, make_classifier):
 
 @pytest.mark.filterwarnings("ignore:n_steps=2 and .* classify worse than one step")
 @pytest.mark.parametrize("form", ["posterior", "velocity"])
-def test_no_solver_makes_predictions_depend_on_other_samples(digits, form, make_classifier):
+def test_no_solver_makes_predictions_depend_on_other_samples(
+    digits, form, make_classifier, monkeypatch
+):
+    limit_full_passes(8, monkeypatch)
     X, y = digits[0][:20], digits[1][:20]
     classifier = make_classifier(label_prediction=form).fit(X, y)
     for ode_solver in ("euler", "midpoint", "rk4", "dopri5"):

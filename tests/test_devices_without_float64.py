@@ -32,14 +32,14 @@ def test_everything_runs_on_a_device_without_float64(kind, monkeypatch):
     weights = np.linspace(0.5, 2, 12)
     parameters = {"max_epochs": 1, "optimizer": "muon", "augment": "flip+affine", "dropout": 0.1}
     # Each operation of a full pass is looked at, which takes a minute at the usual sizes.
-    limit_full_passes(8, monkeypatch)
+    limit_full_passes(4, monkeypatch)
     monkeypatch.setattr("sklearn_msf.model.sampling._MAX_SAMPLED_ON_GPU", 2)
 
     def answers(classifier):
         return [
-            classifier.predict_proba(X[:4]),
-            classifier.predict_uncertainty(X[:4], kind="image"),
-            classifier.score_samples(X[:4]),
+            classifier.predict_proba(X[:3]),
+            classifier.predict_uncertainty(X[:3], kind="image"),
+            classifier.score_samples(X[:3]),
             classifier.sample("one", n_steps=2, random_state=0),
             classifier.reconstruct(X[:2], n_steps=1),
         ]

@@ -22,7 +22,7 @@ the script.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import cache, lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -356,22 +356,30 @@ def measure(identity, data, described_data, system, limits, others):
     }
 
 
-def paired_interval(records, references, seed=0):
-    """95 % interval of the difference in AUC to the reference, over resampled test images.
+def mean_resampled_auc(records):
+    """AUC in percent on resampled test images, the mean of the records of several seeds.
 
-    Both are means over their seeds, on the same resampled images.
+    The resampled images are the same for all records of one test set.
     """
-    y = np.array(records[0]["labels"])
-    n = len(y)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLED)
+    labels = tuple(records[0]["labels"])
+    counts = resampled_counts(labels)
+    aucs = [resampled_auc(np.array(labels), np.array(r["probabilities"]), counts) for r in records]
+    return 100 * np.mean(aucs, axis=0)
+
+
+# Records of one test set follow each other.
+@lru_cache(maxsize=1)
+def resampled_counts(labels):
+    """How often each image is in each resampled test set, (sets, images)."""
+    y, n = np.array(labels), len(labels)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLED)
     # Resampled images without a class have no AUC.
-    counts = counts[np.all([counts[:, y == c].any(axis=1) for c in np.unique(y)], axis=0)]
-    mine, theirs = (
-        np.mean([resampled_auc(y, np.array(r["probabilities"]), counts) for r in group], axis=0)
-        for group in (records, references)
-    )
-    return 100 * np.quantile(mine - theirs, [0.025, 0.975])
+    return counts[np.all([counts[:, y == c].any(axis=1) for c in np.unique(y)], axis=0)]
+
+
+def paired_interval(aucs, of_reference):
+    """95 % interval of the difference of AUCs on the same resampled test images."""
+    return np.quantile(aucs - of_reference, [0.025, 0.975])
 
 
 def resampled_auc(y, p, counts):
@@ -412,16 +420,17 @@ def runs_of(records):
 def table(records):
     records = in_order(records)
     runs = runs_of(records)
+    of_reference = cache(lambda run: mean_resampled_auc(runs[run]))
     lines = [
         "| data | budget | system | AUC | ACC | log loss | AUC against logistic regression | "
         "reference seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (dataset, budget, n_images, system), group in runs.items():
-        references = runs.get((dataset, budget, n_images, REFERENCE), [])
+        reference = (dataset, budget, n_images, REFERENCE)
         against = ""
-        if references and system != REFERENCE:
-            low, high = paired_interval(group, references)
+        if reference in runs and system != REFERENCE:
+            low, high = paired_interval(mean_resampled_auc(group), of_reference(reference))
             against = f"{low:+.1f} to {high:+.1f}"
         scores = [mean_and_spread([r[k] for r in group], d) for k, d in SCORES.items()]
         name = name_of_first(dataset, n_images)
