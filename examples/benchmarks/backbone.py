@@ -361,9 +361,9 @@ def mean_resampled_auc(records):
 
     The resampled images are the same for all records of one test set.
     """
-    labels = tuple(records[0]["labels"])
-    counts = resampled_counts(labels)
-    aucs = [resampled_auc(np.array(labels), np.array(r["probabilities"]), counts) for r in records]
+    labels = records[0]["labels"]
+    y, counts = np.array(labels), resampled_counts(tuple(labels))
+    aucs = [resampled_auc(y, np.array(r["probabilities"]), counts) for r in records]
     return 100 * np.mean(aucs, axis=0)
 
 

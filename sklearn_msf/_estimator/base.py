@@ -1050,10 +1050,10 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Save the fitted model as safetensors and JSON files, with a model card.
 
         The files contain no code. A model that is already in the folder is replaced as a whole, in
-        one step. A README.md is replaced only if it is a model card of this package that nobody has
-        changed. The moments of the optimizer are not saved: `warm_start` and `partial_fit` continue
-        from the weights with new moments. `checkpoint_dir` and `checkpoint_every` are not saved
-        either, because they belong to the machine and not to the model.
+        one step. A README.md is replaced only if it is an unchanged model card of this package. The
+        moments of the optimizer are not saved: `warm_start` and `partial_fit` continue from the
+        weights with new moments. `checkpoint_dir` and `checkpoint_every` are not saved either,
+        because they belong to the machine and not to the model.
 
         Parameters
         ----------
@@ -1113,9 +1113,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Upload the fitted model to the Hugging Face hub, with a model card.
 
         The files are those of :meth:`save_pretrained`. One commit adds them and removes the weights
-        of a model that was there. A README.md is replaced only if it is a model card of this
-        package that nobody has changed. The files hold class labels and parameters, and models can
-        reveal training images, see "Security" in the documentation.
+        of a model that was there. A README.md is replaced only if it is an unchanged model card of
+        this package. The files hold class labels and parameters, and models can reveal training
+        images, see "Security" in the documentation.
 
         Parameters
         ----------

@@ -1,6 +1,6 @@
 """A short model card, which describes a saved model and how to open it.
 
-It ends with a digest of itself: a card that somebody has changed is told by it, and is kept.
+It ends with a digest of itself, by which a changed card is recognised. Such a card is kept.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ def card_to_write(new: bytes, old: bytes | None, license: str | None = None) -> 
     new : bytes
         A card that :func:`model_card` made.
     old : bytes or None
-        What is there, if anything. Only cards of this package that nobody has changed are replaced.
+        What is there, if anything. Only unchanged cards of this package are replaced.
     license : str, optional
         Licence of the weights, as the hub names it. The default is what the old card states.
 
@@ -130,7 +130,7 @@ def card_to_write(new: bytes, old: bytes | None, license: str | None = None) -> 
 
 
 def _is_unchanged(content: bytes) -> bool:
-    """Tell whether a README.md is a model card of this package that nobody has changed."""
+    """Tell whether a README.md is a model card of this package, as it was written."""
     content = _with_unix_lines(content)
     return content.startswith(_START) and content == _sealed(_without_seal(content))
 

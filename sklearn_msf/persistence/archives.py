@@ -155,7 +155,7 @@ def check_is_free(folder: Path, name: str) -> None:
     path = folder / f"{name}.json"
     try:
         content = json.loads(_read_regular_file(path, at_most=MAX_METADATA_BYTES))
-        is_ours = isinstance(content, dict) and content.get("format") == _FORMAT
+        is_ours = _is_of_archive(content)
     except ArchiveError:
         # Too large for an archive, or no file at all.
         is_ours = not path.is_file()
@@ -374,6 +374,11 @@ def _remove_weights(weights: Path, path: Path) -> None:
                 remove(aside)
 
 
+def _is_of_archive(content: Any) -> bool:
+    """Tell whether JSON data say that they are those of an archive."""
+    return isinstance(content, dict) and content.get("format") == _FORMAT
+
+
 def _checked_content(path: Path) -> dict[str, Any]:
     """Read the JSON file of an archive; check its format, version, entries and metadata digest.
 
@@ -384,7 +389,7 @@ def _checked_content(path: Path) -> dict[str, Any]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not _is_of_archive(content):
         raise ArchiveError(f"{path} is not a file of sklearn_msf.")
     version = content.get("format_version")
     if version != _FORMAT_VERSION:
