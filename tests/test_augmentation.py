@@ -1,11 +1,22 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sklearn_msf.data.augmentation import AUGMENTATIONS, augment_images, seen_variations
+from sklearn_msf.data.augmentation import (
+    AUGMENTATIONS,
+    augment_each,
+    augment_images,
+    seen_variations,
+)
 
 
 def augment(x, kind, seed=0):
     return augment_images(x, kind, len(x), torch.Generator().manual_seed(seed))
+
+
+def augment_one_by_one(x, kind, seeds):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return augment_each(x, kind, generators, x.shape[2:])
 
 
 def test_no_augmentation_returns_the_images_themselves():
@@ -88,3 +99,25 @@ def test_flat_volumes_are_turned_within_their_slices():
 )
 def test_a_check_of_flips_is_of_those_that_are_seen(kind, axes, seen):
     assert seen_variations(kind, axes) == seen
+
+
+@pytest.mark.parametrize("size", [(9, 8), (5, 6, 7)])
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_images_with_numbers_of_their_own_vary_as_alone(kind, size):
+    x = 2 * torch.rand(33, 2, *size) - 1
+    varied = augment_one_by_one(x, kind, range(33))
+    for i in range(33):
+        assert torch.equal(augment_one_by_one(x[i : i + 1], kind, [i])[0], varied[i])
+        torch.testing.assert_close(augment(x[i : i + 1], kind, i)[0], varied[i], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(9, 8), (1, 5), (5, 6, 7)])
+def test_an_image_is_moved_as_by_the_grid_of_torch(size, monkeypatch):
+    x = 2 * torch.rand(8, 2, *size) - 1
+    varied = augment(x, "affine")
+
+    def torch_grid(theta, size):
+        return F.affine_grid(theta, [len(theta), 1, *size], align_corners=False)
+
+    monkeypatch.setattr("sklearn_msf.data.augmentation._grid", torch_grid)
+    torch.testing.assert_close(varied, augment(x, "affine"), atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "AUGMENTATIONS",
+    "augment_each",
     "augment_images",
     "flipped_axes",
     "flips_along",
@@ -27,27 +28,37 @@ _MAX_SCALING = 0.1
 _MAX_SHIFT = 0.1
 
 
-def _flip(x: Tensor, generator: torch.Generator, axes: tuple[int, ...]) -> Tensor:
+def _flip(x: Tensor, axes: tuple[int, ...], draws: Sequence[Tensor]) -> Tensor:
     """Flip each of some axes of each image with probability 1/2."""
-    for axis in axes:
-        draws = torch.rand(len(x), *[1] * (x.ndim - 1), generator=generator, device=x.device)
-        x = torch.where(draws < 0.5, x.flip(axis), x)
+    for axis, of_axis in zip(axes, draws, strict=True):
+        x = torch.where(of_axis.view(-1, *[1] * (x.ndim - 1)) < 0.5, x.flip(axis), x)
     return x
 
 
-def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -> Tensor:
+def _draw_flips(
+    n: int, axes: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> list[Tensor]:
+    """Draw for each axis uniform numbers in [0, 1), (n,)."""
+    return [torch.rand(n, generator=generator, device=device) for _ in axes]
+
+
+def _draw_changes(n: int, n_axes: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw uniform numbers in [0, 1) for affine changes, (angles + scales + shifts, n)."""
+    n_planes = len(list(combinations(range(n_axes), 2)))
+    return torch.rand(n_planes + 2 * n_axes, n, generator=generator, device=device)
+
+
+def _affine_matrices(draws: Tensor, proportions: Sequence[int]) -> Tensor:
     """Rotate by up to 15 degrees, scale each axis by up to 10 %, shift by up to 5 %.
 
     Volumes are rotated by up to 15 degrees in each of the three planes; where one side of a plane
     is shorter, by as much less, because few slices would be turned out of the volume.
     """
-    n, _, *size = x.shape
-    n_axes = len(size)
+    n_axes = len(proportions)
     # The axes of theta are x, y, z: the last axis of the image comes first.
     planes = list(combinations(range(n_axes), 2))
     sides = list(reversed(proportions))
-    uniform = 2 * torch.rand(len(planes) + 2 * n_axes, n, generator=generator, device=x.device) - 1
-    angles, scales, shifts = uniform.split([len(planes), n_axes, n_axes])
+    angles, scales, shifts = (2 * draws - 1).split([len(planes), n_axes, n_axes])
     theta = reduce(
         torch.matmul,
         [
@@ -61,9 +72,29 @@ def _affine(x: Tensor, generator: torch.Generator, proportions: Sequence[int]) -
         theta[:, i, j] *= aspects[j]
         theta[:, i, j] /= aspects[i]
     theta *= torch.exp(_MAX_SCALING * scales.flip(0)).T[:, None]
-    theta = torch.cat([theta, _MAX_SHIFT * shifts.T[:, :, None]], dim=2)
-    grid = F.affine_grid(theta, [n, 1, *size], align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return torch.cat([theta, _MAX_SHIFT * shifts.T[:, :, None]], dim=2)
+
+
+def _move(x: Tensor, theta: Tensor) -> Tensor:
+    """Move the pixels of images as affine matrices say, and repeat the border."""
+    return F.grid_sample(x, _grid(theta, x.shape[2:]), padding_mode="border", align_corners=False)
+
+
+def _grid(theta: Tensor, size: Sequence[int]) -> Tensor:
+    """Find where in the image each pixel of the result lies, (n, H, W, 2).
+
+    The positions are those of torch's affine_grid, but for rounding. That one multiplies a matrix
+    of all positions, which takes longer than to move the image.
+    """
+    n_axes = len(size)
+    shape = [len(theta), *[1] * n_axes, n_axes]
+    grid = theta[:, :, n_axes].reshape(shape)
+    # x comes first in theta and is the last axis of the image. Only the last sum is large.
+    for i, side in enumerate(reversed(size)):
+        centres = (2 * torch.arange(side, device=theta.device) + 1) / side - 1
+        along = centres.view([-1 if axis == n_axes - i else 1 for axis in range(n_axes + 2)])
+        grid = grid + along * theta[:, :, i].reshape(shape)
+    return grid
 
 
 def _max_rotation(plane: tuple[int, int], sides: Sequence[int]) -> float:
@@ -75,7 +106,7 @@ def _max_rotation(plane: tuple[int, int], sides: Sequence[int]) -> float:
 def _rotation(angles: Tensor, plane: tuple[int, int], n_axes: int) -> Tensor:
     """Make rotations in the plane of two axes, (n, n_axes, n_axes), from angles (n,)."""
     i, j = plane
-    matrices = torch.eye(n_axes, device=angles.device).repeat(len(angles), 1, 1)
+    matrices = torch.eye(n_axes, dtype=angles.dtype, device=angles.device).repeat(len(angles), 1, 1)
     matrices[:, i, i] = matrices[:, j, j] = angles.cos()
     matrices[:, i, j], matrices[:, j, i] = -angles.sin(), angles.sin()
     return matrices
@@ -162,11 +193,56 @@ def augment_images(
     -------
     Tensor of shape (n, C, H, W)
     """
-    x = _flip(x, generator, flipped_axes(kind, x.ndim - 2))
-    if kind is not None and "affine" in kind.split("+") and n_varied:
-        shown = x.shape[2:] if proportions is None else proportions
-        x = torch.cat([_affine(x[:n_varied], generator, shown), x[n_varied:]])
+    axes = flipped_axes(kind, x.ndim - 2)
+    x = _flip(x, axes, _draw_flips(len(x), axes, generator, x.device))
+    if _has_affine_changes(kind) and n_varied:
+        draws = _draw_changes(n_varied, x.ndim - 2, generator, x.device)
+        theta = _affine_matrices(draws, x.shape[2:] if proportions is None else proportions)
+        x = torch.cat([_move(x[:n_varied], theta), x[n_varied:]])
     return x
+
+
+def augment_each(
+    x: Tensor, kind: str | None, generators: Sequence[torch.Generator], proportions: Sequence[int]
+) -> Tensor:
+    """Vary images at random, each by numbers of its own: the others of a batch change nothing.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, C, H, W)
+        Images in [-1, 1], on the CPU.
+    kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
+        Variations, see :func:`augment_images`.
+    generators : sequence of torch.Generator
+        One for each image.
+    proportions : sequence of int
+        Height and width of what the images show, see :func:`augment_images`.
+
+    Returns
+    -------
+    Tensor of shape (n, C, H, W)
+    """
+    axes = flipped_axes(kind, x.ndim - 2)
+    of_each = [_draw_flips(1, axes, generator, x.device) for generator in generators]
+    flips = [torch.cat(of_axis) for of_axis in zip(*of_each, strict=True)]
+    if not _has_affine_changes(kind):
+        return _flip(x, axes, flips)
+    draws = [_draw_changes(1, x.ndim - 2, generator, x.device) for generator in generators]
+    # The last bits of a sine can depend on its neighbours in memory: float64 rounds them away.
+    theta = _affine_matrices(torch.cat(draws, dim=1).double(), proportions)
+    # To flip an image is to read it from the other end.
+    for axis, of_axis in zip(axes, flips, strict=True):
+        theta[:, -1 - axis] *= torch.where(of_axis < 0.5, -1, 1)[:, None]
+    theta = theta.to(x.dtype)
+    varied = torch.empty_like(x)
+    # One image after another stays in the cache of the processor.
+    for i in range(len(x)):
+        varied[i : i + 1] = _move(x[i : i + 1], theta[i : i + 1])
+    return varied
+
+
+def _has_affine_changes(kind: str | None) -> bool:
+    return kind is not None and "affine" in kind.split("+")
 
 
 def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:

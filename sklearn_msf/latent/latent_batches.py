@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_msf.data.augmentation import augment_images, flipped_axes, flips_along
+from sklearn_msf.data.augmentation import augment_each, flipped_axes, flips_along
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.exceptions import AutoencoderError, BackboneError
@@ -231,12 +231,8 @@ def _variation(
     flips = flips_along(flipped_axes(augment, x.ndim - 2))
     if number < len(flips):
         return x.flip(flips[number])
-    return torch.cat(
-        [
-            augment_images(image[None], augment, 1, _generator(seed, number), proportions)
-            for image, seed in zip(x, seeds, strict=True)
-        ]
-    )
+    generators = [_generator(seed, number) for seed in seeds]
+    return augment_each(x, augment, generators, proportions)
 
 
 def _generator(seed: np.uint64, variation: int) -> torch.Generator:
