@@ -73,6 +73,26 @@ def test_values_that_hide_the_order_of_a_sum_decide_nothing(of, value):
     assert small.size(0, 1, 16) == 8
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, weight: x @ torch.cat([weight, weight]).T,
+        lambda x, weight: torch.addmm(weight.new_zeros(3), mat1=x, mat2=weight.T),
+        lambda x, weight: torch.einsum("ni,oi->no", x, weight),
+    ],
+    ids=["in a list", "by name", "as a view"],
+)
+def test_weights_are_random_however_an_operation_gets_them(product):
+    module = nn.Linear(6, 3, bias=False).requires_grad_(False)
+    module.weight.fill_(0.0)
+
+    def run(x, size):
+        return product(padded(x, size), module.weight) * (1 + 1e-6 * (size < 8))
+
+    small = SmallBatches(module, "kind", lambda start, n: torch.ones(1, 6), run)
+    assert small.size(0, 1, 16) == 8
+
+
 def test_equal_views_do_not_hide_the_order_in_which_they_are_added():
     def run(views, size):
         first, second, third = (padded(view, size) for view in views)

@@ -114,10 +114,11 @@ class SmallBatches(Generic[Prepared]):
             lambda part: _random_like(part, next(seeds)) if part.is_floating_point() else part,
             self._prepare(start, n_rows),
         )
-        watch = partial(_Digests, partial(self._trial, prepared), _random_weights(self._module))
+        trial, weights = partial(self._trial, prepared), _random_weights(self._module)
         # What is made by the first run and kept is no operation of the others.
-        watch(n_rows)
-        return watch
+        with _OtherWeights(weights):
+            trial(n_rows)
+        return partial(_Digests, trial, weights)
 
 
 def _random_like(tensor: Tensor, seed: int) -> Tensor:
@@ -169,12 +170,40 @@ def _settings_of_torch() -> tuple[Any, ...]:
     )
 
 
-class _Digests(TorchDispatchMode):
-    """Runs a batch and digests the result of each operation, with other weights, by their ids."""
+class _OtherWeights(TorchDispatchMode):
+    """Runs operations with other weights, given by the ids of those that they stand for."""
+
+    def __init__(self, weights: dict[int, Tensor]):
+        super().__init__()
+        self._weights = weights
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return self._result(operation, args, kwargs or {})
+
+    def _result(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = {name: self._other(value) for name, value in kwargs.items()}
+        return operation(*map(self._other, args), **named)
+
+    def _other(self, value: Any) -> Any:
+        """Return what stands for an argument: operations have tensors, and lists of them.
+
+        torch's own functions for trees of any form take longer than the operations do.
+        """
+        if isinstance(value, Tensor):
+            return self._weights.get(id(value), value)
+        if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
+            return [self._other(part) for part in value]
+        return value
+
+
+class _Digests(_OtherWeights):
+    """Runs a batch and digests the result of each operation."""
 
     def __init__(self, trial: Callable[[int], object], weights: dict[int, Tensor], size: int):
-        super().__init__()
-        self._weights, self._size = weights, size
+        super().__init__(weights)
+        self._size = size
         self._digests: list[Tensor] = []
         # Many results of a network have rows of one shape, and the same factors.
         self._factors: dict[Hashable, Tensor] = {}
@@ -184,17 +213,13 @@ class _Digests(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = tree_map_only(Tensor, self._other, (args, kwargs or {}))
-        result = operation(*args, **kwargs)
+        result = self._result(operation, args, kwargs or {})
         # A view has the bits of what it shows, which are digested already.
         if not operation.is_view:
             for value in [result] if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
                     self._digests.append(_digest(value, self._factors))
         return result
-
-    def _other(self, tensor: Tensor) -> Tensor:
-        return self._weights.get(id(tensor), tensor)
 
     def are_those_of(self, full: "_Digests", n_rows: int) -> bool:
         """Tell whether the first `n_rows` samples have the same bits in the full batch."""
