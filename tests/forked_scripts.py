@@ -31,7 +31,7 @@ PACKAGE = (
     "sklearn_msf.classifier",
     "sklearn_msf.latent_classifier",
 )
-# Of a script; pytest gives a test 120.
+# Of a script; pytest gives a test 300.
 SECONDS = 100
 FORKS = sys.platform == "linux"
 _NUMBERS = itertools.count()

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 from conftest import TinyBackbone
-from test_benchmarks import script
+from imported_scripts import benchmark_script
 
 from sklearn_msf import LatentMedSymmFlowClassifier
 
@@ -17,7 +17,7 @@ CLASSES = np.arange(30) % 3
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return script("backbone")
+    return benchmark_script("backbone")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from benchmark_scripts import script
 from conftest import tiny_classifier
+from imported_scripts import benchmark_script
 
 from sklearn_msf import MedSymmFlowClassifier
 
@@ -56,7 +56,7 @@ def _brightness(monkeypatch):
 
 def benchmark(name, monkeypatch):
     """Script whose machine needs no measurement."""
-    module = script(name)
+    module = benchmark_script(name)
     monkeypatch.setattr(module, "gemm_gflops", lambda: 150.0)
     return module
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, script
 from conftest import ShrinkingAutoencoder, tiny_autoencoder
+from imported_scripts import BENCHMARKS, benchmark_script
 from scipy.stats import norm
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -23,27 +23,27 @@ from sklearn_msf.nn.unet import UNet
 
 @pytest.fixture(scope="module")
 def common():
-    return script("_common")
+    return benchmark_script("_common")
 
 
 @pytest.fixture(scope="module")
 def accuracy():
-    return script("accuracy")
+    return benchmark_script("accuracy")
 
 
 @pytest.fixture(scope="module")
 def uncertainty():
-    return script("uncertainty")
+    return benchmark_script("uncertainty")
 
 
 @pytest.fixture(scope="module")
 def unusual():
-    return script("unusual")
+    return benchmark_script("unusual")
 
 
 @pytest.fixture(scope="module")
 def generation():
-    return script("generation")
+    return benchmark_script("generation")
 
 
 @pytest.mark.parametrize(("task", "n_classes"), [("binary-class", 2), ("multi-class", 5)])
@@ -166,7 +166,7 @@ def test_the_unbalanced_set_has_the_first_normal_images(common, monkeypatch):
 
 
 def test_the_ablation_changes_only_parameters_that_exist():
-    module = script("ablation")
+    module = benchmark_script("ablation")
     for parameters in module.VARIANTS.values():
         module.MedSymmFlowClassifier(**module.group_parameters(parameters))._parameters()
 
@@ -223,7 +223,7 @@ def test_reference_seconds_are_those_of_a_machine_of_150_gflops(common):
 
 
 def test_the_plain_network_is_the_papers():
-    plain = script("speed").PlainUNet(6)
+    plain = benchmark_script("speed").PlainUNet(6)
     ours = UNet(6, 6)
     n_plain, n_ours = (sum(p.numel() for p in net.parameters()) for net in (plain, ours))
     assert n_plain == n_ours
@@ -235,13 +235,15 @@ def networks():
     return {
         "U-Net": UNet(6, 6, channels=8, patch_size=2),
         "autoencoder": build_autoencoder("AutoencoderKL", layout_for(1, (32, 32))),
-        "plain U-Net": script("speed").PlainUNet(6),
+        "plain U-Net": benchmark_script("speed").PlainUNet(6),
         **{
-            f"ResNet-{depth} for {side} px": script("_common").make_resnet(3, 2, side, depth, 4)
+            f"ResNet-{depth} for {side} px": benchmark_script("_common").make_resnet(
+                3, 2, side, depth, 4
+            )
             for depth in (18, 50)
             for side in (28, 224)
         },
-        "ViT": script("_common").make_vit(3, 2),
+        "ViT": benchmark_script("_common").make_vit(3, 2),
     }
 
 
@@ -271,7 +273,7 @@ def test_the_shortcut_of_a_residual_block_is_the_strided_convolution_of_resnet18
 
 
 def test_folds_never_share_an_image():
-    module = script("ablation")
+    module = benchmark_script("ablation")
     X, y = np.arange(30)[:, None, None], np.arange(30) % 3
     data = {"train": (X[:20], y[:20]), "val": (X[20:], y[20:])}
     seen = []
@@ -419,7 +421,7 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
 
 
 def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
-    augmentation = script("augmentation")
+    augmentation = benchmark_script("augmentation")
     monkeypatch.setattr(augmentation, "N_IMAGES", 64)
     monkeypatch.setattr(augmentation, "WIDTH", 4)
     rng = np.random.default_rng(0)
@@ -445,7 +447,7 @@ def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
 @pytest.fixture
 def latent(monkeypatch):
     """The benchmark, and the training data that its classifiers make."""
-    module, made = script("latent"), []
+    module, made = benchmark_script("latent"), []
     for cls in (module.FlippingPreparation, module.EncodingPreparation):
 
         def training_data(self, *arguments, make=cls.training_data):

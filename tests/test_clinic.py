@@ -1,20 +1,15 @@
 """The example for clinics, on digits in place of X-rays."""
 
-import importlib.util
-from pathlib import Path
-
 import matplotlib
 import numpy as np
 import pytest
 from conftest import tiny_classifier
+from imported_scripts import EXAMPLES, script_at
 from sklearn.datasets import load_digits
 from sklearn.metrics import recall_score
 
 matplotlib.use("agg")
-PATH = Path(__file__).parent.parent / "examples" / "clinic.py"
-spec = importlib.util.spec_from_file_location("clinic", PATH)
-clinic = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(clinic)
+clinic = script_at(EXAMPLES / "clinic.py")
 
 
 @pytest.fixture(scope="module")

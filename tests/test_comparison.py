@@ -1,7 +1,6 @@
 """The table beside other packages: what a cell says, and that the page is what was run."""
 
 import ast
-import importlib.util
 import json
 import os
 import shutil
@@ -10,17 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from imported_scripts import EXAMPLES, ROOT, script_at
 
-ROOT = Path(__file__).parent.parent
-COMPARISON = ROOT / "examples" / "comparison"
+COMPARISON = EXAMPLES / "comparison"
 
 
 @pytest.fixture
 def compare():
-    spec = importlib.util.spec_from_file_location("compare", COMPARISON / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_at(COMPARISON / "compare.py")
 
 
 DOCUMENTED = {"draws": {"answer": True, "link": "https://x.org", "version": "2.1"}}

@@ -1,15 +1,10 @@
 """Conformal prediction by other packages over our probabilities."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from imported_scripts import EXAMPLES, script_at
 
-PATH = Path(__file__).parent.parent / "examples" / "conformal.py"
-spec = importlib.util.spec_from_file_location("conformal", PATH)
-conformal = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(conformal)
+conformal = script_at(EXAMPLES / "conformal.py")
 
 
 @pytest.fixture(scope="module")

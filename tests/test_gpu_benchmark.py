@@ -6,13 +6,13 @@ import itertools
 import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, grouped, limit_full_passes
 from forked_scripts import LIBRARIES, run_code
+from imported_scripts import BENCHMARKS
 from recorded_graphs import RecordedCuda
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -22,7 +22,6 @@ from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.step import TrainingStep
 from sklearn_msf.training.trainer import Trainer
 
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 CPU = torch.device("cpu")
 NETWORK = {name: TINY[name] for name in ("channels", "channel_mult", "n_blocks", "dropout")}
 NETWORK = {**NETWORK, "attention_levels": ()}

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 from conftest import ShrinkingAutoencoder, TinyBackbone
+from imported_scripts import benchmark_script
 from PIL import Image
-from test_benchmarks import script
 
-describe_picture = script("_common").describe_picture
+describe_picture = benchmark_script("_common").describe_picture
 
 CLASSES = np.arange(24) % 2
 
@@ -17,7 +17,7 @@ CLASSES = np.arange(24) % 2
 @pytest.fixture
 def benchmark(monkeypatch):
     """The script, with networks that take no time."""
-    module = script("latent_drawing")
+    module = benchmark_script("latent_drawing")
     tiny = {"channels": 8, "network_params": {"channel_mult": (1,), "attention_levels": ()}}
 
     class TinyClassifier(module.LatentMedSymmFlowClassifier):

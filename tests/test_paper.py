@@ -11,18 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmark_scripts import script
 from conftest import tiny_classifier
+from imported_scripts import benchmark_script
 from PIL import Image
 from torch import nn
 
-paper = script("paper")
-report = script("paper_report")
-common = script("_common")
-systems = script("_common.systems")
-networks = script("_common.networks")
-data_module = script("_common.data")
-scores = script("_common.scores")
+paper = benchmark_script("paper")
+report = benchmark_script("paper_report")
+common = benchmark_script("_common")
+systems = benchmark_script("_common.systems")
+networks = benchmark_script("_common.networks")
+data_module = benchmark_script("_common.data")
+scores = benchmark_script("_common.scores")
 
 X = np.random.default_rng(0).integers(0, 128, (24, 8, 8), dtype=np.uint8)
 Y = np.arange(24) % 2

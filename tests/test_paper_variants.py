@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmark_scripts import script as import_script
+from imported_scripts import benchmark_script
 
 from sklearn_msf import MedSymmFlowClassifier
 
@@ -19,7 +19,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def script():
-    return import_script("paper_variants")
+    return benchmark_script("paper_variants")
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmark_scripts import script
 from conftest import tiny_classifier
+from imported_scripts import benchmark_script
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._version import RECIPES, __version__
 from sklearn_msf.training.fraction import FRACTION_AIMS
 
-common = script("_common")
-records_module = script("_common.records")
+common = benchmark_script("_common")
+records_module = benchmark_script("_common.records")
 
 X = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
 Y = np.arange(12) % 2
@@ -264,7 +264,7 @@ SCRIPTS = (
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_describes_its_records(name):
-    assert script(name).BENCHMARK.call == f"{name}.py"
+    assert benchmark_script(name).BENCHMARK.call == f"{name}.py"
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,14 @@ def test_every_script_describes_its_records(name):
     [("speed", "SWEEP", "--sweep"), ("scaling", "PAPER", "--count")],
 )
 def test_a_missing_table_names_the_option_that_fills_it(name, benchmark, option):
-    module = script(name)
+    module = benchmark_script(name)
     missing = getattr(module, benchmark).markdown([])
     assert f"`python examples/benchmarks/{name}.py {option}`" in missing
     assert option in module.__doc__
 
 
 def test_settings_of_a_variant_are_part_of_its_record():
-    parameters = script("ablation").BENCHMARK.parameters
+    parameters = benchmark_script("ablation").BENCHMARK.parameters
     assert parameters({"variant": "1 draw"})["n_draws"] == 1
     assert parameters({"variant": "dropped from the script"}) is None
 

@@ -1,26 +1,21 @@
 """The checks before a release: lower bounds, contents of the distributions, the workflow."""
 
-import importlib.util
 import re
 import tarfile
 import tomllib
 import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
+from imported_scripts import ROOT, script_at
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_at(ROOT / "tools" / f"{name}.py")
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The tables of several processes: figures that follow from their records."""
 
-from benchmark_scripts import script
+from imported_scripts import benchmark_script
 
-scaling = script("scaling")
+scaling = benchmark_script("scaling")
 
 
 def of_table(text, name):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from benchmark_scripts import script
+from imported_scripts import benchmark_script
 
-tables = script("tables")
+tables = benchmark_script("tables")
 
 
 def test_every_table_of_readme_and_docs_comes_from_a_record():

@@ -1,17 +1,16 @@
 """Volumes through every method of the classifier."""
 
-import importlib.util
 import json
 import pickle
 import sys
 from functools import partial
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_classifier
+from imported_scripts import EXAMPLES, script_at
 from sklearn.base import clone
 from sklearn.utils import Bunch
 
@@ -337,10 +336,7 @@ def test_volumes_are_not_resized_for_the_network():
 
 
 def test_the_script_of_the_examples_classifies_abstains_and_draws(monkeypatch, tmp_path, capsys):
-    path = Path(__file__).parent.parent / "examples" / "volumes.py"
-    spec = importlib.util.spec_from_file_location("volumes", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = script_at(EXAMPLES / "volumes.py")
     volumes = {"train": (X, Y), "test": (X_NEW, Y_NEW)}
 
     def fetch(name, *, split):
