@@ -36,9 +36,9 @@ def test_the_velocity_form_learns_with_every_code(digits, label_encoding):
         label_prediction="velocity",
         label_encoding=label_encoding,
         channels=16,
-        max_epochs=80,
+        max_epochs=40,
         batch_size=32,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
         image_weight=0.1,
         n_draws=8,
     ).fit(X, y)

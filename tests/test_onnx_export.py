@@ -172,18 +172,12 @@ def test_the_service_refuses_images_of_another_kind(exported):
         service(RGB[0])
 
 
-def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
-    autoencoder = tiny_autoencoder(
-        down_block_types=["DownEncoderBlock2D"],
-        up_block_types=["UpDecoderBlock2D"],
-        block_out_channels=[8],
-        mid_block_add_attention=False,
-    )
+def test_a_latent_classifier_holds_an_autoencoder_of_the_user(tmp_path):
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
     classifier = tiny_latent_classifier(
-        autoencoder=autoencoder,
-        encoded_size=(10, 8),
+        autoencoder=Averages(),
+        encoded_size=(12, 8),
         image_shape=(9, 7),
         n_draws=3,
         augment="flip",
@@ -193,7 +187,7 @@ def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
     rejects_by(classifier, "draws")
     classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
     metadata = check_answers(tmp_path / "model.onnx", classifier, X, "draws")
-    assert metadata["autoencoder"] == {"class": "AutoencoderKL", "kind": "embedded"}
+    assert metadata["autoencoder"] == {"class": "Averages", "kind": "object"}
 
 
 def rejects_by(classifier, kind):
@@ -236,20 +230,22 @@ def test_a_sampler_draws_the_images_of_its_noise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "form", "X", "rounding"),
+    ("make", "kind", "form", "X", "rounding"),
     [
         # One level of gray is the rounding of whole numbers.
-        ("AutoencoderKL", "velocity", RGB, 1),
-        ("AutoencoderTiny", "posterior", HALVES, np.finfo(np.float16).eps),
+        (tiny_latent_classifier, "AutoencoderKL", "velocity", RGB, 1),
+        # A sampler needs no backbone.
+        (tiny_joint_classifier, "AutoencoderTiny", "posterior", HALVES, np.finfo(np.float16).eps),
     ],
-    ids=["KL-velocity-uint8", "Tiny-posterior-float16"],
+    ids=["KL-velocity-uint8", "joint-Tiny-posterior-float16"],
 )
-def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(kind, form, X, rounding, tmp_path):
-    classifier = tiny_latent_classifier(
+def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(make, kind, form, X, rounding, tmp_path):
+    classifier = make(
         autoencoder=tiny_autoencoder(kind), label_prediction=form, classification_fraction=0.5
     ).fit(X, LABELS)
     classifier.export_onnx(tmp_path / "model.onnx", "sampler")
-    session, _ = session_of(tmp_path / "model.onnx")
+    session, metadata = session_of(tmp_path / "model.onnx")
+    assert metadata["autoencoder"]["class"] == kind
     # More images than diffusers decodes without a copy.
     for n in (1, 70):
         labels, noise = np.full(n, 2), noise_of(classifier, n)
@@ -268,18 +264,6 @@ def test_a_classifier_decodes_masks_by_an_autoencoder_of_diffusers(tmp_path):
     # Without a rule.
     metadata = check_answers(tmp_path / "model.onnx", classifier, X, "margin")
     assert metadata["rejection"] is None
-
-
-def test_a_sampler_of_joint_latents_needs_no_backbone(tmp_path):
-    classifier = tiny_joint_classifier(autoencoder=Averages(), classification_fraction=0.5)
-    classifier.fit(RGB, LABELS).export_onnx(tmp_path / "model.onnx", "sampler")
-    session, metadata = session_of(tmp_path / "model.onnx")
-    assert metadata["autoencoder"]["class"] == "Averages"
-    labels, noise = np.array([2, 2, 2]), noise_of(classifier, 3)
-    (images,) = session.run(None, {"labels": labels, "noise": noise})
-    wanted = classifier.sample(classifier.classes_[2], 3, random_state=0)
-    # One level of gray is the rounding of whole numbers.
-    np.testing.assert_allclose(images.astype(int), wanted.astype(int), atol=1)
 
 
 def noise_of(classifier, n):

@@ -57,6 +57,13 @@ STATES = {
     "deterministic": deterministic_algorithms,
     "numpy-raises": lambda: np.errstate(all="raise"),
 }
+# Each is in one group: no setting makes another one harmless.
+TOGETHER = [
+    ("float64", "with-meta", "numpy-raises"),
+    ("bfloat16", "inference", "autocast"),
+    ("meta", "no-grad", "deterministic"),
+]
+assert sorted(sum(TOGETHER, ())) == sorted(STATES)
 
 
 @pytest.fixture(autouse=True)
@@ -98,12 +105,16 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(params=STATES)
+@pytest.fixture(params=TOGETHER, ids="+".join)
 def state(request, monkeypatch):
+    @contextlib.contextmanager
     def entered():
         # Sizes of batches that were seen outside would hold here too.
         monkeypatch.setattr(batch_sizes, "_CHECKED", {})
-        return STATES[request.param]()
+        with contextlib.ExitStack() as stack:
+            for name in request.param:
+                stack.enter_context(STATES[name]())
+            yield
 
     return entered
 
