@@ -411,3 +411,19 @@ def test_callbacks_are_told_the_weights(make_classifier):
     assert len(told) == 2
     for metadata in told:
         np.testing.assert_array_equal(metadata["sample_weight"], weights)
+
+
+def test_checkpoints_stay_in_their_folder_where_a_callback_changes_the_working_directory(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    class Moving(Recorder):
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+
+    settings = {"max_epochs": 3, "checkpoint_dir": "run", "checkpoint_every": 1}
+    tiny_classifier(**settings).set_callbacks(Moving()).fit(X, Y)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert list((tmp_path / "run").glob("checkpoint-0000003*"))

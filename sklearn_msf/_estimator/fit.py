@@ -447,7 +447,8 @@ def _open_run(state: _FitState) -> tuple[Checkpoints | None, int]:
     if not state.group.is_first:
         return None, state.group.of_first(seed)
     checkpoints = Checkpoints(
-        as_path("checkpoint_dir", p.checkpoint_dir),
+        # Callbacks may change the working directory.
+        as_path("checkpoint_dir", p.checkpoint_dir).absolute(),
         int(p.checkpoint_every),
         fingerprint,
         seed,
