@@ -77,10 +77,10 @@ def test_values_that_hide_the_order_of_a_sum_decide_nothing(of, value):
     "product",
     [
         lambda x, weight: x * torch.cat([weight, weight])[:1],
-        lambda x, weight: torch.addcmul(torch.zeros_like(x), tensor1=x, tensor2=weight),
+        lambda x, weight: torch.addcmul(torch.zeros_like(x), x, weight),
         lambda x, weight: x * weight.T[None, :, 0],
     ],
-    ids=["in a list", "by name", "as a view"],
+    ids=["in a list", "after others", "as a view"],
 )
 def test_weights_are_random_however_an_operation_gets_them(product):
     module = nn.Linear(6, 1, bias=False).requires_grad_(False)

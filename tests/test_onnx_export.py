@@ -234,18 +234,23 @@ def test_a_sampler_draws_the_images_of_its_noise(tmp_path):
     [
         # One level of gray is the rounding of whole numbers.
         (tiny_latent_classifier, "AutoencoderKL", "velocity", RGB, 1),
+        (tiny_latent_classifier, "AutoencoderTiny", "posterior", HALVES, np.finfo(np.float16).eps),
         # A sampler needs no backbone.
-        (tiny_joint_classifier, "AutoencoderTiny", "posterior", HALVES, np.finfo(np.float16).eps),
+        (tiny_joint_classifier, "Averages", "posterior", RGB, 1),
     ],
-    ids=["KL-velocity-uint8", "joint-Tiny-posterior-float16"],
+    ids=["KL-velocity-uint8", "Tiny-posterior-float16", "joint-posterior-uint8"],
 )
-def test_a_sampler_decodes_by_an_autoencoder_of_diffusers(make, kind, form, X, rounding, tmp_path):
+def test_a_sampler_decodes_by_its_autoencoder(make, kind, form, X, rounding, tmp_path):
+    is_of_diffusers = kind.startswith("Autoencoder")
     classifier = make(
-        autoencoder=tiny_autoencoder(kind), label_prediction=form, classification_fraction=0.5
+        autoencoder=tiny_autoencoder(kind) if is_of_diffusers else Averages(),
+        label_prediction=form,
+        classification_fraction=0.5,
     ).fit(X, LABELS)
     classifier.export_onnx(tmp_path / "model.onnx", "sampler")
     session, metadata = session_of(tmp_path / "model.onnx")
-    assert metadata["autoencoder"]["class"] == kind
+    way = "embedded" if is_of_diffusers else "object"
+    assert metadata["autoencoder"] == {"class": kind, "kind": way}
     # More images than diffusers decodes without a copy.
     for n in (1, 70):
         labels, noise = np.full(n, 2), noise_of(classifier, n)

@@ -196,7 +196,7 @@ def augment_images(
     axes = flipped_axes(kind, x.ndim - 2)
     x = _flip(x, axes, _draw_flips(len(x), axes, generator, x.device))
     if _has_affine_changes(kind) and n_varied:
-        draws = _draw_changes(n_varied, x.ndim - 2, generator, x.device)
+        draws = _draw_changes(min(n_varied, len(x)), x.ndim - 2, generator, x.device)
         theta = _affine_matrices(draws, x.shape[2:] if proportions is None else proportions)
         x = torch.cat([_move(x[:n_varied], theta), x[n_varied:]])
     return x
@@ -233,7 +233,7 @@ def augment_each(
     # To flip an image is to read it from the other end.
     for axis, of_axis in zip(axes, flips, strict=True):
         theta[:, -1 - axis] *= torch.where(of_axis < 0.5, -1, 1)[:, None]
-    theta = theta.to(x.dtype)
+    theta = theta.float()
     varied = torch.empty_like(x)
     # One image after another stays in the cache of the processor.
     for i in range(len(x)):

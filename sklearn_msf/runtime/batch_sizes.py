@@ -189,7 +189,8 @@ class _OtherWeights(TorchDispatchMode):
     def _other(self, value: Any) -> Any:
         """Return what stands for an argument: operations have tensors, and lists of them.
 
-        torch's own functions for trees of any form take longer than the operations do.
+        torch's own functions for trees of any form take longer than the operations of a small
+        network do.
         """
         if isinstance(value, Tensor):
             return self._weights.get(id(value), value)
