@@ -73,14 +73,21 @@ def test_values_that_hide_the_order_of_a_sum_decide_nothing(of, value):
     assert small.size(0, 1, 16) == 8
 
 
+# Of torch's own operations none in a network has a tensor that is passed by its name alone.
+OPERATIONS = torch.library.Library("sklearn_msf_tests", "FRAGMENT")
+OPERATIONS.define("scaled(Tensor x, *, Tensor weight) -> Tensor")
+OPERATIONS.impl("scaled", lambda x, *, weight: x * weight, "CompositeExplicitAutograd")
+
+
 @pytest.mark.parametrize(
     "product",
     [
         lambda x, weight: x * torch.cat([weight, weight])[:1],
         lambda x, weight: torch.addcmul(torch.zeros_like(x), x, weight),
         lambda x, weight: x * weight.T[None, :, 0],
+        lambda x, weight: torch.ops.sklearn_msf_tests.scaled(x, weight=weight),
     ],
-    ids=["in a list", "after others", "as a view"],
+    ids=["in a list", "after others", "as a view", "by name"],
 )
 def test_weights_are_random_however_an_operation_gets_them(product):
     module = nn.Linear(6, 1, bias=False).requires_grad_(False)

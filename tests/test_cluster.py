@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from cluster_tasks import Logged, die_once, n_threads, process_of_scorer
 from conftest import three_digits, tiny_classifier, torch_threads
+from imported_scripts import EXAMPLES
 from joblib import Parallel, delayed, parallel_config
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_validate
 
 # Workers import the example by its name, as they do any module.
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
+sys.path.append(str(EXAMPLES))
 example = importlib.import_module("cluster")
 
 X, Y = three_digits()

@@ -1,12 +1,12 @@
 """The demo, in little time, where the images are and where they are not."""
 
 import re
-from pathlib import Path
 
 import pytest
 from forked_scripts import PACKAGE, run_script
+from imported_scripts import EXAMPLES
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+DEMO = EXAMPLES / "demo.py"
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ import importlib
 import inspect
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
+from imported_scripts import EXAMPLES, ROOT
 
 import sklearn_msf
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GALLERY = sorted((ROOT / "examples" / "gallery").glob("*.py"))
+GALLERY = sorted((EXAMPLES / "gallery").glob("*.py"))
 MODULES = {
     "sklearn_msf": {"__version__"},
     "sklearn_msf.datasets": set(),

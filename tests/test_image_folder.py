@@ -19,6 +19,7 @@ import pytest
 from conftest import tiny_classifier
 from hypothesis import given
 from hypothesis import strategies as st
+from imported_scripts import EXAMPLES
 from PIL import Image, ImageOps, PngImagePlugin
 
 from sklearn_msf import MedSymmFlowClassifier
@@ -894,7 +895,7 @@ def test_the_example_goes_from_a_folder_to_predictions(capsys, monkeypatch):
         return fit(self, *arrays, **named)
 
     monkeypatch.setattr(MedSymmFlowClassifier, "fit", short_fit)
-    path = Path(__file__).parent.parent / "examples" / "gallery" / "plot_own_folder.py"
+    path = EXAMPLES / "gallery" / "plot_own_folder.py"
     example = runpy.run_path(str(path))
     assert "not read: 'scratched/notes.txt'" in capsys.readouterr().out
     assert len(example["labels"]) == 6

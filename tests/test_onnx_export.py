@@ -7,7 +7,6 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +22,7 @@ from conftest import (
     tiny_joint_classifier,
     tiny_latent_classifier,
 )
+from imported_scripts import EXAMPLES
 
 from sklearn_msf._estimator.auto_settings import classification_settings
 from sklearn_msf._estimator.onnx_export import _warn_of_low_threshold
@@ -33,7 +33,7 @@ from sklearn_msf.exporting import onnx_files
 from sklearn_msf.exporting.graphs import ClassifierGraph, for_graphs
 from sklearn_msf.model.sampling import image_noise
 
-SERVICE = Path(__file__).parents[1] / "examples" / "onnx_service.py"
+SERVICE = EXAMPLES / "onnx_service.py"
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 HALVES = rng.random((24, 28, 28, 3)).astype(np.float16)
@@ -172,12 +172,18 @@ def test_the_service_refuses_images_of_another_kind(exported):
         service(RGB[0])
 
 
-def test_a_latent_classifier_holds_an_autoencoder_of_the_user(tmp_path):
+def test_a_latent_classifier_holds_its_autoencoder(tmp_path):
+    autoencoder = tiny_autoencoder(
+        down_block_types=["DownEncoderBlock2D"],
+        up_block_types=["UpDecoderBlock2D"],
+        block_out_channels=[8],
+        mid_block_add_attention=False,
+    )
     # Gray rows, whose images are enlarged for the autoencoder.
     X = rng.integers(0, 4096, (24, 63), dtype=np.uint16)
     classifier = tiny_latent_classifier(
-        autoencoder=Averages(),
-        encoded_size=(12, 8),
+        autoencoder=autoencoder,
+        encoded_size=(10, 8),
         image_shape=(9, 7),
         n_draws=3,
         augment="flip",
@@ -187,7 +193,7 @@ def test_a_latent_classifier_holds_an_autoencoder_of_the_user(tmp_path):
     rejects_by(classifier, "draws")
     classifier.export_onnx(str(tmp_path / "model.onnx"), "classifier")
     metadata = check_answers(tmp_path / "model.onnx", classifier, X, "draws")
-    assert metadata["autoencoder"] == {"class": "Averages", "kind": "object"}
+    assert metadata["autoencoder"] == {"class": "AutoencoderKL", "kind": "embedded"}
 
 
 def rejects_by(classifier, kind):

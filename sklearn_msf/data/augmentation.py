@@ -44,7 +44,7 @@ def _draw_flips(
 
 def _draw_changes(n: int, n_axes: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Draw uniform numbers in [0, 1) for affine changes, (angles + scales + shifts, n)."""
-    n_planes = len(list(combinations(range(n_axes), 2)))
+    n_planes = math.comb(n_axes, 2)
     return torch.rand(n_planes + 2 * n_axes, n, generator=generator, device=device)
 
 
