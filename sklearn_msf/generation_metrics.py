@@ -20,10 +20,15 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.metrics import balanced_accuracy_score, pairwise_distances_chunked, roc_auc_score
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import gen_batches
 
 from sklearn_msf._evaluation.external_classifier import judge_agrees
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind, check_unmasked
-from sklearn_msf._evaluation.nearest_images import NearestImages
+from sklearn_msf._evaluation.nearest_images import (
+    NearestImages,
+    parts_as_floats,
+    without_duplicates,
+)
 from sklearn_msf._evaluation.validation import check_fraction
 
 __all__ = [
@@ -38,6 +43,8 @@ __all__ = [
 ]
 # How much two ways to compute a distance may differ, as a fraction of it.
 _ROUNDING = 1e-9
+# Images whose kernel with all others is held at once.
+_KERNEL_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -169,19 +176,11 @@ def kernel_distance(
             f"n_blocks must be an integer >= 2 with two images of a kind for each block; got "
             f"{n_blocks!r} for {len(real)} real and {len(generated)} generated images."
         )
-    within = polynomial_kernel(real), polynomial_kernel(generated)
-    across = polynomial_kernel(real, generated)
-    value = _mean_off_diagonal(within[0]) + _mean_off_diagonal(within[1]) - 2 * across.mean()
     rng = np.random.default_rng(random_state)
     parts = (np.array_split(rng.permutation(len(rows)), n_blocks) for rows in (real, generated))
-    of_blocks = [
-        _mean_off_diagonal(within[0][np.ix_(a, a)])
-        + _mean_off_diagonal(within[1][np.ix_(b, b)])
-        - 2 * across[np.ix_(a, b)].mean()
-        for a, b in zip(*parts, strict=True)
-    ]
+    of_blocks = [_kernel_distance(real[a], generated[b]) for a, b in zip(*parts, strict=True)]
     error = np.std(of_blocks, ddof=1) / np.sqrt(n_blocks)
-    return KernelDistance(float(value), float(error))
+    return KernelDistance(_kernel_distance(real, generated), float(error))
 
 
 def classifier_accuracy_score(
@@ -346,7 +345,7 @@ def copying_check(
             "With flipped_axes generated and held_out must have images of one shape, got "
             f"{shapes[0][1:]} and {shapes[1][1:]}."
         )
-    generated, training, held_out = _checked_features(
+    generated, training, held_out = _checked_rows(
         generated=generated, training=training, held_out=held_out
     )
     views, held_out_views = (
@@ -358,7 +357,7 @@ def copying_check(
     held_out_distances, held_out_ratios, _ = _of_nearest_view(nearest, held_out_views)
     truth = np.r_[np.ones(len(distances)), np.zeros(len(held_out_distances))]
     near = _expected_quantile(held_out_distances, quantile)
-    different_training, different_held_out = nearest.different, np.unique(held_out, axis=0)
+    different_training, different_held_out = nearest.different, without_duplicates(held_out)
     n = min(len(different_training), len(different_held_out))
     return CopyingCheck(
         generated=distances,
@@ -394,10 +393,17 @@ def _checked_labels(name: str, labels: ArrayLike, images: ArrayLike) -> np.ndarr
 
 def _checked_features(**named: ArrayLike) -> list[np.ndarray]:
     """Convert arrays to float64 of shape (n, n_features), with one width and finite values."""
+    return [rows.astype(float, copy=False) for rows in _checked_rows(**named)]
+
+
+def _checked_rows(**named: ArrayLike) -> list[np.ndarray]:
+    """Convert arrays to numbers of shape (n, n_features), with one width and finite values."""
     checked: list[np.ndarray] = []
     for name, values in named.items():
         check_unmasked(name, values)
-        rows = np.asarray(values, dtype=float)
+        rows = np.asarray(values)
+        # Objects and complex numbers become floats here, or an error.
+        rows = rows if rows.dtype.kind in "biuf" else rows.astype(float)
         if rows.ndim < 2 or not len(rows):
             raise ValueError(f"{name} must be of shape (n, ...), n >= 1, got {rows.shape}.")
         rows = rows.reshape(len(rows), -1)
@@ -449,12 +455,34 @@ def _near_any_of(views: Sequence[np.ndarray], others: np.ndarray, distance: floa
 
     An image is near another one if one of its views is.
     """
-    search = NearestNeighbors(radius=distance).fit(others)
-    of_views = [search.radius_neighbors(rows, return_distance=False) for rows in views]
-    n_near = np.array([len(np.unique(np.concatenate(r))) for r in zip(*of_views, strict=True)])
+    n_near = np.zeros(len(views[0]), dtype=int)
+    for _, searched in parts_as_floats(others):
+        search = NearestNeighbors(radius=distance).fit(searched)
+        for of_views in zip(*map(parts_as_floats, views), strict=True):
+            found = [search.radius_neighbors(rows, return_distance=False) for _, rows in of_views]
+            n_near[of_views[0][0]] += [
+                len(np.unique(np.concatenate(near))) for near in zip(*found, strict=True)
+            ]
     return float(np.mean(1 - hypergeom.pmf(0, len(others), n_near, n)))
 
 
-def _mean_off_diagonal(kernel: np.ndarray) -> float:
-    n = len(kernel)
-    return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
+def _kernel_distance(real: np.ndarray, generated: np.ndarray) -> float:
+    """Estimate the squared distance of two sets of features in the space of the kernel."""
+    within = _mean_kernel(real) + _mean_kernel(generated)
+    return within - 2 * _mean_kernel(real, generated)
+
+
+def _mean_kernel(features: np.ndarray, others: np.ndarray | None = None) -> float:
+    """Average the kernel over all pairs of two sets, or over those of different images of one.
+
+    The kernel of a few images at a time is held: that of 50,000 has 20 GB.
+    """
+    same = others is None
+    others = features if others is None else others
+    total = 0.0
+    for part in gen_batches(len(features), _KERNEL_ROWS):
+        kernel = polynomial_kernel(features[part], others)
+        total += kernel.sum()
+        if same:
+            total -= kernel[np.arange(len(kernel)), np.arange(part.start, part.stop)].sum()
+    return float(total / (len(features) * (len(others) - same)))

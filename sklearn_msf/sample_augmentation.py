@@ -191,9 +191,5 @@ class _CopyFilter:
         self._distance = float(np.quantile(self._nearest.distances_apart(), _COPY_QUANTILE))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        distances, ratios, _ = self._nearest(_rows(images))
+        distances, ratios, _ = self._nearest(images.reshape(len(images), -1))
         return np.asarray((distances <= self._distance) & (ratios <= _COPY_RATIO))
-
-
-def _rows(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(float)

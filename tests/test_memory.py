@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from sklearn_msf._estimator.run_fingerprint import digest_arrays
 from sklearn_msf.data.images import ImageFormat, check_finite, flatten_images
 from sklearn_msf.data.on_demand import ImagesOnDemand, RowsOnDemand
+from sklearn_msf.generation_metrics import copying_check, kernel_distance
+from sklearn_msf.plotting import SampleGridDisplay
 from sklearn_msf.sample_augmentation import _CopyFilter
 
 RNG = np.random.default_rng(0)
@@ -265,11 +267,33 @@ def test_fit_over_latents_copies_no_image(no_training):
     assert arrays < OF_A_FIT
 
 
-def test_the_search_for_copies_holds_one_array_of_floats_and_few_of_bytes():
+def test_the_search_for_copies_converts_a_few_images_at_a_time(monkeypatch):
+    monkeypatch.setattr("sklearn_msf._evaluation.nearest_images._VALUES_AT_ONCE", PIXELS[0].size)
     X = images("uint8")
-    # One of 8 bytes a value, less than 4 more of one byte, and numpy's name of each pixel.
-    names = 128 * X[0].size
-    assert memory_of(lambda: _CopyFilter(X)) < 12 * X.nbytes + names
+    assert memory_of(lambda: _CopyFilter(X)) < X.nbytes
+    # Generated and held-out images have a mirror image each.
+    few = X[:8]
+    mirrored = 2 * 2 * few.nbytes
+    check = functools.partial(copying_check, few, X, few[::-1], flipped_axes=(2,))
+    assert memory_of(check) < X.nbytes + mirrored
+
+
+def test_the_image_nearest_to_a_generated_one_is_found_without_a_copy_of_x(monkeypatch):
+    monkeypatch.setattr("sklearn_msf._evaluation.nearest_images._VALUES_AT_ONCE", PIXELS[0].size)
+    X = images("uint8")
+    clf = tiny_classifier(max_epochs=1, network_params={"patch_size": 8}).fit(X, Y)
+    monkeypatch.setattr(type(clf), "sample", lambda *_, **__: X[:2])
+    monkeypatch.setattr(SampleGridDisplay, "plot", lambda display, ax: display)
+    show = functools.partial(SampleGridDisplay.from_estimator, clf, X=X, y=Y, n_columns=1)
+    # In float64 X is 16 times as large as half of it. Six tiles are, too.
+    assert memory_of(show) < SMALL + 6 * 8 * X[0].size + SMALL
+
+
+def test_the_kernel_of_many_images_is_never_held(monkeypatch):
+    monkeypatch.setattr("sklearn_msf.generation_metrics._KERNEL_ROWS", 10)
+    features = RNG.normal(size=(1000, 3))
+    # Of all pairs it has 8 MB.
+    assert memory_of(lambda: kernel_distance(features, features + 0.1)) < 2e6
 
 
 def test_values_that_are_not_finite_are_found_without_a_copy():

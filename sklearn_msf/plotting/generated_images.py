@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_msf._estimator.given_images import as_generated, check_like, check_pairs, mirrored
 from sklearn_msf._estimator.parameters import check_positive_integer
 from sklearn_msf._evaluation.labels import check_same_kind, label_indices
+from sklearn_msf._evaluation.nearest_images import find_nearest
 from sklearn_msf.plotting.pictures import central_slices, checked_names, in_colour, pictures_of
 from sklearn_msf.plotting.pyplot import pyplot_for
 
@@ -164,9 +164,8 @@ class SampleGridDisplay:
         blocks = {"generated": generated}
         if X is not None:
             searched = as_generated(estimator, images).reshape(len(images), -1)
-            search = NearestNeighbors(n_neighbors=1).fit(searched)
             found = [
-                search.kneighbors(each.reshape(len(each), -1))
+                find_nearest(searched, each.reshape(len(each), -1))
                 for each in mirrored(estimator, generated)
             ]
             distances, rows = (np.stack(of_flips)[..., 0] for of_flips in zip(*found, strict=True))
