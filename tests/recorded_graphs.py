@@ -77,6 +77,7 @@ class RecordedCuda:
 
     def __init__(self):
         self.captured, self.n_replayed, self.n_failures = [], 0, 0
+        self.failure = "operation not permitted when stream is capturing"
         self.devices, self.error_modes, self.generators, self.pools = [], [], [], []
         # What the current stream waited for, and the settings of each capture.
         self.waits, self.settings = [], []
@@ -145,7 +146,7 @@ class RecordedCuda:
             self.n_failures -= 1
             # As torch does where the capture cannot be ended.
             self.current = stream
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError(self.failure)
         states = [generator.get_state() for generator in self.generators]
         with torch.no_grad(), contextlib.ExitStack() as stack:
             stack.callback(graph.recording.undo)

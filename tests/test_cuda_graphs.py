@@ -310,9 +310,67 @@ def test_no_other_thread_captures_while_a_step_warms_up(cuda):
     steps = CapturedSteps(torch.device("cpu"), torch.Generator())
 
     def step(x):
-        locked.append(cuda_graphs._CAPTURING.locked())
+        locked.append((cuda_graphs._PREPARING.locked(), cuda_graphs._CAPTURING.locked()))
 
-    for _ in range(3):
+    for _ in range(4):
         steps.run("step", step, (torch.ones(1),))
-    assert locked == [True] * 3
+    assert locked == [(True, False)] * 3 + [(True, True)]
+    assert not cuda_graphs._PREPARING.locked()
     assert not cuda_graphs._CAPTURING.locked()
+
+
+def test_a_pass_that_is_captured_is_replayed_while_another_thread_warms_up(cuda, module):
+    wanted = replay(module, 0, module, torch.ones(2, 3))
+    with cuda_graphs._PREPARING:
+        torch.testing.assert_close(replay(module, 0, module, torch.ones(2, 3)), wanted)
+    assert cuda.n_replayed == 2
+
+
+@pytest.mark.parametrize("at_call", [1, 2, 3])
+def test_a_step_that_runs_out_of_memory_beside_graphs_runs_without_them(cuda, monkeypatch, at_call):
+    # Another batch than the one that has a graph, in its warm-up.
+    def run(counter, fails):
+        steps = CapturedSteps(torch.device("cpu"), counter.generator)
+        calls = []
+
+        def add(x):
+            calls.append(bool(steps._graphs))
+            torch.rand(3, generator=counter.generator)
+            if fails and len(calls) == at_call:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            counter.add(x)
+
+        for _ in range(6):
+            steps.run("first", counter.add, (torch.ones(2),))
+        for _ in range(6):
+            steps.run("second", add, (torch.ones(2),))
+        return calls
+
+    counter = Counter()
+    with pytest.warns(UserWarning, match="training goes on without graphs") as caught:
+        calls = run(counter, fails=True)
+    assert len(caught) == 1
+    assert calls == [True] * at_call + [False] * (7 - at_call)
+    without = Counter()
+    monkeypatch.undo()
+    run(without, fails=False)
+    assert torch.equal(counter.total, without.total)
+    assert torch.equal(counter.generator.get_state(), without.generator.get_state())
+
+
+def test_a_step_that_runs_out_of_memory_without_graphs_is_for_the_caller(cuda):
+    def too_large(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    steps = CapturedSteps(torch.device("cpu"), torch.Generator())
+    with pytest.raises(torch.OutOfMemoryError):
+        steps.run("step", too_large, (torch.ones(2),))
+
+
+def test_a_capture_that_runs_out_of_memory_leaves_the_step_to_run_without(cuda, monkeypatch):
+    cuda.n_failures, cuda.failure = 1, "CUDA error: out of memory"
+    with pytest.warns(UserWarning, match="training goes on without graphs"):
+        captured = totals(10)
+    assert cuda.n_replayed == 0
+    monkeypatch.undo()
+    assert torch.equal(captured.total, totals(10).total)

@@ -141,6 +141,12 @@ def test_several_processes_make_their_steps_without_graphs(make_tiny_field, monk
     assert not cuda.captured
 
 
+def test_the_memory_of_graphs_is_free_after_the_run(make_tiny_field, cuda):
+    trainer = trained(make_tiny_field)
+    assert cuda.captured
+    assert not trainer._step._graphs._graphs
+
+
 def test_after_a_divergence_steps_are_captured_anew(make_tiny_field, monkeypatch):
     forgotten = []
     forget, running = TrainingStep.forget, TrainingStep.take_losses

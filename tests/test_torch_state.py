@@ -5,6 +5,7 @@ import functools
 import os
 import pickle
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
@@ -15,7 +16,12 @@ from conftest import CLASSIFIERS, fitted_classifier, limit_full_passes, three_di
 
 from sklearn_msf.latent.autoencoder_training import _STAGES
 from sklearn_msf.runtime import batch_sizes
-from sklearn_msf.runtime.torch_state import standard_torch, whole_float32
+from sklearn_msf.runtime.torch_state import (
+    _ProcessSetting,
+    _use_up_advice,
+    standard_torch,
+    whole_float32,
+)
 
 
 @contextlib.contextmanager
@@ -305,3 +311,31 @@ def test_tf32_may_have_been_set_by_the_new_way(of):
     finally:
         torch.backends.fp32_precision = before[2]
         matmul.fp32_precision, conv.fp32_precision = before[:2]
+
+
+def test_that_torch_has_a_new_way_is_no_warning_of_ours(monkeypatch):
+    # As torch 2.9 and 2.10 say once in a process.
+    said = []
+    setter = torch.set_float32_matmul_precision
+
+    def advising(precision):
+        if not said:
+            said.append(precision)
+            warnings.warn("Please use the new API settings to control TF32", stacklevel=2)
+        setter(precision)
+
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", advising)
+    _use_up_advice.cache_clear()
+    before = tf32()
+    with whole_float32():
+        assert said == [before[0]]
+        assert tf32() == ("highest", False)
+    assert tf32() == before
+
+
+def test_a_setting_that_could_not_be_changed_is_held_by_nobody():
+    setting = _ProcessSetting(lambda: 0, lambda: 1 / 0, lambda saved: None)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), setting.held():
+            raise AssertionError("never here")
+    assert not setting._holders

@@ -53,8 +53,11 @@ def _side_stream(stream: Any) -> Iterator[None]:
 
 
 # One capture at a time: it begins by waiting for the whole device and freeing unused memory, which
-# ends any other capture.
+# ends any other capture. Replays wait for it, too.
 _CAPTURING = fork_safe_lock()
+# Held by warm-ups as well, which must not be captured by another thread. Replays do not wait for
+# it: a warm-up may compile for minutes. Whoever needs both locks takes this one first.
+_PREPARING = fork_safe_lock()
 
 
 def empty_cache() -> None:
@@ -130,7 +133,7 @@ class _Graph:
             self._graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
         )
         try:
-            with _undisturbed(), capturing:
+            with _CAPTURING, _undisturbed(), capturing:
                 self.output = function(*self._inputs)
         except BaseException:
             _end_failed_capture(self.pool)
@@ -158,8 +161,8 @@ def _addresses(module: nn.Module) -> tuple[int, ...]:
     return tuple(weight.data_ptr() for weight in module.parameters())
 
 
-def _warn_of_failure(error: RuntimeError) -> None:
-    warn_user(f"The network could not be captured as a CUDA graph and runs without: {error}")
+def _warn_of_failure(reason: str) -> None:
+    warn_user(f"The network could not be captured as a CUDA graph and runs without: {reason}")
 
 
 # Inference
@@ -238,13 +241,30 @@ def replay(
     if not _can_capture(inputs[0].device) or _is_watched(module):
         return function(*inputs)
     full_key = _key((key, _addresses(module)), inputs)
-    with _CAPTURING:
+    # Without the lock: another thread may hold it for minutes.
+    known = _PASSES.get(module, {})
+    if full_key in known:
+        captured = known.get(full_key)
+    else:
+        captured = _prepared_pass(module, full_key, function, warm_up or function, inputs)
+    return function(*inputs) if captured is None else captured(*inputs)
+
+
+def _prepared_pass(
+    module: nn.Module,
+    full_key: Key,
+    function: Callable[..., Tensor],
+    warm_up: Callable[..., object],
+    inputs: tuple[Tensor, ...],
+) -> _Pass | None:
+    """Capture a pass unless another thread has done so; None if it cannot be captured."""
+    with _PREPARING:
         passes = _PASSES.setdefault(module, {})
         if full_key not in passes:
             while len(passes) >= _MAX_GRAPHS:
                 del passes[next(iter(passes))]
             try:
-                passes[full_key] = _captured_pass(function, warm_up or function, inputs)
+                passes[full_key] = _captured_pass(function, warm_up, inputs)
             except (MemoryError, RuntimeError):
                 # Memory ran out: the caller goes on with smaller batches, and graphs of larger ones
                 # only take memory.
@@ -252,8 +272,7 @@ def replay(
                 for other in [k for k in passes if k[1][0][0].numel() >= n_values]:
                     del passes[other]
                 raise
-        captured = passes[full_key]
-    return function(*inputs) if captured is None else captured(*inputs)
+        return passes[full_key]
 
 
 def _captured_pass(
@@ -266,7 +285,7 @@ def _captured_pass(
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        _warn_of_failure(error)
+        _warn_of_failure(str(error))
         return None
 
 
@@ -278,7 +297,9 @@ class CapturedSteps:
 
     The first three calls of a function with a key are its warm-up: they run without a graph, as
     every other call would, because such a function cannot run for trial. All graphs share one
-    pool of memory, so what a function leaves behind must be in memory from before its capture.
+    pool of memory, so what a function leaves behind must be in memory from before its capture. If
+    memory runs out beside the graphs, the function runs a second time without them: what it
+    changes must come after what takes most memory.
 
     Parameters
     ----------
@@ -334,35 +355,68 @@ class CapturedSteps:
             self._capture(key, function, inputs)
         if key in self._graphs:
             self._graphs[key].replay(inputs)
+        elif not self._graphs:
+            self._run_eagerly(function, inputs)
         else:
-            # Streams are few and shared: another thread may capture on this one. No step takes the
-            # lock itself.
-            with _CAPTURING, _side_stream(self._stream):
-                function(*inputs)
+            self._run_beside_graphs(function, inputs)
         return is_known
+
+    def _run_eagerly(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
+        # Streams are few and shared: another thread may capture on this one. No step takes the
+        # lock itself.
+        with _PREPARING, _side_stream(self._stream):
+            function(*inputs)
+
+    def _run_beside_graphs(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
+        """Run a function without a graph; if memory runs out, free that of the graphs for it."""
+        numbers = self._generator.get_state()
+        has_run = True
+        try:
+            self._run_eagerly(function, inputs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            has_run = False
+        # Outside of the handler, because the error's traceback holds tensors of the function.
+        if not has_run:
+            self._generator.set_state(numbers)
+            self._do_without_memory_of_graphs()
+            self._run_eagerly(function, inputs)
+
+    def _do_without_memory_of_graphs(self) -> None:
+        self.clear()
+        self._captures = False
+        empty_cache()
+        warn_user(
+            "Memory ran out beside CUDA graphs of training steps, which keep the memory of a step: "
+            "training goes on without graphs, and may be slower. A smaller batch_size needs less."
+        )
 
     def _capture(self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
         while len(self._graphs) >= _MAX_GRAPHS:
             oldest = next(iter(self._graphs))
             del self._graphs[oldest], self._n_calls[oldest]
         try:
-            with _CAPTURING:
+            with _PREPARING:
                 graph = _Graph(
                     function, inputs, self._stream, pool=self._pool, generator=self._generator
                 )
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            self._captures = False
-            if self._generator.device.type == "cuda":
-                # Before torch 2.13 its state goes on expecting to be captured.
-                self._generator.graphsafe_set_state(self._generator.clone_state())
-            _warn_of_failure(error)
+            ran_out, reason = is_out_of_memory(error), str(error)
+        else:
+            self._graphs[key], self._pool = graph, graph.pool
             return
-        self._graphs[key], self._pool = graph, graph.pool
+        self._captures = False
+        if self._generator.device.type == "cuda":
+            # Before torch 2.13 its state goes on expecting to be captured.
+            self._generator.graphsafe_set_state(self._generator.clone_state())
+        if ran_out:
+            self._do_without_memory_of_graphs()
+        else:
+            _warn_of_failure(reason)
 
     def clear(self) -> None:
-        """Forget all graphs, because memory that they use was replaced."""
+        """Forget all graphs: memory that they use was replaced, or others need theirs."""
         self._n_calls.clear()
         self._graphs.clear()
         self._pool = None

@@ -6,8 +6,10 @@ compute at the same time: the first one saves them, and the last one restores th
 """
 
 import contextlib
+import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -101,8 +103,9 @@ class _ProcessSetting(Generic[Saved]):
         with self._lock:
             if not self._holders:
                 self._saved = [self._save()]
+            # First the change: if it fails, this thread does not hold the setting.
+            self._change()
             self._holders.append(mine)
-            self._update()
         try:
             yield
         finally:
@@ -136,10 +139,21 @@ class _TF32(NamedTuple):
     convolutions: Any
 
 
+@functools.cache
+def _use_up_advice() -> None:
+    """Let torch say unheard that there is a new way: 2.9 and 2.10 say so once in a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Both are read first: reading fails, and nothing is set, where the new way was used.
+        saved = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        _restore_tf32(_TF32(True, *saved))
+
+
 def _save_tf32() -> _TF32:
     # A general setting, which exists in the new way only, would override old ones.
     if getattr(torch.backends, "fp32_precision", "none") == "none":
         with contextlib.suppress(RuntimeError):
+            _use_up_advice()
             old = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
             return _TF32(True, *old)
     products, convolutions = _new_settings()

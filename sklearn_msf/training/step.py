@@ -190,6 +190,8 @@ class TrainingStep:
             finally:
                 for layer in layers:
                     layer.generator = layer.part = None
+                # The calibration run and the predictions after it need the memory.
+                self._graphs.clear()
 
     def seed_global_generators(self) -> None:
         """Seed the generators that a compiled network draws from; do nothing for any other."""
