@@ -34,6 +34,7 @@ from sklearn_msf.latent import autoencoder_training
 from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.autoencoder_io import autoencoder_to_plain, check_autoencoder
 from sklearn_msf.latent.autoencoder_training import layout_for
+from sklearn_msf.latent.latent_space import LatentSpace
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.hub import HubFiles, is_hub_id
 from sklearn_msf.runtime import batch_sizes
@@ -277,6 +278,18 @@ def test_where_memory_for_encoding_runs_out_the_error_says_what_to_lower():
         MemoryError, match="Encoding the images, .* ran out of memory: .* encoded_size"
     ):
         tiny_latent_classifier(autoencoder=Full()).fit(X, Y)
+
+
+def test_where_memory_for_latents_of_held_out_images_runs_out_the_error_says_what_to_lower(
+    monkeypatch,
+):
+    def full(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+
+    monkeypatch.setattr(LatentSpace, "_kept", full)
+    clf = tiny_latent_classifier(autoencoder=Averages(), early_stopping=True)
+    with pytest.raises(MemoryError, match="Latents of 4 images .* validate on fewer images"):
+        clf.fit(X, Y, X_val=X[:4], y_val=Y[:4])
 
 
 def test_calibration_gets_its_part_of_what_encoding_leaves(encoding_a_second_an_image, monkeypatch):

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -53,7 +52,7 @@ from sklearn_msf.persistence.hub import is_hub_id
 from sklearn_msf.persistence.json_data import is_seed
 from sklearn_msf.persistence.limits import check_resized_size
 from sklearn_msf.persistence.paths import as_path
-from sklearn_msf.runtime.out_of_memory import is_out_of_memory
+from sklearn_msf.runtime.out_of_memory import naming_what_takes_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
 from sklearn_msf.training.fingerprints import measured
@@ -78,6 +77,10 @@ _PAPER_REVISION = "31f26fdeee1355a5c34592e401dd41e45d25a493"
 _FIT_FRACTION = 1 / 3
 # Raise it when a seed gives other variations, so that latents in older files are not used again.
 _RECIPE = 2
+_OUT_OF_MEMORY = (
+    "Encoding the images, or training the autoencoder, ran out of memory: set a smaller "
+    "encoded_size or n_variations, or resize X"
+)
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,6 @@ def _mask_palette(p: Parameters, n_classes: int) -> LabelCodes | None:
     if p.label_prediction != "velocity":
         return None
     return make_label_codes(p.label_encoding, n_classes, 0.0)
-
-
-@contextmanager
-def _naming_what_takes_memory() -> Iterator[None]:
-    """Say what to lower if memory runs out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryError(
-            "Encoding the images, or training the autoencoder, ran out of memory: set a smaller "
-            f"encoded_size or n_variations, or resize X. ({error})"
-        ) from error
 
 
 class LatentPreparation:
@@ -217,7 +206,7 @@ class LatentPreparation:
                 found[f"what the {name} makes of a fixed image"] = measured(some_values(probe))
         return found
 
-    @_naming_what_takes_memory()
+    @naming_what_takes_memory(_OUT_OF_MEMORY)
     def learn_space(
         self, samples: TrainingSamples, random_state: np.random.RandomState, run: Run
     ) -> LatentSpace:
@@ -292,7 +281,7 @@ class LatentPreparation:
             return self._size_for_backbone(space, space.backbone)
         return self._size_for_autoencoder(space.image_format, space.autoencoder)
 
-    @_naming_what_takes_memory()
+    @naming_what_takes_memory(_OUT_OF_MEMORY)
     def training_data(
         self,
         space: ImageSpace,

@@ -1,5 +1,6 @@
 """Preparation: conversion of the images of a fit to the training data of the field."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.model.image_space import FieldInputs, ImageSpace, PixelSpace
 from sklearn_msf.persistence.archives import ArchiveError
 from sklearn_msf.persistence.limits import check_resized_size
+from sklearn_msf.runtime.out_of_memory import naming_what_takes_memory
 from sklearn_msf.training.batches import TrainingData
 
 __all__ = ["PixelPreparation", "Preparation", "Run", "training_targets"]
@@ -178,10 +180,19 @@ class PixelPreparation:
     ) -> TrainingData:
         """Resize the images if asked for, and move them to the device."""
         assert isinstance(space, PixelSpace)
-        images = torch.from_numpy(space.resized(samples.rows).to_array())
+        images = space.resized(samples.rows)
+        n_bytes = math.prod(images.shape) * images.dtype.itemsize
+        advice = (
+            f"Training over pixels needs a copy of the images in memory, {n_bytes / 1e9:.1f} GB "
+            f"({len(images)} of the shape {images.shape[1:]}, {images.dtype}): resize X or set a "
+            "smaller input_size in network_params, pass X as uint8, or train on parts of X with "
+            "partial_fit"
+        )
         targets = training_targets(samples)
         size = space.image_format.size
-        return TrainingData(images, *targets, self._device, augment, proportions=size)
+        with naming_what_takes_memory(advice):
+            tensor = torch.from_numpy(images.to_array())
+            return TrainingData(tensor, *targets, self._device, augment, proportions=size)
 
     def inputs_of(
         self,

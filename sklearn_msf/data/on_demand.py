@@ -125,11 +125,12 @@ class ImagesOnDemand:
         """Convert some of the images as :meth:`ImageFormat.to_numpy_images` does."""
         if self._size == self._format.size:
             return self._format.to_numpy_images(self._rows[chosen])
-        indices = np.arange(len(self))[chosen]
-        resized = np.empty((len(indices), *self.shape[1:]), self.dtype)
+        if isinstance(chosen, slice):
+            chosen = np.arange(*chosen.indices(len(self)))
+        resized = np.empty((len(chosen), *self.shape[1:]), self.dtype)
         # Of large images a few at a time, however many small ones are made.
-        for part in parts_of_shape(len(indices), self._rows.shape[1:]):
-            images = self._format.to_numpy_images(self._rows[indices[part]])
+        for part in parts_of_shape(len(chosen), self._rows.shape[1:]):
+            images = self._format.to_numpy_images(self._rows[chosen[part]])
             resized[part] = resize_bilinear(torch.from_numpy(images), self._size).numpy()
         return resized
 

@@ -48,6 +48,7 @@ from sklearn_msf.latent.model_files import KNOWN_LICENCES
 from sklearn_msf.model.image_space import FieldInputs, PixelInputs
 from sklearn_msf.persistence.archives import ArchiveError, part_of
 from sklearn_msf.runtime.batching import in_batches
+from sklearn_msf.runtime.out_of_memory import naming_what_takes_memory
 
 __all__ = ["GivenEncoders", "LatentSpace"]
 
@@ -200,7 +201,15 @@ class LatentSpace:
         """
         pixels = PixelInputs(ImagesOnDemand(self.image_format, rows), device)
         n_bytes = len(rows) * len(flips) * math.prod(self.shape) * torch.float32.itemsize
-        if repeated or (device.type == "cpu" and n_bytes <= _BYTES_KEPT):
+        if repeated:
+            advice = (
+                f"Latents of {len(rows)} images and their flips, {n_bytes / 1e9:.1f} GB, are kept "
+                "in memory to classify them repeatedly: hold out or validate on fewer images, or "
+                "set a smaller encoded_size"
+            )
+            with naming_what_takes_memory(advice):
+                return self._kept(pixels, device, precision, flips)
+        if device.type == "cpu" and n_bytes <= _BYTES_KEPT:
             return self._kept(pixels, device, precision, flips)
         # Passes of encoders are padded, so that slices must not be small.
         n_at_once = max(ENCODED_AT_ONCE, _BYTES_AT_ONCE // self.bytes_of_image)

@@ -12,7 +12,7 @@ from sklearn_msf.exceptions import DivergenceError
 from sklearn_msf.flow.velocity_field import VelocityField
 from sklearn_msf.persistence.archives import ArchiveError, check_tensors
 from sklearn_msf.runtime.device_queue import DeviceQueue
-from sklearn_msf.runtime.out_of_memory import is_out_of_memory
+from sklearn_msf.runtime.out_of_memory import naming_what_takes_memory
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.runtime.user_warnings import warn_user
 from sklearn_msf.training.batches import TrainingData
@@ -491,18 +491,15 @@ class Trainer:
 
     def _make_step(self, data: TrainingData, rows: Tensor, rate: float) -> bool:
         """Make a step, and return whether it took as long as later ones of its kind will."""
-        try:
+        advice = (
+            f"Training ran out of memory on {self._device} with {len(rows)} samples a step "
+            f"(batch_size={self.settings.batch_size}) of the shape "
+            f"{tuple(data.images.shape[1:])}: lower batch_size, or {data.smaller_samples}"
+        )
+        with naming_what_takes_memory(advice):
             is_usual = self._step(data, rows, rate)
             if self.settings.time_budget is not None:
                 self._queue.add()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryError(
-                f"Training ran out of memory on {self._device} with {len(rows)} samples a step "
-                f"(batch_size={self.settings.batch_size}) of the shape "
-                f"{tuple(data.images.shape[1:])}: lower batch_size, or {data.smaller_samples}."
-            ) from error
         return is_usual
 
     def _checked_losses(self, rates: list[float]) -> Tensor:
