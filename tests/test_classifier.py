@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import inspect
 import pickle
@@ -11,11 +12,12 @@ import pytest
 from conftest import TINY, grouped, limit_full_passes, tiny_classifier, tiny_latent_classifier
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 
 from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf._estimator import fit as fitting
 from sklearn_msf._estimator.parameters import FEATURE_DEFAULTS, GROUPS, PARAMETERS, affecting
+from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.flow.label_codes import make_label_codes
 from sklearn_msf.flow.velocity_field import FieldLayout
 from sklearn_msf.training.optimizer import OPTIMIZERS
@@ -147,6 +149,18 @@ def test_samples_of_one_class_or_several_come_in_the_order_asked_for(fitted):
     assert_array_equal(images[6:], fitted.sample("zero", n_samples=12, random_state=0)[6:])
 
 
+def test_where_memory_for_the_copy_of_x_runs_out_the_error_says_what_to_lower(digits, monkeypatch):
+    def full(images):
+        raise MemoryError("Unable to allocate 45.8 GiB for an array")
+
+    monkeypatch.setattr(ImagesOnDemand, "to_array", full)
+    expected = (
+        r"0\.0 GB \(\d+ of the shape \(1, 8, 8\), float32\).* uint8, .*partial_fit\. \(Unable"
+    )
+    with pytest.raises(MemoryError, match=expected):
+        tiny_classifier().fit(*digits)
+
+
 def test_samples_look_like_their_classes(digits):
     classifier = tiny_classifier(channels=16, max_epochs=60, classification_fraction=0.5).fit(
         *digits
@@ -172,6 +186,47 @@ def test_labels_of_any_sortable_kind_come_back(labels, make_classifier):
     classifier = make_classifier(max_epochs=1).fit(X, labels)
     assert_array_equal(classifier.classes_, np.unique(labels))
     assert set(classifier.predict(X)) <= set(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "wanted"),
+    [
+        ([3, 9, 3, 9], "Int64", np.int64),
+        ([2**60 + 1, 2**60, 2**60, 2**60 + 1], "Int64", np.int64),
+        ([True, False] * 2, "boolean", np.bool_),
+        ([1.0, 2.0] * 2, "Float64", np.float64),
+        (["b", "a", "b", "a"], "string", object),
+        (["b", "a", "b", "a"], "category", object),
+        pytest.param(
+            ["b", "a", "b", "a"],
+            "StringDType",
+            object,
+            marks=pytest.mark.skipif(
+                not hasattr(np.dtypes, "StringDType"), reason="numpy 2 has this dtype"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_column", [False, True])
+def test_labels_of_pandas_and_of_variable_width_keep_their_type(labels, dtype, wanted, is_column):
+    X = np.random.default_rng(0).random((4, 8, 8))
+    if dtype == "StringDType":
+        y = np.array(labels, np.dtypes.StringDType())
+    else:
+        y = pd.Series(labels, dtype=dtype)
+    if is_column:
+        y = y[:, None] if isinstance(y, np.ndarray) else y.to_frame()
+
+    def warned():
+        return pytest.warns(DataConversionWarning) if is_column else contextlib.nullcontext()
+
+    with warned():
+        classifier = tiny_classifier(max_epochs=1).fit(X, y)
+    assert classifier.classes_.dtype == wanted
+    assert classifier.classes_.tolist() == sorted(set(labels))
+    with warned():
+        parts = tiny_classifier().partial_fit(X, y, classes=pd.unique(pd.Series(labels)))
+    assert parts.classes_.tolist() == classifier.classes_.tolist()
 
 
 def test_medmnist_labels_of_one_column_are_taken(digits, make_classifier):

@@ -137,6 +137,17 @@ def test_groups_that_cannot_be_used_are_named(make_classifier, groups, message):
 # A validation set
 
 
+@pytest.mark.parametrize("other", ["P7 ", "p7", "\uff30\uff17"])
+def test_groups_whose_names_are_nearly_the_same_are_warned_of(other):
+    groups = np.array(["P7", "P8", other])
+    with pytest.warns(UserWarning, match="groups has .*'P7'.* count as different groups"):
+        assert len(set(group_numbers("groups", groups, 3))) == 3
+    with pytest.warns(UserWarning, match="count as different groups"):
+        tiny_classifier(max_epochs=1, early_stopping=True).fit(
+            X, Y, groups=np.where(PATIENTS < 2, np.array(["P7", other])[PATIENTS % 2], PATIENTS)
+        )
+
+
 def test_a_validation_set_leaves_all_images_for_training(make_classifier):
     classifier = make_classifier(early_stopping=True).fit(X, Y, X_val=X_VAL, y_val=Y_VAL)
     assert [log["n_images"] for log in classifier.history_] == [60, 60]

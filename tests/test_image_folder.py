@@ -542,6 +542,23 @@ def test_single_slices_are_no_volumes(tmp_path):
         load_image_folder(tmp_path, volumes=True, size=8)
 
 
+def test_a_volume_of_one_slice_is_warned_of_whoever_named_it(tmp_path):
+    for name in ("ill/v/1.png", "ill/v/2.png", "well/scout/1.png"):
+        write(tmp_path / name)
+    single = "1 of 2 volumes are single slices: 'well/scout'"
+    with pytest.warns(UserWarning, match=single):
+        load_image_folder(tmp_path, volumes=True, size=8)
+    table = pd.DataFrame(
+        {
+            "file": ["ill/v/1.png", "ill/v/2.png", "well/scout/1.png"],
+            "label": ["ill", "ill", "well"],
+            "volume": ["v", "v", "mistyped"],
+        }
+    )
+    with pytest.warns(UserWarning, match="1 of 2 volumes are single slices: 'mistyped'"):
+        load_image_folder(tmp_path, labels=table, volumes=True, size=8)
+
+
 def test_slices_of_several_sizes_are_no_volume(tmp_path):
     write(tmp_path / "a" / "v" / "1.png", np.zeros((4, 4), np.uint8))
     write(tmp_path / "a" / "v" / "2.png", np.zeros((5, 4), np.uint8))

@@ -1,5 +1,6 @@
 """Tables of file, label, group and volume for load_image_folder."""
 
+import contextlib
 import locale
 import os
 import shutil
@@ -232,6 +233,38 @@ def test_a_volume_of_several_folders_is_refused(tmp_path):
 def test_empty_text_is_missing(images, column, empty):
     with pytest.raises(ValueError, match=rf"'{column}' of labels is empty .* first row 1"):
         load_image_folder(images, labels=table(**{column: ["u", empty, "v"]}))
+
+
+@pytest.mark.parametrize("column", ["group", "volume"])
+def test_groups_and_volumes_have_names_of_one_form(tmp_path, column):
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    names = [composed, decomposed, "P7", "P7 "]
+    for i in range(4):
+        write(tmp_path / f"{i}.png")
+    files = [f"{i}.png" for i in range(4)]
+    frame = pd.DataFrame({"file": files, "label": [0, 0, 1, 1], column: names})
+    found = f"column '{column}' of labels has 'P7' and 'P7 ', .* as different {column}s: give one"
+    with contextlib.ExitStack() as expected:
+        expected.enter_context(pytest.warns(UserWarning, match=found))
+        volumes = {}
+        if column == "volume":
+            volumes = {"volumes": True, "size": 4}
+            expected.enter_context(pytest.warns(UserWarning, match="2 of 3 volumes are single sl"))
+        bunch = load_image_folder(tmp_path, labels=frame, **volumes)
+    kept = bunch.filenames if column == "volume" else bunch.groups
+    assert list(dict.fromkeys(kept.tolist())) == [composed, "P7", "P7 "]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_files_are_found_in_whatever_form_of_unicode_a_table_names_them(tmp_path, forms):
+    files = ["Müller/Röntgen.png", "Müller/Aufnahme.png"]
+    on_disk, in_table = ([unicodedata.normalize(form, file) for file in files] for form in forms)
+    for file in on_disk:
+        write(tmp_path / file)
+    frame = pd.DataFrame({"file": in_table, "label": [0, 1]})
+    bunch = load_image_folder(tmp_path, labels=frame)
+    assert bunch.target.tolist() == [0, 1]
+    assert all((tmp_path / file).exists() for file in bunch.filenames)
 
 
 def test_names_of_classes_have_one_form(tmp_path):

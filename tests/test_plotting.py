@@ -21,6 +21,7 @@ from sklearn_msf.plotting import (
     SampleGridDisplay,
     TrajectoryDisplay,
 )
+from sklearn_msf.plotting.pictures import checked_names
 from sklearn_msf.selective import (
     aurc,
     confusion_matrix_with_reject,
@@ -255,6 +256,14 @@ def test_a_bare_matrix_numbers_its_classes():
     assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["0", "1", "rejected"]
     with pytest.raises(ValueError, match="display_labels has 3 names for 2 classes"):
         RejectionConfusionMatrixDisplay(np.eye(2, 3), display_labels=list("abc")).plot()
+
+
+@pytest.mark.parametrize("names", [{1: "ill", 0: "well"}, {"ill", "well"}, "iw"])
+def test_names_without_the_order_of_the_classes_are_refused(names):
+    with pytest.raises(ValueError, match="display_labels must be a sequence in the order of"):
+        RejectionConfusionMatrixDisplay(np.eye(2, 3), display_labels=names).plot()
+    with pytest.raises(ValueError, match="class_names must be a sequence in the order of the cl"):
+        checked_names(np.array([0, 1]), names)
 
 
 def test_a_classifier_that_cannot_reject_is_sent_to_its_predictions(other_classifier):

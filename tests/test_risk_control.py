@@ -1,6 +1,7 @@
 """Certified thresholds for risks of classes and for costs; those of error rates: test_selective."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -257,6 +258,10 @@ def test_truth_values_are_costs_of_0_and_1():
         (
             {"cost_matrix": pd.DataFrame([[0, 10], [1, 0]], ["b", "a"], ["b", "a"])},
             r"a DataFrame may have another order. Pass cost_matrix.loc\[classes, classes\]",
+        ),
+        (
+            {"cost_matrix": SimpleNamespace(columns=["b", "a"], shape=(2, 2))},
+            "a SimpleNamespace may have another order. Pass an array of its rows and columns",
         ),
         (
             {"cost_matrix": {"a": {"b": 10}, "b": {"a": 1}}},

@@ -376,18 +376,20 @@ def _check_n_classes(classes: np.ndarray) -> None:
 
 
 def _column(y: Any) -> Any:
-    """Convert labels to one dimension; refuse several label columns."""
-    if y is None:
-        return None
-    shape = np.asarray(y).shape
-    if shape:
-        as_labels("y", y)
-    if len(shape) == 2 and shape[1] > 1:
+    """Convert labels to one dimension; refuse several label columns.
+
+    scikit-learn would make floats of the nullable integers and booleans of pandas, and cannot take
+    numpy's text of variable width.
+    """
+    if y is None or not np.asarray(y).shape:
+        return y
+    labels = as_labels("y", y)
+    if labels.ndim == 2 and labels.shape[1] > 1:
         raise ValueError(
-            f"y must be of shape (n,) or (n, 1), got {shape}: several label columns "
+            f"y must be of shape (n,) or (n, 1), got {labels.shape}: several label columns "
             "(multi-label) are not supported."
         )
-    return column_or_1d(y, warn=True) if len(shape) == 2 else y
+    return column_or_1d(labels, warn=True) if labels.ndim == 2 else labels
 
 
 def _check_no_objects(name: str, labels: np.ndarray) -> None:

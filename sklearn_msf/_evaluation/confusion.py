@@ -179,12 +179,13 @@ def checked_cost_matrix(cost_matrix: ArrayLike, n_classes: int) -> np.ndarray:
         whose classes may have another order.
     """
     is_dict = isinstance(cost_matrix, Mapping)
-    if is_dict or hasattr(cost_matrix, "iloc"):
-        in_order = (
-            "[[cost_matrix[a][b] for b in classes] for a in classes]"
-            if is_dict
-            else "cost_matrix.loc[classes, classes].to_numpy()"
-        )
+    # Tables of polars and pyarrow have no names of rows, and no `loc`.
+    if is_dict or hasattr(cost_matrix, "columns"):
+        in_order = "an array of its rows and columns"
+        if is_dict:
+            in_order = "[[cost_matrix[a][b] for b in classes] for a in classes]"
+        elif hasattr(cost_matrix, "loc"):
+            in_order = "cost_matrix.loc[classes, classes].to_numpy()"
         raise ValueError(
             "cost_matrix must be an array in the order of the classes; a "
             f"{type(cost_matrix).__name__} may have another order. Pass {in_order}, with the "

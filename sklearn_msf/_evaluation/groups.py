@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from sklearn_msf._evaluation.labels import as_labels, label_column
+from sklearn_msf._evaluation.labels import as_labels, label_column, names_alike
 from sklearn_msf._evaluation.validation import checked_probabilities
+from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["aggregate_by_group", "group_numbers", "labels_by_group"]
 
@@ -21,13 +22,24 @@ def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
     ------
     ValueError
         For groups of another shape than (n,) or (n, 1), of several kinds, and for NaN.
+
+    Warns
+    -----
+    UserWarning
+        If the names of two groups differ in case or spaces alone.
     """
     checked = as_labels(name, groups)
     if checked.shape not in ((n_samples,), (n_samples, 1)):
         raise ValueError(
             f"{name} must be of shape ({n_samples},), the group of each image; got {checked.shape}."
         )
-    _, numbers = np.unique(checked.ravel(), return_inverse=True)
+    names, numbers = np.unique(checked.ravel(), return_inverse=True)
+    alike = names_alike(name for name in names.tolist() if isinstance(name, str))
+    if alike is not None:
+        warn_user(
+            f"{name} has {alike[0]!r} and {alike[1]!r}, which have the same name but for its case "
+            "or spaces and count as different groups: give one group one name."
+        )
     return numbers
 
 

@@ -5,6 +5,7 @@ Here numbers are equal as in Python, so that 1, 1.0 and True are one label.
 """
 
 import datetime
+import unicodedata
 from collections.abc import Iterable
 from numbers import Number
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "is_missing",
     "label_column",
     "label_indices",
+    "names_alike",
     "with_dates_of_one_type",
 ]
 
@@ -119,6 +121,16 @@ def check_unmasked(name: str, values: Any) -> None:
                 else "which would be taken for data: fill them in, or leave out their rows."
             )
         )
+
+
+def names_alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """Find two names that differ in nothing but case, blanks around them or Unicode's forms."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFKC", name).strip().casefold(), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def is_missing(label: Any) -> bool:

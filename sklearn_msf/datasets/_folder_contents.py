@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sklearn_msf._evaluation.labels import names_alike
 from sklearn_msf.datasets._image_reading import Sample, is_image
 from sklearn_msf.datasets._shortened_lists import examples
 
@@ -180,11 +181,9 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 def check_case(what: str, names: Iterable[str]) -> None:
     """Refuse names that differ in nothing but case, spaces around them or Unicode's forms."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFKC", name).strip().casefold(), name)
-        if other != name:
-            raise ValueError(
-                f"The {what} {other!r} and {name!r} have the same name but for its case or "
-                "spaces: give one class one name."
-            )
+    alike = names_alike(names)
+    if alike is not None:
+        raise ValueError(
+            f"The {what} {alike[0]!r} and {alike[1]!r} have the same name but for its case or "
+            "spaces: give one class one name."
+        )

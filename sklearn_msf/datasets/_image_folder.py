@@ -250,15 +250,12 @@ def _described(
 
 def _check_slices(root: Path, described: list[Described]) -> None:
     """Refuse volumes that are all slices outside of a folder for each volume, and warn of some."""
-    single = [
-        sample.name
-        for sample, header in described
-        if header.n_frames == 1 and sample.files == (sample.name,)
-    ]
-    if len(single) == len(described):
+    single = [sample for sample, header in described if header.n_frames == 1]
+    names = [sample.name for sample in single]
+    if len(described) == sum(sample.files == (sample.name,) for sample in single):
         raise ValueError(
             f"volumes=True, but each of the {len(single)} samples in path={str(root)!r} is a "
-            f"single slice ({examples(single)}). Put the slices of a volume into a folder inside "
+            f"single slice ({examples(names)}). Put the slices of a volume into a folder inside "
             "of that of its class, or pass labels, a table that names folders of slices in the "
             "column 'file', or the volume of each slice in the column 'volume'; without a column "
             "'label' it is for volumes to predict."
@@ -266,7 +263,7 @@ def _check_slices(root: Path, described: list[Described]) -> None:
     if single:
         warn_user(
             f"volumes=True, but {len(single)} of {len(described)} volumes are single slices: "
-            f"{examples(single)}."
+            f"{examples(names)}."
         )
 
 

@@ -39,7 +39,8 @@ class Sample:
 
 def is_image(path: Path) -> bool:
     """Tell by its first bytes whether a file is an image of a format that is read."""
-    return _is_dicom(path) or _start(path).startswith(_pillow_files.SIGNATURES)
+    start = _start(path)
+    return _is_dicom(start) or start.startswith(_pillow_files.SIGNATURES)
 
 
 def _start(path: Path) -> bytes:
@@ -47,20 +48,22 @@ def _start(path: Path) -> bytes:
         return file.read(_dicom_files.PREFIX_AT + len(_dicom_files.PREFIX))
 
 
-def _is_dicom(path: Path) -> bool:
-    return _start(path)[_dicom_files.PREFIX_AT :] == _dicom_files.PREFIX
+def _is_dicom(start: bytes) -> bool:
+    return start[_dicom_files.PREFIX_AT :] == _dicom_files.PREFIX
 
 
 def _read_header(path: Path, window: Window) -> ImageHeader:
-    if _is_dicom(path):
+    # Opening a file of a network's folder takes longer than reading its start: once is enough.
+    start = _start(path)
+    if _is_dicom(start):
         return _dicom_files.read_header(path, window)
-    if not is_image(path):
+    if not start.startswith(_pillow_files.SIGNATURES):
         raise ValueError("is neither PNG, JPEG, TIFF nor DICOM with its preamble")
     return _pillow_files.read_header(path)
 
 
 def _read_pixels(path: Path, window: Window) -> np.ndarray:
-    if _is_dicom(path):
+    if _is_dicom(_start(path)):
         return _dicom_files.read_pixels(path, window)
     return _pillow_files.read_pixels(path)
 

@@ -2,13 +2,13 @@
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from sklearn_msf._evaluation.labels import as_labels, is_missing
+from sklearn_msf._evaluation.labels import as_labels, is_missing, names_alike
 from sklearn_msf.datasets._folder_contents import (
     LINK,
     FolderContents,
@@ -200,9 +200,16 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
             "If NA is the name of a class, pass pd.read_csv(..., keep_default_na=False)."
         )
     checked: list[Any] = as_labels(what, values).tolist()
+    checked = [composed(name) if isinstance(name, str) else name for name in checked]
+    texts = dict.fromkeys(name for name in checked if isinstance(name, str))
+    alike = names_alike(texts)
     if column == "label":
-        checked = [composed(label) if isinstance(label, str) else label for label in checked]
-        check_case("labels", dict.fromkeys(label for label in checked if isinstance(label, str)))
+        check_case("labels", texts)
+    elif alike is not None:
+        warn_user(
+            f"{what} has {alike[0]!r} and {alike[1]!r}, which have the same name but for its case "
+            f"or spaces and count as different {column}s: give one {column} one name."
+        )
     return checked
 
 
@@ -210,6 +217,7 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
     """Return the files relative to the folder; refuse those that are not there, or not inside."""
     files, outside, absent = [], [], []
     base = os.path.abspath(root)
+    spelling = _Spelling(Path(base))
     for row, name in enumerate(names):
         if not isinstance(name, (str, PurePath)):
             raise ValueError(
@@ -218,10 +226,13 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
         path = Path(os.path.normpath(os.path.join(base, name)))
         if not path.is_relative_to(base) or path == Path(base):
             outside.append((row, str(name)))
-        elif not _is_there(path, volumes):
-            absent.append((row, str(name)))
-        else:
+            continue
+        if not _is_there(path, volumes):
+            path = Path(base, *spelling.of(path.relative_to(base).parts))
+        if _is_there(path, volumes):
             files.append(path.relative_to(base).as_posix())
+        else:
+            absent.append((row, str(name)))
     if outside:
         raise ValueError(
             f"labels names files that are not inside {str(root)!r}, {_rows(outside)}. Name files "
@@ -236,6 +247,37 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
         )
     _check_unique(root, files)
     return files
+
+
+class _Spelling:
+    """Spells names as a folder does: accents may be letters of their own, as on macOS.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def of(self, parts: Iterable[str]) -> list[str]:
+        """Return the parts of a name, below the folder; what is not there is as it was."""
+        path, spelled = self._root, []
+        for part in parts:
+            spelled.append(self._names_in(path).get(composed(part), part))
+            path = path / spelled[-1]
+        return spelled
+
+    def _names_in(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            try:
+                names = os.listdir(folder)
+            except (OSError, ValueError):  # Also of a name with a null byte.
+                names = []
+            self._names[folder] = {composed(name): name for name in names}
+        return self._names[folder]
 
 
 def _rows(named: list[tuple[int, str]]) -> str:

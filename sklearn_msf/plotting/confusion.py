@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_msf._evaluation.confusion import occurring_classes
 from sklearn_msf._evaluation.labels import label_column, label_indices
 from sklearn_msf._evaluation.validation import is_number
+from sklearn_msf.plotting.pictures import check_ordered
 from sklearn_msf.plotting.pyplot import pyplot_for
 from sklearn_msf.selective import confusion_matrix_with_reject
 
@@ -95,6 +96,7 @@ class RejectionConfusionMatrixDisplay:
         """
         matrix = np.asarray(self.confusion_matrix)
         n_classes = len(matrix)
+        check_ordered("display_labels", self.display_labels)
         names = np.arange(n_classes) if self.display_labels is None else self.display_labels
         names = [str(name) for name in np.asarray(names).tolist()]
         if len(names) != n_classes:

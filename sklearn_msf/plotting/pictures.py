@@ -1,20 +1,39 @@
 """Arrays as pictures: values in [0, 1], any number of channels as RGB, volumes as slices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
 from sklearn_msf.data.images import ImageFormat
 
-__all__ = ["central_slices", "checked_names", "in_colour", "pictures_of"]
+__all__ = ["central_slices", "check_ordered", "checked_names", "in_colour", "pictures_of"]
 
 
 def checked_names(classes: np.ndarray, class_names: Sequence[str] | None) -> Sequence[str]:
     """Return a name for each class, the labels by default; refuse another number of names."""
-    names = [str(label) for label in classes] if class_names is None else class_names
-    if len(names) != len(classes):
-        raise ValueError(f"class_names has {len(names)} names for {len(classes)} classes.")
-    return names
+    if class_names is None:
+        return [str(label) for label in classes]
+    check_ordered("class_names", class_names)
+    if len(class_names) != len(classes):
+        raise ValueError(f"class_names has {len(class_names)} names for {len(classes)} classes.")
+    return class_names
+
+
+def check_ordered(name: str, names: Any) -> None:
+    """Refuse names without the order of the classes.
+
+    Raises
+    ------
+    ValueError
+        For a dict, a set and text; the message says what to pass.
+    """
+    if isinstance(names, (Mapping, Set, str)):
+        raise ValueError(
+            f"{name} must be a sequence in the order of the classes, such as a list, not a "
+            f"{type(names).__name__}: pass [names[label] for label in classes], with the classes "
+            "in their order, such as classifier.classes_."
+        )
 
 
 def in_colour(images: np.ndarray) -> np.ndarray:
