@@ -247,8 +247,10 @@ def parameters(record: Mapping[str, Any]) -> dict[str, Any]:
     has_autoencoder = "TAEF2" in title
     settings = next((CHANGES[end] for end in CHANGES if title.endswith(end)), {})
     classifier = LatentMedSymmFlowClassifier("auto" if has_autoencoder else None, **settings)
-    # Over features alone a budget does not change the fraction at t = 1.
-    asked = asked_parameters(classifier, has_budget=has_autoencoder)
+    asked = asked_parameters(classifier, has_budget=True)
+    if not has_autoencoder:
+        # Over features alone a budget does not change the fraction at t = 1.
+        del asked["fraction_aims"]
     # Objects, which the title names.
     named = dict.fromkeys(("autoencoder", "backbone", "encoded_size"))
     # A budget in epochs is in the identity.
