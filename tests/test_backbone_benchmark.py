@@ -145,6 +145,8 @@ def test_small_images_are_enlarged(benchmark, monkeypatch, file):
     only = ["--systems", benchmark.REFERENCE, "--least-side", "16"]
     (record,) = run(benchmark, monkeypatch, file, *only)
     assert record["provenance"]["data"]["arrays"]["test_images"] == "(30, 16, 16, 3) uint8"
+    # Records of the usual side are of other images.
+    assert record["dataset"] == record["provenance"]["data"]["name"] == "few at 16"
     data = {"train": (np.zeros((2, 20, 20), "u1"), np.zeros(2))}
     assert benchmark.enlarged(data, 16) is data
 

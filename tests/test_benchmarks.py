@@ -210,7 +210,9 @@ def test_guidance_of_the_command_line_is_an_argument_of_sampling(common):
     assert common.split_settings(unguided) == ({"flow_params": {"beta": 1.0}}, {"guidance": None})
 
 
-@pytest.mark.parametrize("item", ["fraction=0.8", "image_weight", "augment=hflip"])
+@pytest.mark.parametrize(
+    "item", ["fraction=0.8", "image_weight", "augment=hflip", "time_budget=60", "random_state=1"]
+)
 def test_settings_of_the_command_line_must_be_parameters_with_literals(common, capsys, item):
     with pytest.raises(SystemExit):
         settings_of(common, item)
@@ -409,9 +411,10 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
     assert record["changed_classes"]["rms_between_images"] > 90
     assert set(record["imagenet"]) == {"generated", "fresh", "training"}
     assert {path.name for path in tmp_path.iterdir()} == {
-        "generation_toy_grid.png",
-        "generation_toy_trajectory.png",
+        "generation_toy_tiny_grid.png",
+        "generation_toy_tiny_trajectory.png",
     }
+    assert generation.picture_name({**identity, "title": "defaults"}) == "generation_toy"
     records = [json.loads(json.dumps(record)) | {"seed": seed} for seed in (0, 1)]
     records[1]["accuracy_score"] = record["accuracy_score"] + 0.5
     text = generation.table(records)

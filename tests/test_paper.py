@@ -470,6 +470,25 @@ def test_the_summary_has_ours_and_the_same_time_of_a_resnet():
     ]
 
 
+def test_a_picture_of_another_budget_has_a_name_of_its_own(quick, tmp_path):
+    usual = common.equal_seconds("toy")
+    names = []
+    for seconds in (usual, 60.0):
+        identity = {**EQUAL, "system": "defaults", "reference_seconds": seconds}
+        record = paper.run(identity, DATA, official=False, pictures=tmp_path)
+        names.append(record["picture"]["file"])
+    assert names == ["paper_samples_toy_defaults.png", "paper_samples_toy_defaults_60s.png"]
+
+
+def test_table_6_keeps_runs_on_a_gpu_apart():
+    on_gpu = made(seed=1, peak_memory_mib=100.0)
+    on_gpu["provenance"]["machine"]["gpu"] = "any GPU"
+    assert rows(report.computation_table([made(), on_gpu]), "toy") == [
+        ["toy", MSF, "60 s", "10.0", "10.0", "900", "12.3", "-"],
+        ["toy", MSF, "60 s", "10.0", "-", "100", "12.3", "-"],
+    ]
+
+
 def test_table_6_has_time_memory_and_latencies():
     cells = rows(report.computation_table([made()]), "toy")
     assert cells == [["toy", MSF, "60 s", "10.0", "10.0", "900", "12.3", "-"]]

@@ -96,6 +96,8 @@ SIDES_OF_PIXELS = {
 N_RESAMPLED = 2000
 # Reference seconds.
 BUDGET = 900.0
+# Smaller images are enlarged to it for the encoder.
+LEAST_SIDE = 128
 N_UNUSUAL = 100
 # Fractions of the test images, the most certain ones.
 COVERAGES = (0.9, 0.8)
@@ -292,6 +294,12 @@ def enlarged(data, least_side):
     if side_of(data) >= least_side:
         return data
     return {split: (resized(X, least_side), y) for split, (X, y) in data.items()}
+
+
+def name_of_enlarged(name, data, least_side):
+    """Name of the data, of its own where another side than the usual one makes other images."""
+    is_usual = least_side == LEAST_SIDE or side_of(data) >= least_side
+    return name if is_usual else f"{name} at {least_side}"
 
 
 def other_images(X, others):
@@ -615,7 +623,9 @@ def main():
     add_data_options(parser, [])
     parser.add_argument("--taef2", type=Path, help="folder with the two files of TAEF2")
     parser.add_argument("--systems", nargs="*", help="titles; all by default")
-    parser.add_argument("--least-side", type=int, default=128, help="of images; enlarged to it")
+    parser.add_argument(
+        "--least-side", type=int, default=LEAST_SIDE, help="of images; enlarged to it"
+    )
     add_budget_options(parser, BUDGET)
     arguments = parser.parse_args()
     of_taef2 = make_systems(taef2="")
@@ -632,7 +642,8 @@ def main():
         name: enlarged(data, arguments.least_side) for name, data in as_they_are.items()
     }
     for name in names:
-        described_data = describe_data(name_of_first(name, n_images), for_encoders[name])
+        filed = name_of_enlarged(name, as_they_are[name], arguments.least_side)
+        described_data = describe_data(name_of_first(filed, n_images), for_encoders[name])
         for title, system in make_systems(arguments.taef2).items():
             if arguments.systems and title not in arguments.systems:
                 continue
@@ -644,7 +655,7 @@ def main():
             others = {other: parts["test"][0] for other, parts in sets.items() if other != name}
             # Logistic regression has no seed.
             for seed in arguments.seeds[:1] if "logistic" in title else arguments.seeds:
-                values = name, title, seed, budget, n_images
+                values = filed, title, seed, budget, n_images
                 identity = dict(zip(IDENTITY, values, strict=True))
                 if not records.has(identity, described_data):
                     records.add(measure(identity, data, described_data, system, limits, others))

@@ -16,6 +16,7 @@ own, ``--name long``.
 """
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ SAMPLERS = (
 )
 # On the way back of counterfactuals.
 GUIDANCES = (0.0, 0.5, 2.0)
+# Name of the recipe without settings.
+DEFAULTS = "defaults"
 IMAGENET_KINDS = ("generated", "fresh", "training")
 
 
@@ -330,9 +333,14 @@ def run(identity, data, judge, imagenet, pictures):
     record |= sampler_figures(classifier, counts, sampling, real, judge, imagenet)
     record |= generated_figures(classifier, data, sampling, judge)
     if pictures is not None:
-        path = pictures / f"generation_{identity['dataset']}"
-        save_pictures(classifier, X, y, path, **sampling)
+        save_pictures(classifier, X, y, pictures / picture_name(identity), **sampling)
     return record
+
+
+def picture_name(identity):
+    """Begin the names of the pictures of a run; those of the defaults stand in the README."""
+    title = "" if identity["title"] == DEFAULTS else "_" + re.sub(r"\W+", "_", identity["title"])
+    return f"generation_{identity['dataset']}{title}"
 
 
 def save_pictures(classifier, X, y, path, **sampling):
@@ -553,7 +561,7 @@ def main():
     parser = make_parser(__doc__, "generation.json", [0])
     add_data_options(parser, ["retinamnist", "breastmnist"])
     add_settings_option(parser)
-    parser.add_argument("--name", default="defaults", help="name of the recipe")
+    parser.add_argument("--name", default=DEFAULTS, help="name of the recipe")
     arguments = parser.parse_args()
 
     files, settings = dict(arguments.npz), settings_of(arguments)
@@ -576,7 +584,8 @@ def main():
                     data,
                     judge=judges[name],
                     imagenet=imagenet,
-                    pictures=arguments.output.parent if seed == arguments.seeds[0] else None,
+                    # Of the first seed of all, whichever is the first of this call.
+                    pictures=arguments.output.parent if seed == 0 else None,
                 )
             )
             print(name, seed, flush=True)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import (
+    RECORDS_FOLDER,
     accuracy,
     add_npz_option,
     auc_score,
@@ -603,7 +604,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Do everything; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--output", type=Path, default=RECORDS_FOLDER)
     add_npz_option(parser)
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -6,15 +6,17 @@
     python examples/benchmarks/latent.py speed
     python examples/benchmarks/latent.py encoding --taef2 FOLDER
     python examples/benchmarks/latent.py smoke
-    python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER/latents-fit-0
+    python examples/benchmarks/latent.py sample --data BUSI_224.npz --models FOLDER/NAME
 
 Each part adds what it measured to docs/benchmarks/latent.json. Runs of ``accuracy`` and ``retina``
 that the file already has are not repeated; the other parts, which take minutes, are. Budgets are
 reference seconds, as in accuracy.py, and count everything: training an autoencoder, encoding,
-training the field. ``sample`` takes a model that ``accuracy --models FOLDER`` has saved.
+training the field. ``sample`` takes a model that ``accuracy --models FOLDER`` has saved. Give other
+data than BUSI a name of their own: ``--name``.
 """
 
 import itertools
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +191,7 @@ PART_SETTINGS = {
     "encoding": {"n_images": N_ENCODED, **ENCODING_SETTINGS},
     "smoke": {"autoencoder": SD_VAE, "max_epochs": 1},
 }
-RETINA = "RetinaMNIST 28 at 64"
+BUSI, RETINA = "BUSI 224 (rebuilt)", "RetinaMNIST 28 at 64"
 RETINA_SYSTEMS = {"latents, fit": latent("fit", encoded_size=64)}
 
 
@@ -211,7 +213,7 @@ def measure_accuracy(arguments, records, gflops):
         for title, system in SYSTEMS.items()
         if arguments.taef2 is not None or not system.needs_taef2
     }
-    measure_systems("BUSI 224 (rebuilt)", data, chosen, arguments, records)
+    measure_systems(arguments.name, data, chosen, arguments, records)
 
 
 def measure_retina(arguments, records, gflops):
@@ -264,8 +266,8 @@ def measure_systems(name, data, chosen, arguments, records):
             }
             is_latent = isinstance(classifier, LatentMedSymmFlowClassifier)
             if is_latent and arguments.models is not None:
-                folder = arguments.models / f"{title.replace(', ', '-')}-{seed}"
-                classifier.save_pretrained(folder)
+                folder = re.sub(r"\W+", "-", f"{name} {title} {seed}").strip("-")
+                classifier.save_pretrained(arguments.models / folder)
             add(records, record)
 
 
@@ -278,7 +280,7 @@ def measure_reconstruction(arguments, records, gflops):
         name, data, side = "PneumoniaMNIST 28 at 64", load("pneumoniamnist", {}), 64
         data = {split: (resized(X, side), y) for split, (X, y) in data.items()}
     else:
-        name, side = "BUSI 224 (rebuilt)", 224
+        name, side = arguments.name, 224
         data = load("busi", {"busi": str(arguments.data)})
     (X, y), (X_test, y_test) = data["train"], data["test"]
     described_data = describe_data(name, data)
@@ -596,7 +598,7 @@ def measure_sampling(arguments, records, gflops):
             axes[2 * k + i, 0].set_ylabel(f"{title}, class {label}")
     figure.tight_layout(pad=0.3)
     figure.savefig(arguments.output.with_name("latent_samples.png"), dpi=90)
-    described_data = describe_data("BUSI 224 (rebuilt)", data)
+    described_data = describe_data(arguments.name, data)
     record = of_part({"part": "sample"}, described_data, gflops, seconds)
     add(records, record | {"n_images": len(generated), "seconds": round(seconds, 1)})
 
@@ -733,6 +735,7 @@ def main():
     parser = make_parser(__doc__, "latent.json", [0])
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--data", type=Path, help="npz with images of 224 px")
+    parser.add_argument("--name", default=BUSI, help="under which records of --data are filed")
     parser.add_argument("--taef2", type=Path, help="folder of a small pretrained autoencoder")
     parser.add_argument("--systems", nargs="*", help="only these")
     parser.add_argument("--split", default="test", choices=["val", "test"])

@@ -169,6 +169,9 @@ def run(
             record["imagenet"] = image_quality(trained.estimator, data, system.sampling)
         if pictures is not None and identity["system"] in SHOWN_IMAGES:
             of_run = "" if identity["run"] == "equal" else f"_{identity['run']}"
+            if budget not in (None, equal_seconds(name)):
+                # The name without is that of the budget that the page shows.
+                of_run += f"_{budget:g}s"
             of_system = f"{name.replace('@', '_')}_{identity['system']}"
             path = pictures / f"paper_samples_{of_system}{of_run}.png"
             record["picture"] = save_samples(trained.estimator, path, system.sampling)
@@ -390,7 +393,7 @@ def data_at_hand(names: Sequence[str], files: Mapping[str, str]) -> list[DataSet
     for name in dict.fromkeys(names):
         try:
             data = load(name, files)
-        except OSError as error:
+        except (OSError, ImportError) as error:
             print(f"left out: {name}: {str(error).splitlines()[0]}", flush=True)
             continue
         X, y = data["train"]

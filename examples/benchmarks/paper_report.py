@@ -182,9 +182,12 @@ def classification_table(dataset: str, records: Sequence[dict]) -> str:
 
 
 def _by_seconds(records: Sequence[dict]) -> list[list[dict]]:
-    """Records of each budget: they are not averaged."""
-    budgets = sorted({r["reference_seconds"] or 0 for r in records})
-    return [[r for r in records if (r["reference_seconds"] or 0) == b] for b in budgets]
+    """Records of each budget, and of CPUs and GPUs apart: they are not averaged."""
+
+    def kind(record: Mapping[str, Any]) -> tuple[float, str]:
+        return record["reference_seconds"] or 0, record["provenance"]["machine"]["gpu"] or ""
+
+    return [[r for r in records if kind(r) == k] for k in sorted(set(map(kind, records)))]
 
 
 def distance_table(records: Sequence[dict]) -> str:

@@ -140,7 +140,14 @@ def parameters(record):
     return asked_parameters(MedSymmFlowClassifier(**TRAINED))
 
 
+def _measured_on(record):
+    provenance = record["provenance"]
+    return provenance["machine"]["cpu"], provenance["data"]["name"]
+
+
 def table(records):
+    # Rates of one machine, and of the same images, are compared.
+    records = [r for r in records if _measured_on(r) == _measured_on(records[-1])]
     records = sorted(records, key=lambda r: (r["processes"], r["threads"]))
     alone = next((r["images_per_second"] for r in records if _workers(r) == 1), None)
     lines = [

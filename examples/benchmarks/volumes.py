@@ -129,8 +129,9 @@ def table(records: list[dict]) -> str:
         header = " | ".join(titles.get(part, f"{part} split") for part in parts)
         lines += [f"| variant | {header} | core minutes | seeds |"]
         lines += [f"|---|{'---|' * len(parts)}---|---|"]
-        for variant in dict.fromkeys(r["variant"] for r in chosen):
-            rows = [r for r in chosen if r["variant"] == variant]
+        for key in dict.fromkeys((r["variant"], r["precision"]) for r in chosen):
+            rows = [r for r in chosen if (r["variant"], r["precision"]) == key]
+            variant = key[0] if key[1] == "auto" else ", ".join(key)
             cells = [
                 " / ".join(
                     mean_and_spread([r[f"{part} {s}"] for r in rows], 1) for s in ("AUC", "ACC")
@@ -154,6 +155,8 @@ def main():
     parser.add_argument("--precision", default="auto", help="of the classifier")
     parser.add_argument("--checkpoints", help="folder in which an interrupted run is continued")
     arguments = parser.parse_args()
+    if arguments.checkpoints and arguments.folds:
+        parser.error("--checkpoints is for the official splits: leave --folds out")
 
     records = Records(BENCHMARK, arguments.output)
     data = load(DATASET, {})
@@ -169,7 +172,7 @@ def main():
             if records.has(identity, description):
                 continue
             checkpoint_dir = None
-            if arguments.checkpoints and not arguments.folds:
+            if arguments.checkpoints:
                 checkpoint_dir = f"{arguments.checkpoints}/{variant}-{seed}"
             records.add(run(identity, data, checkpoint_dir))
             print(records.current[-1], flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from _common.machine import local_seconds
+from _common.records import SET_BY_THE_RUN
 from sklearn_msf._estimator.parameters import GROUPS, PARAMETERS
 
 __all__ = [
@@ -27,7 +28,8 @@ __all__ = [
     "split_settings",
 ]
 
-RECORDS_FOLDER = Path("docs/benchmarks")
+# Wherever a script is started from.
+RECORDS_FOLDER = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"
 
 
 def make_parser(doc: str, output: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
@@ -152,6 +154,11 @@ def _name_and_value(item: str) -> tuple[str, Any]:
     if not separator or name not in (*PARAMETERS, *GROUPS):
         raise argparse.ArgumentTypeError(
             f"must be PARAMETER=VALUE with a parameter of the classifier, got {item!r}"
+        )
+    if name in SET_BY_THE_RUN:
+        raise argparse.ArgumentTypeError(
+            f"{name} is of a run and not of its settings, and runs that differ in it would be "
+            f"averaged; got {item!r}"
         )
     try:
         return name, ast.literal_eval(value)

@@ -104,11 +104,11 @@ def _cpu_name() -> str:
 
 def _child(measure: Callable[..., dict], arguments: tuple, connection: Any) -> None:
     try:
-        result = measure(*arguments)
+        result = {**measure(*arguments), "peak_memory_mib": peak_memory_mib()}
     except Exception as error:
         connection.send(error)
         return
-    connection.send({**result, "peak_memory_mib": peak_memory_mib()})
+    connection.send(result)
 
 
 def peak_memory_mib() -> float:
@@ -124,9 +124,13 @@ def peak_memory_mib() -> float:
             if line.startswith("VmHWM")
         ]
         return int(peaks[0].split()[1]) / 1024
+    if sys.platform == "win32":
+        # It has no module resource.
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
     # Bytes on macOS, KiB elsewhere.
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    # Windows has no module resource.
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

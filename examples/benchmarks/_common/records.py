@@ -40,6 +40,7 @@ from sklearn_msf.training.fraction import FRACTION_AIMS
 
 __all__ = [
     "FOLLOWED",
+    "SET_BY_THE_RUN",
     "Benchmark",
     "Records",
     "asked_parameters",
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 # Parameters that a budget or a seed sets: the record has them apart.
-_SET_BY_THE_RUN = ("time_budget", "random_state")
+SET_BY_THE_RUN = ("time_budget", "random_state")
 _LIST_OF_NUMBERS = re.compile(r'\[\n *([^\[\]{}"]*?)\n *\]')
 
 
@@ -72,7 +73,7 @@ def asked_parameters(estimator: Any, *, has_budget: bool = False) -> dict[str, A
     kept = {
         name: value
         for name, value in values.items()
-        if PARAMETERS[name].affects - {"folder"} and name not in _SET_BY_THE_RUN
+        if PARAMETERS[name].affects - {"folder"} and name not in SET_BY_THE_RUN
     }
     names = [cls.__name__ for cls in type(estimator).__mro__]
     recipe = next(RECIPES[name] for name in names if name in RECIPES)
