@@ -63,6 +63,19 @@ def test_public_names_are_listed_and_others_refused():
         sklearn_msf.nothing  # noqa: B018
 
 
+def test_public_modules_are_attributes_whatever_was_imported_before():
+    own = [name.removeprefix("sklearn_msf.") for name in PUBLIC_MODULES[1:]]
+    homes = {"classifier", "latent_classifier"}
+    code = f"""
+import sklearn_msf
+for name in {sorted(set(own) - homes)}:
+    assert name in dir(sklearn_msf)
+    assert getattr(sklearn_msf, name).__all__
+assert dir(sklearn_msf) == sorted(set(dir(sklearn_msf)))
+"""
+    assert run_code((), code) == (0, "", "")
+
+
 def test_the_public_modules_are_exactly_these():
     # The folders that are no part of the interface list no names, and have none of their own.
     modules = {name: importlib.import_module(name) for name in top_level_modules()}

@@ -2,22 +2,30 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sklearn.base import BaseEstimator
 
 from sklearn_msf.training.trainer import Trainer
 
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:  # scikit-learn before 1.9
+if TYPE_CHECKING:
+    # scikit-learn has no types: those of a decorated method would be lost.
+    Method = TypeVar("Method", bound=Callable[..., Any])
 
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Replacement in versions of scikit-learn without callbacks."""
+    class CallbackSupportMixin: ...
 
-    def with_callbacks(method: Any) -> Any:
-        """Return the method unchanged."""
-        return method
+    def with_callbacks(method: Method) -> Method: ...
+else:
+    try:
+        from sklearn.callback import CallbackSupportMixin, with_callbacks
+    except ImportError:  # scikit-learn before 1.9
+
+        class CallbackSupportMixin:
+            """Replacement in versions of scikit-learn without callbacks."""
+
+        def with_callbacks(method):
+            """Return the method unchanged."""
+            return method
 
 
 __all__ = [

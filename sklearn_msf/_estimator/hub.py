@@ -19,6 +19,7 @@ from sklearn_msf.persistence.hub import (
     shortened,
 )
 from sklearn_msf.persistence.paths import as_path
+from sklearn_msf.runtime.optional_imports import importing
 from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["check_upload", "find_model", "upload_model"]
@@ -222,13 +223,9 @@ def _is_model_id(name: str) -> bool:
 
 def _check_client(no_folder: str | None = None) -> None:
     """Check that the hub's client is there; `no_folder` may have been meant as a folder."""
-    try:
+    is_none = ""
+    if no_folder is not None:
+        is_none = f"{no_folder!r} is no folder (the working directory is {str(Path.cwd())!r}). "
+    needed = "Models on the hub need huggingface_hub: python -m pip install"
+    with importing(f'{is_none}{needed} "sklearn-msf[hub]".'):
         import huggingface_hub  # noqa: F401
-    except ImportError as error:
-        is_none = ""
-        if no_folder is not None:
-            is_none = f"{no_folder!r} is no folder (the working directory is {str(Path.cwd())!r}). "
-        raise ImportError(
-            f"{is_none}Models on the hub need huggingface_hub: python -m pip install "
-            '"sklearn-msf[hub]".'
-        ) from error

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_msf.datasets._image_headers import MAX_FILE_BYTES, ImageHeader, check_file_size
+from sklearn_msf.runtime.optional_imports import importing
 
 __all__ = ["PREFIX", "PREFIX_AT", "Window", "read_header", "read_pixels"]
 
@@ -42,13 +43,9 @@ _MOST_COLORS = 2**16
 
 def _pydicom() -> Any:
     """Import pydicom, or say how to install it."""
-    try:
+    with importing('DICOM files need pydicom: python -m pip install "sklearn-msf[dicom]".'):
         import pydicom
         import pydicom.pixels
-    except ImportError as error:
-        raise ImportError(
-            'DICOM files need pydicom: python -m pip install "sklearn-msf[dicom]".'
-        ) from error
     return pydicom
 
 

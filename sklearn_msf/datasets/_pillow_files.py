@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_msf.datasets._image_headers import ImageHeader, check_file_size
+from sklearn_msf.runtime.optional_imports import importing
 
 __all__ = ["REDUCED", "SIGNATURES", "pillow", "read_header", "read_pixels"]
 
@@ -38,13 +39,9 @@ _LARGEST_EXACT = 2**24
 
 def pillow() -> Any:
     """Import Pillow, or say how to install it."""
-    try:
+    with importing('load_image_folder needs Pillow: python -m pip install "sklearn-msf[images]".'):
         import PIL.Image
         import PIL.ImageOps
-    except ImportError as error:
-        raise ImportError(
-            'load_image_folder needs Pillow: python -m pip install "sklearn-msf[images]".'
-        ) from error
     return PIL
 
 

@@ -37,6 +37,7 @@ from sklearn_msf.model.sampling import image_noise, sample
 from sklearn_msf.model.uncertainty import UNCERTAINTIES
 from sklearn_msf.persistence.json_data import labels_to_plain
 from sklearn_msf.persistence.whole_files import write_file
+from sklearn_msf.runtime.optional_imports import first_cause, importing
 from sklearn_msf.runtime.torch_state import standard_torch
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -228,14 +229,10 @@ def _sampler(model: FittedModel, ode: OdeSettings) -> Any:
 
 def _check_can_write(path: Path) -> None:
     """Refuse before minutes of work what the file system would refuse after them."""
-    try:
+    needed = "export_onnx needs onnx, onnxscript and onnxruntime: python -m pip install"
+    with importing(f'{needed} "sklearn-msf[onnx]".'):
         for name in ("onnx", "onnxruntime", "onnxscript"):
             importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"export_onnx needs onnx, onnxscript and onnxruntime ({error}): python -m pip install "
-            '"sklearn-msf[onnx]".'
-        ) from error
     if path.is_dir():
         raise IsADirectoryError(f"path={os.fspath(path)!r} is a folder; name a file in it.")
     if not path.parent.is_dir():
@@ -275,10 +272,7 @@ def _converted(model: FittedModel, convert: Callable[[], Any]) -> Any:
     # The exporter raises errors of many classes, and an autoencoder of the user's can raise any.
     except Exception as error:
         # The exporter wraps them in advice to those who develop it.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {shorten(str(cause), _MAX_REASON)}"
+        reason = shorten(first_cause(error), _MAX_REASON)
         source = model.space.autoencoder_source
         if source is None:
             raise ValueError(f"The model cannot be exported to ONNX ({reason}).") from error

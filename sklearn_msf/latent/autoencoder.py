@@ -34,6 +34,7 @@ from sklearn_msf.latent.frozen_network import (
     update_digest,
 )
 from sklearn_msf.runtime.device import autocast
+from sklearn_msf.runtime.optional_imports import importing
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 
 __all__ = [
@@ -336,11 +337,12 @@ def diffusers_class(kind: str) -> Any:
     """
     if kind not in AUTOENCODER_CLASSES:
         raise AutoencoderError(f"{kind!r} is none of {AUTOENCODER_CLASSES}.")
-    try:
+    needed = (
+        'Latents need diffusers: python -m pip install "sklearn-msf[latent]". To fit, an object '
+        "with encode and decode works without."
+    )
+    with importing(needed):
         import diffusers
-    except ImportError as error:
-        raise ImportError(
-            'Latents need diffusers: python -m pip install "sklearn-msf[latent]". To fit, '
-            "an object with encode and decode works without."
-        ) from error
-    return getattr(diffusers, kind)
+
+        # Only this imports the class, and transformers with it where that is installed.
+        return getattr(diffusers, kind)

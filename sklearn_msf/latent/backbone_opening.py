@@ -42,9 +42,14 @@ from sklearn_msf.latent.model_files import (
     stated_licence,
 )
 from sklearn_msf.runtime.device import seeded_weights
+from sklearn_msf.runtime.optional_imports import first_cause, importing
 
 __all__ = ["as_backbone", "open_backbone", "open_hub_backbone"]
 
+_NEEDED = (
+    'A backbone by its name needs transformers: python -m pip install "sklearn-msf[backbones]". A '
+    "torch module that makes feature maps works without."
+)
 _KIND = ModelKind(
     "backbone",
     "transformers",
@@ -156,13 +161,8 @@ def open_hub_backbone(
 
 
 def _transformers() -> Any:
-    try:
+    with importing(_NEEDED):
         import transformers
-    except ImportError as error:
-        raise ImportError(
-            "A backbone by its name needs transformers: python -m pip install "
-            '"sklearn-msf[backbones]". A torch module that makes feature maps works without.'
-        ) from error
     return transformers
 
 
@@ -177,6 +177,9 @@ def _from_files(
     weights = read_weights(kind, name, weights_path)
     try:
         module = _built(config, weights)
+    # The files are not to blame.
+    except ImportError as error:
+        raise ImportError(f"{_NEEDED} ({first_cause(error)})") from error
     # transformers checks configurations by error classes of its own, which differ by version.
     except Exception as error:
         raise BackboneError(

@@ -2,15 +2,14 @@
 
 from typing import Any
 
+from sklearn_msf.runtime.optional_imports import importing
+
 __all__ = ["pyplot_for"]
 
 
 def pyplot_for(display: type) -> Any:
     """Import matplotlib.pyplot, or raise an ImportError that says how to install it."""
-    try:
+    needed = f'{display.__name__} needs matplotlib: python -m pip install "sklearn-msf[plot]".'
+    with importing(needed):
         import matplotlib.pyplot
-    except ImportError as error:
-        raise ImportError(
-            f'{display.__name__} needs matplotlib: python -m pip install "sklearn-msf[plot]".'
-        ) from error
     return matplotlib.pyplot
