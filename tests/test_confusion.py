@@ -57,6 +57,21 @@ def test_all_or_nothing_can_be_rejected():
     assert every.tolist() == [[0, 0, 1], [0, 0, 2]]
 
 
+@pytest.mark.parametrize(
+    ("normalize", "matrix"),
+    [
+        (None, [[1, 1, 1], [0, 3, 2]]),
+        ("true", [[1 / 3, 1 / 3, 1 / 3], [0, 0.6, 0.4]]),
+        ("pred", [[1, 0.25, 1 / 3], [0, 0.75, 2 / 3]]),
+        ("all", [[0.125, 0.125, 0.125], [0, 0.375, 0.25]]),
+    ],
+)
+def test_rows_columns_or_all_sum_to_one(normalize, matrix):
+    answers = np.ma.MaskedArray(list("abbbbbbb"), mask=[0, 0, 1, 0, 0, 0, 1, 1])
+    found = confusion_matrix_with_reject(list("aaabbbbb"), answers, normalize=normalize)
+    np.testing.assert_allclose(found, matrix)
+
+
 @pytest.mark.parametrize("normalize", [None, "true", "pred", "all"])
 @pytest.mark.parametrize("weights", [None, [2.0, 1.0]])
 def test_all_samples_may_be_of_classes_that_are_not_asked_for(normalize, weights):

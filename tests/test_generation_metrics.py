@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.datasets import load_digits
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import ExtraTreesClassifier
@@ -71,11 +72,14 @@ def test_the_metrics_are_those_of_their_definition():
     for name, x in (("real", real), ("generated", generated)):
         radius[name] = np.sort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)[:, k]
     inside = across <= radius["real"][:, None]
-    metrics = manifold_metrics(real, generated, k=k)
-    assert metrics.precision == pytest.approx(inside.any(axis=0).mean())
-    assert metrics.recall == pytest.approx((across <= radius["generated"]).any(axis=1).mean())
-    assert metrics.density == pytest.approx(inside.sum() / (k * 9))
-    assert metrics.coverage == pytest.approx(inside.any(axis=1).mean())
+    # All distances at once, and those of four real images at a time.
+    for working_memory in (1024, 0.0003):
+        with config_context(working_memory=working_memory):
+            metrics = manifold_metrics(real, generated, k=k)
+        assert metrics.precision == pytest.approx(inside.any(axis=0).mean())
+        assert metrics.recall == pytest.approx((across <= radius["generated"]).any(axis=1).mean())
+        assert metrics.density == pytest.approx(inside.sum() / (k * 9))
+        assert metrics.coverage == pytest.approx(inside.any(axis=1).mean())
 
 
 def test_the_kernel_distance_of_real_images_is_zero_within_its_error(halves):

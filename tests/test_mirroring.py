@@ -252,7 +252,7 @@ def test_both_classes_warn_and_their_weights_keep_their_bits(make_classifier, mo
 @pytest.mark.filterwarnings("ignore:time_budget=0.05 was over")
 @pytest.mark.parametrize(
     ("n", "parameters"),
-    [(40, {"max_epochs": 1}), (100, {"time_budget": 0.05, "max_epochs": 10_000})],
+    [(100, {"max_epochs": 1}), (100, {"time_budget": 0.05, "max_epochs": 10_000})],
 )
 def test_a_fit_that_cannot_afford_the_check_does_without(monkeypatch, n, parameters):
     def compare(*_):

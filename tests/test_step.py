@@ -194,6 +194,11 @@ class OnlyOnDevice(TorchDispatchMode):
             raise AssertionError(f"{name} waits for the device")
         if "_to_copy" in name and device is not None and torch.device(device) != DEVICE:
             raise AssertionError("a tensor is copied to the CPU")
+        # A capture refuses copies from memory of the host that is not pinned.
+        into_device = "_to_copy" in name and device is not None and args[0].device != DEVICE
+        onto_device = name.endswith("copy_") and args[0].device == DEVICE != args[1].device
+        if into_device or onto_device:
+            raise AssertionError("a tensor is copied from the CPU")
         return operation(*args, **(kwargs or {}))
 
 

@@ -236,8 +236,13 @@ def test_names_that_are_not_exactly_those_of_leftovers_stay(tmp_path, name):
 def test_leftovers_are_not_followed_to_where_a_link_leads(tmp_path):
     thesis = tmp_path / "thesis.tex"
     thesis.write_text("all of it")
-    (tmp_path / ".model.json.12ab34cd.part").symlink_to(thesis)
+    make_old(thesis)
+    link = tmp_path / ".model.json.12ab34cd.part"
+    link.symlink_to(thesis)
+    os.utime(link, (time.time() - 90,) * 2, follow_symlinks=False)
     remove_leftovers(tmp_path, "model")
+    # A link is nothing that we leave.
+    assert link.is_symlink()
     assert thesis.read_text() == "all of it"
 
 
