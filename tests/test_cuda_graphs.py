@@ -8,6 +8,7 @@ from recorded_graphs import RecordedCuda
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_msf.runtime import cuda_graphs
+from sklearn_msf.runtime.batch_sizes import SmallBatches, padded
 from sklearn_msf.runtime.cuda_graphs import CapturedSteps, replay
 
 
@@ -123,6 +124,17 @@ def test_a_capture_is_kept_from_inference_mode_and_from_collected_garbage(cuda, 
     assert cuda.settings == [(False, False)] * 2
     assert gc.isenabled()
     torch.testing.assert_close(output.clone(), module(torch.ones(2, 3)))
+
+
+def test_threads_replay_a_pass_one_after_the_other(cuda, module):
+    seen = []
+    replay(module, 0, module, torch.ones(2, 3))
+    (captured,) = cuda_graphs._PASSES[module].values()
+    play = captured._graph._graph.replay
+    captured._graph._graph.replay = lambda: seen.append(captured._lock.locked()) or play()
+    replay(module, 0, module, torch.ones(2, 3))
+    assert seen == [True]
+    assert not captured._lock.locked()
 
 
 def test_a_replay_waits_for_that_of_another_stream(cuda, module):
@@ -317,6 +329,20 @@ def test_no_other_thread_captures_while_a_step_warms_up(cuda):
     assert locked == [(True, False)] * 3 + [(True, True)]
     assert not cuda_graphs._PREPARING.locked()
     assert not cuda_graphs._CAPTURING.locked()
+
+
+def test_sizes_of_batches_are_tried_while_no_thread_captures(cuda, module):
+    locked = []
+
+    def trial(x, size):
+        locked.append(cuda_graphs._PREPARING.locked())
+        return module(padded(x, size))
+
+    small = SmallBatches(module, "any", lambda start, n: torch.ones(n, 3), trial)
+    assert small.size(0, 3, 8) in (4, 8)
+    assert locked
+    assert all(locked)
+    assert not cuda_graphs._PREPARING.locked()
 
 
 def test_a_pass_that_is_captured_is_replayed_while_another_thread_warms_up(cuda, module):

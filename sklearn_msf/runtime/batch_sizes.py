@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sklearn_msf.runtime.cuda_graphs import no_captures
 from sklearn_msf.runtime.module_changes import is_changed
 
 __all__ = ["Prepared", "SmallBatches", "padded"]
@@ -96,14 +97,20 @@ class SmallBatches(Generic[Prepared]):
                 key = form, self._kind, full_size, size
                 n_checked = _CHECKED.get(key)
                 if n_checked is None or 0 < n_checked < n_rows:
+                    # Preparing may capture, so the lock is not held meanwhile.
                     watch = watch or self._watch(start, n_rows)
-                    full = full or watch(full_size)
-                    same = watch(size).are_those_of(full, n_rows)
+                    with no_captures(self._device):
+                        full = full or watch(full_size)
+                        same = watch(size).are_those_of(full, n_rows)
                     n_checked = _CHECKED[key] = n_rows if same else 0
                 if n_checked:
                     return size
             size *= 2
         return full_size
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self._module.parameters()), torch.device("cpu"))
 
     def _watch(self, start: int, n_rows: int) -> Callable[[int], "_Digests"]:
         """Make a function that runs the samples, padded to a size, on random numbers."""
@@ -116,7 +123,7 @@ class SmallBatches(Generic[Prepared]):
         )
         trial, weights = partial(self._trial, prepared), _random_weights(self._module)
         # What is made by the first run and kept is no operation of the others.
-        with _OtherWeights(weights):
+        with no_captures(self._device), _OtherWeights(weights):
             trial(n_rows)
         return partial(_Digests, trial, weights)
 

@@ -11,7 +11,7 @@ graph for each combination of shapes, and each graph copies its inputs into its 
 import gc
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from sklearn_msf.runtime.module_changes import is_changed
 from sklearn_msf.runtime.out_of_memory import is_out_of_memory
 from sklearn_msf.runtime.user_warnings import warn_user
 
-__all__ = ["CapturedSteps", "empty_cache", "replay"]
+__all__ = ["CapturedSteps", "empty_cache", "no_captures", "replay"]
 
 # Runs before a capture, in which libraries choose their kernels and optimizers make their state.
 _N_WARM_UP = 3
@@ -58,6 +58,14 @@ _CAPTURING = fork_safe_lock()
 # Held by warm-ups as well, which must not be captured by another thread. Replays do not wait for
 # it: a warm-up may compile for minutes. Whoever needs both locks takes this one first.
 _PREPARING = fork_safe_lock()
+
+
+def no_captures(device: torch.device) -> AbstractContextManager[object]:
+    """Let no other thread capture meanwhile, for products that are in no graph.
+
+    A capture frees the workspaces of cuBLAS, which a product may be about to use.
+    """
+    return _PREPARING if _can_capture(device) else nullcontext()
 
 
 def empty_cache() -> None:
