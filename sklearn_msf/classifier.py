@@ -39,7 +39,7 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         generated images better; 0.8 makes training short, for classification only. "auto": 0.15, or
         what a `time_budget` needs to show each image five times at t = 1, at most 0.4. Where that
         is not enough to show each image 2.5 times, it is what shows it so often, at most 0.8. The
-        first steps measure this; `history_` says what was chosen.
+        first steps measure this; `history_` says what was chosen. In `partial_fit` it is 0.15.
     channels : int, default=32
         Number of channels of the first level of the U-Net; even.
     network_params : dict, default=None
@@ -67,8 +67,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           added before that norm (the paper's code).
         - "upsampling" ("light"): the half of the U-Net that turns features into images. "light": as
           small as the other half, with one residual block and one skip connection in each level.
-          "adm": that of ADM and of the paper, with one block more than `n_blocks` in each level, a
-          skip connection for each, and more than twice the operations.
+          "adm": that of ADM and of the paper's code, with one block more than `n_blocks` in each
+          level, a skip connection for each, and more than twice the operations.
         - "input_size" (None): side, or (height, width), to which images are resized for the
           network, by Pillow's bilinear filter. Generated images are brought back to the size of
           X. None leaves images as they are; the paper's code has 32.
@@ -92,8 +92,8 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
           information about the class, in [0, 1). Guidance needs them.
         - "time_shift" (1.0): how far times are moved towards noise in training, in [0.1, 10]: the
           odds of noise against image, (1 - t) / t, are multiplied by it. 1 draws times uniformly
-          (the paper). Samples at t = 1 stay there; where ``classification_fraction=0`` there are
-          none, and values above 1 take samples away from where classification happens.
+          (the paper's code). Samples at t = 1 stay there; where ``classification_fraction=0`` there
+          are none, and values above 1 take samples away from where classification happens.
         - "image_weight" (0.7): weight w of the image branch in the loss, in [0, 1). The weight of
           the label branch is 1 - w; in steps that have samples at t = 1 these make up at least 0.8
           of the label loss.
@@ -112,9 +112,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         Number of images in a training step. An epoch is split evenly into steps of about this size,
         unless ``optimizer_params={"even_batches": False}``.
     optimizer : {"auto", "adamw", "muon"}, default="auto"
-        "adamw": AdamW (the paper). "muon": Muon for the weights that are matrices and AdamW for the
-        others, at the same learning rate. "auto": Muon if `max_epochs` with it show 500 full
-        batches or more, even if a `time_budget` ends training earlier, else AdamW. With
+        "adamw": AdamW (the paper's code). "muon": Muon for the weights that are matrices and AdamW
+        for the others, at the same learning rate. "auto": Muon if `max_epochs` with it show 500
+        full batches or more, even if a `time_budget` ends training earlier, else AdamW. With
         `warm_start` or `partial_fit` "auto" keeps the optimizer of the first call.
     learning_rate : float, default=3e-3
         Peak of the learning rate. It rises in the first tenth of training, and then falls to zero
@@ -141,13 +141,15 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         10 % and shifts by up to 5 %. Affine changes are made only to samples at t = 1, so that
         generated images do not show them; with ``classification_fraction=0`` they are made to all
         samples.
-        "auto": "hflip+affine" if both sides of the images have at least 8 pixels, else None. Choose
-        "affine" if a mirror image has another meaning, as for digits or sides of the body. Where
-        images are flipped, fit first compares held-out accuracies with and without mirror images by
-        a small classifier, and warns if classes are mixed up. It leaves this out if training is
-        short or the images are few.
+        "auto": "hflip+affine" if every side of the images, of volumes the depth too, has at least 8
+        pixels, else None. Choose "affine" if a mirror image has another meaning, as for digits or
+        sides of the body. Where images are flipped, fit first compares held-out accuracies with and
+        without mirror images by a small classifier, and warns if classes are mixed up. It leaves
+        this out if training is short or the images are few.
     class_weight : dict or "balanced", default=None
-        Weights of the classes, as in other scikit-learn classifiers.
+        Weights of the classes, as in other scikit-learn classifiers. Held-out images and those of
+        `X_val` have them too: the validation accuracy, and the log loss of which the temperature is
+        the best, are weighted means.
     early_stopping : bool, default=False
         Whether to hold out a validation part, or use the `X_val` of fit, stop training when its
         accuracy no longer rises, and keep the best weights. If there are several images of a
@@ -178,8 +180,9 @@ class MedSymmFlowClassifier(BaseMedSymmFlowClassifier):
         The class posterior does not depend on the noise with one step, and the same draws are
         computed once; with ``label_prediction="velocity"`` several draws improve predictions.
     n_steps : int, default=1
-        Number of solver steps for classification; the paper's results use one. With
-        ``label_prediction="posterior"`` more of them classify worse, with a warning.
+        Number of solver steps for classification; that the paper's results use one follows from the
+        times of its Table 6. With ``label_prediction="posterior"`` more of them classify worse,
+        with a warning; they are refused by predictions if the image branch was not trained.
     ode_solver : {"euler", "midpoint", "rk4", "dopri5"}, default="euler"
         ODE solver for classification. With ``label_prediction="posterior"`` the last step is the
         same for all solvers.

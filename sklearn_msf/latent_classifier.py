@@ -64,8 +64,8 @@ class LatentMedSymmFlowClassifier(BaseMedSymmFlowClassifier):
     encoded_size : int or tuple of int, default=None
         Side, or height and width, to which images are resized before they are encoded. It must be a
         multiple of the autoencoder's factor (side of an image divided by side of its latents).
-        None rounds the size of the images up to the next multiple. The paper uses 256. It is for
-        the autoencoder; with ``autoencoder=None`` it is for the backbone, which otherwise gets
+        None rounds the size of the images up to the next multiple. The paper's code has 256. It is
+        for the autoencoder; with ``autoencoder=None`` it is for the backbone, which otherwise gets
         images of the size that it was trained with, or of that of X.
     label_decoding : {"latent", "pixel"}, default="latent"
         How a predicted mask is compared with the classes if ``label_prediction="velocity"``.
@@ -95,16 +95,16 @@ verbose
         positions a side are not folded, those of 28 are by 2. There is no "input_size", because
         `encoded_size` is the parameter for it. In `flow_params` ``time_shift=3``.
         With ``label_prediction="posterior"`` masks are plain colours at the size of the latents.
-        With "velocity" they are encoded masks, which need ``label_encoding="rgb"``. Over the
-        features of a backbone alone (``autoencoder=None``), from which nothing is generated,
-        defaults are chosen for classification: ``classification_fraction="auto"`` is 0.8;
-        ``max_epochs="auto"`` shows 20,000 images at t = 1, each at least 15 and at most 25 times;
-        in `flow_params` ``image_prediction="velocity"``, ``class_dropout=0``, ``time_shift=1`` and
-        ``image_weight=0.5``; in `network_params` ``channel_mult="auto"`` is ``(1, 2)``,
-        ``dropout=0.1`` and ``upsampling="adm"``. A `time_budget` includes opening and training of
-        the encoders and the encoding; with "fit" at most a third of it is for the autoencoder. If
-        opening encoders took all of it, `fit` raises a ValueError; if encoding did, training makes
-        one step.
+        With "velocity" they are encoded masks, which need ``label_encoding="rgb"`` and on which
+        "beta" has no effect. Over the features of a backbone alone (``autoencoder=None``), from
+        which nothing is generated, defaults are chosen for classification:
+        ``classification_fraction="auto"`` is 0.8; ``max_epochs="auto"`` shows 20,000 images at t =
+        1, each at least 15 and at most 25 times; in `flow_params` ``image_prediction="velocity"``,
+        ``class_dropout=0``, ``time_shift=1`` and ``image_weight=0.5``; in `network_params`
+        ``channel_mult="auto"`` is ``(1, 2)``, ``dropout=0.1`` and ``upsampling="adm"``. A
+        `time_budget` includes opening and training of the encoders and the encoding; with "fit" at
+        most a third of it is for the autoencoder. If opening encoders took all of it, `fit` raises
+        a ValueError; if encoding did, training makes one step.
 
     Attributes
     ----------
@@ -279,9 +279,9 @@ loss_curve_, rejection_, hub_source_
         """Make a classifier with the paper's settings.
 
         Channels, levels, blocks, attention, dropout, batch size, epochs, learning rate, warm-up
-        epochs and beta are those of Table 5, the autoencoder that of section 3.2. Image weight, EMA
-        decay and weight decay are those of the published commands, which are for BloodMNIST. The
-        other settings come from the published code, as in
+        epochs and beta (which has no effect on encoded masks) are those of Table 5, the autoencoder
+        that of section 3.2. Image weight, EMA decay and weight decay are those of the published
+        commands, which are for BloodMNIST. The other settings come from the published code, as in
         :meth:`MedSymmFlowClassifier.from_paper`; "The paper's settings" in the documentation lists
         them, and what differs on purpose.
 

@@ -123,7 +123,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
 
     # Parameters and state
 
-    def set_params(self, **params: Any) -> Any:
+    def set_params(self: Estimator, **params: Any) -> Estimator:
         """Set parameters of the constructor.
 
         Parameters
@@ -283,9 +283,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             written later is a warning.)
         ProcessGroupError
             A RuntimeError: the processes of a group differ in data or parameters, or one has ended.
-        AutoencoderError, BackboneError, HubError, ImportError
-            Over latents, for an encoder that cannot be opened or used, and if the package that it
-            needs is not installed.
+        AutoencoderError, BackboneError, ImportError
+            Over latents, for an encoder that cannot be opened or used, also where the hub cannot be
+            reached, and if the package that it needs cannot be imported.
         """
         with all_or_nothing(self):
             p = self._parameters_of_fit()
@@ -328,6 +328,16 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If the first call has no `classes`, or a later one has other classes or images of
             another shape or scale; with ``class_weight="balanced"`` or ``early_stopping=True``;
             and if `calibration` is not None.
+        DivergenceError
+            A ValueError: loss or weights were not finite, and repeating the part at lower learning
+            rates did not help. The estimator is as it was before the call.
+        MemoryError, ProcessGroupError, AutoencoderError, BackboneError, ImportError
+            As in :meth:`fit`.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `time_budget`, which is for each call, ended before all images of the part were seen.
         """
         with all_or_nothing(self):
             p, previous = self._parameters_of_fit(), self._fit_so_far()
@@ -378,12 +388,14 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             If the estimator is not fitted.
         ValueError
             For images of another shape than in fit, clearly on another scale, or with NaN or
-            infinity. The message says what to change.
+            infinity, and for several steps without a trained image branch. The message says what
+            to change.
 
         Warns
         -----
         UserWarning
-            For images that may be on another scale.
+            For images that may be on another scale, and for `n_steps` or an `ode_solver` that
+            classify worse than one step.
         """
         model, inputs, settings = self._prepared(X)
         return _labels(model, predict(model, inputs, settings, "margin"))
@@ -630,7 +642,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         X_cal : array-like of shape (n, H, W), (n, H, W, C) or (n, n_features)
             Calibration images, which fit did not see.
         y_cal : array-like of shape (n,) or (n, 1)
-            Their labels, with two or more of `classes_`.
+            Their labels, with two or more of `classes_` unless `target_risk` names classes.
         groups : array-like of shape (n,), optional
             Group of each image, such as the id of the patient.
         target_risk : float or mapping of labels to floats, default=0.05
@@ -716,7 +728,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
             :meth:`fit_reject`, or "margin" if that was not called.
         reject_label : label, default=None
             Label for rejected images. It must have the type of the class labels, and must not be
-            one of them.
+            one of them; boolean classes leave none.
         return_mask : bool, default=False
             Whether to return also which images are rejected.
 
@@ -1226,8 +1238,9 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         """Export the fitted model as one ONNX file, which runs without torch and this package.
 
         The file is compared with the model in onnxruntime, and replaces one that was there only if
-        it agrees to 1e-4. It holds everything: scaling of the images, noise, flips,
-        temperature and, over latents, the autoencoder. It computes in float32, also where
+        it agrees to 1e-4 (of the range of generated images, whose whole numbers may differ by one;
+        of uncertainties above 1 relatively). It holds everything: scaling of the images, noise,
+        flips, temperature and, over latents, the autoencoder. It computes in float32, also where
         `precision` is "bfloat16".
 
         Parameters
@@ -1269,7 +1282,7 @@ class BaseMedSymmFlowClassifier(CallbackSupportMixin, ClassifierMixin, BaseEstim
         -----
         UserWarning
             For a classifier that computes in bfloat16 on this machine: its own answers differ from
-            those of the file.
+            those of the file. For one whose threshold of rejection is so low that rounding decides.
         ConvergenceWarning
             For a sampler, as :meth:`sample`.
         """

@@ -16,6 +16,7 @@ from requests.exceptions import ConnectTimeout
 from sklearn.utils import Bunch
 
 from sklearn_msf.datasets._medmnist_files import SPLITS, read_images
+from sklearn_msf.runtime.optional_imports import importing
 
 __all__ = ["fetch_medmnist"]
 
@@ -32,16 +33,13 @@ _DISK_IS_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 def _medmnist_info() -> Mapping[str, Mapping[str, Any]]:
     """Import the table of data sets from the medmnist package."""
-    try:
-        # Without torchvision the package prints a message, but its table is complete.
-        with contextlib.redirect_stdout(io.StringIO()):
-            from medmnist.info import INFO
-    except ImportError as error:
-        raise ImportError(
-            "fetch_medmnist needs the table of data sets of the medmnist package: "
-            'python -m pip install "sklearn-msf[medmnist]", or python -m pip install --no-deps '
-            "medmnist."
-        ) from error
+    needed = (
+        "fetch_medmnist needs the table of data sets of the medmnist package: python -m pip "
+        'install "sklearn-msf[medmnist]", or python -m pip install --no-deps medmnist.'
+    )
+    # Without torchvision the package prints a message, but its table is complete.
+    with importing(needed), contextlib.redirect_stdout(io.StringIO()):
+        from medmnist.info import INFO
     return INFO
 
 
@@ -105,8 +103,9 @@ def fetch_medmnist(
     -------
     Bunch or (data, target)
         data : ndarray of shape (n, H, W), (n, H, W, 3) or (n, D, H, W), uint8
-            Images in [0, 255]; a read-only memory map for files of 1 GB or more. Volumes, of the
-            sets whose name ends in "3d", need ``MedSymmFlowClassifier(n_spatial_dims=3)``.
+            Images in [0, 255]; a read-only memory map for files of 1 GB or more, unless the .npy
+            file for it cannot be written. Volumes, of the sets whose name ends in "3d", need
+            ``MedSymmFlowClassifier(n_spatial_dims=3)``.
         target : ndarray of shape (n,) or (n, n_labels), integer
             Class indices; several columns for multi-label sets.
         target_names : list of str
@@ -126,6 +125,12 @@ def fetch_medmnist(
         its checksum is wrong. If the .npy file beside it is damaged or another file.
     ImportError
         If the medmnist package is not installed; only its table of data sets is needed.
+
+    Warns
+    -----
+    UserWarning
+        If a large file cannot be mapped, because the .npy file beside it cannot be written: its
+        images are in memory then.
     """
     info = _medmnist_info()
     if name not in info:
