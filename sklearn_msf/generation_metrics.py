@@ -26,7 +26,7 @@ from sklearn_msf._evaluation.external_classifier import judge_agrees
 from sklearn_msf._evaluation.labels import as_labels, check_same_kind, check_unmasked
 from sklearn_msf._evaluation.nearest_images import (
     NearestImages,
-    parts_as_floats,
+    distances_by_parts,
     without_duplicates,
 )
 from sklearn_msf._evaluation.validation import check_fraction
@@ -43,8 +43,8 @@ __all__ = [
 ]
 # How much two ways to compute a distance may differ, as a fraction of it.
 _ROUNDING = 1e-9
-# Images whose kernel with all others is held at once.
-_KERNEL_ROWS = 256
+# Images that are checked, or whose kernel with all others is held, at once.
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -407,7 +407,8 @@ def _checked_rows(**named: ArrayLike) -> list[np.ndarray]:
         if rows.ndim < 2 or not len(rows):
             raise ValueError(f"{name} must be of shape (n, ...), n >= 1, got {rows.shape}.")
         rows = rows.reshape(len(rows), -1)
-        if not np.isfinite(rows).all():
+        batches = gen_batches(len(rows), _ROWS_AT_ONCE) if rows.dtype.kind == "f" else ()
+        if not all(np.isfinite(rows[part]).all() for part in batches):
             raise ValueError(f"{name} contains NaN or infinity.")
         if checked and rows.shape[1] != checked[0].shape[1]:
             raise ValueError(
@@ -456,13 +457,10 @@ def _near_any_of(views: Sequence[np.ndarray], others: np.ndarray, distance: floa
     An image is near another one if one of its views is.
     """
     n_near = np.zeros(len(views[0]), dtype=int)
-    for _, searched in parts_as_floats(others):
-        search = NearestNeighbors(radius=distance).fit(searched)
-        for of_views in zip(*map(parts_as_floats, views), strict=True):
-            found = [search.radius_neighbors(rows, return_distance=False) for _, rows in of_views]
-            n_near[of_views[0][0]] += [
-                len(np.unique(np.concatenate(near))) for near in zip(*found, strict=True)
-            ]
+    for of_views in zip(*(distances_by_parts(others, rows) for rows in views), strict=True):
+        part = of_views[0][0]
+        is_near = np.any([distances <= distance for *_, distances in of_views], axis=0)
+        n_near[part] += is_near.sum(axis=1)
     return float(np.mean(1 - hypergeom.pmf(0, len(others), n_near, n)))
 
 
@@ -480,7 +478,7 @@ def _mean_kernel(features: np.ndarray, others: np.ndarray | None = None) -> floa
     same = others is None
     others = features if others is None else others
     total = 0.0
-    for part in gen_batches(len(features), _KERNEL_ROWS):
+    for part in gen_batches(len(features), _ROWS_AT_ONCE):
         kernel = polynomial_kernel(features[part], others)
         total += kernel.sum()
         if same:

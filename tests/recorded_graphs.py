@@ -78,6 +78,7 @@ class RecordedCuda:
     def __init__(self):
         self.captured, self.n_replayed, self.n_failures = [], 0, 0
         self.failure = "operation not permitted when stream is capturing"
+        self.failure_at_end = None
         self.devices, self.error_modes, self.generators, self.pools = [], [], [], []
         # What the current stream waited for, and the settings of each capture.
         self.waits, self.settings = [], []
@@ -146,7 +147,12 @@ class RecordedCuda:
             self.n_failures -= 1
             # As torch does where the capture cannot be ended.
             self.current = stream
-            raise RuntimeError(self.failure)
+            try:
+                raise RuntimeError(self.failure)
+            finally:
+                # As the end of a failed capture, which torch calls too.
+                if self.failure_at_end:
+                    raise RuntimeError(self.failure_at_end)
         states = [generator.get_state() for generator in self.generators]
         with torch.no_grad(), contextlib.ExitStack() as stack:
             stack.callback(graph.recording.undo)

@@ -384,6 +384,37 @@ def test_a_step_that_runs_out_of_memory_beside_graphs_runs_without_them(cuda, mo
     assert torch.equal(counter.generator.get_state(), without.generator.get_state())
 
 
+def test_a_step_that_had_begun_to_change_weights_is_not_repeated(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator, lambda: False)
+
+    def too_large(x):
+        counter.add(x)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for _ in range(5):
+        steps.run("first", counter.add, (torch.ones(2),))
+    before = counter.total.clone()
+    with pytest.raises(torch.OutOfMemoryError):
+        steps.run("second", too_large, (torch.ones(2),))
+    assert counter.n_calls == 5
+    assert not torch.equal(counter.total, before)
+
+
+def test_a_failed_capture_frees_the_graphs_of_other_steps(cuda):
+    counter = Counter()
+    steps = CapturedSteps(torch.device("cpu"), counter.generator)
+    for _ in range(5):
+        steps.run("first", counter.add, (torch.ones(2),))
+    for _ in range(3):
+        steps.run("second", counter.add, (torch.ones(2),))
+    assert steps._graphs
+    cuda.n_failures = 1
+    with pytest.warns(UserWarning, match="could not be captured"):
+        steps.run("second", counter.add, (torch.ones(2),))
+    assert not steps._graphs
+
+
 def test_a_step_that_runs_out_of_memory_without_graphs_is_for_the_caller(cuda):
     def too_large(x):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -393,8 +424,12 @@ def test_a_step_that_runs_out_of_memory_without_graphs_is_for_the_caller(cuda):
         steps.run("step", too_large, (torch.ones(2),))
 
 
-def test_a_capture_that_runs_out_of_memory_leaves_the_step_to_run_without(cuda, monkeypatch):
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_capture_that_runs_out_of_memory_leaves_the_step_to_run_without(
+    cuda, monkeypatch, is_hidden
+):
     cuda.n_failures, cuda.failure = 1, "CUDA error: out of memory"
+    cuda.failure_at_end = "failed due to a previous error" if is_hidden else None
     with pytest.warns(UserWarning, match="training goes on without graphs"):
         captured = totals(10)
     assert cuda.n_replayed == 0

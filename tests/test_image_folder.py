@@ -623,7 +623,7 @@ def test_class_folders_that_differ_only_in_case_or_spaces_are_refused(two_classe
     write(two_classes / other / "a.png")
     if len(list(two_classes.iterdir())) < 3:
         pytest.skip("the file system does not tell such names apart")
-    with pytest.raises(ValueError, match="same name but for its case"):
+    with pytest.raises(ValueError, match="same name but for case"):
         load_image_folder(two_classes)
 
 

@@ -269,6 +269,7 @@ def test_fit_over_latents_copies_no_image(no_training):
 
 def test_the_search_for_copies_converts_a_few_images_at_a_time(monkeypatch):
     monkeypatch.setattr("sklearn_msf._evaluation.nearest_images._VALUES_AT_ONCE", PIXELS[0].size)
+    monkeypatch.setattr("sklearn_msf.generation_metrics._ROWS_AT_ONCE", 1)
     X = images("uint8")
     assert memory_of(lambda: _CopyFilter(X)) < X.nbytes
     # Generated and held-out images have a mirror image each.
@@ -290,7 +291,7 @@ def test_the_image_nearest_to_a_generated_one_is_found_without_a_copy_of_x(monke
 
 
 def test_the_kernel_of_many_images_is_never_held(monkeypatch):
-    monkeypatch.setattr("sklearn_msf.generation_metrics._KERNEL_ROWS", 10)
+    monkeypatch.setattr("sklearn_msf.generation_metrics._ROWS_AT_ONCE", 10)
     features = RNG.normal(size=(1000, 3))
     # Of all pairs it has 8 MB.
     assert memory_of(lambda: kernel_distance(features, features + 0.1)) < 2e6

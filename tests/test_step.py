@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sklearn_msf.latent.latent_batches import LatentTrainingData
 from sklearn_msf.runtime.process_group import ProcessGroup
 from sklearn_msf.training.batches import TrainingData
+from sklearn_msf.training.optimizer import AveragedOptimizer
 from sklearn_msf.training.step import TrainingStep
 
 N = 26
@@ -106,8 +107,6 @@ def test_branches_that_no_sample_trains_are_left_alone_in_replays_too(
 def test_the_stand_in_notices_a_number_that_is_replaced_instead_of_refilled(
     make_tiny_field, monkeypatch, name
 ):
-    from sklearn_msf.training.optimizer import AveragedOptimizer
-
     begin_step = AveragedOptimizer.begin_step
 
     def replacing(self, rate):
@@ -139,6 +138,24 @@ def test_several_processes_make_their_steps_without_graphs(make_tiny_field, monk
             trainer._step(data, torch.arange(8), 1e-3)
     assert len(sent) == 5
     assert not cuda.captured
+
+
+def test_a_step_may_be_repeated_until_it_changes_weights(make_tiny_field, monkeypatch):
+    seen = []
+    update = AveragedOptimizer.update
+
+    def noted(self):
+        seen.append(step._graphs._may_repeat())
+        update(self)
+
+    monkeypatch.setattr(AveragedOptimizer, "update", noted)
+    field = make_tiny_field(n_classes=2, channels=16).train()
+    trainer, data = make_trainer(field), pixels()
+    step = trainer._step
+    with step.running():
+        step(data, torch.arange(8), 1e-3)
+    assert seen == [False]
+    assert step._graphs._may_repeat()
 
 
 def test_the_memory_of_graphs_is_free_after_the_run(make_tiny_field, cuda):
@@ -196,7 +213,7 @@ class OnlyOnDevice(TorchDispatchMode):
             raise AssertionError("a tensor is copied to the CPU")
         # A capture refuses copies from memory of the host that is not pinned.
         into_device = "_to_copy" in name and device is not None and args[0].device != DEVICE
-        onto_device = name.endswith("copy_") and args[0].device == DEVICE != args[1].device
+        onto_device = name == "aten::copy_" and args[0].device == DEVICE != args[1].device
         if into_device or onto_device:
             raise AssertionError("a tensor is copied from the CPU")
         return operation(*args, **(kwargs or {}))

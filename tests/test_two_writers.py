@@ -239,7 +239,8 @@ def test_leftovers_are_not_followed_to_where_a_link_leads(tmp_path):
     make_old(thesis)
     link = tmp_path / ".model.json.12ab34cd.part"
     link.symlink_to(thesis)
-    os.utime(link, (time.time() - 90,) * 2, follow_symlinks=False)
+    if os.utime in os.supports_follow_symlinks:
+        os.utime(link, (time.time() - 90,) * 2, follow_symlinks=False)
     remove_leftovers(tmp_path, "model")
     # A link is nothing that we leave.
     assert link.is_symlink()

@@ -14,7 +14,7 @@ def chain(X: np.ndarray, y: np.ndarray) -> None:
     assert_type(fitted, MedSymmFlowClassifier)
     assert_type(fitted.partial_fit(X, y), MedSymmFlowClassifier)
     assert_type(fitted.set_params(max_epochs=3), MedSymmFlowClassifier)
-    assert_type(fitted.fit_reject(X, y, coverage=0.9), MedSymmFlowClassifier)
+    assert_type(fitted.fit_reject(X, y, target_risk=0.1), MedSymmFlowClassifier)
     assert_type(LatentMedSymmFlowClassifier("fit").fit(X, y), LatentMedSymmFlowClassifier)
     assert_type(MedSymmFlowClassifier.from_pretrained("folder"), MedSymmFlowClassifier)
 

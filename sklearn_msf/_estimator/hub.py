@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ def _is_model_id(name: str) -> bool:
 def _check_client(no_folder: str | None = None) -> None:
     """Check that the hub's client is there; `no_folder` may have been meant as a folder."""
     is_none = ""
-    if no_folder is not None:
+    if no_folder is not None and find_spec("huggingface_hub") is None:
         is_none = f"{no_folder!r} is no folder (the working directory is {str(Path.cwd())!r}). "
     needed = "Models on the hub need huggingface_hub: python -m pip install"
     with importing(f'{is_none}{needed} "sklearn-msf[hub]".'):

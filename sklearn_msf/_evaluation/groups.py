@@ -6,7 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from sklearn_msf._evaluation.labels import as_labels, label_column, names_alike
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    describe_alike,
+    label_column,
+    names_alike,
+)
 from sklearn_msf._evaluation.validation import checked_probabilities
 from sklearn_msf.runtime.user_warnings import warn_user
 
@@ -26,7 +31,7 @@ def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
     Warns
     -----
     UserWarning
-        If the names of two groups differ in case or spaces alone.
+        If the names of two groups differ in case, spaces or forms of letters alone.
     """
     checked = as_labels(name, groups)
     if checked.shape not in ((n_samples,), (n_samples, 1)):
@@ -37,8 +42,8 @@ def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
     alike = names_alike(name for name in names.tolist() if isinstance(name, str))
     if alike is not None:
         warn_user(
-            f"{name} has {alike[0]!r} and {alike[1]!r}, which have the same name but for its case "
-            "or spaces and count as different groups: give one group one name."
+            f"{name} has {describe_alike(alike)}, which count as different groups: give one group "
+            "one name."
         )
     return numbers
 
@@ -78,6 +83,11 @@ def aggregate_by_group(
     ValueError
         For probabilities that are not of shape (n, K), outside [0, 1] or with rows that do not sum
         to 1, for groups of another length, several kinds or NaN, and for another rule.
+
+    Warns
+    -----
+    UserWarning
+        If the names of two groups differ in case, spaces or forms of letters alone.
 
     See Also
     --------
@@ -122,6 +132,11 @@ def labels_by_group(y: ArrayLike, groups: ArrayLike) -> np.ndarray:
     ValueError
         If a group has two labels, and for labels or groups of different lengths, of several kinds
         or NaN.
+
+    Warns
+    -----
+    UserWarning
+        If the names of two groups differ in case, spaces or forms of letters alone.
 
     Examples
     --------

@@ -17,6 +17,7 @@ __all__ = [
     "check_one_column",
     "check_same_kind",
     "check_unmasked",
+    "describe_alike",
     "differing_labels",
     "has_finer_unit",
     "is_missing",
@@ -131,6 +132,14 @@ def names_alike(names: Iterable[str]) -> tuple[str, str] | None:
         if other != name:
             return other, name
     return None
+
+
+def describe_alike(names: tuple[str, str]) -> str:
+    """Describe two names of :func:`names_alike`, so that the difference is seen."""
+    shown = list(map(repr, names))
+    if shown[0] == shown[1] or len({unicodedata.normalize("NFC", name) for name in names}) == 1:
+        shown = list(map(ascii, names))
+    return f"{shown[0]} and {shown[1]}, the same name but for case, spaces or forms of letters"
 
 
 def is_missing(label: Any) -> bool:

@@ -1,49 +1,65 @@
 """Search for the training images that are nearest to others, to find copies.
 
-Distances need float64, which takes eight times the memory of uint8: images are converted a part at
-a time.
+Distances need float64, which takes eight times the memory of uint8, and those of many images to
+many others fill any memory: both are made for a part of the images, and of their values, at a time.
 """
 
 import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils import gen_batches
 
-__all__ = ["NearestImages", "find_nearest", "parts_as_floats", "without_duplicates"]
+__all__ = ["NearestImages", "distances_by_parts", "find_nearest", "without_duplicates"]
 
-# Values that are converted at once: 128 MiB of float64.
-_VALUES_AT_ONCE = 2**24
+# Images of each kind whose distances are computed at once, and values of them that are converted
+# at once: 32 MiB of float64.
+_IMAGES_AT_ONCE = 1000
+_VALUES_AT_ONCE = 2**22
 # The time of comparing images with each other grows as the square of their number, and a quantile
 # of their distances is known well enough from so many of them.
 _MAX_IMAGES_APART = 2000
 
 
-def parts_as_floats(images: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Convert images, (n, n_features), to float64, a part at a time.
+def distances_by_parts(
+    searched: np.ndarray, images: np.ndarray
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Compute the distances of images, (m, n_features), to others, (n, n_features).
 
     Yields
     ------
     part : slice
-        Rows of the part.
-    rows : ndarray of shape (n_part, n_features), float64
+        Some of the images.
+    of_searched : slice
+        Some of the others.
+    distances : ndarray of shape (m_part, n_part)
     """
-    n_at_once = max(1, _VALUES_AT_ONCE // max(1, images.shape[1]))
-    for start in range(0, len(images), n_at_once):
-        part = slice(start, start + n_at_once)
-        yield part, images[part].astype(float, copy=False)
+    for part in gen_batches(len(images), _IMAGES_AT_ONCE):
+        for of_searched in gen_batches(len(searched), _IMAGES_AT_ONCE):
+            yield part, of_searched, _distances(images[part], searched[of_searched])
+
+
+def _distances(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    squared = np.zeros((len(images), len(others)))
+    n_at_once = max(1, _VALUES_AT_ONCE // max(len(images), len(others)))
+    for columns in gen_batches(images.shape[1], n_at_once):
+        parts = (rows[:, columns].astype(float) for rows in (images, others))
+        squared += euclidean_distances(*parts, squared=True)
+    return np.sqrt(squared)
 
 
 def without_duplicates(images: np.ndarray) -> np.ndarray:
     """Return the first of each group of equal images, (n, n_features), in their order."""
     indices = _first_of_equals(images)
+    # A selection would be a copy of all of them.
     return images if len(indices) == len(images) else images[indices]
 
 
 def find_nearest(
     searched: np.ndarray, images: np.ndarray, n_neighbors: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest of some images to each of others.
+    """Find the nearest of some images to each of others; of equally near ones the first.
 
     Parameters
     ----------
@@ -63,15 +79,17 @@ def find_nearest(
     """
     distances = np.full((len(images), n_neighbors), np.inf)
     indices = np.zeros((len(images), n_neighbors), dtype=np.intp)
-    for part, rows in parts_as_floats(searched):
-        search = NearestNeighbors(n_neighbors=min(n_neighbors, len(rows))).fit(rows)
-        for of, wanted in parts_as_floats(images):
-            of_part, in_part = search.kneighbors(wanted)
-            both = np.hstack([distances[of], of_part])
-            order = both.argsort(axis=1, kind="stable")[:, :n_neighbors]
-            distances[of] = np.take_along_axis(both, order, axis=1)
-            of_both = np.hstack([indices[of], in_part + part.start])
-            indices[of] = np.take_along_axis(of_both, order, axis=1)
+    for part, of_searched, of_part in distances_by_parts(searched, images):
+        rows = np.arange(len(of_part))
+        found, places = [distances[part]], [indices[part]]
+        for _ in range(min(n_neighbors, of_part.shape[1])):
+            nearest = of_part.argmin(axis=1)
+            found.append(of_part[rows, nearest][:, None])
+            places.append(of_searched.start + nearest[:, None])
+            of_part[rows, nearest] = np.inf
+        order = np.hstack(found).argsort(axis=1, kind="stable")[:, :n_neighbors]
+        distances[part] = np.take_along_axis(np.hstack(found), order, axis=1)
+        indices[part] = np.take_along_axis(np.hstack(places), order, axis=1)
     return distances, indices
 
 
@@ -86,7 +104,7 @@ class NearestImages:
     Attributes
     ----------
     different : ndarray of shape (m, n_features)
-        The training images without duplicates.
+        The training images without duplicates; a copy if there are some.
 
     Raises
     ------
@@ -101,7 +119,6 @@ class NearestImages:
                 f"Finding copies needs at least two different training images, got "
                 f"{len(images)} alike: pass more images, or skip the search for copies."
             )
-        # A selection would be a copy of all of them.
         has_duplicates = len(self._indices) < len(images)
         self.different = images[self._indices] if has_duplicates else images
 
@@ -126,18 +143,22 @@ class NearestImages:
     def distances_apart(self) -> np.ndarray:
         """Measure distances of different training images to their nearest neighbours.
 
-        Of more than 2,000 different images these are the distances of every second one, or every
-        third, so that there are at most 2,000.
+        Of more than 2,000 different images these are the distances of 2,000, drawn at random but
+        always the same.
 
         Returns
         -------
-        ndarray of shape (k,), k <= min(m, 2000)
+        ndarray of shape (min(m, 2000),)
         """
-        step = -(-len(self.different) // _MAX_IMAGES_APART)
-        distances, rows = find_nearest(self.different, self.different[::step], n_neighbors=2)
+        n = len(self.different)
+        rows, images = np.arange(n), self.different
+        if n > _MAX_IMAGES_APART:
+            # Not every second one: images of two kinds may lie in turns.
+            rows = np.sort(np.random.default_rng(0).choice(n, _MAX_IMAGES_APART, replace=False))
+            images = images[rows]
+        distances, indices = find_nearest(self.different, images, n_neighbors=2)
         # An image is its own nearest one, except for rounding.
-        is_itself = rows[:, 0] == np.arange(0, len(self.different), step)
-        return np.where(is_itself, distances[:, 1], distances[:, 0])
+        return np.where(indices[:, 0] == rows, distances[:, 1], distances[:, 0])
 
 
 def _first_of_equals(images: np.ndarray) -> np.ndarray:
@@ -145,5 +166,5 @@ def _first_of_equals(images: np.ndarray) -> np.ndarray:
     found: dict[bytes, int] = {}
     for index, row in enumerate(images):
         # The sum makes a zero of a negative zero.
-        found.setdefault(hashlib.blake2b((row + 0).tobytes(), digest_size=16).digest(), index)
+        found.setdefault(hashlib.sha256((row + 0).tobytes()).digest(), index)
     return np.fromiter(found.values(), dtype=np.intp, count=len(found))

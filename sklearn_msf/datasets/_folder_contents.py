@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sklearn_msf._evaluation.labels import names_alike
+from sklearn_msf._evaluation.labels import describe_alike, names_alike
 from sklearn_msf.datasets._image_reading import Sample, is_image
 from sklearn_msf.datasets._shortened_lists import examples
 
@@ -183,7 +183,4 @@ def check_case(what: str, names: Iterable[str]) -> None:
     """Refuse names that differ in nothing but case, spaces around them or Unicode's forms."""
     alike = names_alike(names)
     if alike is not None:
-        raise ValueError(
-            f"The {what} {alike[0]!r} and {alike[1]!r} have the same name but for its case or "
-            "spaces: give one class one name."
-        )
+        raise ValueError(f"The {what} have {describe_alike(alike)}: give one class one name.")

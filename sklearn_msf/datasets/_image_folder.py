@@ -133,8 +133,9 @@ def load_image_folder(
     -----
     UserWarning
         If files are left out, lose bits, or are of several modalities or numbers of bits; if a
-        class has no image that can be read, or there is one class only; and if some volumes are
-        single slices.
+        class has no image that can be read, or there is one class only; if some volumes are single
+        slices; and if a table has groups or volumes whose names differ in case, spaces or forms of
+        letters alone.
 
     See Also
     --------

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._evaluation.labels import as_labels, is_missing, names_alike
+from sklearn_msf._evaluation.labels import (
+    as_labels,
+    describe_alike,
+    is_missing,
+    names_alike,
+)
 from sklearn_msf.datasets._folder_contents import (
     LINK,
     FolderContents,
@@ -207,8 +212,8 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         check_case("labels", texts)
     elif alike is not None:
         warn_user(
-            f"{what} has {alike[0]!r} and {alike[1]!r}, which have the same name but for its case "
-            f"or spaces and count as different {column}s: give one {column} one name."
+            f"{what} has {describe_alike(alike)}, which count as different {column}s: give one "
+            f"{column} one name."
         )
     return checked
 
@@ -227,9 +232,11 @@ def _checked_files(root: Path, names: list[Any], volumes: bool) -> list[str]:
         if not path.is_relative_to(base) or path == Path(base):
             outside.append((row, str(name)))
             continue
-        if not _is_there(path, volumes):
+        is_there = _is_there(path, volumes)
+        if not is_there:
             path = Path(base, *spelling.of(path.relative_to(base).parts))
-        if _is_there(path, volumes):
+            is_there = _is_there(path, volumes)
+        if is_there:
             files.append(path.relative_to(base).as_posix())
         else:
             absent.append((row, str(name)))

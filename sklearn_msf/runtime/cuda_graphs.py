@@ -169,6 +169,19 @@ def _addresses(module: nn.Module) -> tuple[int, ...]:
     return tuple(weight.data_ptr() for weight in module.parameters())
 
 
+_OUT_OF_MEMORY = (
+    "Memory ran out beside CUDA graphs of training steps, which keep the memory of a step: "
+    "training goes on without graphs, and may be slower. A smaller batch_size needs less."
+)
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Tell whether memory ran out; the end of a failed capture may raise an error of its own."""
+    while error is not None and not is_out_of_memory(error):
+        error = error.__context__
+    return error is not None
+
+
 def _warn_of_failure(reason: str) -> None:
     warn_user(f"The network could not be captured as a CUDA graph and runs without: {reason}")
 
@@ -306,8 +319,7 @@ class CapturedSteps:
     The first three calls of a function with a key are its warm-up: they run without a graph, as
     every other call would, because such a function cannot run for trial. All graphs share one
     pool of memory, so what a function leaves behind must be in memory from before its capture. If
-    memory runs out beside the graphs, the function runs a second time without them: what it
-    changes must come after what takes most memory.
+    memory runs out beside the graphs, the function runs a second time without them.
 
     Parameters
     ----------
@@ -316,10 +328,19 @@ class CapturedSteps:
     generator : torch.Generator
         Generator on the device that the functions draw from. Its numbers go on in replays as
         they would without graphs.
+    may_repeat : callable
+        Tells after a function has failed whether it may run again: not if it had begun to change
+        what a second run would change again.
     """
 
-    def __init__(self, device: torch.device, generator: torch.Generator):
+    def __init__(
+        self,
+        device: torch.device,
+        generator: torch.Generator,
+        may_repeat: Callable[[], bool] = lambda: True,
+    ):
         self._device = device
+        self._may_repeat = may_repeat
         self._generator = generator
         self._captures = _can_capture(device)
         self._n_calls: dict[Key, int] = {}
@@ -347,7 +368,8 @@ class CapturedSteps:
             Whether it ran as later calls with this key will: False for warm-ups and captures.
         """
         if not self._captures:
-            function(*inputs)
+            with no_captures(self._device):
+                function(*inputs)
             return True
         with torch.cuda.device(self._device):
             return self._run_on_cuda(_key(key, inputs), function, inputs)
@@ -382,23 +404,21 @@ class CapturedSteps:
         try:
             self._run_eagerly(function, inputs)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not (is_out_of_memory(error) and self._may_repeat()):
                 raise
             has_run = False
         # Outside of the handler, because the error's traceback holds tensors of the function.
         if not has_run:
             self._generator.set_state(numbers)
-            self._do_without_memory_of_graphs()
+            self._stop_capturing()
+            warn_user(_OUT_OF_MEMORY)
             self._run_eagerly(function, inputs)
 
-    def _do_without_memory_of_graphs(self) -> None:
+    def _stop_capturing(self) -> None:
+        """Go on without graphs, and free the memory of those that there are."""
         self.clear()
         self._captures = False
         empty_cache()
-        warn_user(
-            "Memory ran out beside CUDA graphs of training steps, which keep the memory of a step: "
-            "training goes on without graphs, and may be slower. A smaller batch_size needs less."
-        )
 
     def _capture(self, key: Key, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
         while len(self._graphs) >= _MAX_GRAPHS:
@@ -410,16 +430,16 @@ class CapturedSteps:
                     function, inputs, self._stream, pool=self._pool, generator=self._generator
                 )
         except RuntimeError as error:
-            ran_out, reason = is_out_of_memory(error), str(error)
+            ran_out, reason = _ran_out(error), str(error)
         else:
             self._graphs[key], self._pool = graph, graph.pool
             return
-        self._captures = False
         if self._generator.device.type == "cuda":
             # Before torch 2.13 its state goes on expecting to be captured.
             self._generator.graphsafe_set_state(self._generator.clone_state())
+        self._stop_capturing()
         if ran_out:
-            self._do_without_memory_of_graphs()
+            warn_user(_OUT_OF_MEMORY)
         else:
             _warn_of_failure(reason)
 

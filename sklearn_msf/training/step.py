@@ -107,7 +107,8 @@ class TrainingStep:
         self.n_steps_before = 0
         self._dropout = _layers_with_dropout(field)
         self._dropout_up = _layers_with_dropout(field.unet.up)
-        self._graphs = CapturedSteps(self._device, generator)
+        self._is_updating = False
+        self._graphs = CapturedSteps(self._device, generator, lambda: not self._is_updating)
         # Divisions of a batch for which a compiled network was compiled.
         self._compiled: set[BatchDivision] = set()
 
@@ -221,6 +222,7 @@ class TrainingStep:
 
     def _step(self, data: TrainingData, division: BatchDivision, *inputs: Tensor) -> None:
         """Compute the gradients, then change the weights."""
+        self._is_updating = False
         self._optimizer.clear_gradients()
         n_varied, n_at_one = division.n_varied, division.n_at_one
         x, labels = data.batch(inputs, n_varied, n_at_one, self._generator)
@@ -235,7 +237,9 @@ class TrainingStep:
         if whole is not None:
             self._optimizer.fill_gradients(all_weights=n_generating > 0)
             self._group.average_([*self._optimizer.gradients(), losses])
+        self._is_updating = True
         self._optimizer.update()
+        self._is_updating = False
         self._losses.index_copy_(0, self._position, losses[None])
         self._position.add_(1)
 

@@ -382,7 +382,12 @@ class Trainer:
 
     def _restarting_epoch(self, data: TrainingData, epoch: int | None) -> dict[str, Any] | None:
         """Run one epoch; undo it and return None if loss or weights are not finite."""
-        self._last_good = self.state()
+        advice = (
+            f"A copy of weights and moments ran out of memory on {self._device}: lower batch_size "
+            f"({self.settings.batch_size}) or channels"
+        )
+        with naming_what_takes_memory(advice):
+            self._last_good = self.state()
         settings, measured = self.settings, self._choice is not None
         try:
             return self._epoch(data, epoch=epoch)
