@@ -96,14 +96,15 @@ def test_a_failed_capture_is_ended(cuda, module):
     assert cuda.ended_pools == ["pool 0"]
 
 
-def test_no_graph_is_replayed_while_another_one_is_captured(cuda, module):
+def test_no_graph_is_replayed_by_two_threads_or_while_another_one_is_captured(cuda, module):
     seen = []
     replay(module, 0, module, torch.ones(2, 3))
-    (graph,) = cuda_graphs._PASSES[module].values()
-    play = graph._graph._graph.replay
-    graph._graph._graph.replay = lambda: seen.append(cuda_graphs._CAPTURING.locked()) or play()
+    (captured,) = cuda_graphs._PASSES[module].values()
+    locks, play = (cuda_graphs._CAPTURING, captured._lock), captured._graph._graph.replay
+    captured._graph._graph.replay = lambda: seen.extend(lock.locked() for lock in locks) or play()
     replay(module, 0, module, torch.ones(2, 3))
-    assert seen == [True]
+    assert seen == [True, True]
+    assert not captured._lock.locked()
 
 
 def test_after_a_failed_capture_work_goes_on_where_it_was(cuda, module):
@@ -124,17 +125,6 @@ def test_a_capture_is_kept_from_inference_mode_and_from_collected_garbage(cuda, 
     assert cuda.settings == [(False, False)] * 2
     assert gc.isenabled()
     torch.testing.assert_close(output.clone(), module(torch.ones(2, 3)))
-
-
-def test_threads_replay_a_pass_one_after_the_other(cuda, module):
-    seen = []
-    replay(module, 0, module, torch.ones(2, 3))
-    (captured,) = cuda_graphs._PASSES[module].values()
-    play = captured._graph._graph.replay
-    captured._graph._graph.replay = lambda: seen.append(captured._lock.locked()) or play()
-    replay(module, 0, module, torch.ones(2, 3))
-    assert seen == [True]
-    assert not captured._lock.locked()
 
 
 def test_a_replay_waits_for_that_of_another_stream(cuda, module):

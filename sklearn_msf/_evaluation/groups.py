@@ -6,14 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from sklearn_msf._evaluation.labels import (
-    as_labels,
-    describe_alike,
-    label_column,
-    names_alike,
-)
+from sklearn_msf._evaluation.labels import as_labels, label_column, warn_of_alike
 from sklearn_msf._evaluation.validation import checked_probabilities
-from sklearn_msf.runtime.user_warnings import warn_user
 
 __all__ = ["aggregate_by_group", "group_numbers", "labels_by_group"]
 
@@ -39,12 +33,7 @@ def group_numbers(name: str, groups: Any, n_samples: int) -> np.ndarray:
             f"{name} must be of shape ({n_samples},), the group of each image; got {checked.shape}."
         )
     names, numbers = np.unique(checked.ravel(), return_inverse=True)
-    alike = names_alike(name for name in names.tolist() if isinstance(name, str))
-    if alike is not None:
-        warn_user(
-            f"{name} has {describe_alike(alike)}, which count as different groups: give one group "
-            "one name."
-        )
+    warn_of_alike(name, names.tolist(), "group")
     return numbers
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_msf.runtime.user_warnings import warn_user
+
 __all__ = [
     "as_labels",
     "check_one_column",
@@ -24,6 +26,7 @@ __all__ = [
     "label_column",
     "label_indices",
     "names_alike",
+    "warn_of_alike",
     "with_dates_of_one_type",
 ]
 
@@ -140,6 +143,16 @@ def describe_alike(names: tuple[str, str]) -> str:
     if shown[0] == shown[1] or len({unicodedata.normalize("NFC", name) for name in names}) == 1:
         shown = list(map(ascii, names))
     return f"{shown[0]} and {shown[1]}, the same name but for case, spaces or forms of letters"
+
+
+def warn_of_alike(what: str, names: Iterable[Any], kind: str) -> None:
+    """Warn if two names that are text are nearly the same; `kind` is what they are names of."""
+    alike = names_alike(name for name in names if isinstance(name, str))
+    if alike is not None:
+        warn_user(
+            f"{what} has {describe_alike(alike)}, which count as different {kind}s: give one "
+            f"{kind} one name."
+        )
 
 
 def is_missing(label: Any) -> bool:

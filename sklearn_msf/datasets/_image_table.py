@@ -8,12 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_msf._evaluation.labels import (
-    as_labels,
-    describe_alike,
-    is_missing,
-    names_alike,
-)
+from sklearn_msf._evaluation.labels import as_labels, is_missing, warn_of_alike
 from sklearn_msf.datasets._folder_contents import (
     LINK,
     FolderContents,
@@ -206,15 +201,10 @@ def _checked_labels(column: str, columns: Mapping[str, list[Any]]) -> list[Any]:
         )
     checked: list[Any] = as_labels(what, values).tolist()
     checked = [composed(name) if isinstance(name, str) else name for name in checked]
-    texts = dict.fromkeys(name for name in checked if isinstance(name, str))
-    alike = names_alike(texts)
     if column == "label":
-        check_case("labels", texts)
-    elif alike is not None:
-        warn_user(
-            f"{what} has {describe_alike(alike)}, which count as different {column}s: give one "
-            f"{column} one name."
-        )
+        check_case("labels", dict.fromkeys(name for name in checked if isinstance(name, str)))
+    else:
+        warn_of_alike(what, dict.fromkeys(checked), column)
     return checked
 
 

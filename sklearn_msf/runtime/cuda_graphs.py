@@ -385,10 +385,8 @@ class CapturedSteps:
             self._capture(key, function, inputs)
         if key in self._graphs:
             self._graphs[key].replay(inputs)
-        elif not self._graphs:
-            self._run_eagerly(function, inputs)
         else:
-            self._run_beside_graphs(function, inputs)
+            self._run_without_graph(function, inputs)
         return is_known
 
     def _run_eagerly(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
@@ -397,14 +395,14 @@ class CapturedSteps:
         with _PREPARING, _side_stream(self._stream):
             function(*inputs)
 
-    def _run_beside_graphs(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
-        """Run a function without a graph; if memory runs out, free that of the graphs for it."""
+    def _run_without_graph(self, function: Callable[..., None], inputs: tuple[Tensor, ...]) -> None:
+        """Run a function without a graph; if memory runs out, free that of graphs for it."""
         numbers = self._generator.get_state()
         has_run = True
         try:
             self._run_eagerly(function, inputs)
         except (MemoryError, RuntimeError) as error:
-            if not (is_out_of_memory(error) and self._may_repeat()):
+            if not (self._graphs and is_out_of_memory(error) and self._may_repeat()):
                 raise
             has_run = False
         # Outside of the handler, because the error's traceback holds tensors of the function.
