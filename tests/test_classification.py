@@ -28,7 +28,7 @@ from sklearn_msf.runtime import batch_sizes
 
 N = 21
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 1, 8, 8), dtype=np.uint8)
-NOISE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 # One batch padded to each size, full batches with a rest, other orders, repeated images.
 ROWS = [
     *([3], [20, 0], [7, 5, 6], [9, 1, 8, 2, 4], list(range(11, 2, -1)), list(range(16))),
@@ -61,11 +61,13 @@ def classified(
 
 @pytest.mark.parametrize("label_prediction", LABEL_PREDICTIONS)
 @pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("n_classes", "precision"), [(3, "float32"), (3, "bfloat16"), (5, "float32")]
+)
 def test_a_prediction_is_the_same_to_the_last_bit_whatever_images_are_beside_it(
-    make_tiny_field, label_prediction, encoding, precision
+    make_tiny_field, label_prediction, encoding, n_classes, precision
 ):
-    field = make_tiny_field(label_prediction, label_encoding=encoding)
+    field = make_tiny_field(label_prediction, label_encoding=encoding, n_classes=n_classes)
     together = classified(field, IMAGES, NOISE, precision=precision)
 
     for rows in ROWS:
@@ -200,7 +202,7 @@ def test_the_posterior_is_that_of_the_euler_steps_it_stands_for(make_tiny_field,
     ode = OdeSettings(1.0, 0.0, n_steps)
     prediction = classified(field, IMAGES, NOISE[:1], ode=ode)
     x = torch.from_numpy(IMAGES) / 127.5 - 1
-    e_y = NOISE[:1].expand(N, -1, -1, -1)
+    e_y = NOISE[:1, :3].expand(N, -1, -1, -1)
     mask = VelocityRegressionField.class_evidence(field, x, e_y, ode)
     distances = field.codes.distances(mask).detach().numpy()
     np.testing.assert_allclose(prediction.distances, distances, atol=1e-3)

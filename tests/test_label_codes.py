@@ -95,6 +95,15 @@ def test_a_perfect_simplex_mask_is_nearly_certain(n_classes):
     assert p.diagonal().min() > 0.99
 
 
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+@pytest.mark.parametrize("n_classes", [2, 3, 5, 7, 8, 11])
+def test_a_mean_code_has_the_same_bits_at_any_place(encoding, n_classes):
+    codes = make_label_codes(encoding, n_classes, 4.0)
+    p = torch.rand(61, n_classes, dtype=torch.float64).softmax(dim=1)
+    order = torch.randperm(len(p))
+    assert torch.equal(codes.mean_codes(p[order]), codes.mean_codes(p)[order])
+
+
 @given(st.floats(-3, 4))
 def test_masks_beyond_the_codes_still_rank(position):
     # No ties where a regression overshoots: more of a class is always more probable.

@@ -330,7 +330,9 @@ class LabelCodes(_Codes):
 
     def mean_codes(self, probabilities: Tensor) -> Tensor:
         """Compute E[code | x] = sum_c p_c code_c: (n, C) from (n, K)."""
-        return probabilities @ self.codes.to(probabilities.dtype)
+        # Do not use a matrix product: it rounds a row by its place among the others.
+        channels = self.codes.to(probabilities.dtype).T
+        return torch.stack([(probabilities * codes).sum(dim=1) for codes in channels], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
