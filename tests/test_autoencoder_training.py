@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from sklearn_msf.exceptions import AutoencoderError
@@ -122,6 +123,7 @@ def test_training_normalises_as_diffusers_does(n_channels, attention):
     x = torch.rand(2, n_channels, 32, 32)
     plain = module(x).sample
     with _training_parts(module, has_branches=True):
+        assert not any(type(part) is nn.GroupNorm for part in module.modules())
         torch.testing.assert_close(module(x).sample, plain, rtol=1e-3, atol=1e-4)
     with _training_parts(module, has_branches=False):
         assert not torch.allclose(module(x).sample, plain, atol=1e-2)
@@ -130,11 +132,11 @@ def test_training_normalises_as_diffusers_does(n_channels, attention):
 
 def test_the_loss_has_the_divergence_and_decodes_a_draw():
     mean, std = torch.full((3, 1, 2, 2), 2.0), torch.full((3, 1, 2, 2), 0.5)
-    decoded = []
+    decoded, images = [], torch.zeros(3, 1, 8, 8)
 
     def decode(latents):
         decoded.append(latents)
-        return SimpleNamespace(sample=torch.zeros(3, 1, 8, 8))
+        return SimpleNamespace(sample=images)
 
     posterior = SimpleNamespace(mean=mean, std=std, logvar=2 * std.log())
     module = SimpleNamespace(encode=lambda x: SimpleNamespace(latent_dist=posterior), decode=decode)
@@ -142,4 +144,9 @@ def test_the_loss_has_the_divergence_and_decodes_a_draw():
     loss = autoencoder_training._loss(module, torch.zeros(3, 1, 8, 8), generator)
     divergence = 4 * 0.5 * (4 + 0.25 - 1 - 2 * np.log(0.5))
     assert loss.item() == pytest.approx(1e-6 * divergence, rel=1e-4)
-    assert (decoded[0] != mean).all()
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(decoded[0], mean + 0.5 * noise)
+    # Steps of 1/8 along the width: a mean of 0.4375, and neighbours that differ along one axis.
+    images += torch.arange(8) / 8
+    loss = autoencoder_training._loss(module, torch.zeros(3, 1, 8, 8), generator)
+    assert loss.item() == pytest.approx(0.4375 + 0.5 * 0.125 + 1e-6 * divergence, rel=1e-4)

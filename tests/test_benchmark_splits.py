@@ -50,6 +50,13 @@ def _brightness(monkeypatch):
     def predict(self, X):
         return self.classes_[tell_brightness(X).argmax(axis=1)]
 
+    fit, of_test = MedSymmFlowClassifier.fit, {image.tobytes() for image in images(2)[0]}
+
+    def watched_fit(self, X, *others, **named):
+        assert not of_test & {image.tobytes() for image in X}
+        return fit(self, X, *others, **named)
+
+    monkeypatch.setattr(MedSymmFlowClassifier, "fit", watched_fit)
     monkeypatch.setattr(MedSymmFlowClassifier, "predict", predict)
     monkeypatch.setattr(MedSymmFlowClassifier, "predict_proba", lambda self, X: tell_brightness(X))
 
@@ -81,7 +88,13 @@ def test_accuracy_at_equal_time_is_of_the_split_that_it_names(splits, monkeypatc
 
 def test_the_tables_of_the_paper_are_of_the_test_split(splits, monkeypatch):
     module = benchmark("paper", monkeypatch)
-    system = replace(module.system_of("resnet18"), train=lambda task: TOLD)
+
+    def train(task):
+        assert task.train is splits["train"]
+        assert task.validation is splits["val"]
+        return TOLD
+
+    system = replace(module.system_of("resnet18"), train=train)
     monkeypatch.setattr(module, "system_of", lambda key: system)
     identity = {"dataset": "toy", "run": "equal", "reference_seconds": 1.0, "seed": 0}
     record = module.run({**identity, "system": "resnet18"}, splits, official=False, pictures=None)

@@ -339,21 +339,23 @@ def test_the_risk_is_certified_on_validation_images(uncertainty, monkeypatch):
     assert (found["test_coverage"], found["test_risk"]) == (1.0, 1.0)
 
 
-def test_the_likelihood_of_a_field_at_rest_is_that_of_the_noise(unusual):
-    class AtRest:
+@pytest.mark.parametrize("growth", [0, 0.5])
+def test_the_likelihood_is_that_of_the_noise_less_the_growth_on_the_way(unusual, growth):
+    class Growing:
         codes = make_label_codes("rgb", 2, 4.0)
 
         def __call__(self, x_t, y_t, t):
-            return 0 * x_t, y_t
+            return growth * x_t, y_t
 
     class Classifier:
-        model_ = SimpleNamespace(field=AtRest())
+        model_ = SimpleNamespace(field=Growing())
 
         def predict_proba(self, X):
             return np.tile([1.0, 0.0], (len(X), 1))
 
     X = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    expected = norm.logpdf(X / 127.5 - 1).mean(axis=(1, 2, 3))
+    noise = (X / 127.5 - 1) * (1 - growth / unusual.N_STEPS) ** unusual.N_STEPS
+    expected = norm.logpdf(noise).mean(axis=(1, 2, 3)) - growth
     np.testing.assert_allclose(unusual.log_likelihood(Classifier(), X), expected, rtol=1e-4)
 
 
@@ -374,6 +376,7 @@ def test_corruptions_grow_with_their_severity(unusual, shape):
 def test_counts_keep_the_shares_of_the_labels_and_no_class_is_left_out(generation):
     y = np.repeat([0, 1, 2], [890, 100, 10])
     assert generation.counts_of(y, 50).tolist() == [44, 5, 1]
+    assert generation.counts_of(np.repeat([0, 1, 2], 5), 10).tolist() == [4, 3, 3]
 
 
 def test_a_judge_finds_the_class_of_images_that_tell_it(generation, monkeypatch):

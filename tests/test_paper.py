@@ -78,10 +78,17 @@ def test_a_run_measures_what_tables_and_figures_show(quick, monkeypatch, tmp_pat
 def test_scores_of_regressed_masks_are_also_those_of_the_published_code(quick):
     record = paper.run({**EQUAL, "system": "msf"}, DATA, official=True, pictures=None)
     assert record["rejection"]["kind"] == "distance"
-    assert 0 <= record["test_auc_by_distance"] <= 100
     assert "imagenet" not in record
     # Five inference runs with noise of their own.
     assert record["test_auc_spread"] > 0
+
+
+def test_the_nearest_mask_is_the_most_probable_one(quick, monkeypatch):
+    p = np.eye(2)[Y]
+    runs = [(p, 1 - p.max(axis=1), 1 - p)], "distance"
+    monkeypatch.setattr(paper, "inference_runs", lambda trained, images: runs)
+    perfect = systems.Trained(lambda images: p)
+    assert paper.test_scores(perfect, X, Y)["test_auc_by_distance"] == 100
 
 
 @pytest.mark.parametrize("make", [partial(common.make_resnet, width=4), common.make_vit])
@@ -101,6 +108,13 @@ def test_with_the_estimators_own_noise_predictions_are_its_own(monkeypatch):
     monkeypatch.setattr(paper.torch, "randn", lambda shape, generator: noise.expand(shape))
     p, _ = paper.predict_with_fresh_noise(classifier, X, seed=0)
     np.testing.assert_allclose(p, classifier.predict_proba(X), rtol=1e-5)
+
+
+def test_mirror_images_are_averaged_as_in_its_own_predictions():
+    classifier = tiny_classifier(augment="hflip", n_draws=2).fit(X, Y)
+    p, _ = paper.predict_with_fresh_noise(classifier, X, seed=0)
+    np.testing.assert_allclose(p, classifier.predict_proba(X), rtol=1e-5)
+    assert not np.allclose(p, classifier.set_params(n_draws=1).predict_proba(X), rtol=1e-3)
 
 
 def test_each_image_and_each_inference_run_has_noise_of_its_own():
@@ -146,29 +160,24 @@ def test_resnets_are_of_their_images_size(side):
     assert net(torch.zeros(2, 3, side, side)).shape == (2, 5)
 
 
-def test_a_complete_run_has_the_weights_of_its_best_epoch():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    best = networks._BestEpoch((X, Y))
-    trained = common.TrainedNetwork(net, common.MEDMNIST_RECIPE, 0)
-    aucs = []
-    for sign in (-1.0, 1.0, -0.5):
-        nn.init.constant_(net[1].weight[0], -sign)
-        nn.init.constant_(net[1].weight[1], sign)
-        best.see(trained)
-        aucs.append(common.auc_score(Y, trained.predict_proba(X)))
-    best.restore(net)
-    assert common.auc_score(Y, trained.predict_proba(X)) == max(aucs) > aucs[-1]
+def test_a_complete_run_sees_every_image_in_each_epoch_and_has_the_weights_of_the_best(monkeypatch):
+    nets, seen = [], []
 
+    def make(n_channels, n_classes, side):
+        nets.append(nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)))
+        return nets[0]
 
-def test_a_complete_run_sees_every_image_in_each_epoch():
+    def auc(*labels_and_probabilities):
+        seen.append(nets[0][1].weight.detach().clone())
+        return (0.5, 0.9, 0.1)[len(seen) - 1]
+
+    monkeypatch.setattr(networks, "auc_score", auc)
     recipe = common.Recipe(batch_size=10, epochs=3)
-    trained = common.train_network(
-        lambda n_channels, n_classes, side: nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)),
-        *(X, Y, 0),
-        recipe=recipe,
-        validation=(X, Y),
-    )
+    trained = common.train_network(make, X, Y, 0, recipe=recipe, validation=(X, Y))
     assert trained.images_seen == 3 * 24
+    assert len(seen) == 3
+    assert torch.equal(trained.net[1].weight, seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_enlarged_images_have_the_nearest_pixels():
@@ -181,9 +190,11 @@ def test_validation_chooses_the_strength_of_the_regression_on_frozen_features():
     def features(images):
         return images.reshape(len(images), -1).astype(float)
 
-    task = common.Task("toy", (X, Y), (X, Y), None, 0)
-    trained = systems._train_on_features(features, task)
-    assert trained.resolved["C"] in systems._STRENGTHS
+    # With the labels of validation turned around a stronger regression is worse.
+    for labels, chosen in ((Y, systems._STRENGTHS[-1]), (1 - Y, systems._STRENGTHS[0])):
+        task = common.Task("toy", (X, Y), (X, labels), None, 0)
+        trained = systems._train_on_features(features, task)
+        assert trained.resolved["C"] == chosen
     assert (trained.predict_proba(X).argmax(axis=1) == Y).all()
 
 

@@ -5,6 +5,7 @@ import pytest
 from imported_scripts import benchmark_script
 
 from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf.training.optimizer import AveragedOptimizer
 
 SMALL = {
     "folds": 2,
@@ -48,13 +49,22 @@ def test_a_variant_changes_the_settings_that_it_names_and_no_others(script):
 
 def test_all_variants_make_the_same_number_of_steps_on_the_same_folds(script, data, monkeypatch):
     monkeypatch.setattr(script, "N_RUNS", 1)
+    steps, begin_step = [], AveragedOptimizer.begin_step
+
+    def counted(self, *arguments, **named):
+        steps.append(self)
+        return begin_step(self, *arguments, **named)
+
+    monkeypatch.setattr(AveragedOptimizer, "begin_step", counted)
     folds = list(script.parts(data, 2, 0))
     description = script.describe_data("toy", {"train": data["train"], "val": data["val"]})
     assert [len(y) for _, (_, y) in folds] == [20, 20]
     # 20 images: 3 uneven batches (9, 9, 2) or 2 even ones of 10 in each epoch.
     for variant in (script.PUBLISHED, "even batches"):
         identity = {"dataset": script.NAME, "variant": variant, "seed": 0, "fold": 1, **SMALL}
+        steps.clear()
         record = script.run(identity, folds[1], description)
+        assert len(steps) == 12
         assert script.BENCHMARK.current([record]) == [record]
         assert (record["variant"], record["fold"], record["n_steps"]) == (variant, 1, 12)
         assert 0 <= record["auc"] <= 100
