@@ -141,23 +141,30 @@ def test_uncertainty_is_scored_split_by_split_for_both_systems(splits, monkeypat
     module = benchmark("uncertainty", monkeypatch)
     monkeypatch.setattr(module, "MedSymmFlowClassifier", tiny_classifier)
     monkeypatch.setattr(module, "N_SIMULATIONS", 5)
-    tasks = []
+    tasks, asked = [], []
 
     def train(task):
         tasks.append(task)
-        return SimpleNamespace(predict_proba=tell_brightness)
+        return SimpleNamespace(predict_proba=lambda X: asked.append(X) or tell_brightness(X))
+
+    def tempered(self, X):
+        powers = tell_brightness(X) ** (1 / self.model_.temperature)
+        return powers / powers.sum(axis=1, keepdims=True)
 
     monkeypatch.setattr(module, "RESNET18", replace(module.RESNET18, train=train))
+    monkeypatch.setattr(MedSymmFlowClassifier, "predict_proba", tempered)
     record = module.run({"dataset": "toy", "seed": 0}, splits)
     for system in ("ours", "resnet18"):
         for split in ("val", "test"):
             assert record[system][split]["acc"] == pytest.approx(ACCURACY[split])
+    assert record["ours"]["test"]["raw_log_loss"] != record["ours"]["test"]["log_loss"]
     assert set(record["ours"]["test"]["kinds"]) == set(module.KINDS)
     assert record["certified"]["target_risk"] == module.DEFAULT_TARGET
     # The temperature of the network has images that it was not trained on, none of them held out
     # for the scores.
     (task,) = tasks
     given = np.concatenate([task.train[0], task.validation[0]])
+    assert asked[0] is task.validation[0]
     assert len(task.validation[1]) == N * module.HELD_OUT
     assert sorted(i.tobytes() for i in given) == sorted(i.tobytes() for i in splits["train"][0])
 
@@ -177,21 +184,31 @@ def test_generation_is_scored_with_test_images(splits, monkeypatch):
     for name in ("N_GENERATED", "N_TRAINED", "N_REAL", "N_CHANGED"):
         monkeypatch.setattr(module, name, 16)
     monkeypatch.setattr(module, "SAMPLERS", module.SAMPLERS[-1:])
-    seen = []
+    seen, scored, compared = [], [], []
     nothing = SimpleNamespace(**dict.fromkeys(COPIES, 0))
     monkeypatch.setattr(module, "copying_check", lambda *parts: seen.append(parts) or nothing)
     monkeypatch.setattr(module, "changed_classes", lambda *parts: None)
-    monkeypatch.setattr(module, "classifier_accuracy_score", lambda *parts: 0.0)
+    monkeypatch.setattr(
+        module, "classifier_accuracy_score", lambda *parts: scored.append(parts) or 0
+    )
     monkeypatch.setattr(module, "JUDGE_IMAGES", 64)
     monkeypatch.setattr(module, "JUDGE_WIDTH", 4)
     shown = module.shown_settings({**SMALL, "max_epochs": 1})
     judge = module.Judge(*splits["train"])
+    features = judge.features
+    judge.features = lambda images: compared.append(images) or features(images)
     identity = {"dataset": "toy", "seed": 0, "title": "tiny", "settings": shown}
     record = module.run(identity, splits, judge, imagenet=None, pictures=None)
     assert record["test_acc"] == record["alone_acc"] == pytest.approx(ACCURACY["test"])
     ((_, training, held_out),) = seen
     np.testing.assert_array_equal(training, splits["train"][0])
     np.testing.assert_array_equal(held_out, splits["test"][0])
+    assert len(scored) == 2
+    for *_, of_scores, labels in scored:
+        assert (of_scores is splits["test"][0], labels is splits["test"][1]) == (True, True)
+    # What generated images are compared with, and real ones that stand beside them.
+    for found, split in zip(compared, ("test", "val"), strict=False):
+        assert {i.tobytes() for i in found} <= {i.tobytes() for i in splits[split][0]}
 
 
 def test_added_images_are_judged_by_test_images(splits, monkeypatch):
@@ -249,10 +266,15 @@ def unusual(monkeypatch):
 
 
 def test_images_of_other_kinds_are_compared_with_test_images(unusual, capsys):
-    records = Kept()
+    records, seen = Kept(), []
+    score = unusual.MedSymmFlowClassifier.score_samples
+    unusual.MedSymmFlowClassifier.score_samples = lambda *given: (
+        seen.append(given[1]) or score(*given)
+    )
     unusual.compare_kinds([0], records)
     unusual.compare_kinds([0], records)
     (record,) = records.records
+    np.testing.assert_array_equal(seen[0], unusual.load("", {})["test"][0])
     assert set(record["score_samples"]) == set(record["likelihood"]) == set(record["max p"])
     # Chances that an image of another kind is darker than a test image.
     found = record["score_samples"]
@@ -276,4 +298,6 @@ def test_the_accuracy_of_corrupted_images_is_of_the_test_split(unusual, monkeypa
         (kind, severity) for kind in unusual.CORRUPTIONS for severity in (0, 1)
     ]
     assert all(row["acc"] == 75 for row in rows if row["severity"] == 0)
+    for as_they_are, corrupted in zip(rows[::2], rows[1::2], strict=True):
+        assert corrupted["usual"] != as_they_are["usual"]
     assert unusual.table(records.records).count("| toy, 0, ") == len(unusual.CORRUPTIONS)

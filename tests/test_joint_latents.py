@@ -452,7 +452,7 @@ OWN_BACKBONE = "- Backbone (frozen, not in these files): TinyBackbone; licence: 
 @pytest.mark.parametrize(
     ("tiny", "lines", "passed"),
     [
-        (tiny_latent_classifier, ["- Autoencoder (frozen): AutoencoderKL; licence: unknown"], ""),
+        (tiny_latent_classifier, ["- Autoencoder (frozen): AutoencoderTiny; licence: unknown"], ""),
         (tiny_feature_classifier, [OWN_BACKBONE], ", backbone=..."),
         (
             partial(tiny_joint_classifier, autoencoder=Averages()),
