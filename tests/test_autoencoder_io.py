@@ -24,7 +24,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copytree(autoencoder_folder(), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(autoencoder_folder("AutoencoderKL"), tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

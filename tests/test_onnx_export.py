@@ -376,11 +376,11 @@ def test_an_autoencoder_that_depends_on_values_is_refused_in_one_message(tmp_pat
 def test_an_estimator_that_computes_in_bfloat16_is_said_to_differ(
     classifier, exported, tmp_path, monkeypatch
 ):
-    # The more draws, the less is left of the rounding; the more certain, the more of it is seen.
+    # The more draws, the less is left of the rounding; of untrained logits little is seen.
     other = changed(classifier, precision="bfloat16", n_draws=1)
     del other.rejection_
     field = copy.deepcopy(classifier.model_.field)
-    field.head.weight.data *= 100
+    field.head.weight.data *= 20
     other.model_ = classifier.model_.with_field(field)
     # A file that would answer in float32 as the estimator does.
     exact = changed(other, precision="float32")

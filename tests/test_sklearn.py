@@ -187,7 +187,8 @@ def test_it_votes_with_others(digits, make_classifier):
 
 def test_what_it_predicts_is_stacked(digits, make_classifier):
     X, y = digits
-    flow = make_classifier(image_shape=(8, 8), max_epochs=10, classification_fraction=0.5)
+    settings = {"max_epochs": 20, "learning_rate": 1e-2, "classification_fraction": 0.5}
+    flow = make_classifier(image_shape=(8, 8), **settings)
     flat = X.reshape(len(X), -1) / 16
     stacked = StackingClassifier([("flow", flow)], cv=2).fit(flat, y)
     np.testing.assert_array_equal(stacked.transform(flat), flow.fit(flat, y).predict_proba(flat))
