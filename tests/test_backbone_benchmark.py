@@ -31,7 +31,8 @@ def file(tmp_path):
     return tmp_path / "data.npz"
 
 
-def run(benchmark, monkeypatch, file, *arguments):
+def call(benchmark, monkeypatch, file, *arguments):
+    """Call the script; the path of its records."""
     output = file.parent / "backbone.json"
     common = ["--npz", f"few={file}", "--max-epochs", "1", "--output", str(output)]
     common += ["--least-side", "8"]
@@ -39,7 +40,11 @@ def run(benchmark, monkeypatch, file, *arguments):
     # The speed of the machine takes seconds to measure.
     monkeypatch.setattr(benchmark, "gemm_gflops", lambda: 150.0)
     benchmark.main()
-    return json.loads(output.read_text())
+    return output
+
+
+def run(benchmark, monkeypatch, file, *arguments):
+    return json.loads(call(benchmark, monkeypatch, file, *arguments).read_text())
 
 
 def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch, file, capsys):
@@ -49,35 +54,48 @@ def test_all_systems_run_end_to_end_and_are_not_repeated(benchmark, monkeypatch,
     monkeypatch.setattr(benchmark, "SIDES_OF_PIXELS", {"pixels at 4": (4,)})
     monkeypatch.setattr(benchmark, "N_VOTING", 2)
     monkeypatch.setattr(benchmark, "VOTING", "2 fields over features that vote")
-    records = run(benchmark, monkeypatch, file, "--seeds", "0", "1")
-    titles = [(record["system"], record["seed"]) for record in records]
-    assert titles == [
-        ("logistic regression, plain", 0),
-        ("logistic regression, views", 0),
-        ("field over features", 0),
-        ("field over features", 1),
-        ("field over features, flips", 0),
-        ("field over features, flips", 1),
-        ("field over features, temperature", 0),
-        ("field over features, temperature", 1),
-        ("2 fields over features that vote", 0),
-        ("2 fields over features that vote", 1),
-        ("2 fields over features that vote, flips", 0),
-        ("2 fields over features that vote, flips", 1),
-        ("pixels at 4", 0),
-        ("pixels at 4", 1),
+    records = run(benchmark, monkeypatch, file, "--seeds", "1")
+    assert [record["system"] for record in records] == [
+        "logistic regression, plain",
+        "logistic regression, views",
+        "field over features",
+        "field over features, flips",
+        "field over features, temperature",
+        "2 fields over features that vote",
+        "2 fields over features that vote, flips",
+        "pixels at 4",
     ]
     assert [record["acc"] for record in records[:2]] == [100.0, 100.0]
     assert [sorted(record["unusual_auroc"]) for record in records[1:3]] == [[], ["digits", "noise"]]
     for record in records:
         np.testing.assert_allclose(np.sum(record["probabilities"], axis=1), 1, atol=1e-4)
     monkeypatch.setattr(benchmark, "measure", None)
-    assert run(benchmark, monkeypatch, file, "--seeds", "0", "1") == records
+    assert run(benchmark, monkeypatch, file, "--seeds", "1") == records
     printed = capsys.readouterr().out
     assert "| few | 1 epochs | field over features |" in printed
     assert "| data | system | noise | digits |" in printed
     provenance = records[-1]["provenance"]
     assert (provenance["seed"], provenance["resolved"]["epochs"]) == (1, 1)
+
+
+def noted_measurements(benchmark, monkeypatch, file, *arguments):
+    """Identity and training images of each measurement that a call makes."""
+    noted, kept = [], MagicMock()
+    kept.has.return_value = False
+    monkeypatch.setattr(benchmark, "Records", lambda *_: kept)
+    monkeypatch.setattr(
+        benchmark, "measure", lambda identity, data, *_: noted.append((identity, data["train"][0]))
+    )
+    call(benchmark, monkeypatch, file, *arguments)
+    return noted
+
+
+def test_the_logistic_regression_has_no_seed(benchmark, monkeypatch, file):
+    systems = [benchmark.REFERENCE, benchmark.FEATURES]
+    arguments = ["--systems", *systems, "--seeds", "0", "1"]
+    noted = noted_measurements(benchmark, monkeypatch, file, *arguments)
+    found = [(identity["system"], identity["seed"]) for identity, _ in noted]
+    assert found == [(systems[0], 0), (systems[1], 0), (systems[1], 1)]
 
 
 @pytest.mark.parametrize(("is_flipped", "n_views"), [(False, 1), (True, 4)])
@@ -140,15 +158,23 @@ def test_fields_that_vote_share_the_seconds_of_one(benchmark, monkeypatch):
     assert made == [(i, {"max_epochs": 3}) for i in range(n)]
 
 
-def test_small_images_are_enlarged(benchmark, monkeypatch, file):
+def test_small_images_are_enlarged_for_encoders_only(benchmark, monkeypatch, file):
+    monkeypatch.setattr(benchmark, "SIDES_OF_PIXELS", {"pixels at 4": (4,)})
+    only = ["--systems", benchmark.REFERENCE, "pixels at 4", "--least-side", "16"]
+    noted = noted_measurements(benchmark, monkeypatch, file, *only)
+    shapes = {identity["system"]: X.shape for identity, X in noted}
+    assert shapes == {benchmark.REFERENCE: (30, 16, 16, 3), "pixels at 4": (30, 8, 8, 3)}
+    data = {"train": (np.zeros((2, 20, 20), "u1"), np.zeros(2))}
+    assert benchmark.enlarged(data, 16) is data
+
+
+def test_records_of_enlarged_images_say_so(benchmark, monkeypatch, file):
     monkeypatch.setattr(benchmark, "EfficientNetStage", TinyBackbone)
     only = ["--systems", benchmark.REFERENCE, "--least-side", "16"]
     (record,) = run(benchmark, monkeypatch, file, *only)
     assert record["provenance"]["data"]["arrays"]["test_images"] == "(30, 16, 16, 3) uint8"
     # Records of the usual side are of other images.
     assert record["dataset"] == record["provenance"]["data"]["name"] == "few at 16"
-    data = {"train": (np.zeros((2, 20, 20), "u1"), np.zeros(2))}
-    assert benchmark.enlarged(data, 16) is data
 
 
 @pytest.mark.parametrize("shape", [(30, 12, 12), (30, 12, 12, 3)], ids=["gray", "RGB"])

@@ -229,6 +229,62 @@ def test_added_images_are_judged_by_test_images(splits, monkeypatch):
         assert scores["balanced_accuracy"] == pytest.approx(ACCURACY["test"])
 
 
+def test_systems_over_latents_are_scored_on_the_split_that_is_asked_for(splits, monkeypatch):
+    module = benchmark("latent", monkeypatch)
+
+    def train(X, y, seconds, seed, taef2):
+        assert (X is splits["train"][0], y is splits["train"][1]) == (True, True)
+        return tell_brightness, None
+
+    records = []
+    monkeypatch.setattr(module, "add", lambda kept, record: records.append(record))
+    for split in ("val", "test"):
+        arguments = SimpleNamespace(
+            split=split, seeds=[0], seconds=1.0, systems=None, taef2=None, models=None
+        )
+        chosen = {"toy": module.LatentSystem(train, {})}
+        module.measure_systems("toy", splits, chosen, arguments, Kept())
+    assert [record["acc"] for record in records] == [ACCURACY["val"], ACCURACY["test"]]
+
+
+def test_images_generated_over_latents_stand_beside_test_images(splits, monkeypatch):
+    module = benchmark("latent_drawing", monkeypatch)
+    (X, y), (X_test, _) = splits["train"], splits["test"]
+
+    class Classifier:
+        def fit(self, X, y):
+            assert (X is splits["train"][0], y is splits["train"][1]) == (True, True)
+            return self
+
+        def predict_proba(self, X):
+            return tell_brightness(X)
+
+    decoded, compared = [], []
+    monkeypatch.setattr(module, "LatentMedSymmFlowClassifier", lambda **settings: Classifier())
+    monkeypatch.setattr(module, "parameters", lambda record: {})
+    monkeypatch.setattr(module, "resolved_parameters", lambda *_: {})
+    monkeypatch.setattr(module, "reconstructed", lambda clf, X: decoded.append(X) or X)
+    monkeypatch.setattr(module, "sample_images", lambda clf, counts, **sampling: (X, y))
+    monkeypatch.setattr(
+        module,
+        "copying_check",
+        lambda *images: compared.append(images) or SimpleNamespace(near_duplicates=0.0),
+    )
+    measures = module.Measures(splits, 8, lambda X: X.reshape(len(X), -1) / 255)
+    identity = {"dataset": "toy", "side": 8, "system": "TAEF2", "seed": 0}
+    record = module.measure(identity, splits, {}, lambda gflops: {}, measures, {}, None)
+    assert record["acc"] == ACCURACY["test"]
+    of_test = sorted(image.tobytes() for image in X_test)
+    for images in (measures.real[0], decoded[0]):
+        assert sorted(image.tobytes() for image in images) == of_test
+    # The judge has learned the training images, on which it makes no error.
+    assert measures(X, y)["fidelity"] == 1.0
+    assert record["real"]["fidelity"] == pytest.approx(ACCURACY["test"] / 100)
+    _, of_training, others = compared[0]
+    np.testing.assert_array_equal(of_training, module.resized(X, 28))
+    np.testing.assert_array_equal(others, module.resized(X_test, 28))
+
+
 # Images of other kinds
 
 

@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from sklearn_msf import MedSymmFlowClassifier
 from sklearn_msf.flow.label_codes import make_label_codes
-from sklearn_msf.latent.autoencoder import build_autoencoder
+from sklearn_msf.latent.autoencoder import ImageAutoencoder, build_autoencoder
 from sklearn_msf.latent.autoencoder_training import layout_for
 from sklearn_msf.nn.unet import UNet
 
@@ -426,27 +426,63 @@ def test_every_figure_of_the_generation_benchmark_is_made(generation, monkeypatc
     assert f"{record['accuracy_score'] + 0.25:.2f} ± 0.35" in text
 
 
-def test_generated_images_stand_beside_weights_and_oversampling(monkeypatch):
-    augmentation = benchmark_script("augmentation")
-    monkeypatch.setattr(augmentation, "N_IMAGES", 64)
-    monkeypatch.setattr(augmentation, "WIDTH", 4)
-    rng = np.random.default_rng(0)
+@pytest.fixture
+def augmentation(monkeypatch):
+    """The benchmark with short runs, whose scores tell what a classifier was trained on."""
+    module = benchmark_script("augmentation")
+    for name, value in {"N_IMAGES": 64, "WIDTH": 4, "LARGEST": 10}.items():
+        monkeypatch.setattr(module, name, value)
+
+    class Judge(module.Judge):
+        def __init__(self, X, y, *arguments, class_weights, **options):
+            super().__init__(X, y, *arguments, class_weights=class_weights, **options)
+            self.images = len(y), len({row.tobytes() for row in X}), class_weights is not None
+
+    def scores_of(classifier, X, y, of=module.scores_of):
+        return {**of(classifier, X, y), "images": classifier.images, "test_images": X}
+
+    monkeypatch.setattr(module, "Judge", Judge)
+    monkeypatch.setattr(module, "scores_of", scores_of)
+    monkeypatch.setattr(module, "gemm_gflops", lambda: 150.0)
+    return module
+
+
+def test_rare_images_are_repeated_up_to_a_number(augmentation):
     y = np.repeat([0, 1], [18, 6])
-    X = rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    X = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
     assert augmentation.counts_to_add(y, 500) == {0: 0, 1: 12}
     assert augmentation.counts_to_add(y, 10) == {0: 0, 1: 4}
     X_more, y_more = augmentation.oversampled(X, y, {0: 0, 1: 12}, seed=0)
     assert np.bincount(y_more).tolist() == [18, 18]
     assert {row.tobytes() for row in X_more} == {row.tobytes() for row in X}
+    X_class_1 = {row.tobytes() for row in X[y == 1]}
+    assert {row.tobytes() for row in X_more[24:]} <= X_class_1
+
+
+def test_generated_images_stand_beside_weights_and_oversampling(augmentation):
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [18, 6])
+    X, X_test = rng.integers(0, 256, (2, 24, 8, 8, 3), dtype=np.uint8)
     tiny = {"channels": 8, "channel_mult": (1,), "attention_levels": (), "max_epochs": 1}
     shown = augmentation.shown_settings(tiny)
     identity = {"dataset": "toy", "seed": 0, "settings": shown}
     with warnings.catch_warnings():
         # After so short a training hardly any generated image passes.
         warnings.simplefilter("ignore", UserWarning)
-        record = augmentation.run(identity, {"train": (X, y), "test": (X, y)})
-    assert record["n_added"][0] == 12
-    assert len(record["scores"]) == 6
+        record = augmentation.run(identity, {"train": (X, y), "test": (X_test, y)})
+    n_generated, n_passed = record["n_added"]
+    assert n_generated == 4
+    # Images, different ones among them, and whether classes are weighted.
+    assert {kind: scores["images"] for kind, scores in record["scores"].items()} == {
+        augmentation.PLAIN: (24, 24, False),
+        "class weights": (24, 24, True),
+        "oversampling": (28, 24, False),
+        "generated": (28, 28, False),
+        "generated, filtered": (24 + n_passed, 24 + n_passed, False),
+        "generated, filtered; class weights": (24 + n_passed, 24 + n_passed, True),
+        "oversampling to balance": (36, 24, False),
+    }
+    assert all(scores["test_images"] is X_test for scores in record["scores"].values())
     assert "| toy | generated, filtered |" in augmentation.table([record])
 
 
@@ -477,8 +513,10 @@ def test_flipped_latents_stand_in_for_those_of_flipped_images(latent):
     assert classifier.model_.field.unet.conv_in.out_channels == 8
 
 
-@pytest.mark.parametrize("name", ["EncodingInTheLoop", "EncodingMasksToo"])
-def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(latent, name):
+@pytest.mark.parametrize(("name", "n_times"), [("EncodingInTheLoop", 1), ("EncodingMasksToo", 2)])
+def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(
+    latent, monkeypatch, name, n_times
+):
     module, made = latent
     y = np.arange(12) % 2
     X = np.random.default_rng(0).integers(0, 128, (12, 16, 16, 3), dtype=np.uint8)
@@ -492,7 +530,15 @@ def test_without_a_cache_the_autoencoder_encodes_the_images_of_every_batch(laten
     (data,) = made
     assert isinstance(data, module.EncodingData)
     # Fitting sorts the samples.
-    x, labels = data.batch((torch.arange(12),), 0, 0, torch.Generator().manual_seed(0))
+    encoded, encode = [], ImageAutoencoder.encode
+    with monkeypatch.context() as patches:
+        patches.setattr(
+            ImageAutoencoder,
+            "encode",
+            lambda self, x, *others: encoded.append(len(x)) or encode(self, x, *others),
+        )
+        x, labels = data.batch((torch.arange(12),), 0, 0, torch.Generator().manual_seed(0))
+    assert encoded == [12] * n_times
     images = data._images
     assert (images.float().mean(dim=(1, 2, 3)) > 127).tolist() == labels.bool().tolist()
     mean = classifier.model_.space.encode(images.float() / 127.5 - 1, "float32")

@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import itertools
 import json
+import pickle
+import threading
 import warnings
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from forked_scripts import LIBRARIES, run_code
 from imported_scripts import BENCHMARKS
 from recorded_graphs import RecordedCuda
 
-from sklearn_msf import MedSymmFlowClassifier
+from sklearn_msf import LatentMedSymmFlowClassifier, MedSymmFlowClassifier
 from sklearn_msf.model import sampling
 from sklearn_msf.runtime import cuda_graphs
 from sklearn_msf.training.optimizer import AveragedOptimizer
@@ -115,10 +117,65 @@ def averages_stand_still(monkeypatch, checks):
     monkeypatch.setattr(AveragedOptimizer, "begin_step", replacing)
 
 
-def each_fit_has_another_seed(monkeypatch, checks):
-    make, seeds = checks.classifier, itertools.count()
+def nothing_is_captured(monkeypatch, checks):
+    monkeypatch.setattr(cuda_graphs, "_can_capture", lambda device: False)
+
+
+def predictions_capture_anew(monkeypatch, checks):
+    predict_proba = MedSymmFlowClassifier.predict_proba
     monkeypatch.setattr(
-        checks, "classifier", lambda *a, **b: make(*a, **b).set_params(random_state=next(seeds))
+        MedSymmFlowClassifier,
+        "predict_proba",
+        lambda self, X: predict_proba(pickle.loads(pickle.dumps(self)), X),
+    )
+
+
+def no_graph_is_allowed(monkeypatch, checks):
+    monkeypatch.setattr(checks, "_MOST_GRAPHS", 0)
+
+
+def fits_have_seeds(monkeypatch, seed):
+    """Let fits whose `seed(estimator, X)` is not None begin with that seed."""
+    fit = MedSymmFlowClassifier.fit
+
+    def fit_with_another_seed(self, X, y):
+        random_state = seed(self, X)
+        if random_state is not None:
+            self = self.set_params(random_state=random_state)
+        return fit(self, X, y)
+
+    monkeypatch.setattr(MedSymmFlowClassifier, "fit", fit_with_another_seed)
+
+
+def each_fit_has_another_seed(monkeypatch, checks):
+    seeds = itertools.count()
+    fits_have_seeds(monkeypatch, lambda estimator, X: next(seeds))
+
+
+def the_first_image_is_the_seed(monkeypatch, checks):
+    fits_have_seeds(monkeypatch, lambda estimator, X: int(np.sum(X[0])))
+
+
+def lists_have_another_seed(monkeypatch, checks):
+    fits_have_seeds(monkeypatch, lambda estimator, X: 9 if isinstance(X, list) else None)
+
+
+def the_layout_of_an_array_is_the_seed(monkeypatch, checks):
+    fits_have_seeds(
+        monkeypatch, lambda estimator, X: 9 if np.isfortran(np.asarray(X, order="K")) else None
+    )
+
+
+def threads_have_another_seed(monkeypatch, checks):
+    main = threading.main_thread()
+    fits_have_seeds(
+        monkeypatch, lambda estimator, X: None if threading.current_thread() is main else 9
+    )
+
+
+def compiled_fits_have_another_seed(monkeypatch, checks):
+    fits_have_seeds(
+        monkeypatch, lambda estimator, X: 9 if estimator.compile_network is True else None
     )
 
 
@@ -140,21 +197,46 @@ def another_device_has_another_model(monkeypatch, checks):
     monkeypatch.setattr(checks, "moved", moved)
 
 
-def predictions_depend_on_the_other_images(monkeypatch, checks):
+def predictions_differ_by(monkeypatch, difference):
+    """Add `difference(estimator, X)` to all probabilities."""
     predict_proba = MedSymmFlowClassifier.predict_proba
     monkeypatch.setattr(
         MedSymmFlowClassifier,
         "predict_proba",
-        lambda self, X: predict_proba(self, X) + 1e-12 * len(X),
+        lambda self, X: predict_proba(self, X) + difference(self, X),
     )
 
 
+def predictions_depend_on_the_other_images(monkeypatch, checks):
+    predictions_differ_by(monkeypatch, lambda estimator, X: 1e-12 * len(X))
+
+
 def predictions_change(monkeypatch, checks):
-    predict_proba, calls = MedSymmFlowClassifier.predict_proba, itertools.count()
+    calls = itertools.count()
+    predictions_differ_by(monkeypatch, lambda estimator, X: 1e-12 * next(calls))
+
+
+def predictions_in_bfloat16_are_coarse(monkeypatch, checks):
+    predictions_differ_by(
+        monkeypatch, lambda estimator, X: 0.02 * (estimator.precision == "bfloat16")
+    )
+
+
+def generated_images_change(monkeypatch, checks):
+    sample, calls = MedSymmFlowClassifier.sample, itertools.count()
     monkeypatch.setattr(
         MedSymmFlowClassifier,
-        "predict_proba",
-        lambda self, X: predict_proba(self, X) + 1e-12 * next(calls),
+        "sample",
+        lambda self, *arguments, **options: sample(self, *arguments, **options) + next(calls),
+    )
+
+
+def generated_images_depend_on_their_number(monkeypatch, checks):
+    sample = MedSymmFlowClassifier.sample
+    monkeypatch.setattr(
+        MedSymmFlowClassifier,
+        "sample",
+        lambda self, class_id, n, **options: sample(self, class_id, n, **options) + n,
     )
 
 
@@ -171,29 +253,119 @@ def the_error_says_nothing(monkeypatch, checks):
     monkeypatch.setattr(checks, "little_memory", failing)
 
 
+def a_fit_after_an_error_has_another_seed(monkeypatch, checks):
+    failed = []
+
+    def seed(estimator, X):
+        if len(X) >= 100:
+            failed.append(True)
+        return 9 if failed else None
+
+    fits_have_seeds(monkeypatch, seed)
+
+
+def the_model_is_on_another_device(monkeypatch, checks):
+    class Elsewhere:
+        def __str__(self):
+            return "cpu"
+
+    monkeypatch.setattr(checks, "second_device", lambda device: Elsewhere())
+
+
 def nothing_is_compiled(monkeypatch, checks):
     monkeypatch.setattr("sklearn_msf.training.step.compile_or_not", lambda function: function)
 
 
-# The check, what it needs, and what it must find.
+def shapes_are_dynamic(monkeypatch, checks):
+    compile_graph = torch.compile
+    monkeypatch.setattr(
+        "torch.compile",
+        lambda *arguments, **options: compile_graph(*arguments, **{**options, "dynamic": True}),
+    )
+
+
+# The check, what it needs, and faults that it must find, with a word of what it says about each.
 CASES = {
-    "graphs train as eager steps do": (with_graphs, [replays_do_nothing, averages_stand_still]),
-    "graphs are few, and are replayed": (with_graphs, [None]),
-    "two runs have the same bits": (None, [each_fit_has_another_seed]),
-    "order and container of the images do not matter": (None, [each_fit_has_another_seed]),
-    "a resumed run has the same bits": (None, [resumed_runs_have_other_noise]),
-    "predictions are those of the CPU": (None, [another_device_has_another_model]),
+    "graphs train as eager steps do": (
+        with_graphs,
+        {
+            nothing_is_captured: "no step was replayed",
+            replays_do_nothing: "losses with graphs",
+            averages_stand_still: "averaged weights",
+        },
+    ),
+    "graphs are few, and are replayed": (
+        with_graphs,
+        {
+            nothing_is_captured: "0 graphs of training steps",
+            no_graph_is_allowed: "graphs of training steps",
+            predictions_capture_anew: "predict_proba captured",
+        },
+    ),
+    "two runs have the same bits": (
+        None,
+        {
+            each_fit_has_another_seed: "weights of a second run",
+            generated_images_change: "images of a second run",
+        },
+    ),
+    "order and container of the images do not matter": (
+        None,
+        {
+            the_first_image_is_the_seed: "another order",
+            lists_have_another_seed: "a list of images",
+            the_layout_of_an_array_is_the_seed: "Fortran's order",
+        },
+    ),
+    "a resumed run has the same bits": (
+        None,
+        {resumed_runs_have_other_noise: "weights of a resumed run"},
+    ),
+    "predictions are those of the CPU": (
+        None,
+        {
+            another_device_has_another_model: "probabilities in float32",
+            predictions_in_bfloat16_are_coarse: "probabilities in bfloat16",
+        },
+    ),
     "a prediction is the same alone and among others": (
         None,
-        [predictions_depend_on_the_other_images],
+        {
+            predictions_depend_on_the_other_images: "probabilities of 1 images",
+            generated_images_depend_on_their_number: "the first of 1 generated",
+        },
     ),
     "out of memory names batch_size": (
         with_little_memory,
-        [memory_never_runs_out, the_error_says_nothing],
+        {
+            memory_never_runs_out: "did not run out of memory",
+            the_error_says_nothing: "does not name batch_size",
+            a_fit_after_an_error_has_another_seed: "weights of a fit afterwards",
+        },
     ),
-    "a thread predicts while two others train": (None, [predictions_change]),
-    "a second GPU": (with_a_second_gpu, [each_fit_has_another_seed]),
-    "compiled training has the same losses": (None, [nothing_is_compiled]),
+    "a thread predicts while two others train": (
+        None,
+        {
+            predictions_change: "probabilities beside threads",
+            threads_have_another_seed: "weights of training beside others",
+        },
+    ),
+    "a second GPU": (
+        with_a_second_gpu,
+        {
+            the_model_is_on_another_device: "the model is on",
+            each_fit_has_another_seed: "losses on",
+            predictions_depend_on_the_other_images: "repeated probabilities",
+        },
+    ),
+    "compiled training has the same losses": (
+        None,
+        {
+            nothing_is_compiled: "0 graphs were compiled",
+            shapes_are_dynamic: "of them with dynamic shapes",
+            compiled_fits_have_another_seed: "losses compiled",
+        },
+    ),
 }
 
 
@@ -218,15 +390,14 @@ def test_a_check_passes_on_the_cpu(name, checks, size, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "fault"),
     [(name, fault) for name, (_, faults) in CASES.items() for fault in faults],
-    ids=lambda value: getattr(value, "__name__", "nothing"),
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_check_finds_what_is_wrong(name, fault, checks, size, monkeypatch):
-    needed, _ = CASES[name]
-    if fault is not None:
-        if needed is not None:
-            needed(monkeypatch, checks)
-        fault(monkeypatch, checks)
-    with pytest.raises(checks.CheckError):
+    needed, faults = CASES[name]
+    if needed is not None:
+        needed(monkeypatch, checks)
+    fault(monkeypatch, checks)
+    with pytest.raises(checks.CheckError, match=faults[fault]):
         run(checks, name, size)
 
 
@@ -346,6 +517,39 @@ def test_every_measurement_has_its_line_in_the_table(
         "| bfloat16 product |",
     ):
         assert line in page
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "compiled"])
+def test_a_measurement_of_training_is_of_its_mode(gpu, work, monkeypatch, mode):
+    fits = []
+
+    def fit(self, X, y):
+        fits.append((self.compile_network, cuda_graphs._can_capture(CPU)))
+        self.history_ = [{"n_images": len(X), "seconds": 1.0}]
+        return self
+
+    monkeypatch.setattr(cuda_graphs, "_can_capture", lambda device: True)
+    monkeypatch.setattr(MedSymmFlowClassifier, "fit", fit)
+    gpu.measure_training(CPU, work, "defaults", mode, 4)
+    assert fits == [(mode == "compiled", mode != "eager")]
+
+
+def test_steps_are_counted_and_latents_measured_without_compilation(gpu, work, monkeypatch):
+    fits = []
+
+    def fit(self, X, y):
+        fits.append(self.compile_network)
+        raise ZeroDivisionError
+
+    for estimator in (MedSymmFlowClassifier, LatentMedSymmFlowClassifier):
+        monkeypatch.setattr(estimator, "fit", fit)
+    for measure in (gpu.measure_step, gpu.measure_latents):
+        with pytest.raises(ZeroDivisionError):
+            measure(CPU, work)
+    for compiled in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            gpu.measure_long_run(CPU, work, compiled=compiled)
+    assert fits == [False, False, False, True]
 
 
 def test_rates_stand_beside_the_plain_loop_and_the_peak(gpu, results):

@@ -170,12 +170,21 @@ def test_a_loop_repeats_its_step_with_the_numbers_of_each():
     np.testing.assert_allclose(y, -(2 * values + 3 * (values + 1)), rtol=1e-6)
 
 
-def test_an_autoencoder_in_one_pass_computes_the_same_and_leaves_the_other_alone():
+def test_an_autoencoder_in_one_pass_computes_the_same_and_leaves_the_other_alone(monkeypatch):
+    monkeypatch.setattr("sklearn_msf.latent.autoencoder._PIXELS_A_PASS", 8 * 16 * 16)
     autoencoder = ImageAutoencoder(tiny_autoencoder())
     images = torch.rand(19, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     copied = autoencoder.in_one_pass()
+    encoded = []
+    for module in (autoencoder.module, copied.module):
+        encode = module.encode
+        monkeypatch.setattr(
+            module, "encode", lambda x, encode=encode: encoded.append(len(x)) or encode(x)
+        )
     latents = copied.encode(images).mean
+    assert encoded == [19]
     torch.testing.assert_close(latents, autoencoder.encode(images).mean)
+    assert encoded == [19, 8, 8, 8]
     torch.testing.assert_close(copied.decode(latents), autoencoder.decode(latents))
     assert copied.module is not autoencoder.module
 
