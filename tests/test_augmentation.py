@@ -7,6 +7,7 @@ from sklearn_msf.data.augmentation import (
     augment_each,
     augment_images,
     seen_variations,
+    varies_beyond_flips,
 )
 
 
@@ -121,3 +122,20 @@ def test_an_image_is_moved_as_by_the_grid_of_torch(size, monkeypatch):
 
     monkeypatch.setattr("sklearn_msf.data.augmentation._grid", torch_grid)
     torch.testing.assert_close(varied, augment(x, "affine"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (None, False),
+        ("hflip", False),
+        ("flip", False),
+        ("affine", True),
+        ("flip+affine", True),
+        # One that somebody adds later is more than flips too.
+        ("noise", True),
+        ("hflip+noise", True),
+    ],
+)
+def test_what_is_more_than_flips_is_told_from_them(kind, expected):
+    assert varies_beyond_flips(kind) == expected

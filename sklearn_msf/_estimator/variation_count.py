@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sklearn_msf._estimator.preparation import Run
-from sklearn_msf.data.augmentation import flipped_axes
+from sklearn_msf.data.augmentation import flipped_axes, varies_beyond_flips
 from sklearn_msf.data.images import ImageFormat
 from sklearn_msf.data.on_demand import ImagesOnDemand
 from sklearn_msf.latent.latent_space import LatentSpace
@@ -61,7 +61,7 @@ def count_variations(
     if augment is None:
         return 1
     n_flips = count_flips(augment)
-    is_random = "affine" in augment
+    is_random = varies_beyond_flips(augment)
     if asked != "auto":
         n_variations = int(asked)
     elif are_seen_once:

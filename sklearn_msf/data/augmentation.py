@@ -20,6 +20,7 @@ __all__ = [
     "flips_along",
     "mirror_images",
     "seen_variations",
+    "varies_beyond_flips",
 ]
 
 # _MAX_SHIFT is in the units of grid_sample, in which an image has the size 2: it is 5 %.
@@ -113,6 +114,7 @@ def _rotation(angles: Tensor, plane: tuple[int, int], n_axes: int) -> Tensor:
 
 
 AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
+_FLIPS = ("hflip", "flip")
 
 
 def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
@@ -135,6 +137,17 @@ def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
         # Paper: Blood, Derma, Retina.
         return tuple(range(-1, -n_spatial_dims - 1, -1))
     return (-1,) if "hflip" in names else ()
+
+
+def varies_beyond_flips(kind: str | None) -> bool:
+    """Tell whether a kind of variation changes images otherwise than by flips.
+
+    Parameters
+    ----------
+    kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
+        Variations.
+    """
+    return kind is not None and any(name not in _FLIPS for name in kind.split("+"))
 
 
 def seen_variations(kind: str | None, axes: Sequence[int]) -> str | None:
