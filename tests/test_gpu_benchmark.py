@@ -141,7 +141,7 @@ def fits_have_seeds(monkeypatch, seed):
     def fit_with_another_seed(self, X, y):
         random_state = seed(self, X)
         if random_state is not None:
-            self = self.set_params(random_state=random_state)
+            self.set_params(random_state=random_state)
         return fit(self, X, y)
 
     monkeypatch.setattr(MedSymmFlowClassifier, "fit", fit_with_another_seed)
@@ -222,22 +222,23 @@ def predictions_in_bfloat16_are_coarse(monkeypatch, checks):
     )
 
 
-def generated_images_change(monkeypatch, checks):
-    sample, calls = MedSymmFlowClassifier.sample, itertools.count()
-    monkeypatch.setattr(
-        MedSymmFlowClassifier,
-        "sample",
-        lambda self, *arguments, **options: sample(self, *arguments, **options) + next(calls),
-    )
-
-
-def generated_images_depend_on_their_number(monkeypatch, checks):
+def generated_images_differ_by(monkeypatch, difference):
+    """Add `difference(n)` to all values of n generated images."""
     sample = MedSymmFlowClassifier.sample
     monkeypatch.setattr(
         MedSymmFlowClassifier,
         "sample",
-        lambda self, class_id, n, **options: sample(self, class_id, n, **options) + n,
+        lambda self, class_id, n, **options: sample(self, class_id, n, **options) + difference(n),
     )
+
+
+def generated_images_change(monkeypatch, checks):
+    calls = itertools.count()
+    generated_images_differ_by(monkeypatch, lambda n: next(calls))
+
+
+def generated_images_depend_on_their_number(monkeypatch, checks):
+    generated_images_differ_by(monkeypatch, lambda n: n)
 
 
 def memory_never_runs_out(monkeypatch, checks):

@@ -117,6 +117,11 @@ AUGMENTATIONS = ("hflip", "flip", "affine", "hflip+affine", "flip+affine")
 _FLIPS = ("hflip", "flip")
 
 
+def _parts(kind: str | None) -> list[str]:
+    """Split a kind of variation into those that it consists of."""
+    return kind.split("+") if kind else []
+
+
 def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
     """Return the axes along which a kind of variation flips images.
 
@@ -132,11 +137,11 @@ def flipped_axes(kind: str | None, n_spatial_dims: int) -> tuple[int, ...]:
     tuple of int
         Negative numbers of axes, the last axis first.
     """
-    names = kind.split("+") if kind else []
-    if "flip" in names:
+    parts = _parts(kind)
+    if "flip" in parts:
         # Paper: Blood, Derma, Retina.
         return tuple(range(-1, -n_spatial_dims - 1, -1))
-    return (-1,) if "hflip" in names else ()
+    return (-1,) if "hflip" in parts else ()
 
 
 def varies_beyond_flips(kind: str | None) -> bool:
@@ -147,7 +152,7 @@ def varies_beyond_flips(kind: str | None) -> bool:
     kind : {"hflip", "flip", "affine", "hflip+affine", "flip+affine"} or None
         Variations.
     """
-    return kind is not None and any(name not in _FLIPS for name in kind.split("+"))
+    return any(part not in _FLIPS for part in _parts(kind))
 
 
 def seen_variations(kind: str | None, axes: Sequence[int]) -> str | None:
@@ -167,8 +172,7 @@ def seen_variations(kind: str | None, axes: Sequence[int]) -> str | None:
     """
     if not kind or not axes:
         return None
-    parts = kind.split("+")
-    return "+".join("hflip" if part == "flip" and len(axes) == 1 else part for part in parts)
+    return "+".join("hflip" if part == "flip" and len(axes) == 1 else part for part in _parts(kind))
 
 
 def flips_along(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -255,7 +259,7 @@ def augment_each(
 
 
 def _has_affine_changes(kind: str | None) -> bool:
-    return kind is not None and "affine" in kind.split("+")
+    return "affine" in _parts(kind)
 
 
 def mirror_images(x: Tensor, kind: str | None) -> list[Tensor]:
